@@ -1,0 +1,203 @@
+"""What the bus knows: who is connected, and how the runs are."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import cast
+
+import msgspec
+
+from phase_bus.control import Beat, ClientInfo, Hello, RunInfo
+from phase_bus.events import RunComplete, RunStatus
+from phase_bus.wire import Header, Topic
+
+_KEPT_CLIENTS = 200  # of those that left; the oldest are forgotten
+_KEPT_RUNS = 1000
+_OF_CONSUMERS = frozenset({"summary", "receipt", "drop"})  # kinds that begin no run
+
+
+class Client:
+    """A publisher or consumer as the bus sees it.
+
+    Attributes:
+        info: what it last said of itself.
+        heard_s: when, by :func:`time.monotonic`.
+        last_seq: a publisher's last event taken in.
+        identity: the ROUTER's name for its connection.
+    """
+
+    def __init__(self, hello: Hello, identity: bytes, now_s: float) -> None:
+        self.identity = identity
+        self.heard_s = now_s
+        self.last_seq = hello.next_seq - 1
+        self.info = ClientInfo(
+            client_id=hello.client_id,
+            role=hello.role,
+            name=hello.name,
+            pid=hello.pid,
+            host=hello.host,
+            state="starting" if hello.role == "consumer" else "ready",
+            subscriptions=hello.subscriptions,
+        )
+
+    @property
+    def here(self) -> bool:
+        """Whether it is still on the bus, as far as is known."""
+        return self.info.state not in ("stopped", "silent")
+
+    def update(self, **changes: object) -> None:
+        """Change what is known of it."""
+        self.info = msgspec.structs.replace(self.info, **changes)
+
+
+class Run:
+    """A run as the bus sees it.
+
+    Attributes:
+        publisher: the source that publishes it.
+        status: ``running``, or how it ended.
+        published: its publisher's events taken in so far, by topic.
+        records: the request records in them.
+    """
+
+    def __init__(self, run_id: str, publisher: bytes) -> None:
+        self.run_id = run_id
+        self.publisher = publisher
+        self.publisher_name = ""
+        self.status = "running"
+        self.started_ns = time.time_ns()
+        self.ended_ns: int | None = None
+        self.published: Counter[str] = Counter()
+        self.records = 0
+
+    def info(self) -> RunInfo:
+        """Return what others may know of it."""
+        return RunInfo(
+            run_id=self.run_id,
+            status=self.status,
+            started_ns=self.started_ns,
+            ended_ns=self.ended_ns,
+            events=self.published.total(),
+            publisher=self.publisher_name,
+        )
+
+
+class Ledger:
+    """The clients and runs of one bus.
+
+    Args:
+        silent_after_s: seconds without a word after which a client counts as gone.
+    """
+
+    def __init__(self, silent_after_s: float) -> None:
+        self.silent_after_s = silent_after_s
+        self.clients: dict[str, Client] = {}
+        self.sources: dict[bytes, Client] = {}
+        self.runs: dict[str, Run] = {}
+
+    def hello(self, hello: Hello, identity: bytes, now_s: float) -> Client:
+        """Take in a client that introduces itself, for the first time or again."""
+        client = self.clients.get(hello.client_id)
+        if client is None:
+            client = self.clients[hello.client_id] = Client(hello, identity, now_s)
+            self._forget_old_clients()
+        client.identity = identity
+        client.heard_s = now_s
+        if not client.here:
+            client.update(state="ready" if hello.role == "publisher" else "starting")
+        if hello.role == "publisher":
+            self.sources[bytes.fromhex(hello.client_id)] = client
+        return client
+
+    def beat(self, beat: Beat, now_s: float) -> bool:
+        """Take in a beat; return False if the client must say hello first."""
+        client = self.clients.get(beat.client_id)
+        if client is None or not client.here:
+            return False
+        client.heard_s = now_s
+        client.update(
+            state=beat.state,
+            handled_runs=beat.handled_runs,
+            incomplete_runs=beat.incomplete_runs,
+            received=beat.received,
+            failed=beat.failed,
+        )
+        return True
+
+    def leave(self, client_id: str) -> Client | None:
+        """Take in a goodbye; return who left."""
+        client = self.clients.get(client_id)
+        if client is not None:
+            client.update(state="stopped")
+        return client
+
+    def newly_silent(self, now_s: float) -> list[Client]:
+        """Return the clients that just fell silent for too long."""
+        silent = [
+            client
+            for client in self.clients.values()
+            if client.here and now_s - client.heard_s > self.silent_after_s
+        ]
+        for client in silent:
+            client.update(state="silent")
+        return silent
+
+    def count(self, topic: Topic, name: str, header: Header) -> Run | None:
+        """Count an event taken in; return its run, or None if it is of no run's publisher."""
+        run = self.runs.get(topic.run_id)
+        if run is None:
+            if topic.kind in _OF_CONSUMERS or not topic.run_id:
+                return None
+            run = self.runs[topic.run_id] = Run(topic.run_id, header.source)
+            source = self.sources.get(header.source)
+            run.publisher_name = source.info.name if source else ""
+            self._forget_old_runs()
+        if run.publisher != header.source:
+            return None
+        run.published[name] += 1
+        run.records += header.records
+        return run
+
+    def end(self, run: Run, status: RunStatus, ended_ns: int) -> None:
+        """Note that a run is over."""
+        run.status = status
+        run.ended_ns = ended_ns
+
+    def open_runs(self, source: bytes | None = None) -> list[Run]:
+        """Return the runs that are going on, of one source or of all."""
+        return [
+            run
+            for run in self.runs.values()
+            if run.status == "running" and source in (None, run.publisher)
+        ]
+
+    def client_infos(self, now_s: float) -> tuple[ClientInfo, ...]:
+        """Return what is known of all clients."""
+        return tuple(
+            msgspec.structs.replace(client.info, age_s=now_s - client.heard_s)
+            for client in self.clients.values()
+        )
+
+    def _forget_old_clients(self) -> None:
+        gone = [client_id for client_id, client in self.clients.items() if not client.here]
+        for client_id in gone[:-_KEPT_CLIENTS]:
+            client = self.clients.pop(client_id)
+            if client.info.role == "publisher":
+                self.sources.pop(bytes.fromhex(client_id), None)
+
+    def _forget_old_runs(self) -> None:
+        ended = [run_id for run_id, run in self.runs.items() if run.status != "running"]
+        for run_id in ended[:-_KEPT_RUNS]:
+            del self.runs[run_id]
+
+
+def lost(run: Run, reason: str) -> RunComplete:
+    """Return the end of a run whose publisher is gone, with what the bus got of it."""
+    return RunComplete(
+        run_id=run.run_id,
+        status=cast(RunStatus, "lost"),
+        reason=reason,
+        published=dict(run.published),
+        records=run.records,
+    )

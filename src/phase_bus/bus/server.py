@@ -1,0 +1,383 @@
+"""The bus's loop: one ROUTER that takes everything in, one XPUB that fans events out."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+import zmq
+from msgspec import Struct
+
+from phase_bus.address import Address
+from phase_bus.bus.ledger import Client, Ledger, lost
+from phase_bus.control import (
+    Ack,
+    Beat,
+    Endpoint,
+    EndRuns,
+    Goodbye,
+    Heard,
+    Hello,
+    Reply,
+    Request,
+    Status,
+    StatusRequest,
+    Welcome,
+)
+from phase_bus.errors import AddressError, WireError
+from phase_bus.events import EventBase, Heartbeat, RunComplete
+from phase_bus.outbox import Outbox
+from phase_bus.wire import (
+    Header,
+    decode_event,
+    decode_request,
+    encode_control,
+    parse_topic,
+    unpack_header,
+)
+
+logger = logging.getLogger("phase_bus.bus")
+
+_DRAIN = 1000  # messages taken in before replies are sent and timers looked at
+_READY = b"ready."
+_NO_HEADER = Header(source=bytes(16), source_seq=0, topic_seq=0).pack()
+
+
+class BusOptions(Struct, frozen=True, kw_only=True):
+    """How a bus behaves.
+
+    Attributes:
+        heartbeat_s: how often clients are to say that they are alive, in seconds.
+        silent_after_s: seconds without a word after which a client counts as gone, and the runs of a
+            publisher that is gone end as ``lost``.
+        high_water_mark: events queued for each consumer at most; beyond that the consumer loses
+            events, sees the gap, and reports it.
+        max_message_bytes: larger messages are refused.
+    """
+
+    heartbeat_s: float = 1.0
+    silent_after_s: float = 10.0
+    high_water_mark: int = 1000
+    max_message_bytes: int = 256 << 20
+
+
+class Bus:
+    """One bus process's sockets and loop.
+
+    Args:
+        addresses: where it can be reached: ipc, tcp, or both.
+        options: how it behaves.
+    """
+
+    def __init__(self, addresses: Sequence[Address], options: BusOptions | None = None) -> None:
+        self.options = options or BusOptions()
+        self.bus_id = uuid.uuid4().hex
+        self.addresses: tuple[Address, ...] = tuple(addresses)
+        self._ledger = Ledger(self.options.silent_after_s)
+        self._own = Outbox(uuid.uuid4().bytes, 0)  # numbers what the bus itself publishes
+        self._started_s = time.monotonic()
+        self._next_tick_s = 0.0
+        self._events = 0
+        self._bad = 0
+        self._acks: dict[bytes, Ack] = {}
+        self._stop = False
+        self._locks: list[IO[str]] = []
+        self._events_port = 0
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._router = self._socket(zmq.ROUTER)
+        self._xpub = self._socket(zmq.XPUB)
+        self._xpub.setsockopt(zmq.SNDHWM, self.options.high_water_mark)
+
+    # ---- life ----
+
+    def bind(self) -> None:
+        """Bind all addresses; afterwards :attr:`addresses` name the ports that port 0 became.
+
+        Raises:
+            AddressError: one is in use, or cannot be bound, or there are two of one scheme.
+        """
+        schemes = [address.scheme for address in self.addresses]
+        for address in self.addresses:
+            if schemes.count(address.scheme) > 1:
+                raise AddressError(
+                    str(address),
+                    f"is not the only {address.scheme} address",
+                    "give one ipc address, one tcp address, or one of each",
+                )
+        self.addresses = tuple(self._bind(address) for address in self.addresses)
+
+    def run(self, stop_on_eof: int | None = None) -> None:
+        """Serve until SIGTERM, SIGINT or :meth:`stop`.
+
+        Args:
+            stop_on_eof: a file descriptor whose end means that the parent process is gone.
+        """
+        poller = zmq.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        poller.register(self._xpub, zmq.POLLIN)
+        if stop_on_eof is not None:
+            poller.register(stop_on_eof, zmq.POLLIN)
+        while not self._stop:
+            wait_s = max(self._next_tick_s - time.monotonic(), 0.0)
+            ready = dict(poller.poll(wait_s * 1000))
+            if self._router in ready:
+                self._take_in()
+            if self._xpub in ready:
+                self._greet_subscribers()
+            if stop_on_eof in ready and not os.read(stop_on_eof or 0, 4096):
+                self._stop = True
+            if time.monotonic() >= self._next_tick_s:
+                self._tick()
+
+    def stop(self, signum: int = 0, frame: FrameType | None = None) -> None:
+        """End :meth:`run` after the current message; usable as a signal handler."""
+        self._stop = True
+
+    def install_signals(self) -> None:
+        """Let SIGTERM and SIGINT end :meth:`run`."""
+        signal.signal(signal.SIGTERM, self.stop)
+        signal.signal(signal.SIGINT, self.stop)
+
+    def close(self) -> None:
+        """End the runs that are going on, close the sockets, and remove the ipc files."""
+        self._end_runs("the bus was stopped")
+        for sock in (self._router, self._xpub):
+            sock.close(linger=500)
+        self._context.term()
+        for address in self.addresses:
+            if address.scheme == "ipc":
+                for name in ("control.ipc", "events.ipc"):
+                    Path(address.directory, name).unlink(missing_ok=True)
+        for lock in self._locks:  # the file stays: taking it away would race with the next bus
+            lock.close()
+
+    # ---- taking events in ----
+
+    def _take_in(self) -> None:
+        for _ in range(_DRAIN):
+            try:
+                frames = self._router.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            try:
+                if len(frames) == 4:
+                    self._ingest(*frames)
+                elif len(frames) == 2:
+                    self._answer(frames[0], decode_request(frames[1]))
+                else:
+                    raise WireError(f"{len(frames) - 1} frames are neither an event nor a request")
+            except WireError as error:
+                self._bad += 1
+                logger.warning("phase-bus bus: %s; set aside", error)
+        for identity, ack in self._acks.items():
+            self._reply(identity, ack)
+        self._acks.clear()
+
+    def _ingest(self, identity: bytes, topic: bytes, header_frame: bytes, payload: bytes) -> None:
+        header = unpack_header(header_frame, topic)
+        client = self._ledger.sources.get(header.source)
+        if client is None or not client.here:
+            self._reply(identity, Heard(bus_id=self.bus_id, known=False))
+            return
+        client.heard_s = time.monotonic()
+        expected = client.last_seq + 1
+        if header.source_seq != expected:
+            # A repetition is acknowledged again; a hole asks for what is missing, once a batch.
+            self._acks[identity] = Ack(
+                seq=client.last_seq, resend=header.source_seq > expected
+            )
+            return
+        client.last_seq = header.source_seq
+        self._acks[identity] = Ack(seq=header.source_seq)
+        self._accept(topic, header, header_frame, payload)
+
+    def _accept(self, topic: bytes, header: Header, header_frame: bytes, payload: bytes) -> None:
+        """Handle an event that is new. The durable journal will have its place here."""
+        self._events += 1
+        parsed = parse_topic(topic)
+        run = self._ledger.count(parsed, topic.decode(), header)
+        self._xpub.send_multipart((topic, header_frame, payload), copy=len(payload) < 65536)
+        if run is not None and parsed.kind == "run_complete":
+            event = decode_event(topic, payload)
+            if isinstance(event, RunComplete):
+                self._ledger.end(run, event.status, event.ts_ns)
+
+    # ---- requests ----
+
+    def _answer(self, identity: bytes, request: Request) -> None:
+        now_s = time.monotonic()
+        match request:
+            case Hello():
+                self._reply(identity, self._welcome(request, identity, now_s))
+            case Beat():
+                known = self._ledger.beat(request, now_s)
+                self._reply(identity, Heard(bus_id=self.bus_id, known=known))
+            case Goodbye(client_id=client_id):
+                client = self._ledger.leave(client_id)
+                if client is not None:
+                    self._publisher_gone(client, "its publisher left without ending it")
+                self._reply(identity, Heard(bus_id=self.bus_id))
+            case StatusRequest():
+                self._reply(identity, self._status(now_s))
+            case EndRuns(reason=reason):
+                self._end_runs(reason)
+                self._reply(identity, Heard(bus_id=self.bus_id))
+
+    def _welcome(self, hello: Hello, identity: bytes, now_s: float) -> Welcome:
+        last_seq = 0
+        if hello.role != "client":
+            client = self._ledger.hello(hello, identity, now_s)
+            last_seq = client.last_seq
+        return Welcome(
+            bus_id=self.bus_id,
+            events=Endpoint(ipc_name="events.ipc", tcp_port=self._events_port),
+            heartbeat_s=self.options.heartbeat_s,
+            last_seq=last_seq,
+        )
+
+    def _status(self, now_s: float) -> Status:
+        return Status(
+            bus_id=self.bus_id,
+            pid=os.getpid(),
+            addresses=tuple(map(str, self.addresses)),
+            uptime_s=now_s - self._started_s,
+            events=self._events,
+            dropped=self._bad,
+            clients=self._ledger.client_infos(now_s),
+            runs=tuple(run.info() for run in self._ledger.runs.values()),
+        )
+
+    def _reply(self, identity: bytes, reply: Reply) -> None:
+        # A ROUTER lets go of what is for a peer that is gone; the peer asks again if it is not.
+        with suppress(zmq.Again):
+            self._router.send_multipart((identity, encode_control(reply)), zmq.NOBLOCK)
+
+    # ---- subscribers ----
+
+    def _greet_subscribers(self) -> None:
+        """Answer each consumer's last subscription on that very topic.
+
+        A consumer subscribes to ``ready.<its id>$`` after everything else. That the answer reaches it
+        shows that all its subscriptions are in force.
+        """
+        while True:
+            try:
+                message = self._xpub.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if message[:1] == b"\x01" and message[1:].startswith(_READY):
+                self._xpub.send_multipart((message[1:], _NO_HEADER, b""))
+
+    # ---- time ----
+
+    def _tick(self) -> None:
+        now_s = time.monotonic()
+        self._next_tick_s = now_s + self.options.heartbeat_s
+        for client in self._ledger.newly_silent(now_s):
+            logger.warning(
+                "phase-bus bus: %s %r (pid %d) has not answered for %g s",
+                client.info.role,
+                client.info.name,
+                client.info.pid,
+                self.options.silent_after_s,
+            )
+            self._publisher_gone(client, "its publisher fell silent")
+        self._send_own(Heartbeat(bus_id=self.bus_id))
+
+    def _publisher_gone(self, client: Client, reason: str) -> None:
+        if client.info.role == "publisher":
+            self._end_runs(reason, bytes.fromhex(client.info.client_id))
+
+    def _end_runs(self, reason: str, source: bytes | None = None) -> None:
+        for run in self._ledger.open_runs(source):
+            logger.warning("phase-bus bus: run %s is lost: %s", run.run_id, reason)
+            event = lost(run, reason)
+            self._ledger.end(run, event.status, event.ts_ns)
+            self._send_own(event)
+
+    def _send_own(self, event: EventBase) -> None:
+        """Publish something the bus itself has to say."""
+        self._own.put(event)
+        message = self._own.peek()
+        assert message is not None
+        self._own.acknowledge(message.seq)
+        self._xpub.send_multipart(message.frames)
+
+    # ---- sockets ----
+
+    def _socket(self, kind: int) -> zmq.Socket[bytes]:
+        sock = self._context.socket(kind)
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.setsockopt(zmq.MAXMSGSIZE, self.options.max_message_bytes)
+        return sock
+
+    def _bind(self, address: Address) -> Address:
+        if address.direct:
+            raise AddressError(
+                str(address), "is that of a publisher in direct mode", "leave 'direct+' out"
+            )
+        if address.scheme == "ipc":
+            return self._bind_ipc(address)
+        control = self._bind_socket(self._router, address, address.control)
+        port = _port(control)
+        try:
+            events = self._bind_socket(
+                self._xpub, address, f"tcp://{address.host}:{port + 1 if address.port else 0}"
+            )
+        except AddressError:
+            # The next port is only a custom, for firewalls; clients are told which one it is.
+            events = self._bind_socket(self._xpub, address, f"tcp://{address.host}:0")
+        self._events_port = _port(events)
+        return Address("tcp", host=address.host, port=port)
+
+    def _bind_ipc(self, address: Address) -> Address:
+        directory = Path(address.directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = (directory / "bus.lock").open("a")
+        except OSError as error:
+            raise AddressError(
+                str(address),
+                f"cannot be used: {error.strerror}",
+                "choose a directory that you may write to",
+            ) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise AddressError(
+                str(address),
+                "is in use by another bus",
+                "choose another directory, or end that bus ('phase-bus status' shows it)",
+            ) from None
+        self._locks.append(lock)
+        self._bind_socket(self._router, address, address.control)
+        self._bind_socket(self._xpub, address, address.direct_events)
+        return address
+
+    def _bind_socket(self, sock: zmq.Socket[bytes], address: Address, endpoint: str) -> str:
+        try:
+            sock.bind(endpoint)
+        except zmq.ZMQError as error:
+            in_use = error.errno == zmq.EADDRINUSE
+            raise AddressError(
+                str(address),
+                "is in use" if in_use else f"cannot be bound: {error}",
+                "choose another port, or end what uses it"
+                if in_use
+                else "give an address of this machine",
+            ) from None
+        return sock.getsockopt_string(zmq.LAST_ENDPOINT)
+
+
+def _port(endpoint: str) -> int:
+    return int(endpoint.rpartition(":")[2])

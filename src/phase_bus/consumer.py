@@ -1,0 +1,198 @@
+"""What a consumer is: a class whose methods say what it subscribes to.
+
+:class:`Consumer` is what people subclass; the functions beside it read such a class. The process around
+it is :mod:`phase_bus.runner`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgspec
+import structlog
+import yaml
+from msgspec import Struct
+
+from phase_bus.errors import ConsumerDefinitionError, OptionError, suggest
+from phase_bus.events import KINDS, EventBase
+
+Handler: TypeAlias = Callable[[Any], Awaitable[None]]
+
+_ANY = "on_event"
+
+
+class Consumer:
+    """A process of its own that does something with the events of benchmark runs.
+
+    Define ``async def on_<kind>(self, event)`` for each kind of event you want (``on_phase_complete``,
+    ``on_records`` ...; ``on_event`` takes all kinds that have no handler of their own): these methods
+    decide what the consumer subscribes to. They run one after another, in the order of the events. The
+    constructor's parameters are the consumer's options, converted and checked by their type hints. The
+    first line of the class's docstring describes it.
+
+    Attributes:
+        name: what the user calls this consumer; set before :meth:`start`.
+        log: a structlog logger.
+    """
+
+    name: str = ""
+    log: Any = structlog.get_logger("phase_bus.consumer")
+    _publish: Callable[[EventBase], None] | None = None
+
+    async def start(self) -> None:
+        """Prepare: called once, before the first event. An exception here ends the process."""
+
+    async def flush(self) -> None:
+        """Write out what is buffered: called after each run's end, and before :meth:`stop`."""
+
+    async def stop(self) -> None:
+        """Let go of everything: called once, last."""
+
+    def publish(self, event: EventBase) -> None:
+        """Put an event on the bus, for other consumers. Never blocks, never raises."""
+        if self._publish is not None:
+            self._publish(event)
+
+
+class Option(Struct, frozen=True):
+    """A constructor parameter of a consumer, as an option.
+
+    Attributes:
+        name: its name.
+        type: its type hint; ``str`` without one.
+        default: its default.
+        required: whether it has no default.
+    """
+
+    name: str
+    type: Any
+    default: Any = None
+    required: bool = False
+
+    def __str__(self) -> str:
+        """Return ``name: type = default``."""
+        hint = self.type.__name__ if isinstance(self.type, type) else str(self.type)
+        hint = hint.replace("pathlib.Path", "Path").replace("typing.", "")
+        return f"{self.name}: {hint}" + ("" if self.required else f" = {_plain(self.default)!r}")
+
+
+def handlers_of(consumer: Consumer) -> dict[str, Handler]:
+    """Return a consumer's handlers by kind of event; one for ``*`` takes all other kinds.
+
+    Raises:
+        ConsumerDefinitionError: it has none, or one for a kind that does not exist, or one that is not
+            an ``async def``.
+    """
+    handlers: dict[str, Handler] = {}
+    cls = type(consumer)
+    for name in dir(cls):
+        if not name.startswith("on_"):
+            continue
+        method = getattr(consumer, name)
+        kind = name.removeprefix("on_")
+        if name != _ANY and kind not in KINDS:
+            known = [f"on_{k}" for k in KINDS]
+            raise ConsumerDefinitionError(
+                f"consumer class {cls.__name__}: {name} handles no kind of event{suggest(name, known)}"
+            )
+        if not inspect.iscoroutinefunction(method):
+            raise ConsumerDefinitionError(
+                f"consumer class {cls.__name__}: {name} must be written 'async def {name}(self, event)'"
+            )
+        handlers["*" if name == _ANY else kind] = method
+    if not handlers:
+        raise ConsumerDefinitionError(
+            f"consumer class {cls.__name__} handles nothing; "
+            "define 'async def on_phase_complete(self, event)' or another on_<kind>"
+        )
+    return handlers
+
+
+def options_of(cls: type) -> dict[str, Option]:
+    """Return the options of a consumer class: the parameters of its constructor."""
+    if cls.__init__ is object.__init__:  # type: ignore[misc]
+        return {}
+    hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    options = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        required = parameter.default is parameter.empty
+        options[name] = Option(
+            name, hints.get(name, str), None if required else parameter.default, required
+        )
+    return options
+
+
+def description_of(cls: type) -> str:
+    """Return the first line of a consumer class's docstring."""
+    return (inspect.getdoc(cls) or "").partition("\n")[0].rstrip(".")
+
+
+def build_consumer(cls: type[Consumer], name: str, values: Mapping[str, Any]) -> Consumer:
+    """Make a consumer with options given as text (from ``--set``) or as values (from YAML).
+
+    Raises:
+        OptionError: an option that it does not have, that is missing, or whose value does not fit.
+        ConsumerDefinitionError: the class itself is not right.
+    """
+    options = options_of(cls)
+    for option in values:
+        if option not in options:
+            raise OptionError(name, option, f"there is no such option{suggest(option, options)}")
+    converted = {
+        option: _convert(name, options[option], value) for option, value in values.items()
+    }
+    for option in options.values():
+        if option.required and option.name not in converted:
+            raise OptionError(name, option.name, f"is required; give {option.name}=...")
+    try:
+        consumer = cls(**converted)
+    except (ValueError, OSError) as error:
+        raise OptionError(name, ", ".join(values) or "-", str(error)) from error
+    consumer.name = name
+    consumer.log = structlog.get_logger("phase_bus.consumer").bind(consumer=name)
+    handlers_of(consumer)
+    return consumer
+
+
+def subscriptions_of(handlers: Mapping[str, Handler]) -> tuple[str, ...]:
+    """Return the topic prefixes that a consumer with these handlers subscribes to."""
+    kinds = (k for k in KINDS if k != "heartbeat") if "*" in handlers else handlers
+    return tuple(sorted({f"{kind}." for kind in kinds if kind != "*"}))
+
+
+def _convert(consumer: str, option: Option, value: Any) -> Any:
+    attempts = [value]
+    if isinstance(value, str) and option.type is not str:
+        attempts.append(_yaml(value))  # so that lists, maps and null can be written too
+    error: Exception | None = None
+    for attempt in attempts:
+        try:
+            return msgspec.convert(attempt, option.type, strict=False, dec_hook=_convert_other)
+        except (msgspec.ValidationError, NotImplementedError, ValueError) as caught:
+            error = error or caught
+    raise OptionError(
+        consumer, option.name, f"{value!r} does not fit {option}: {error}"
+    ) from error
+
+
+def _convert_other(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value).expanduser()
+    raise NotImplementedError(f"no way to make a {kind.__name__} of {value!r}")
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,183 @@
+"""What clients and the bus say to each other beside events.
+
+A client opens a DEALER to the bus's address and says :class:`Hello`; the :class:`Welcome` tells it the
+other sockets. All messages are frozen Structs tagged by ``op``; :mod:`phase_bus.wire` turns them into
+bytes. A client repeats what gets no reply: every request may arrive twice without harm.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+Role: TypeAlias = Literal["publisher", "consumer", "client"]
+State: TypeAlias = Literal["starting", "ready", "stopping", "stopped", "failed", "silent"]
+
+
+class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
+    """A client introduces itself, at its start and whenever the bus does not know it.
+
+    Attributes:
+        client_id: 32 hex digits that name the client process; a publisher's is its source id.
+        role: what it is. A ``client`` only asks.
+        name: what a person calls it.
+        pid: its process id.
+        host: the machine it runs on.
+        subscriptions: topic prefixes, for a consumer.
+        next_seq: for a publisher, the source sequence it sends next.
+        wire_version: the version it writes and reads.
+    """
+
+    client_id: str
+    role: Role
+    name: str
+    pid: int = 0
+    host: str = ""
+    subscriptions: tuple[str, ...] = ()
+    next_seq: int = 1
+    wire_version: int = 1
+
+
+class Endpoint(Struct, frozen=True, kw_only=True):
+    """Where one socket of the bus is: a file name beside the address's, or a port on its host."""
+
+    ipc_name: str = ""
+    tcp_port: int = 0
+
+
+class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
+    """The bus knows the client now.
+
+    Attributes:
+        bus_id: 32 hex digits, new at each start of the bus.
+        events: where live events are published.
+        heartbeat_s: how often the bus wants to hear from the client, in seconds.
+        last_seq: for a publisher, the last source sequence the bus has, 0 for none.
+    """
+
+    bus_id: str
+    events: Endpoint
+    heartbeat_s: float
+    last_seq: int = 0
+
+
+class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
+    """A client is alive.
+
+    Attributes:
+        client_id: which client.
+        state: its lifecycle state.
+        handled_runs: for a consumer, the runs whose end it has handled and flushed.
+        incomplete_runs: those among them of which it did not handle everything.
+        received: events received so far (consumer), or published (publisher).
+        failed: events its handlers failed on (consumer), or dropped (publisher).
+    """
+
+    client_id: str
+    state: State
+    handled_runs: tuple[str, ...] = ()
+    incomplete_runs: tuple[str, ...] = ()
+    received: int = 0
+    failed: int = 0
+
+
+class Goodbye(Struct, frozen=True, kw_only=True, tag_field="op", tag="goodbye"):
+    """A client leaves; a publisher's runs that are still going on are over."""
+
+    client_id: str
+
+
+class Heard(Struct, frozen=True, kw_only=True, tag_field="op", tag="heard"):
+    """The reply to a beat or a goodbye.
+
+    Attributes:
+        bus_id: which bus answers.
+        known: False asks the client to say hello again.
+    """
+
+    bus_id: str
+    known: bool = True
+
+
+class Ack(Struct, frozen=True, kw_only=True, tag_field="op", tag="ack"):
+    """The bus has a publisher's events up to and including a source sequence.
+
+    Attributes:
+        seq: that sequence.
+        resend: True when one after it was missing: send again from ``seq + 1``.
+    """
+
+    seq: int
+    resend: bool = False
+
+
+class StatusRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="status"):
+    """Ask who is on the bus and how the runs are."""
+
+
+class EndRuns(Struct, frozen=True, kw_only=True, tag_field="op", tag="end_runs"):
+    """Declare runs over whose publishers are known to be gone: each that is open ends as ``lost``.
+
+    Attributes:
+        reason: why, in words.
+    """
+
+    reason: str
+
+
+class ClientInfo(Struct, frozen=True, kw_only=True):
+    """What the bus knows of a publisher or consumer. ``age_s``: seconds since it was last heard."""
+
+    client_id: str
+    role: Role
+    name: str
+    pid: int
+    host: str
+    state: State
+    subscriptions: tuple[str, ...] = ()
+    handled_runs: tuple[str, ...] = ()
+    incomplete_runs: tuple[str, ...] = ()
+    received: int = 0
+    failed: int = 0
+    age_s: float = 0.0
+
+
+class RunInfo(Struct, frozen=True, kw_only=True):
+    """What the bus knows of a run. ``status`` is ``running`` until its ``run_complete``."""
+
+    run_id: str
+    status: str
+    started_ns: int
+    ended_ns: int | None = None
+    events: int = 0
+    publisher: str = ""
+
+
+class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_reply"):
+    """Who is on the bus and how the runs are.
+
+    Attributes:
+        bus_id: which bus process.
+        pid: its process id.
+        addresses: where it can be reached.
+        uptime_s: seconds since its start.
+        events: events taken in since then.
+        dropped: messages it could not understand, and set aside.
+        clients: publishers and consumers, those that left included while their runs are.
+        runs: the runs since its start, the oldest first.
+    """
+
+    bus_id: str
+    pid: int
+    addresses: tuple[str, ...]
+    uptime_s: float
+    events: int = 0
+    dropped: int = 0
+    journal: str | None = None
+    clients: tuple[ClientInfo, ...] = ()
+    runs: tuple[RunInfo, ...] = ()
+
+
+Request: TypeAlias = Hello | Beat | Goodbye | StatusRequest | EndRuns
+Reply: TypeAlias = Welcome | Heard | Ack | Status

@@ -1,0 +1,99 @@
+"""Every error phase-bus raises on purpose.
+
+A message is one line that names the thing, the reason and the remedy: the command line prints it as
+it is and exits with 2. Anything else that reaches the top is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class PhaseBusError(Exception):
+    """Base of all errors that a user can do something about."""
+
+
+class AddressError(PhaseBusError):
+    """An address that cannot be understood, bound or reached.
+
+    Attributes:
+        address: the address as it was given.
+    """
+
+    def __init__(self, address: str, reason: str, remedy: str) -> None:
+        self.address = address
+        super().__init__(f"address {address!r}: {reason}; {remedy}")
+
+
+class BusUnreachableError(PhaseBusError):
+    """No bus answered at an address in time.
+
+    Attributes:
+        address: the address that was tried.
+        timeout_s: how long it was tried.
+    """
+
+    def __init__(self, address: str, timeout_s: float) -> None:
+        self.address = address
+        self.timeout_s = timeout_s
+        super().__init__(
+            f"no bus answers at {address!r} (waited {timeout_s:g} s); start one with "
+            f"'phase-bus bus --address {address}', or give the address of a running one"
+        )
+
+
+class ConfigError(PhaseBusError):
+    """A configuration file or an option that is not right."""
+
+
+class ConsumerNotFoundError(PhaseBusError):
+    """A consumer name that no registry knows, or a ``module:Class`` that does not import.
+
+    Attributes:
+        name: the name as it was given.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        super().__init__(f"consumer {name!r}: {reason}")
+
+
+class ConsumerDefinitionError(PhaseBusError):
+    """A consumer class that is not one, for instance a handler for a kind that does not exist."""
+
+
+class OptionError(ConfigError):
+    """An option that a consumer does not have, or a value that does not fit its type.
+
+    Attributes:
+        consumer: the consumer's name.
+        option: the option's name.
+    """
+
+    def __init__(self, consumer: str, option: str, reason: str) -> None:
+        self.consumer = consumer
+        self.option = option
+        super().__init__(f"consumer {consumer!r}, option {option!r}: {reason}")
+
+
+class WireError(PhaseBusError):
+    """Frames that are not a message of this protocol.
+
+    Attributes:
+        topic: the topic frame, if there was one.
+    """
+
+    def __init__(self, reason: str, topic: bytes = b"") -> None:
+        self.topic = topic
+        where = f" on topic {topic.decode(errors='replace')!r}" if topic else ""
+        super().__init__(f"bad message{where}: {reason}")
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?``, or the known words when none is near, or nothing."""
+    words = sorted(known)
+    near = get_close_matches(word, words, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(words)}" if words else ""

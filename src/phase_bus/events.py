@@ -1,0 +1,359 @@
+"""The vocabulary: every kind of event that travels on the bus.
+
+An event is one fact about a run, a frozen :class:`msgspec.Struct` tagged with its kind. All kinds form
+the union :data:`Event`. New fields only ever come with a default, and no field changes its type or its
+meaning, so that old readers and new writers understand each other.
+
+Units: ``*_ns`` is Unix time or a duration in nanoseconds, ``*_s`` a duration in seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
+
+from msgspec import Struct, field
+
+from phase_bus.columns import Column, RecordError
+
+PhaseKind: TypeAlias = Literal["warmup", "profiling"]
+RunStatus: TypeAlias = Literal["completed", "cancelled", "failed", "lost"]
+
+
+class PhaseRef(Struct, frozen=True):
+    """Which phase of a run.
+
+    Attributes:
+        name: the phase's own name, unique in its run (``warmup``, ``profiling``, ``ramp-2`` ...).
+        kind: what it is for: ``warmup`` or ``profiling``.
+        index: its place in the order of the run's phases, from 0.
+    """
+
+    name: str
+    kind: PhaseKind = "profiling"
+    index: int = 0
+
+    def __str__(self) -> str:
+        """Return the name: what a person calls the phase."""
+        return self.name
+
+
+class PhaseStats(Struct, frozen=True, kw_only=True):
+    """The counts of a phase at one moment.
+
+    Attributes:
+        sent: requests sent.
+        completed: requests answered, successes and errors together.
+        cancelled: requests cancelled; they are not among ``completed``.
+        errors: requests answered with an error; they are among ``completed``.
+        in_flight: requests sent and not yet answered or cancelled.
+        sent_sessions: user sessions begun.
+        completed_sessions: user sessions finished.
+        cancelled_sessions: user sessions whose last turn was cancelled.
+        start_ns: Unix time of the phase's start, None before it.
+        sent_end_ns: Unix time of the last request sent, None while sending.
+        end_ns: Unix time of the last answer, None while waiting.
+        expected_requests: how many requests end the phase, None if it is not bound so.
+        expected_duration_s: how many seconds end the phase, None if it is not bound so.
+        expected_sessions: how many sessions end the phase, None if it is not bound so.
+        grace_period_s: how long answers are awaited after the sending time, None for ever.
+        timeout_triggered: the sending time was over. Normal for a phase bound by duration.
+        grace_period_timeout_triggered: the grace period was over too, and requests were cut.
+        was_cancelled: the phase was cancelled from outside.
+    """
+
+    sent: int = 0
+    completed: int = 0
+    cancelled: int = 0
+    errors: int = 0
+    in_flight: int = 0
+    sent_sessions: int = 0
+    completed_sessions: int = 0
+    cancelled_sessions: int = 0
+    start_ns: int | None = None
+    sent_end_ns: int | None = None
+    end_ns: int | None = None
+    expected_requests: int | None = None
+    expected_duration_s: float | None = None
+    expected_sessions: int | None = None
+    grace_period_s: float | None = None
+    timeout_triggered: bool = False
+    grace_period_timeout_triggered: bool = False
+    was_cancelled: bool = False
+
+    @property
+    def duration_s(self) -> float | None:
+        """Seconds from the phase's start to its last answer, None while it runs."""
+        return _span_s(self.start_ns, self.end_ns)
+
+    @property
+    def sending_duration_s(self) -> float | None:
+        """Seconds from the phase's start to the last request sent, None while it sends."""
+        return _span_s(self.start_ns, self.sent_end_ns)
+
+    def progress(self, now_ns: int) -> float | None:
+        """Return how far the phase is, 0 to 1, or None if nothing bounds it.
+
+        The stop condition that is nearest to being met counts, since it ends the phase.
+        """
+        if self.end_ns is not None:
+            return 1.0
+        parts = []
+        if self.expected_requests:
+            parts.append(self.completed / self.expected_requests)
+        if self.expected_sessions:
+            parts.append(self.completed_sessions / self.expected_sessions)
+        if self.expected_duration_s and self.start_ns is not None:
+            parts.append((now_ns - self.start_ns) / 1e9 / self.expected_duration_s)
+        return min(max(parts), 1.0) if parts else None
+
+
+class PhasePlan(Struct, frozen=True, kw_only=True):
+    """What a configured phase is going to do.
+
+    Attributes:
+        phase: which phase.
+        expected_requests: requests after which it ends, if bound so.
+        expected_duration_s: seconds after which it stops sending, if bound so.
+        expected_sessions: sessions after which it ends, if bound so.
+        grace_period_s: seconds that answers are awaited after that, None for ever.
+        concurrency: requests in flight at most, if set.
+        request_rate: requests a second, if set.
+    """
+
+    phase: PhaseRef
+    expected_requests: int | None = None
+    expected_duration_s: float | None = None
+    expected_sessions: int | None = None
+    grace_period_s: float | None = None
+    concurrency: int | None = None
+    request_rate: float | None = None
+
+
+class EventBase(Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """What every event has.
+
+    Attributes:
+        run_id: the benchmark run it belongs to (AIPerf's ``benchmark_id``).
+        ts_ns: Unix time in ns when it happened.
+    """
+
+    kind: ClassVar[str]
+
+    run_id: str
+    ts_ns: int = field(default_factory=time.time_ns)
+
+
+class RunStart(EventBase, frozen=True, kw_only=True, tag="run_start"):
+    """A benchmark run has begun.
+
+    Attributes:
+        producer: what makes the load, with its version (``aiperf 0.13.0``).
+        models: the models under test.
+        urls: the endpoints under test.
+        sweep_id: the sweep the run belongs to, if any.
+        trial: the number of the repeated trial, if any.
+        label: the run's label within its sweep, if any.
+        variation: the parameters that this run of the sweep varies.
+    """
+
+    producer: str = ""
+    models: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()
+    sweep_id: str | None = None
+    trial: int | None = None
+    label: str | None = None
+    variation: dict[str, Any] = {}
+
+
+class PhasesConfigured(EventBase, frozen=True, kw_only=True, tag="phases_configured"):
+    """The phases a run is going to go through, in order."""
+
+    phases: tuple[PhasePlan, ...]
+
+
+class PhaseEvent(EventBase, frozen=True, kw_only=True):
+    """What every event of one phase has.
+
+    Attributes:
+        phase: which phase.
+        stats: its counts at this moment.
+    """
+
+    phase: PhaseRef
+    stats: PhaseStats = PhaseStats()
+
+
+class PhaseStart(PhaseEvent, frozen=True, kw_only=True, tag="phase_start"):
+    """A phase has begun to send."""
+
+
+class PhaseProgress(PhaseEvent, frozen=True, kw_only=True, tag="phase_progress"):
+    """How far a phase is, every few seconds."""
+
+
+class PhaseSendingComplete(PhaseEvent, frozen=True, kw_only=True, tag="phase_sending_complete"):
+    """A phase has sent its last request and waits for answers."""
+
+
+class PhaseTimeout(PhaseEvent, frozen=True, kw_only=True, tag="phase_timeout"):
+    """A phase's grace period is over with requests still unanswered.
+
+    Published once for such a phase, just before its ``phase_complete``. A phase that merely reaches
+    its duration is no timeout.
+
+    Attributes:
+        requests_cut: requests that were cut off and bring no record.
+    """
+
+    requests_cut: int = 0
+
+
+class PhaseComplete(PhaseEvent, frozen=True, kw_only=True, tag="phase_complete"):
+    """A phase is over: the last event of every phase that was not cancelled."""
+
+
+class Records(EventBase, frozen=True, kw_only=True, tag="records"):
+    """A columnar batch of request records of one phase.
+
+    :class:`phase_bus.records.RecordBatch` reads it, as numpy arrays or row by row.
+
+    Attributes:
+        phase: the phase the requests belong to.
+        partition: which partition of the run's records this batch is in.
+        count: the number of records.
+        columns: the metrics by name; a record may miss some.
+        fields: what is known of the requests besides metrics (times, ids), by name.
+        errors: the failed requests, by row number.
+    """
+
+    phase: PhaseRef
+    count: int
+    partition: int = 0
+    columns: dict[str, Column] = {}
+    fields: dict[str, Column] = {}
+    errors: tuple[RecordError, ...] = ()
+
+
+class RunComplete(EventBase, frozen=True, kw_only=True, tag="run_complete"):
+    """A run is over; the last event of its publisher.
+
+    Attributes:
+        status: how it ended; ``lost`` if its publisher vanished.
+        reason: why, in words, where the status alone does not say.
+        published: how many events each topic of the run got from its publisher, this one left out.
+        records: how many request records those events carried.
+        dropped: how many events of each topic the publisher had to drop, if any.
+    """
+
+    status: RunStatus
+    reason: str = ""
+    published: dict[str, int] = {}
+    records: int = 0
+    dropped: dict[str, int] = {}
+
+
+class Summary(EventBase, frozen=True, kw_only=True, tag="summary"):
+    """A result computed from a run, by an aggregator or by the benchmark tool itself.
+
+    Attributes:
+        producer: who computed it (a consumer's name, or ``aiperf``).
+        final: whether everything the run published is in it.
+        result: the result; the aggregator's document says what is in its own.
+    """
+
+    producer: str
+    final: bool = False
+    result: dict[str, Any] = {}
+
+
+class TopicReceipt(Struct, frozen=True, kw_only=True):
+    """What became of one topic at one consumer, in events.
+
+    Attributes:
+        published: what the publisher says it published, None if it never said.
+        received: what arrived.
+        missed: gaps seen in the topic's sequence.
+        handled: what the handlers accepted.
+        failed: what a handler raised an exception on.
+    """
+
+    published: int | None = None
+    received: int = 0
+    missed: int = 0
+    handled: int = 0
+    failed: int = 0
+
+
+class Receipt(EventBase, frozen=True, kw_only=True, tag="receipt"):
+    """What one consumer did with a run, said when it has handled the run's end.
+
+    Attributes:
+        consumer: the consumer's name.
+        consumer_id: the consumer process's id.
+        topics: the account, by topic.
+    """
+
+    consumer: str
+    consumer_id: str = ""
+    topics: dict[str, TopicReceipt] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything published on the subscribed topics was handled."""
+        return all(
+            t.missed == 0 and t.failed == 0 and (t.published is None or t.handled >= t.published)
+            for t in self.topics.values()
+        )
+
+
+class Drop(EventBase, frozen=True, kw_only=True, tag="drop"):
+    """A publisher or the bus had to let go of events of a run.
+
+    Attributes:
+        source: who dropped, by name.
+        reason: why.
+        events: how many events of each topic, since the last such message.
+        records: how many request records were in them.
+    """
+
+    source: str
+    reason: str
+    events: dict[str, int] = {}
+    records: int = 0
+
+
+class Heartbeat(EventBase, frozen=True, kw_only=True, tag="heartbeat"):
+    """The bus is alive. A control event: never journaled, and of no run (``run_id`` is empty).
+
+    Attributes:
+        bus_id: which bus process.
+    """
+
+    run_id: str = ""
+    bus_id: str = ""
+
+
+Event: TypeAlias = (
+    RunStart
+    | PhasesConfigured
+    | PhaseStart
+    | PhaseProgress
+    | PhaseSendingComplete
+    | PhaseTimeout
+    | PhaseComplete
+    | Records
+    | RunComplete
+    | Summary
+    | Receipt
+    | Drop
+    | Heartbeat
+)
+
+KINDS: dict[str, type[EventBase]] = {str(t.__struct_config__.tag): t for t in get_args(Event)}
+for _name, _type in KINDS.items():
+    _type.kind = _name  # msgspec keeps the tag in the type's configuration only
+
+
+def _span_s(start_ns: int | None, end_ns: int | None) -> float | None:
+    return None if start_ns is None or end_ns is None else (end_ns - start_ns) / 1e9

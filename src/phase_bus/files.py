@@ -1,0 +1,56 @@
+"""Writing the files that people look at while a run goes on."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from phase_bus.errors import ConfigError
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Make the directory of an output file, and see that the file can be written.
+
+    Args:
+        path: the file.
+        option: what the user set it by, for the message.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
+        with path.open("a"):
+            pass
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{option}: {str(path)!r} cannot be written ({error.strerror}); "
+            f"give another file with {option}=..."
+        ) from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file's content at once, so that a reader sees the old or the new, never a part.
+
+    Raises:
+        OSError: it cannot be written; the old content is still there.
+    """
+    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            file.write(text)
+        os.replace(aside, path)  # noqa: PTH105 - the rename is the point
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

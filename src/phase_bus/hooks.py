@@ -1,0 +1,151 @@
+"""The hook protocol of AIPerf's example plugin, and the hook that publishes.
+
+A phase hook has four async methods, each called with the phase and a tracker whose ``create_stats()``
+gives the counts. :class:`PublisherHook` puts what it is told on the bus, so that any load generator that
+calls hooks can be followed.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Protocol, cast, runtime_checkable
+
+from phase_bus.events import (
+    PhaseComplete,
+    PhaseKind,
+    PhaseRef,
+    PhaseSendingComplete,
+    PhaseStart,
+    PhaseStats,
+    PhaseTimeout,
+    RunStart,
+    RunStatus,
+)
+from phase_bus.publisher import Publisher
+
+
+class PhaseTracker(Protocol):
+    """What a hook is given to learn a phase's counts."""
+
+    def create_stats(self) -> Any:
+        """Return the counts at this moment, as attributes named as in :class:`PhaseStats`."""
+
+
+@runtime_checkable
+class PhaseLifecycleHook(Protocol):
+    """Something that wants to know when phases start, stop sending, complete or time out."""
+
+    async def on_phase_start(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Be told that a phase has begun to send."""
+
+    async def on_phase_sending_complete(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Be told that a phase has sent its last request."""
+
+    async def on_phase_complete(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Be told that a phase is over."""
+
+    async def on_phase_timeout(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Be told that a phase's grace period ended with requests unanswered."""
+
+
+class BasePhaseLifecycleHook:
+    """A phase hook that does nothing: override what you want to know."""
+
+    async def on_phase_start(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Do nothing."""
+
+    async def on_phase_sending_complete(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Do nothing."""
+
+    async def on_phase_complete(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Do nothing."""
+
+    async def on_phase_timeout(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Do nothing."""
+
+
+class PublisherHook(BasePhaseLifecycleHook):
+    """Publishes what a load generator's hooks are told, and the run around it.
+
+    Args:
+        publisher: where to; the caller closes it.
+        run_id: the run's id; a new one by default.
+        producer: what makes the load, with its version.
+        models: the models under test.
+        urls: the endpoints under test.
+
+    Call :meth:`complete` at the run's end.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        run_id: str | None = None,
+        *,
+        producer: str = "",
+        models: tuple[str, ...] = (),
+        urls: tuple[str, ...] = (),
+    ) -> None:
+        self.run_id = run_id or uuid.uuid4().hex[:12]
+        self._publisher = publisher
+        self._phases: dict[str, PhaseRef] = {}
+        publisher.publish(
+            RunStart(run_id=self.run_id, producer=producer, models=models, urls=urls)
+        )
+
+    async def on_phase_start(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Publish ``phase_start``."""
+        self._publisher.publish(
+            PhaseStart(run_id=self.run_id, phase=self.ref(phase), stats=to_stats(tracker))
+        )
+
+    async def on_phase_sending_complete(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Publish ``phase_sending_complete``."""
+        self._publisher.publish(
+            PhaseSendingComplete(run_id=self.run_id, phase=self.ref(phase), stats=to_stats(tracker))
+        )
+
+    async def on_phase_complete(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Publish ``phase_complete``."""
+        self._publisher.publish(
+            PhaseComplete(run_id=self.run_id, phase=self.ref(phase), stats=to_stats(tracker))
+        )
+
+    async def on_phase_timeout(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Publish ``phase_timeout``."""
+        stats = to_stats(tracker)
+        cut = stats.cancelled or stats.in_flight
+        self._publisher.publish(
+            PhaseTimeout(run_id=self.run_id, phase=self.ref(phase), stats=stats, requests_cut=cut)
+        )
+
+    def complete(self, status: RunStatus = "completed", reason: str = "") -> None:
+        """Publish ``run_complete``, with the counts of all that was published."""
+        self._publisher.complete_run(self.run_id, status, reason)
+
+    def ref(self, phase: Any) -> PhaseRef:
+        """Return the reference of a phase given as a string, an enum, or a :class:`PhaseRef`."""
+        if isinstance(phase, PhaseRef):
+            return phase
+        name = str(getattr(phase, "value", phase))
+        known = self._phases.get(name)
+        if known is None:
+            kind = cast(PhaseKind, "warmup" if name.lower().startswith("warm") else "profiling")
+            known = self._phases[name] = PhaseRef(name, kind, len(self._phases))
+        return known
+
+
+def to_stats(tracker: PhaseTracker) -> PhaseStats:
+    """Return the counts of a tracker as our own; what it does not tell keeps its default.
+
+    Values of another type than ours, such as those of a mock, are left out rather than raised on: a
+    hook must not disturb the load generator that calls it.
+    """
+    if isinstance(stats := tracker.create_stats(), PhaseStats):
+        return stats
+    known: dict[str, Any] = {}
+    for name in PhaseStats.__struct_fields__:
+        value = getattr(stats, name, None)
+        if isinstance(value, int | float):
+            known[name] = value
+    return PhaseStats(**known)

@@ -1,0 +1,214 @@
+"""How a publisher's messages leave the process: acknowledged to a bus, or as a plain PUB."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Protocol
+
+import zmq
+
+from phase_bus.address import Address
+from phase_bus.control import Ack, Beat, Goodbye, Hello, Welcome
+from phase_bus.errors import AddressError
+from phase_bus.outbox import Outbox
+from phase_bus.session import Session
+from phase_bus.wire import WIRE_VERSION, decode_reply, encode_control
+
+WINDOW_BYTES = 8 << 20  # sent and not yet acknowledged: bounds what a lost connection sends again
+
+
+class Link(Protocol):
+    """A way out of the process. Used by the publisher's thread only."""
+
+    socket: zmq.Socket[bytes]
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can leave now."""
+
+    def send(self) -> bool:
+        """Send what the outbox has; return True if the socket must become writable for the rest."""
+
+    def receive(self) -> None:
+        """Take in all replies that have arrived."""
+
+    def tick(self, now_s: float) -> float:
+        """Do what is due; return in how many seconds to call again."""
+
+    def close(self) -> None:
+        """Say goodbye and close the socket."""
+
+
+class BusLink:
+    """Acknowledged delivery to a bus: go-back-N over a DEALER, resumed after a reconnection.
+
+    Args:
+        context: the ZeroMQ context.
+        address: where the bus is.
+        outbox: what to send.
+        name: what the bus shows this publisher as.
+        linger_ms: how long ZeroMQ may keep trying to send after :meth:`close`.
+    """
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], address: Address, outbox: Outbox, name: str,
+        linger_ms: int,
+    ) -> None:
+        self._context = context
+        self._address = address
+        self._outbox = outbox
+        self._name = name
+        self._linger_ms = linger_ms
+        self._client_id = outbox.source.hex()
+        self.events_dropped = 0
+        self.socket = self._connect()
+        self._session = Session(self._hello, self._beat, time.monotonic())
+        self._was_connected = False
+
+    @property
+    def connected(self) -> bool:
+        return self._session.connected
+
+    def send(self) -> bool:
+        if not self._session.connected:
+            return False
+        while (message := self._outbox.peek()) is not None:
+            if self._outbox.in_flight_bytes > WINDOW_BYTES:
+                return False  # an acknowledgement will wake us
+            try:
+                self.socket.send_multipart(
+                    message.frames, zmq.NOBLOCK, copy=message.size_bytes < 65536
+                )
+            except zmq.Again:
+                return True
+            self._outbox.sent()
+        return False
+
+    def receive(self) -> None:
+        while True:
+            try:
+                frame = self.socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            reply = decode_reply(frame)
+            welcomed = self._session.heard(reply, time.monotonic())
+            if welcomed and isinstance(reply, Welcome):
+                self._outbox.acknowledge(reply.last_seq)
+                self._outbox.rewind()
+            elif isinstance(reply, Ack):
+                self._outbox.acknowledge(reply.seq)
+                if reply.resend:
+                    self._outbox.rewind()
+
+    def tick(self, now_s: float) -> float:
+        request = self._session.due(now_s)
+        lost = self._was_connected and not self._session.connected
+        self._was_connected = self._session.connected
+        if lost:
+            # The bus fell silent: whatever is stuck in this socket must not come out late.
+            self.socket.close(linger=0)
+            self.socket = self._connect()
+        if request is not None:
+            try:
+                self.socket.send(encode_control(request), zmq.NOBLOCK)
+            except zmq.Again:  # not connected; the session repeats it
+                pass
+        return self._session.wait_s(now_s)
+
+    def close(self) -> None:
+        if self._session.connected:
+            try:
+                self.socket.send(encode_control(Goodbye(client_id=self._client_id)), zmq.NOBLOCK)
+            except zmq.Again:
+                pass
+        self.socket.close(linger=self._linger_ms)
+
+    def _connect(self) -> zmq.Socket[bytes]:
+        sock = self._context.socket(zmq.DEALER)
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing for a bus that is not there
+        sock.setsockopt(zmq.RECONNECT_IVL, 100)
+        sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        sock.connect(self._address.control)
+        return sock
+
+    def _hello(self) -> Hello:
+        return Hello(
+            client_id=self._client_id,
+            role="publisher",
+            name=self._name,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            next_seq=self._outbox.next_seq,
+            wire_version=WIRE_VERSION,
+        )
+
+    def _beat(self) -> Beat:
+        return Beat(
+            client_id=self._client_id,
+            state="ready",
+            received=self._outbox.last_seq,
+            failed=self.events_dropped,
+        )
+
+
+class DirectLink:
+    """A plain PUB that consumers connect to: no bus, no acknowledgement, best effort.
+
+    A subscriber that is slower than the publisher for longer than the high-water mark lasts loses
+    messages; it sees the gap in the topic's sequence and reports it.
+
+    Args:
+        context: the ZeroMQ context.
+        address: where to bind; port 0 takes a free one.
+        outbox: what to send.
+        linger_ms: how long ZeroMQ may keep trying to send after :meth:`close`.
+        high_water_mark: messages queued for each subscriber at most.
+
+    Raises:
+        AddressError: the address cannot be bound.
+    """
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], address: Address, outbox: Outbox,
+        linger_ms: int, high_water_mark: int = 10_000,
+    ) -> None:
+        self._outbox = outbox
+        self.socket = context.socket(zmq.PUB)
+        self.socket.setsockopt(zmq.LINGER, linger_ms)
+        self.socket.setsockopt(zmq.SNDHWM, high_water_mark)
+        if address.scheme == "ipc":
+            Path(address.directory).mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self.socket.bind(address.direct_events)
+        except zmq.ZMQError as error:
+            self.socket.close(linger=0)
+            raise AddressError(
+                str(address), str(error), "choose another address, or end what uses it"
+            ) from None
+        endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        port = int(endpoint.rpartition(":")[2]) if address.scheme == "tcp" else 0
+        self.address = Address(address.scheme, address.directory, address.host, port, direct=True)
+
+    @property
+    def connected(self) -> bool:
+        return True
+
+    def send(self) -> bool:
+        while (message := self._outbox.peek()) is not None:
+            self.socket.send_multipart(message.frames, copy=message.size_bytes < 65536)
+            self._outbox.sent()
+            self._outbox.acknowledge(message.seq)
+        return False
+
+    def receive(self) -> None:
+        """Do nothing: a PUB hears nothing."""
+
+    def tick(self, now_s: float) -> float:
+        return 1.0
+
+    def close(self) -> None:
+        self.socket.close()

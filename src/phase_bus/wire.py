@@ -1,0 +1,180 @@
+"""The wire: the only module that knows bytes.
+
+An event is three frames: ``topic``, ``header``, ``payload``.
+
+- The topic is ``<kind>.<qualifier>$`` in ASCII, where the qualifier is the run id, for records with the
+  partition before it: ``phase_start.3f2a$``, ``records.07.3f2a$``. Subscribing to a prefix filters.
+- The header is 48 bytes, little-endian (:data:`HEADER`): wire version (u1), three zero bytes, the number
+  of request records inside (u4), source (16 bytes, a UUID of the publisher), source sequence (u8), topic
+  sequence (u8), journal offset (u8, 0 while not journaled). Sequences count from 1 and have no holes: the
+  source's over all it publishes, the topic's over what that source publishes on the topic.
+- The payload is the event in msgpack, a map tagged by ``kind``.
+
+A control message between a client and the bus is one frame, msgpack tagged by ``op``
+(:mod:`phase_bus.control`).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import msgspec
+
+from phase_bus.control import Reply, Request
+from phase_bus.errors import WireError
+from phase_bus.events import KINDS, Event, EventBase, Records
+
+WIRE_VERSION = 1
+HEADER = struct.Struct("<BxxxI16sQQQ")
+TOPIC_END = "$"
+
+_event_encoder = msgspec.msgpack.Encoder()
+_event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+_request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+
+
+class Header(NamedTuple):
+    """The binary header beside an event.
+
+    Attributes:
+        source: 16 bytes that name the publishing process.
+        source_seq: the event's number among all of its source, from 1.
+        topic_seq: the event's number among those of its source on its topic, from 1.
+        records: how many request records the event carries.
+        offset: its place in the bus's journal, 0 without one.
+    """
+
+    source: bytes
+    source_seq: int
+    topic_seq: int
+    records: int = 0
+    offset: int = 0
+
+    def pack(self) -> bytes:
+        """Return the header's 48 bytes."""
+        return HEADER.pack(
+            WIRE_VERSION,
+            self.records,
+            self.source,
+            self.source_seq,
+            self.topic_seq,
+            self.offset,
+        )
+
+
+class Topic(NamedTuple):
+    """A topic, taken apart.
+
+    Attributes:
+        kind: the event's kind.
+        run_id: the run, empty for control events.
+    """
+
+    kind: str
+    run_id: str
+
+
+def topic_of(event: EventBase) -> bytes:
+    """Return the topic an event travels on."""
+    if type(event) is Records:
+        return f"records.{event.partition:02d}.{event.run_id}{TOPIC_END}".encode()
+    return f"{event.kind}.{event.run_id}{TOPIC_END}".encode()
+
+
+def parse_topic(topic: bytes) -> Topic:
+    """Take a topic apart.
+
+    Raises:
+        WireError: it is none.
+    """
+    try:
+        text = topic.decode("ascii")
+    except UnicodeDecodeError:
+        raise WireError("the topic is not ASCII", topic) from None
+    kind, dot, rest = text.partition(".")
+    if not dot or not rest.endswith(TOPIC_END):
+        raise WireError("the topic is not '<kind>.<qualifier>$'", topic)
+    return Topic(kind, rest[:-1].rpartition(".")[2])
+
+
+def topic_prefix(kind: str, run_id: str | None = None) -> bytes:
+    """Return the prefix that subscribes to a kind of event, of one run or of all.
+
+    Records have the partition before the run, so their prefix cannot name a run.
+    """
+    if run_id is None or kind == "records":
+        return f"{kind}.".encode()
+    return f"{kind}.{run_id}{TOPIC_END}".encode()
+
+
+def encode_event(event: EventBase) -> bytes:
+    """Return an event's payload."""
+    return _event_encoder.encode(event)
+
+
+def decode_event(topic: bytes, payload: bytes | memoryview) -> Event | None:
+    """Return the event of a payload, or None for a kind that this version does not know.
+
+    Arrays inside a ``records`` event are views on ``payload``.
+
+    Raises:
+        WireError: the payload is not an event of its topic's kind.
+    """
+    kind = parse_topic(topic).kind
+    if kind not in KINDS:
+        return None
+    try:
+        event = _event_decoder.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise WireError(str(error), topic) from error
+    if event.kind != kind:
+        raise WireError(f"the payload is a {event.kind!r}", topic)
+    return event
+
+
+def unpack_header(frame: bytes | memoryview, topic: bytes = b"") -> Header:
+    """Return the header of a frame.
+
+    Raises:
+        WireError: it is too short, or of a wire version this program does not read.
+    """
+    if len(frame) < HEADER.size:
+        raise WireError(f"a header has {HEADER.size} bytes, this one {len(frame)}", topic)
+    version, records, source, source_seq, topic_seq, offset = HEADER.unpack_from(frame)
+    if version != WIRE_VERSION:
+        raise WireError(
+            f"wire version {version} is not {WIRE_VERSION}; use the same phase-bus on both sides",
+            topic,
+        )
+    return Header(source, source_seq, topic_seq, records, offset)
+
+
+def encode_control(message: Request | Reply) -> bytes:
+    """Return a control message's frame."""
+    return _event_encoder.encode(message)
+
+
+def decode_request(frame: bytes | memoryview) -> Request:
+    """Return a request to the bus.
+
+    Raises:
+        WireError: it is none.
+    """
+    try:
+        return _request_decoder.decode(frame)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"not a request: {error}") from error
+
+
+def decode_reply(frame: bytes | memoryview) -> Reply:
+    """Return a reply of the bus.
+
+    Raises:
+        WireError: it is none.
+    """
+    try:
+        return _reply_decoder.decode(frame)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"not a reply: {error}") from error
