@@ -7,9 +7,10 @@ and therefore needs nothing but msgspec; :mod:`phase_bus.records` is the reading
 
 from __future__ import annotations
 
-import sys
-from array import array
+import struct
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -18,9 +19,6 @@ from msgspec import Struct
 ListMode: TypeAlias = Literal["summary", "omit", "full"]
 DType: TypeAlias = Literal["i8", "f8", "b1", "str"]
 Buffer: TypeAlias = bytes | memoryview
-
-# What the values of a column may be together without a closer look at each.
-_HOMOGENEOUS = ({int}, {float}, {int, float}, {str}, {bool}, {list})
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -85,9 +83,18 @@ class RecordBuilder:
         fields: Mapping[str, Any],
         error: tuple[str, str, int | None] | None = None,
     ) -> None:
-        """Add a record: its metrics, its fields and, if it failed, the error's type, message, code."""
+        """Add a record: its metrics, its fields and, if it failed, the error's type, message, code.
+
+        Raises:
+            TypeError, ValueError: they are not that.
+        """
+        if not isinstance(metrics, Mapping) or not isinstance(fields, Mapping):
+            raise TypeError("a record's metrics and fields must be mappings")
         if error is not None:
-            self._errors.append(RecordError(len(self._metrics), *error))
+            kind, message, code = error
+            usable = isinstance(code, int) and abs(code) < 1 << 63
+            row = len(self._metrics)
+            self._errors.append(RecordError(row, _text(kind), _text(message), code if usable else None))
         self._metrics.append(metrics)
         self._fields.append(fields)
 
@@ -98,71 +105,165 @@ class RecordBuilder:
 
         The last is how many values of each name were of no type that a column can hold.
         """
-        unusable: dict[str, int] = {}
+        unusable: Counter[str] = Counter()
         columns = _columns(self._metrics, self._lists, unusable)
         fields = _columns(self._fields, self._lists, unusable)
-        return columns, fields, tuple(self._errors), unusable
+        return columns, fields, tuple(self._errors), dict(unusable)
 
 
-def _columns(
-    rows: Sequence[Mapping[str, Any]], lists: ListMode, unusable: dict[str, int]
-) -> dict[str, Column]:
+class _Rows:
+    """The numbers of the rows that have a value; None for all rows."""
+
+    def __init__(self, numbers: Sequence[int] | None) -> None:
+        self.numbers = numbers
+
+    @cached_property
+    def packed(self) -> memoryview | None:
+        """As they travel."""
+        return None if self.numbers is None else _u4(self.numbers)
+
+    def pick(self, places: Sequence[int]) -> _Rows:
+        """Return those at some places."""
+        numbers = self.numbers
+        return _Rows(places if numbers is None else [numbers[place] for place in places])
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], lists: ListMode, unusable: Counter[str]) -> dict[str, Column]:
+    """Return the columns of some rows.
+
+    Rows with the same keys in the same order (there are few such shapes: successes, failures) are turned
+    at once, by one ``zip`` over their values.
+    """
     columns: dict[str, Column] = {}
-    names: dict[str, None] = {}
-    for row in rows:
-        if row.keys() != names.keys():
-            names.update(dict.fromkeys(row))
-    for name in names:
-        index: list[int] | None = None
-        try:
-            values = [row[name] for row in rows]
-        except KeyError:
-            values, index = _present(rows, name)
-        kinds = set(map(type, values))
-        if kinds not in _HOMOGENEOUS:
-            values, index, kinds = _usable(rows, name, unusable)
-        if not values:
-            continue
-        if list in kinds:
-            columns.update(_list_columns(name, values, index, lists))
+    shapes: dict[tuple[str, ...], list[int]] = {}
+    last: tuple[str, ...] | None = None
+    numbers: list[int] = []
+    for number, row in enumerate(rows):
+        names = tuple(row)
+        if names != last:
+            numbers = shapes.setdefault(names, [])
+            last = names
+        numbers.append(number)
+    parts: dict[str, list[tuple[_Rows, Sequence[Any]]]] = {}
+    for names, numbers in shapes.items():
+        where = _Rows(None if len(numbers) == len(rows) else numbers)
+        turned = zip(*[rows[number].values() for number in numbers], strict=True)
+        for name, values in zip(names, turned, strict=True):
+            parts.setdefault(name, []).append((where, values))
+    for name, pieces in parts.items():
+        where, values = pieces[0] if len(pieces) == 1 else _merged(pieces, len(rows))
+        if isinstance(name, str):
+            columns.update(_column(name, values, where, lists, unusable))
         else:
-            columns[name] = _column(values, index, kinds)
+            unusable[_text(name)] += len(values)
     return columns
 
 
-def _present(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[Any], list[int]]:
-    index = [number for number, row in enumerate(rows) if row.get(name) is not None]
-    return [rows[number][name] for number in index], index
+def _merged(pieces: list[tuple[_Rows, Sequence[Any]]], count: int) -> tuple[_Rows, Sequence[Any]]:
+    """Put together, in the order of the rows, what rows of several shapes have of one name."""
+    by_row = {n: v for rows, values in pieces for n, v in zip(rows.numbers or (), values, strict=True)}
+    numbers = sorted(by_row)
+    return _Rows(None if len(numbers) == count else numbers), [by_row[number] for number in numbers]
 
 
-def _usable(
-    rows: Sequence[Mapping[str, Any]], name: str, unusable: dict[str, int]
-) -> tuple[list[Any], list[int] | None, set[type]]:
-    """Return the values a column can hold: None is a missing value, numpy numbers become plain ones.
-
-    What has the type of most values stays; another type, such as a text among numbers, is counted.
-    """
-    values, index = _present(rows, name)
-    kept = [(i, plain) for i, v in zip(index, values, strict=True) if (plain := _plain(v)) is not None]
-    groups = [_group(plain) for _, plain in kept]
-    main = max(set(groups), key=groups.count) if groups else None
-    kept = [pair for pair, group in zip(kept, groups, strict=True) if group == main]
-    if len(kept) < len(values):
-        unusable[name] = unusable.get(name, 0) + len(values) - len(kept)
-    result = [plain for _, plain in kept]
-    return result, None if len(kept) == len(rows) else [i for i, _ in kept], set(map(type, result))
-
-
-def _plain(value: Any) -> Any:
-    """Return the value as a plain int, float, bool, str or list of numbers, or None."""
-    if isinstance(value, bool | int | float):
-        return value
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, list | tuple):
-        return list(value) if all(isinstance(v, int | float) for v in value) else None
+def _column(
+    name: str, values: Sequence[Any], rows: _Rows, lists: ListMode, unusable: Counter[str]
+) -> dict[str, Column]:
+    """Return the column of some values, none if there is none, several for a list's summary."""
+    if not values:
+        return {}
     try:
-        return value.item()
+        return _encoded(name, values, rows, lists)
+    except (TypeError, ValueError, OverflowError, struct.error):
+        pass  # not all of one kind; the rest of this looks at each value
+    present = [place for place, value in enumerate(values) if value is not None]
+    if len(present) < len(values):  # None is a missing value
+        return _column(name, [values[p] for p in present], rows.pick(present), lists, unusable)
+    places, plain = _usable(values)
+    unusable[name] += len(values) - len(plain)
+    unusable += Counter()  # without zeros
+    return _encoded(name, plain, rows.pick(places), lists) if plain else {}
+
+
+def _encoded(name: str, values: Sequence[Any], rows: _Rows, lists: ListMode) -> dict[str, Column]:
+    """Return the column of values that are all numbers, all texts, all flags, or all lists of numbers.
+
+    Raises:
+        TypeError, ValueError, OverflowError, struct.error: they are not.
+    """
+    kind = type(values[0])
+    if kind is int or kind is float:
+        dtype, data = _numbers(values, whole=kind is int)
+        return {name: Column(dtype, data, rows.packed)}
+    if set(map(type, values)) == {kind}:
+        if kind is str:
+            return {name: Column("str", memoryview(_encode(values)), rows.packed)}
+        if kind is bool:
+            return {name: Column("b1", memoryview(bytes(values)), rows.packed)}
+        if kind is list:
+            return _list_columns(name, values, rows, lists)
+    raise TypeError
+
+
+def _numbers(values: Sequence[Any], *, whole: bool) -> tuple[Literal["i8", "f8"], memoryview]:
+    if whole:
+        try:
+            return "i8", memoryview(struct.pack(f"<{len(values)}q", *values))
+        except struct.error:  # a float among them, or beyond 64 bits: a float keeps the magnitude
+            pass
+    return "f8", memoryview(struct.pack(f"<{len(values)}d", *values))
+
+
+def _list_columns(name: str, values: Sequence[list[Any]], rows: _Rows, lists: ListMode) -> dict[str, Column]:
+    if lists == "omit":
+        return {}
+    lengths = list(map(len, values))
+    if lists == "full":
+        dtype, data = _numbers([value for part in values for value in part], whole=True)
+        return {name: Column(dtype, data, rows.packed, _u4(lengths))}
+    columns = {f"{name}.count": Column(*_numbers(lengths, whole=True), rows.packed)}
+    if not all(values):  # an empty list has a count, and no mean
+        kept = [place for place, part in enumerate(values) if part]
+        rows, values = rows.pick(kept), [values[place] for place in kept]
+    if values:
+        means = [sum(part) / len(part) for part in values]
+        for suffix, summary in (("mean", means), ("min", map(min, values)), ("max", map(max, values))):
+            dtype, data = _numbers(tuple(summary), whole=True)
+            columns[f"{name}.{suffix}"] = Column(dtype, data, rows.packed)
+    return columns
+
+
+def _usable(values: Sequence[Any]) -> tuple[list[int], list[Any]]:
+    """Return the values a column can hold, with their places; numpy's become plain ones.
+
+    What is of the kind of most values stays; another, such as a text among numbers, is left out.
+    """
+    kept = [(i, plain) for i, value in enumerate(values) if (plain := _plain(value)) is not None]
+    groups = Counter(_group(plain) for _, plain in kept)
+    main = groups.most_common(1)[0][0] if groups else ""
+    kept = [pair for pair in kept if _group(pair[1]) == main]
+    plains = [plain for _, plain in kept]
+    if main == "number" and any(type(plain) is not bool for plain in plains):
+        plains = [plain + 0 for plain in plains]  # a flag among numbers counts as 0 or 1
+    return [i for i, _ in kept], plains
+
+
+def _plain(value: Any, *, convert: bool = True) -> Any:
+    """Return the value as a plain int, float, bool, str or list of numbers, or None."""
+    try:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, int):
+            float(value)  # an int too large for a float is too large for a column
+            return int(value)
+        if isinstance(value, float):
+            return float(value)
+        if isinstance(value, str):
+            return _text(value)
+        if isinstance(value, list | tuple):
+            numbers = [_plain(part) for part in value]
+            return numbers if all(isinstance(number, int | float) for number in numbers) else None
+        return _plain(value.tolist(), convert=False) if convert else None  # of numpy and its kin
     except Exception:  # not a number of any library: the caller counts it
         return None
 
@@ -171,59 +272,11 @@ def _group(value: Any) -> str:
     return "number" if isinstance(value, int | float) else type(value).__name__
 
 
-def _column(values: list[Any], index: list[int] | None, kinds: set[type]) -> Column:
-    rows = None if index is None else _u4(index)
-    if kinds == {str}:
-        return Column("str", memoryview(_encode(values)), rows)
-    if kinds == {bool}:
-        return Column("b1", memoryview(bytes(values)), rows)
-    dtype, data = _numbers(values, kinds)
-    return Column(dtype, data, rows)
+def _text(value: Any) -> str:
+    """Return the value as a text that UTF-8 can carry (an enum's is its value)."""
+    text = str.__str__(value) if isinstance(value, str) else str(value)
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def _numbers(values: list[Any], kinds: set[type]) -> tuple[Literal["i8", "f8"], memoryview]:
-    if float not in kinds:
-        try:
-            return "i8", _little_endian(array("q", values))
-        except OverflowError:  # beyond 64 bits: a float keeps the magnitude
-            pass
-    return "f8", _little_endian(array("d", values))
-
-
-def _list_columns(
-    name: str, values: list[list[Any]], index: list[int] | None, lists: ListMode
-) -> dict[str, Column]:
-    if lists == "omit":
-        return {}
-    rows = None if index is None else _u4(index)
-    if lists == "full":
-        flat = [value for part in values for value in part]
-        dtype, data = _numbers(flat, set(map(type, flat)))
-        return {name: Column(dtype, data, rows, _u4([len(part) for part in values]))}
-    counts = Column("i8", _little_endian(array("q", [len(part) for part in values])), rows)
-    if not all(values):  # an empty list has a count, and no mean
-        kept = [number for number, part in enumerate(values) if part]
-        index = [number if index is None else index[number] for number in kept]
-        values = [values[number] for number in kept]
-    columns = {f"{name}.count": counts}
-    if values:
-        summaries = {
-            "mean": [sum(part) / len(part) for part in values],
-            "min": [min(part) for part in values],
-            "max": [max(part) for part in values],
-        }
-        for suffix, column in summaries.items():
-            columns[f"{name}.{suffix}"] = _column(column, index, set(map(type, column)))
-    return columns
-
-
-def _u4(numbers: list[int]) -> memoryview:
-    return _little_endian(array("I", numbers))
-
-
-def _little_endian(numbers: array[Any]) -> memoryview:
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return memoryview(numbers).cast("B")
-
-
+def _u4(numbers: Sequence[int]) -> memoryview:
+    return memoryview(struct.pack(f"<{len(numbers)}I", *numbers))

@@ -11,6 +11,8 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
+REMEMBERED_RUNS = 50  # how many of the latest runs a consumer names in its beats
+
 Role: TypeAlias = Literal["publisher", "consumer", "client"]
 State: TypeAlias = Literal["starting", "ready", "stopping", "stopped", "failed", "silent"]
 
@@ -20,7 +22,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
 
     Attributes:
         client_id: 32 hex digits that name the client process; a publisher's is its source id.
-        role: what it is. A ``client`` only asks.
+        role: what it is. A ``client`` looks on, as ``tail`` does, and gives no receipts.
         name: what a person calls it.
         pid: its process id.
         host: the machine it runs on.

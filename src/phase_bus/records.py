@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phase_bus.columns import Column, RecordError
-from phase_bus.events import PhaseRef, Records
+from phase_bus.events import EventBase, PhaseRef, Records
 
 _DTYPES = {"i8": np.dtype("<i8"), "f8": np.dtype("<f8"), "b1": np.dtype("?")}
 _decode_strings = msgspec.msgpack.Decoder(list[str]).decode
@@ -100,3 +100,30 @@ class RecordBatch:
             return values.tolist()
         ends = np.cumsum(np.frombuffer(lengths, "<u4"))[:-1]
         return [part.tolist() for part in np.split(values, ends)]
+
+
+def to_plain(event: EventBase) -> dict[str, Any]:
+    """Return an event as plain dicts, lists and numbers, for JSON.
+
+    A column becomes ``{"values": [...]}``, with ``"rows": [...]`` if some records have no value, and
+    ``"lengths"`` for a metric that is a list. A float that is no number becomes null, as JSON demands.
+    """
+    if not isinstance(event, Records):
+        plain: dict[str, Any] = msgspec.to_builtins(event)
+        return plain
+    batch = RecordBatch(event)
+    slim = msgspec.structs.replace(event, columns={}, fields={})
+    plain = msgspec.to_builtins(slim)
+    for group, columns in (("columns", event.columns), ("fields", event.fields)):
+        plain[group] = {name: _plain_column(batch, name, c) for name, c in columns.items()}
+    plain["errors"] = [msgspec.structs.asdict(error) for error in event.errors]
+    return plain
+
+
+def _plain_column(batch: RecordBatch, name: str, column: Column) -> dict[str, Any]:
+    plain: dict[str, Any] = {"values": batch.values(name).tolist()}
+    if column.rows is not None:
+        plain["rows"] = np.frombuffer(column.rows, "<u4").tolist()
+    if column.lengths is not None:
+        plain["lengths"] = np.frombuffer(column.lengths, "<u4").tolist()
+    return plain

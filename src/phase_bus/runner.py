@@ -17,7 +17,7 @@ import zmq
 from phase_bus.account import RunAccount
 from phase_bus.address import Address
 from phase_bus.consumer import Consumer, Handler, handlers_of, subscriptions_of
-from phase_bus.control import Beat, Goodbye, Hello, State, Welcome
+from phase_bus.control import REMEMBERED_RUNS, Beat, Goodbye, Hello, State, Welcome
 from phase_bus.errors import WireError
 from phase_bus.events import EventBase, RunComplete
 from phase_bus.publisher import Publisher
@@ -38,7 +38,6 @@ _ALWAYS = ("run_complete",)  # every consumer learns of the end of runs
 _BREATH_S = 0.005  # how long handlers may run before heartbeats and signals get a turn
 _DRAIN_S = 10.0
 _RECEIPT_S = 2.0
-_REMEMBERED_RUNS = 50
 _COMPLAIN_AFTER_S = 3.0
 
 
@@ -338,7 +337,7 @@ class ConsumerRunner:
             # The summary and the receipt are on the bus before the run counts as handled.
             await asyncio.to_thread(self._publisher.flush, _RECEIPT_S)
         self._handled[event.run_id] = flushed and receipt.complete
-        for run_id in list(self._handled)[:-_REMEMBERED_RUNS]:
+        for run_id in list(self._handled)[:-REMEMBERED_RUNS]:
             del self._handled[run_id]
             self._accounts.pop(run_id, None)
         self._session.beat_now(time.monotonic())

@@ -52,7 +52,7 @@ _READY = b"ready."
 _NO_HEADER = Header(source=bytes(16), source_seq=0, topic_seq=0).pack()
 
 
-class BusOptions(Struct, frozen=True, kw_only=True):
+class BusOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a bus behaves.
 
     Attributes:
@@ -233,15 +233,12 @@ class Bus:
                 self._reply(identity, Heard(bus_id=self.bus_id))
 
     def _welcome(self, hello: Hello, identity: bytes, now_s: float) -> Welcome:
-        last_seq = 0
-        if hello.role != "client":
-            client = self._ledger.hello(hello, identity, now_s)
-            last_seq = client.last_seq
+        client = self._ledger.hello(hello, identity, now_s)
         return Welcome(
             bus_id=self.bus_id,
             events=Endpoint(ipc_name="events.ipc", tcp_port=self._events_port),
             heartbeat_s=self.options.heartbeat_s,
-            last_seq=last_seq,
+            last_seq=client.last_seq,
         )
 
     def _status(self, now_s: float) -> Status:

@@ -1,0 +1,42 @@
+# One command each for set-up, tests, lint and benchmarks; every target does its own set-up in .venv.
+#   make test ARGS="-k name -x"     passes ARGS to pytest (and to the demo and the benchmarks)
+#   make PYTHON=/path/to/python ... names the Python that .venv is made with
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+export PYTHON
+
+VENV := .venv
+BIN := $(VENV)/bin
+# AIPERF is set up for `make demo`; DEV is more, and counts for both.
+AIPERF := $(VENV)/.stamp-aiperf
+DEV := $(VENV)/.stamp-dev
+INPUTS := pyproject.toml constraints-dev.txt
+
+help:  ## Show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+
+demo: $(AIPERF)  ## Run a real AIPerf benchmark against a mock server, followed by four consumers
+	@$(BIN)/python examples/demo.py $(ARGS)
+
+test: $(DEV)  ## Run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV)  ## Check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(DEV)  ## Measure the budgets, each side by side with what it is compared to
+	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+clean:  ## Remove .venv, the demo's output, caches and builds
+	rm -rf $(VENV) .venv.lock demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src consumers tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(AIPERF): $(INPUTS)
+	@sh scripts/setup-venv.sh aiperf $@
+
+$(DEV): $(INPUTS)
+	@sh scripts/setup-venv.sh aiperf,dev $@ $(AIPERF)

@@ -1,0 +1,192 @@
+"""The aggregator: statistics of every metric, per phase and over all phases, while a run goes on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from phase_bus.aggregation.metric import EXACT_LIMIT, Options
+from phase_bus.aggregation.sketch import RELATIVE_ERROR
+from phase_bus.aggregation.state import RunState
+from phase_bus.aggregation.summary import render_text, summarize
+from phase_bus.consumer import Consumer
+from phase_bus.errors import ConfigError
+from phase_bus.events import PhaseEvent, Records, RunComplete, RunStart, Summary
+from phase_bus.files import check_writable, write_whole
+from phase_bus.records import RecordBatch
+
+
+class _Run:
+    """A run whose summary is not final yet."""
+
+    def __init__(self, state: RunState) -> None:
+        self.state = state
+        self.end: RunComplete | None = None
+        self.told_s: float | None = None  # when its summary was last published, monotonic
+
+    @property
+    def final(self) -> bool:
+        return self.end is not None and self.state.records == self.end.records
+
+
+class ResultsAggregator(Consumer):
+    """Aggregate request records into statistics per phase and over all phases.
+
+    Publishes a ``summary`` event while a run goes on and one at its end, and writes the same to files.
+    The summary is ``final`` only if as many records were counted as the run's end announced; should
+    more of them come in late, it is published and written again.
+
+    Args:
+        output: the JSON file, ``{"runs": {run_id: summary}}``; always whole. Runs that are in it
+            already stay. None for none.
+        text: a text report of the same runs, None for none.
+        interval_s: seconds between two summaries of a run that goes on, at least.
+        relative_error: the largest relative error of percentiles that are not exact, e.g. 0.005.
+        exact_limit: up to how many values of one metric and phase percentiles are exact.
+    """
+
+    def __init__(
+        self,
+        output: Path | None = Path("phase-bus-summary.json"),
+        text: Path | None = None,
+        interval_s: float = 1.0,
+        relative_error: float = RELATIVE_ERROR,
+        exact_limit: int = EXACT_LIMIT,
+    ) -> None:
+        if not 1e-5 <= relative_error < 1:
+            raise ValueError(f"relative_error must be from 0.00001 to below 1, not {relative_error}")
+        if interval_s < 0 or exact_limit < 0:
+            raise ValueError("interval_s and exact_limit must not be negative")
+        self.output = output
+        self.text = text
+        self.interval_s = interval_s
+        self._options = Options(relative_error, exact_limit)
+        self._runs: dict[str, _Run] = {}
+        self._done: set[str] = set()  # runs with a final summary, which nothing changes any more
+        self._summaries: dict[str, dict[str, Any]] = {}
+        self._changed = False
+
+    async def start(self) -> None:
+        for option, path in (("output", self.output), ("text", self.text)):
+            if path is not None:
+                check_writable(path, option)
+        if self.output is not None:
+            self._summaries = _read_runs(self.output)
+
+    async def flush(self) -> None:
+        for run in self._runs.values():
+            self._summaries[run.state.run_id] = self._summary(run)
+            self._changed = True
+        self._write()
+
+    async def on_run_start(self, event: RunStart) -> None:
+        if event.run_id not in self._done:
+            self._run(event.run_id)
+
+    async def on_phase_start(self, event: PhaseEvent) -> None:
+        self._take_times(event)
+
+    async def on_phase_progress(self, event: PhaseEvent) -> None:
+        self._take_times(event)
+
+    async def on_phase_complete(self, event: PhaseEvent) -> None:
+        self._take_times(event)
+
+    async def on_records(self, event: Records) -> None:
+        if event.run_id in self._done:
+            self.log.warning("records came after all that were announced", run_id=event.run_id)
+            return
+        run = self._run(event.run_id)
+        run.state.update(RecordBatch(event))
+        if run.end is None:
+            self._tell_if_due(run)
+        elif run.final:
+            self._finish(run)
+            self._write()
+
+    async def on_run_complete(self, event: RunComplete) -> None:
+        if event.run_id in self._done:
+            return
+        run = self._run(event.run_id)
+        run.end = event
+        if not run.final:
+            self.log.warning(
+                "the summary is not complete",
+                run_id=event.run_id,
+                records=run.state.records,
+                expected_records=event.records,
+            )
+        self._finish(run)
+        self._write()
+
+    def _run(self, run_id: str) -> _Run:
+        run = self._runs.get(run_id)
+        if run is None:
+            run = self._runs[run_id] = _Run(RunState(run_id, self._options))
+        return run
+
+    def _take_times(self, event: PhaseEvent) -> None:
+        if event.run_id in self._done:
+            return
+        run = self._run(event.run_id)
+        phase = run.state.phase(event.phase)
+        phase.start_ns = phase.start_ns if event.stats.start_ns is None else event.stats.start_ns
+        phase.end_ns = phase.end_ns if event.stats.end_ns is None else event.stats.end_ns
+        self._tell_if_due(run)
+
+    def _tell_if_due(self, run: _Run) -> None:
+        now_s = time.monotonic()
+        if run.told_s is None:
+            run.told_s = now_s  # a run's first summary comes an interval after its first event
+        if now_s - run.told_s >= self.interval_s:
+            self._tell(run)
+            self._write()
+            run.told_s = time.monotonic()
+
+    def _tell(self, run: _Run) -> None:
+        run_id, summary = run.state.run_id, self._summary(run)
+        self._summaries[run_id] = summary
+        self._changed = True
+        self.publish(Summary(run_id=run_id, producer=self.name, final=run.final, result=summary))
+
+    def _finish(self, run: _Run) -> None:
+        """Tell the result at a run's end; what is not complete is kept for late records."""
+        self._tell(run)
+        if run.final:
+            del self._runs[run.state.run_id]
+            self._done.add(run.state.run_id)
+
+    def _summary(self, run: _Run) -> dict[str, Any]:
+        return summarize(run.state, final=run.final, end=run.end)
+
+    def _write(self) -> None:
+        if not self._changed:
+            return
+        if self.output is not None:
+            document = msgspec.json.encode({"runs": self._summaries})
+            write_whole(self.output, msgspec.json.format(document).decode() + "\n")
+        if self.text is not None:
+            write_whole(self.text, "\n".join(map(render_text, self._summaries.values())))
+        self._changed = False
+
+
+def _read_runs(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the summaries by run that an earlier process wrote to a file, if there is one.
+
+    Raises:
+        ConfigError: the file holds something else.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    if not content.strip():
+        return {}
+    try:
+        runs = msgspec.json.decode(content, type=dict[str, dict[str, dict[str, Any]]])["runs"]
+        return {run_id: runs[run_id] for run_id in runs if runs[run_id]["version"] == 1}
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise ConfigError(
+            f"output: {str(path)!r} exists and holds no summaries of ours; "
+            "give another file with output=..., or remove this one"
+        ) from error

@@ -1,0 +1,237 @@
+"""The ``logging`` consumer: one line for each thing that happens in a run::
+
+    [2026-01-31 12:00:10.250+00:00] PHASE_COMPLETE: PROFILING | Completed: 100, Cancelled: 0, Duration: 9.81s
+
+:class:`ExampleLoggingHook` writes the same lines from inside a load generator, without a bus.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+import structlog
+
+from phase_bus.consumer import Consumer
+from phase_bus.events import (
+    Drop,
+    EventBase,
+    PhaseComplete,
+    PhaseEvent,
+    PhaseProgress,
+    PhaseRef,
+    PhaseSendingComplete,
+    PhaseStart,
+    PhaseStats,
+    PhaseTimeout,
+    Receipt,
+    RunComplete,
+    RunStart,
+)
+from phase_bus.files import check_writable
+from phase_bus.hooks import BasePhaseLifecycleHook, PhaseTracker, to_stats
+
+logger = logging.getLogger(__name__)
+
+
+class PhaseLogger(Consumer):
+    """Write a line for each event of a phase or run, to a file or to standard output.
+
+    Args:
+        log_file: the file that lines are added to; standard output without one.
+        verbose: write all counts and the run's id, and lines for progress and receipts too.
+        json: write JSON lines: one object an event, with all it holds.
+    """
+
+    def __init__(self, log_file: Path | None = None, verbose: bool = False, json: bool = False) -> None:
+        self.log_file = log_file
+        self.verbose = verbose
+        self.json = json
+        self._file: TextIO | None = None
+
+    async def start(self) -> None:
+        if self.log_file is not None:
+            check_writable(self.log_file, "log_file")
+            self._file = self.log_file.open("a", encoding="utf-8")
+        # Flushes each line, so that a follower (tail -f) sees it at once.
+        self._lines = structlog.WriteLogger(self._file or sys.stdout)
+        self._objects = structlog.wrap_logger(
+            self._lines,
+            processors=[structlog.processors.JSONRenderer()],
+            wrapper_class=structlog.BoundLogger,
+        )
+
+    async def stop(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    async def _write(self, event: EventBase) -> None:
+        if self.json:
+            fields = msgspec.to_builtins(event)
+            self._objects.info(event.kind, timestamp=clock(event.ts_ns), **fields)
+        else:
+            self._lines.info(describe(event, self.verbose))
+
+    async def _write_if_verbose(self, event: EventBase) -> None:
+        if self.verbose:
+            await self._write(event)
+
+    # One method under several names: which names there are decides what is subscribed to.
+    on_run_start = on_run_complete = on_drop = _write
+    on_phase_start = on_phase_sending_complete = on_phase_timeout = on_phase_complete = _write
+    on_phase_progress = on_receipt = _write_if_verbose
+
+
+class EventHook(BasePhaseLifecycleHook):
+    """A phase hook that is given events: what a hook shares with the consumer of its kind."""
+
+    def take(self, event: PhaseEvent) -> None:
+        """Do something with what happened; the event's ``run_id`` is empty."""
+
+    async def on_phase_start(self, phase: Any, tracker: PhaseTracker) -> None:
+        self.take(PhaseStart(run_id="", phase=_ref(phase), stats=to_stats(tracker)))
+
+    async def on_phase_sending_complete(self, phase: Any, tracker: PhaseTracker) -> None:
+        self.take(PhaseSendingComplete(run_id="", phase=_ref(phase), stats=to_stats(tracker)))
+
+    async def on_phase_complete(self, phase: Any, tracker: PhaseTracker) -> None:
+        self.take(PhaseComplete(run_id="", phase=_ref(phase), stats=to_stats(tracker)))
+
+    async def on_phase_timeout(self, phase: Any, tracker: PhaseTracker) -> None:
+        stats = to_stats(tracker)
+        cut = stats.cancelled or stats.in_flight
+        self.take(PhaseTimeout(run_id="", phase=_ref(phase), stats=stats, requests_cut=cut))
+
+
+class ExampleLoggingHook(EventHook):
+    """Write a line for each event of a phase to a file.
+
+    Args:
+        log_file: the file that lines are added to. One that cannot be written is logged, not raised:
+            a hook must not disturb the load generator that calls it.
+        verbose: write all counts.
+    """
+
+    def __init__(self, log_file: str | Path = "/tmp/phases.log", verbose: bool = False) -> None:
+        self.log_file = Path(log_file)
+        self.verbose = verbose
+
+    def take(self, event: PhaseEvent) -> None:
+        try:
+            self.log_file.parent.mkdir(parents=True, exist_ok=True)
+            with self.log_file.open("a", encoding="utf-8") as file:
+                file.write(describe(event, self.verbose) + "\n")
+        except OSError as error:
+            logger.error("log_file %s cannot be written: %s", self.log_file, error)
+
+
+def describe(event: EventBase, verbose: bool = False) -> str:
+    """Return an event as one line: when, what, of what, and what is known of it."""
+    subject, details = _parts(event)
+    if verbose:
+        details |= _more(event)
+    text = ", ".join(f"{name}: {value}" for name, value in details.items() if value not in (None, ""))
+    line = f"[{clock(event.ts_ns)}] {event.kind.upper()}: {subject}" + (f" | {text}" if text else "")
+    return " ".join(line.splitlines())  # names and reasons come from outside
+
+
+def clock(ts_ns: int) -> str:
+    """Return a time in ns as local time, with milliseconds and the offset to UTC."""
+    return datetime.fromtimestamp(ts_ns / 1e9).astimezone().isoformat(" ", "milliseconds")
+
+
+def _parts(event: EventBase) -> tuple[str, dict[str, Any]]:
+    match event:
+        case PhaseEvent():
+            return event.phase.name.upper(), _phase_details(event)
+        case RunStart():
+            return event.run_id, {"Producer": event.producer, "Models": " ".join(event.models)}
+        case RunComplete():
+            dropped = sum(event.dropped.values()) or None
+            return event.run_id, {
+                "Status": event.status,
+                "Reason": event.reason,
+                "Records": event.records,
+                "Dropped": dropped,
+            }
+        case Drop():
+            lost = sum(event.events.values())
+            return event.source, {"Events": lost, "Records": event.records, "Reason": event.reason}
+        case Receipt():
+            topics = event.topics.values()
+            return event.consumer, {
+                "Complete": "yes" if event.complete else "no",
+                "Handled": sum(topic.handled for topic in topics),
+                "Failed": sum(topic.failed for topic in topics),
+                "Missed": sum(topic.missed for topic in topics),
+            }
+    return event.run_id, {}
+
+
+def _phase_details(event: PhaseEvent) -> dict[str, Any]:
+    stats = event.stats
+    match event:
+        case PhaseStart():
+            return {"Expected": _expected(stats)}
+        case PhaseProgress():
+            part = stats.progress(event.ts_ns)
+            return {
+                "Progress": None if part is None else f"{part:.0%}",
+                "Completed": stats.completed,
+                "In flight": stats.in_flight,
+                "Errors": stats.errors,
+            }
+        case PhaseSendingComplete():
+            return {"Sent": stats.sent, "Sending": _seconds(stats.sending_duration_s)}
+        case PhaseTimeout():
+            return {"Completed": stats.completed, "Cut": event.requests_cut}
+    return {
+        "Completed": stats.completed,
+        "Cancelled": stats.cancelled,
+        "Duration": _seconds(stats.duration_s) or "unknown",
+    }
+
+
+def _more(event: EventBase) -> dict[str, Any]:
+    match event:
+        case RunStart():  # its subject is the run already
+            return {"URLs": " ".join(event.urls), "Trial": event.trial, "Label": event.label}
+        case RunComplete():
+            return {}
+    if not isinstance(event, PhaseEvent):
+        return {"Run": event.run_id}
+    stats = event.stats
+    sessions = (stats.sent_sessions, stats.completed_sessions, stats.cancelled_sessions)
+    return {
+        "Sent": stats.sent,
+        "Completed": stats.completed,
+        "Cancelled": stats.cancelled,
+        "Errors": stats.errors,
+        "In flight": stats.in_flight,
+        "Sessions": "/".join(map(str, sessions)) if any(sessions) else None,
+        "Expected": _expected(stats),
+        "Sending": _seconds(stats.sending_duration_s),
+        "Run": event.run_id,
+    }
+
+
+def _expected(stats: PhaseStats) -> str:
+    bounds = {
+        "requests": stats.expected_requests,
+        "sessions": stats.expected_sessions,
+        "s": stats.expected_duration_s,
+    }
+    return " or ".join(f"{bound:g} {unit}" for unit, bound in bounds.items() if bound is not None)
+
+
+def _seconds(duration_s: float | None) -> str | None:
+    return None if duration_s is None else f"{duration_s:.2f}s"
+
+
+def _ref(phase: Any) -> PhaseRef:
+    name = str(getattr(phase, "value", phase))  # a string, an enum, or a PhaseRef
+    return PhaseRef(name, "warmup" if name.lower().startswith("warm") else "profiling")

@@ -1,0 +1,260 @@
+"""A histogram with logarithmic bins that answers quantiles with a bounded relative error.
+
+The method is DDSketch: C. Masson, J. E. Rim, H. K. Lee, "DDSketch: a fast and fully-mergeable quantile
+sketch with relative-error guarantees", PVLDB 12(12), 2019, with the store that collapses its lowest
+bins (section 2.2). Ours works on whole numpy columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+RELATIVE_ERROR = 0.005
+MAX_BINS = 4096
+
+
+def interpolate(low: FloatArray, high: FloatArray, fraction: FloatArray) -> FloatArray:
+    """Return the values that lie ``fraction`` (0 to 1) of the way from ``low`` to ``high``.
+
+    Equal ends come back unchanged, and ends of opposite sign near the largest float do not overflow.
+    """
+    between: FloatArray = low * (1.0 - fraction) + high * fraction
+    return np.where(low == high, low, between)
+
+
+def ranks(count: int, quantiles: Sequence[float]) -> tuple[IntArray, IntArray, FloatArray]:
+    """Return for each quantile (0 to 1) the two ranks it lies between, and how far along.
+
+    This is linear interpolation as ``numpy.percentile`` and AIPerf do it: the quantile ``q`` of ``n``
+    values lies at rank ``q * (n - 1)``, counted from 0.
+
+    Raises:
+        ValueError: a quantile is not between 0 and 1.
+    """
+    q = np.asarray(quantiles, dtype=np.float64)
+    if not np.all((q >= 0.0) & (q <= 1.0)):
+        raise ValueError(f"quantiles must lie between 0 and 1: {list(quantiles)}")
+    position = q * (count - 1)
+    low = np.floor(position).astype(np.int64)
+    high = np.minimum(low + 1, count - 1)
+    return low, high, position - low
+
+
+class Bins:
+    """Counts of integer keys, dense between the lowest and the highest key seen.
+
+    At most ``limit`` bins are kept: when the keys span more, those below the window that ends at the
+    highest key are counted in the window's lowest bin. Which keys that strikes depends on the highest
+    key alone, so the result is the same in whatever order values are added and bins merged.
+
+    Attributes:
+        limit: the largest number of bins.
+        offset: the key of the first bin.
+        counts: how often each key from ``offset`` on was seen; the first and last are never 0.
+        lowest: the lowest key ever seen, which may lie below ``offset``; None without any.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.offset = 0
+        self.counts: IntArray = np.zeros(0, dtype=np.int64)
+        self.lowest: int | None = None
+
+    @property
+    def total(self) -> int:
+        """How many keys were added."""
+        return int(self.counts.sum())
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether keys were too far below the highest one to keep a bin of their own."""
+        return self.lowest is not None and self.lowest < self.offset
+
+    def add(self, keys: IntArray) -> None:
+        """Count the keys, shape (n,), n at least 1. The array may be overwritten."""
+        lowest, highest = int(keys.min()), int(keys.max())
+        base = max(lowest, highest - self.limit + 1)
+        if base > lowest:
+            np.maximum(keys, base, out=keys)
+        keys -= base
+        self._absorb(base, np.bincount(keys), lowest)
+
+    def merge(self, other: Bins) -> None:
+        """Add the counts of other bins with the same limit, which stay as they are."""
+        if other.lowest is not None:
+            self._absorb(other.offset, other.counts, other.lowest)
+
+    def _absorb(self, base: int, counts: npt.NDArray[np.intp], lowest: int) -> None:
+        if self.lowest is None:
+            self.offset, self.counts, self.lowest = base, counts.astype(np.int64), lowest
+            return
+        self.lowest = min(self.lowest, lowest)
+        end = max(self.offset + len(self.counts), base + len(counts))
+        start = max(min(self.offset, base), end - self.limit)
+        if start != self.offset or end != self.offset + len(self.counts):
+            grown = np.zeros(end - start, dtype=np.int64)
+            _add_into(grown, start, self.offset, self.counts)
+            self.offset, self.counts = start, grown
+        _add_into(self.counts, start, base, counts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content; equal bins give equal dicts in equal order."""
+        counts = self.counts.astype("<i8").tobytes()
+        return {"offset": self.offset, "counts": counts, "lowest": self.lowest}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], limit: int) -> Bins:
+        """Return the bins that :meth:`to_dict` gave as ``data``."""
+        bins = cls(limit)
+        bins.offset, bins.lowest = data["offset"], data["lowest"]
+        bins.counts = np.frombuffer(data["counts"], "<i8").astype(np.int64)
+        return bins
+
+
+def _add_into(target: IntArray, start: int, base: int, counts: npt.NDArray[np.intp]) -> None:
+    """Add counts whose first key is ``base`` to a target whose first is ``start``."""
+    below = start - base
+    if below > 0:
+        target[0] += counts[:below].sum()
+        counts, base = counts[below:], start
+    target[base - start : base - start + len(counts)] += counts
+
+
+class DDSketch:
+    """Quantiles of any number of values, each within a relative error, in bounded memory.
+
+    A positive value ``v`` is counted in the bin ``ceil(log(v) / log(gamma))`` with
+    ``gamma = (1 + e) / (1 - e)``; negative values have bins of their own by magnitude, and zeros one
+    counter. At the bound on the number of bins those nearest to zero are collapsed: with the defaults
+    they then lie 17 orders of magnitude below the largest value of their sign.
+
+    All state is integer counts, so merging is exactly associative and commutative. Bins are found by
+    numpy's ``log``: a value within an ulp of a bin's edge may fall to either side on another processor.
+
+    Args:
+        relative_error: the largest relative error of a quantile, between 0 and 1.
+        max_bins: the largest number of bins for each sign; 8 bytes each.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(self, relative_error: float = RELATIVE_ERROR, max_bins: int = MAX_BINS) -> None:
+        if not 0.0 < relative_error < 1.0:
+            raise ValueError(f"relative_error must lie between 0 and 1, not {relative_error}")
+        if max_bins < 1:
+            raise ValueError(f"max_bins must be at least 1, not {max_bins}")
+        self.relative_error = relative_error
+        self.max_bins = max_bins
+        self._log_gamma = math.log1p(relative_error) - math.log1p(-relative_error)
+        self._positive = Bins(max_bins)
+        self._negative = Bins(max_bins)
+        self._zeros = 0
+
+    @property
+    def count(self) -> int:
+        """How many values were added."""
+        return self._positive.total + self._negative.total + self._zeros
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether values near zero lost the error bound, since the values span too many bins."""
+        return self._positive.collapsed or self._negative.collapsed
+
+    def update(self, values: FloatArray) -> None:
+        """Count a column of finite values, shape (n,), which stays as it is."""
+        if not len(values):
+            return
+        if values.min() > 0.0:
+            self._positive.add(self._keys(values))
+            return
+        positive, negative = values[values > 0.0], values[values < 0.0]
+        self._zeros += len(values) - len(positive) - len(negative)
+        if len(positive):
+            self._positive.add(self._keys(positive))
+        if len(negative):
+            self._negative.add(self._keys(-negative))
+
+    def merge(self, other: DDSketch) -> None:
+        """Add what another sketch counted; it stays as it is.
+
+        Raises:
+            ValueError: the other has another relative error or bound.
+        """
+        mine, theirs = (self.relative_error, self.max_bins), (other.relative_error, other.max_bins)
+        if mine != theirs:
+            raise ValueError(f"cannot merge sketches of (error, bins) {mine} and {theirs}")
+        self._positive.merge(other._positive)
+        self._negative.merge(other._negative)
+        self._zeros += other._zeros
+
+    def quantiles(self, quantiles: Sequence[float]) -> FloatArray:
+        """Return the values at quantiles between 0 and 1, shape (len,).
+
+        Each is within ``relative_error`` of what linear interpolation of the exact values gives (of
+        the larger of its two neighbours, where these differ in sign).
+
+        Raises:
+            ValueError: nothing was counted, or a quantile is not between 0 and 1.
+        """
+        if not self.count:
+            raise ValueError("no values, no quantiles")
+        low, high, fraction = ranks(self.count, quantiles)
+        values, counts = self._ascending()
+        ends = np.cumsum(counts)
+        return interpolate(
+            values[np.searchsorted(ends, low, side="right")],
+            values[np.searchsorted(ends, high, side="right")],
+            fraction,
+        )
+
+    def copy(self) -> DDSketch:
+        """Return a sketch of the same content that changes on its own."""
+        return DDSketch.from_dict(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content for msgpack; equal content gives equal bytes."""
+        return {
+            "relative_error": self.relative_error,
+            "max_bins": self.max_bins,
+            "zeros": self._zeros,
+            "positive": self._positive.to_dict(),
+            "negative": self._negative.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DDSketch:
+        """Return the sketch that :meth:`to_dict` gave as ``data``."""
+        sketch = cls(data["relative_error"], data["max_bins"])
+        sketch._zeros = data["zeros"]
+        sketch._positive = Bins.from_dict(data["positive"], sketch.max_bins)
+        sketch._negative = Bins.from_dict(data["negative"], sketch.max_bins)
+        return sketch
+
+    def _keys(self, magnitudes: FloatArray) -> IntArray:
+        scaled = np.log(magnitudes)
+        scaled *= 1.0 / self._log_gamma
+        return np.ceil(scaled, out=scaled).astype(np.int64)
+
+    def _ascending(self) -> tuple[FloatArray, IntArray]:
+        """Return the bins' values in ascending order and their counts."""
+        negative, positive = self._negative, self._positive
+        values = [-self._values(negative)[::-1], np.zeros(1), self._values(positive)]
+        counts = [negative.counts[::-1], np.array([self._zeros]), positive.counts]
+        return np.concatenate(values), np.concatenate(counts)
+
+    def _values(self, bins: Bins) -> FloatArray:
+        """Return for each bin the value that is off from both its edges by ``relative_error``."""
+        keys = np.arange(bins.offset, bins.offset + len(bins.counts))
+        # The topmost bin of all may end beyond the largest float.
+        exponent = np.minimum(keys * self._log_gamma + math.log1p(-self.relative_error), 709.78)
+        values: FloatArray = np.exp(exponent)
+        return values

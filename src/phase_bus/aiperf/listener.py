@@ -1,0 +1,93 @@
+"""Listening to AIPerf's own event bus, from a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+
+import zmq
+
+logger = logging.getLogger("phase_bus.aiperf")
+
+POLL_S = 0.05
+
+
+class BusListener:
+    """Calls back with each message of the chosen topics, and in between with ticks.
+
+    AIPerf's proxy binds and everybody else connects, so it need not be there yet. The thread is a daemon
+    with its own ZeroMQ context: it neither keeps the process alive nor touches AIPerf's sockets. An
+    exception of a callback is logged, once for each kind, and goes no further.
+
+    Args:
+        address: the backend of AIPerf's event bus.
+        topics: AIPerf's message types (``credit_phase_start`` ...).
+        on_message: called with the message type and its JSON.
+        on_tick: called at least every ``POLL_S`` seconds.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        topics: Iterable[str],
+        on_message: Callable[[str, bytes], None],
+        on_tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._address = address
+        self._topics = tuple(topics)
+        self._on_message = on_message
+        self._on_tick = on_tick
+        self._stopping = threading.Event()
+        self._complained: set[str] = set()
+        self._thread = threading.Thread(target=self._main, name="phase-bus-listener", daemon=True)
+
+    def start(self) -> None:
+        """Start listening."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 0.0) -> None:
+        """Stop listening; wait for the thread's end up to ``timeout_s`` seconds."""
+        self._stopping.set()
+        if timeout_s and self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def _main(self) -> None:
+        try:
+            context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+            try:
+                self._listen(context)
+            finally:
+                context.destroy(linger=0)
+        except Exception as error:
+            self._complain("listening to AIPerf's event bus", error)
+
+    def _listen(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        socket = context.socket(zmq.SUB)
+        socket.linger = 0
+        for topic in self._topics:
+            # With its end sign, or "credit_phase_start" would bring what only begins so.
+            socket.subscribe(f"{topic}$".encode())
+        socket.connect(self._address)
+        while not self._stopping.is_set():
+            if socket.poll(int(POLL_S * 1000)):
+                self._receive(socket)
+            self._call(self._on_tick)
+
+    def _receive(self, socket: zmq.Socket[bytes]) -> None:
+        frames = socket.recv_multipart(zmq.NOBLOCK)
+        if len(frames) == 2:
+            topic = frames[0].removesuffix(b"$").decode(errors="replace")
+            self._call(lambda: self._on_message(topic, frames[1]))
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception as error:
+            self._complain("handling a message of AIPerf's event bus", error)
+
+    def _complain(self, doing: str, error: Exception) -> None:
+        kind = f"{doing}: {type(error).__name__}"
+        if kind not in self._complained:
+            self._complained.add(kind)
+            logger.warning("phase-bus: %s failed: %r", doing, error, exc_info=error)

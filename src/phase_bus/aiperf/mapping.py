@@ -1,0 +1,322 @@
+"""From what AIPerf says to our events: pure functions, no state.
+
+AIPerf says it twice: as objects handed to the plugin in process, and as JSON on its own event bus. The
+Structs here name the few things needed of that JSON, each with a default, and have the attribute names
+of AIPerf's objects, so that one function serves both.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from phase_bus.events import PhaseKind, PhasePlan, PhaseRef, PhaseStats, RunStart, RunStatus
+
+# What is told of a request besides its metrics. Ids that say the same in other words are left out.
+RECORD_FIELDS = (
+    "session_num",
+    "x_request_id",
+    "x_correlation_id",
+    "conversation_id",
+    "turn_index",
+    "credit_issued_ns",
+    "request_start_ns",
+    "request_ack_ns",
+    "request_end_ns",
+    "worker_id",
+    "record_processor_id",
+    "was_cancelled",
+)
+
+_T = TypeVar("_T")
+
+
+class CreditStats(Struct, frozen=True, kw_only=True):
+    """What is needed of AIPerf's ``CreditPhaseStats``; ``final_*`` is set once it cannot change."""
+
+    phase: str = "profiling"
+    phase_index: int | None = None
+    phase_name: str | None = None
+    phase_kind: str | None = None
+    start_ns: int | None = None
+    sent_end_ns: int | None = None
+    requests_end_ns: int | None = None
+    total_expected_requests: int | None = None
+    expected_duration_sec: float | None = None
+    expected_num_sessions: int | None = None
+    expected_grace_period_sec: float | None = None
+    final_requests_sent: int | None = None
+    final_requests_completed: int | None = None
+    final_requests_cancelled: int | None = None
+    final_request_errors: int | None = None
+    final_sent_sessions: int | None = None
+    final_completed_sessions: int | None = None
+    final_cancelled_sessions: int | None = None
+    timeout_triggered: bool = False
+    grace_period_timeout_triggered: bool = False
+    was_cancelled: bool = False
+    requests_sent: int = 0
+    requests_completed: int = 0
+    requests_cancelled: int = 0
+    request_errors: int = 0
+    sent_sessions: int = 0
+    completed_sessions: int = 0
+    cancelled_sessions: int = 0
+
+
+class CreditConfig(Struct, frozen=True, kw_only=True):
+    """What is needed of AIPerf's ``CreditPhaseConfig``."""
+
+    phase: str = "profiling"
+    phase_index: int | None = None
+    phase_name: str | None = None
+    phase_kind: str | None = None
+    total_expected_requests: int | None = None
+    expected_num_sessions: int | None = None
+    expected_duration_sec: float | None = None
+    grace_period_sec: float | None = None
+    concurrency: int | None = None
+    request_rate: float | None = None
+
+
+class PhaseMessage(Struct, frozen=True, kw_only=True):
+    """A ``credit_phase_*`` message."""
+
+    stats: CreditStats | None = None
+
+
+class ConfiguredMessage(Struct, frozen=True, kw_only=True):
+    """A ``credit_phases_configured`` message."""
+
+    configs: list[CreditConfig] = []
+
+
+class StateMessage(Struct, frozen=True, kw_only=True):
+    """A ``system_state_changed`` message."""
+
+    state: str = ""
+
+
+class ErrorNote(Struct, frozen=True, kw_only=True):
+    """An error that AIPerf had with its results, not with a request."""
+
+    message: str = ""
+    details: Any = None
+
+
+class ProfileResults(Struct, frozen=True, kw_only=True):
+    """AIPerf's own results, as far as they say how the run ended."""
+
+    records: list[msgspec.Raw] | None = None
+    was_cancelled: bool = False
+    incomplete_reason: str | None = None
+    successful_request_count: int = 0
+    error_request_count: int = 0
+
+
+class Results(Struct, frozen=True, kw_only=True):
+    """What ``process_records_result`` carries."""
+
+    results: ProfileResults | None = None
+    errors: list[ErrorNote] = []
+
+
+class ResultsMessage(Struct, frozen=True, kw_only=True):
+    """A ``process_records_result`` message."""
+
+    results: Results | None = None
+
+
+class _RawResultsMessage(Struct, frozen=True, kw_only=True):
+    results: dict[str, Any] | None = None
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    status: RunStatus
+    reason: str = ""
+
+
+def decode(payload: bytes, kind: type[_T]) -> _T | None:
+    """Return a message of AIPerf's event bus, or None if it is not understood."""
+    try:
+        return msgspec.json.decode(payload, type=kind, strict=False)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def decode_summary(payload: bytes) -> dict[str, Any] | None:
+    """Return AIPerf's final results of a ``process_records_result`` message, as they are."""
+    message = decode(payload, _RawResultsMessage)
+    results = message.results.get("results") if message and message.results else None
+    return results if isinstance(results, dict) else None
+
+
+def phase_ref(source: Any) -> PhaseRef:
+    """Return which phase AIPerf means: by a phase's stats or config, or a record's metadata.
+
+    A record's metadata calls the kind of phase ``benchmark_phase``, the others call it ``phase``.
+    """
+    kind = getattr(source, "phase_kind", None)
+    if kind is None:
+        kind = getattr(source, "phase", None) or getattr(source, "benchmark_phase", None)
+    # An enum of strings: its value, not its name.
+    kind = str(getattr(kind, "value", kind)).lower()
+    known: PhaseKind = "warmup" if kind == "warmup" else "profiling"
+    index = getattr(source, "phase_index", None)
+    if index is None:
+        index = 0 if known == "warmup" else 1
+    return PhaseRef(getattr(source, "phase_name", None) or known, known, index)
+
+
+def phase_stats(source: Any) -> PhaseStats:
+    """Return the counts of AIPerf's phase stats, from its object or a :class:`CreditStats`."""
+    try:
+        return _phase_stats(source)
+    except AttributeError:  # an AIPerf that has not all of them: what it has, and the defaults
+        known = {name: getattr(source, name) for name in _CREDIT_FIELDS if hasattr(source, name)}
+        return _phase_stats(CreditStats(**known))
+
+
+_CREDIT_FIELDS = CreditStats.__struct_fields__
+
+
+def _phase_stats(s: Any) -> PhaseStats:
+    sent = _final(s.final_requests_sent, s.requests_sent)
+    completed = _final(s.final_requests_completed, s.requests_completed)
+    cancelled = _final(s.final_requests_cancelled, s.requests_cancelled)
+    return PhaseStats(
+        sent=sent,
+        completed=completed,
+        cancelled=cancelled,
+        errors=_final(s.final_request_errors, s.request_errors),
+        in_flight=max(sent - completed - cancelled, 0),
+        sent_sessions=_final(s.final_sent_sessions, s.sent_sessions),
+        completed_sessions=_final(s.final_completed_sessions, s.completed_sessions),
+        cancelled_sessions=_final(s.final_cancelled_sessions, s.cancelled_sessions),
+        start_ns=s.start_ns,
+        sent_end_ns=s.sent_end_ns,
+        end_ns=s.requests_end_ns,
+        expected_requests=s.total_expected_requests,
+        expected_duration_s=s.expected_duration_sec,
+        expected_sessions=s.expected_num_sessions,
+        grace_period_s=s.expected_grace_period_sec,
+        timeout_triggered=s.timeout_triggered,
+        grace_period_timeout_triggered=s.grace_period_timeout_triggered,
+        was_cancelled=s.was_cancelled,
+    )
+
+
+def _final(final: int | None, so_far: int) -> int:
+    return so_far if final is None else final
+
+
+def plan_of_credit_config(config: CreditConfig) -> PhasePlan:
+    """Return the plan of a phase as AIPerf's event bus tells it."""
+    return PhasePlan(
+        phase=phase_ref(config),
+        expected_requests=config.total_expected_requests,
+        expected_duration_s=config.expected_duration_sec,
+        expected_sessions=config.expected_num_sessions,
+        grace_period_s=config.grace_period_sec,
+        concurrency=config.concurrency,
+        request_rate=config.request_rate,
+    )
+
+
+def plans_of_run(run: Any) -> tuple[PhasePlan, ...]:
+    """Return the plans of all phases in a run's configuration (``run.cfg.phases``)."""
+    return tuple(_plan(phase, index) for index, phase in enumerate(run.cfg.phases))
+
+
+def _plan(config: Any, index: int) -> PhasePlan:
+    name = str(getattr(config, "name", "profiling"))
+    stated = getattr(config, "kind", None) or name
+    kind: PhaseKind = "warmup" if str(stated) == "warmup" else "profiling"
+    return PhasePlan(
+        phase=PhaseRef(name, kind, index),
+        expected_requests=_whole(config, "requests"),
+        expected_duration_s=_number(config, "duration"),
+        expected_sessions=_whole(config, "sessions"),
+        grace_period_s=_number(config, "grace_period"),
+        concurrency=_whole(config, "concurrency"),
+        request_rate=_number(config, "rate"),
+    )
+
+
+def _number(config: Any, name: str) -> float | None:
+    # What a sweep or a ramp varies need not be a number.
+    value = getattr(config, name, None)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _whole(config: Any, name: str) -> int | None:
+    value = _number(config, name)
+    return None if value is None else int(value)
+
+
+def run_start(run: Any, version: str) -> RunStart:
+    """Return the start of a run, from AIPerf's ``BenchmarkRun``. What cannot be read is left out."""
+    return RunStart(
+        run_id=str(run.benchmark_id),
+        producer=f"aiperf {version}".strip(),
+        models=_read(lambda: tuple(map(str, run.cfg.get_model_names())), ()),
+        urls=_read(lambda: tuple(map(str, run.cfg.endpoint.urls)), ()),
+        sweep_id=_read(lambda: run.sweep_id, None),
+        trial=_read(lambda: run.trial, None),
+        label=_read(lambda: run.label or None, None),
+        variation=_read(lambda: _plain(run.variation), {}),
+    )
+
+
+def _read(get: Any, default: Any) -> Any:
+    try:
+        return get()
+    except Exception:  # another AIPerf calls it otherwise: less is told, and nothing breaks
+        return default
+
+
+def _plain(variation: Any) -> dict[str, Any]:
+    if variation is None:
+        return {}
+    values = {"label": variation.label, **variation.values}
+    plain: dict[str, Any] = msgspec.to_builtins(values, enc_hook=str)
+    return plain
+
+
+def record_error(error: Any) -> tuple[str, str, int | None] | None:
+    """Return a record's error as type, message and code, or None for a record without."""
+    if error is None:
+        return None
+    code = getattr(error, "code", None)
+    return (
+        str(getattr(error, "type", None) or "Error"),
+        str(getattr(error, "message", "")),
+        code if isinstance(code, int) else None,
+    )
+
+
+def outcome(results: Results | None) -> Outcome:
+    """Return how a run ended, by AIPerf's own results.
+
+    ``failed`` is what makes AIPerf 0.13 exit with 1: no results, an error of its own marked as fatal,
+    or not one successful request. Results it calls incomplete exit with 0 and are told as a reason.
+    """
+    profile = results.results if results is not None else None
+    if results is None or profile is None:
+        return Outcome("failed", "AIPerf had no results")
+    reason = profile.incomplete_reason or ""
+    if profile.was_cancelled:
+        return Outcome("cancelled", reason)
+    for error in results.errors:
+        if isinstance(error.details, dict) and error.details.get("fatal"):
+            return Outcome("failed", error.message)
+    failed = profile.error_request_count
+    if failed and not profile.successful_request_count:
+        return Outcome("failed", f"all {failed} requests failed")
+    if not profile.records:
+        return Outcome("failed", reason or "AIPerf had no results")
+    return Outcome("completed", reason)

@@ -1,0 +1,94 @@
+"""``phase-bus attach``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from phase_bus.aiperf.attach import (
+    DEFAULT_PORT,
+    SILENCE_S,
+    ipc_address,
+    run_attach,
+    tcp_address,
+)
+from phase_bus.cli.options import AddressOption, configure_logging, parse_address
+from phase_bus.client import BusClient
+from phase_bus.errors import ConfigError, PhaseBusError
+from phase_bus.publisher import Publisher
+
+
+def attach(
+    *,
+    ipc_path: Path | None = None,
+    tcp: Annotated[str | None, Parameter(help="HOST or HOST:PORT of AIPerf's event bus.")] = None,
+    address: AddressOption = None,
+    run_id: str | None = None,
+    timeout_s: float = SILENCE_S,
+) -> int:
+    """Follow a run of AIPerf from outside, where the plugin is not installed.
+
+    Publishes phase events and AIPerf's own results, but no request records: those do not travel on
+    AIPerf's event bus. Give it the directory that AIPerf got by --zmq-ipc-path, or the host it got by
+    --zmq-host. It waits for AIPerf to start, and ends with the run.
+
+    Examples:
+
+        phase-bus attach --ipc-path /tmp/aiperf-ipc
+
+        phase-bus attach --tcp 10.0.0.7:5664 --address tcp://127.0.0.1:5670
+
+    Args:
+        ipc_path: The directory of AIPerf's sockets.
+        run_id: What to call the run; AIPerf's event bus does not tell its own id.
+        timeout_s: Seconds of silence after which AIPerf is taken for lost.
+    """
+    configure_logging()
+    source = _source(ipc_path, tcp)
+    where = parse_address(address)
+    with BusClient(where) as client:
+        client.status()
+    stop = threading.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: stop.set())
+    print(
+        f"phase-bus: waiting for AIPerf at {source}; phase events and results only, no request records",
+        file=sys.stderr,
+        flush=True,
+    )
+    with Publisher(str(where), name="attach") as publisher:
+        report = run_attach(source, publisher, run_id=run_id, timeout_s=timeout_s, stop=stop)
+        publisher.flush(timeout_s=10.0)
+    if publisher.undelivered:
+        raise PhaseBusError(
+            f"{sum(publisher.undelivered.values())} events were not delivered to {where}; "
+            "is the bus still running?"
+        )
+    if report.status is None:
+        print("phase-bus: AIPerf was not heard", file=sys.stderr)
+        return 1
+    reason = f" ({report.reason})" if report.reason else ""
+    print(
+        f"phase-bus: run {report.run_id} {report.status}{reason}, {report.phases} phases",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _source(ipc_path: Path | None, tcp: str | None) -> str:
+    if (ipc_path is None) == (tcp is None):
+        raise ConfigError("give either --ipc-path DIRECTORY or --tcp HOST[:PORT], as AIPerf was given")
+    if ipc_path is not None:
+        return ipc_address(ipc_path)
+    assert tcp is not None
+    host, colon, port = tcp.rpartition(":")
+    if not colon:
+        return tcp_address(tcp)
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"--tcp {tcp!r}: write HOST or HOST:PORT, as in 127.0.0.1:{DEFAULT_PORT}")
+    return tcp_address(host.strip("[]"), int(port))

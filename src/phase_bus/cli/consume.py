@@ -1,0 +1,67 @@
+"""``phase-bus consume``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from phase_bus.cli.options import (
+    AddressOption,
+    StopOnEof,
+    configure_logging,
+    key_values,
+    parse_address,
+)
+from phase_bus.consumer import build_consumer
+from phase_bus.errors import ConfigError
+from phase_bus.registry import Registry
+from phase_bus.runner import ConsumerRunner
+
+
+def consume(
+    consumer: str,
+    *,
+    address: AddressOption = None,
+    set_: Annotated[
+        list[str] | None,
+        Parameter(name="--set", negative=(), help="An option of the consumer: key=value. Repeatable."),
+    ] = None,
+    name: str | None = None,
+    stop_on_eof: StopOnEof = False,
+) -> None:
+    """Run one consumer, in this process, until Ctrl-C or SIGTERM.
+
+    It waits for the bus if there is none yet. The first signal lets it finish what has arrived and write
+    out; a second one ends it at once.
+
+    Examples:
+
+        phase-bus consume logging --set verbose=true
+
+        phase-bus consume my_module:MyConsumer --address tcp://127.0.0.1:5670
+
+    Args:
+        consumer: A name that 'phase-bus consumers' lists, or module:Class.
+        name: What to call it on the bus; by default the consumer's own name.
+    """
+    configure_logging()
+    where = parse_address(address)
+    cls = Registry.load().resolve(consumer)
+    built = build_consumer(cls, name or consumer, key_values(set_))
+
+    async def run() -> None:
+        runner = ConsumerRunner(built, where)
+        runner.install_signals()
+        if stop_on_eof:
+            runner.stop_on_eof(sys.stdin.fileno())
+        await runner.run()
+
+    try:
+        asyncio.run(run())
+    except OSError as error:
+        raise ConfigError(
+            f"consumer {built.name!r}: {error}; check the files and addresses among its options"
+        ) from error

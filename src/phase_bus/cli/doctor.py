@@ -1,0 +1,164 @@
+"""``phase-bus doctor``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+import zmq
+from cyclopts import Parameter
+from msgspec import Struct
+from rich.console import Console
+
+from phase_bus import __version__
+from phase_bus.address import ADDRESS_VARIABLE, Address, default_address
+from phase_bus.cli.options import AddressOption, JsonOption
+from phase_bus.client import BusClient
+from phase_bus.errors import PhaseBusError
+from phase_bus.registry import Registry
+
+Verdict: TypeAlias = Literal["ok", "note", "wrong"]
+
+_MARKS = {"ok": "[green]ok   [/]", "note": "[yellow]note [/]", "wrong": "[red]wrong[/]"}
+_AIPERF_TIMEOUT_S = 60.0
+_ERROR_LINE = re.compile(r"[\w.]+(Error|Exception|Found)\b")
+# Asks AIPerf itself, in a process of its own, since importing it is slow and may fail.
+_ASK_AIPERF = """
+from aiperf.plugin import plugins
+from aiperf.plugin.enums import PluginType
+names = [entry.name for entry in plugins.iter_entries(PluginType.STREAM_EXPORTER)]
+plugins.get_class(PluginType.STREAM_EXPORTER, "phase_bus")
+print(",".join(names))
+"""
+
+
+class Finding(Struct, frozen=True):
+    """One thing that was looked at.
+
+    Attributes:
+        verdict: ``ok``; ``note`` for what may be as intended; ``wrong`` for what must be mended.
+        subject: what was looked at.
+        text: what was found, and the remedy.
+    """
+
+    verdict: Verdict
+    subject: str
+    text: str
+
+
+def doctor(
+    *,
+    address: AddressOption = None,
+    timeout_s: Annotated[float, Parameter(help="Seconds to wait for the bus.")] = 2.0,
+    json: JsonOption = False,
+) -> int:
+    """Say what is installed, whether AIPerf sees the plugin, and whether the address works.
+
+    Exits with 1 if something is wrong.
+
+    Examples:
+
+        phase-bus doctor
+
+        phase-bus doctor --address tcp://127.0.0.1:5670
+    """
+    findings = [*_installed(), *_aiperf(), *_consumers(), *_bus(address, timeout_s)]
+    if json:
+        print(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
+    else:
+        console = Console(highlight=False)
+        for f in findings:
+            console.print(f"{_MARKS[f.verdict]} {f.subject:<12} {f.text}", soft_wrap=True)
+    return int(any(f.verdict == "wrong" for f in findings))
+
+
+def _installed() -> Iterator[Finding]:
+    version = platform.python_version()
+    right = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    yield Finding(
+        "ok" if right else "wrong",
+        "python",
+        f"{version} ({sys.executable})" + ("" if right else "; phase-bus wants 3.11 to 3.13"),
+    )
+    yield Finding(
+        "ok",
+        "phase-bus",
+        f"{__version__}, with pyzmq {zmq.pyzmq_version()} (libzmq {zmq.zmq_version()}), "
+        f"msgspec {importlib.metadata.version('msgspec')}",
+    )
+
+
+def _aiperf() -> Iterator[Finding]:
+    try:
+        version = importlib.metadata.version("aiperf")
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(
+            "note",
+            "aiperf",
+            "not installed in this environment; install 'phase-bus[aiperf]' where AIPerf runs",
+        )
+        return
+    tested = version.startswith("0.13.")
+    yield Finding(
+        "ok" if tested else "note",
+        "aiperf",
+        version + ("" if tested else "; the plugin was tested with 0.13"),
+    )
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-c", _ASK_AIPERF],
+            capture_output=True,
+            text=True,
+            timeout=_AIPERF_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        yield Finding("wrong", "plugin", f"AIPerf did not answer within {_AIPERF_TIMEOUT_S:g} s")
+        return
+    if answer.returncode == 0:
+        yield Finding("ok", "plugin", "AIPerf sees the stream exporter 'phase_bus'")
+    else:
+        lines = answer.stderr.strip().splitlines() or ["no reason given"]
+        reason = next((line for line in lines if _ERROR_LINE.match(line)), lines[-1])
+        yield Finding(
+            "wrong",
+            "plugin",
+            f"AIPerf does not see it: {reason}; install phase-bus into AIPerf's own environment",
+        )
+
+
+def _consumers() -> Iterator[Finding]:
+    registry = Registry.load()
+    for name in registry.consumers:
+        try:
+            registry.resolve(name)
+        except PhaseBusError as error:
+            yield Finding("wrong", "consumer", str(error))
+    yield Finding("ok", "consumers", ", ".join(registry.consumers))
+
+
+def _bus(address: str | None, timeout_s: float) -> Iterator[Finding]:
+    text = address or default_address()
+    origin = "given"
+    if address is None:
+        origin = f"${ADDRESS_VARIABLE}" if os.environ.get(ADDRESS_VARIABLE) else "the default"
+    try:
+        with BusClient(Address.parse(text)) as client:
+            status = client.status(timeout_s)
+    except PhaseBusError as error:
+        asked_for = origin != "the default"
+        yield Finding("wrong" if asked_for else "note", "bus", f"{error} (address: {origin})")
+        return
+    yield Finding(
+        "ok",
+        "bus",
+        f"answers at {text} ({origin}): pid {status.pid}, {len(status.clients)} clients, "
+        f"{len(status.runs)} runs",
+    )

@@ -1,0 +1,80 @@
+"""``phase-bus simulate``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from phase_bus.cli.options import AddressOption, configure_logging, parse_address
+from phase_bus.client import BusClient
+from phase_bus.errors import PhaseBusError
+from phase_bus.publisher import Publisher
+from phase_bus.simulation import Simulation
+
+
+def simulate(
+    *,
+    address: AddressOption = None,
+    requests: Annotated[int, Parameter(name=["--requests", "-n"])] = 2000,
+    rate: Annotated[float, Parameter(name=["--rate", "-r"])] = 500.0,
+    warmup: int = 50,
+    error_rate: float = 0.01,
+    progress_s: float = 0.5,
+    runs: int = 1,
+    seed: int = 0,
+    run_id: str | None = None,
+) -> None:
+    """Publish a synthetic run of any size and rate, for trying things without AIPerf.
+
+    The records have the metrics that AIPerf's have; the numbers are drawn at random, the same for the
+    same seed.
+
+    Examples:
+
+        phase-bus exec --with aggregator -- phase-bus simulate --requests 10000 --rate 2000
+
+        phase-bus simulate --requests 1000000 --rate 0 --address tcp://127.0.0.1:5670
+
+    Args:
+        requests: Requests of the profiling phase.
+        rate: Requests a second; 0 for as fast as possible.
+        warmup: Requests of the warm-up phase before it; 0 for none.
+        error_rate: The share of requests that fail, 0 to 1.
+        progress_s: Seconds between progress events.
+        runs: How many runs, one after another.
+        seed: What the numbers are drawn from.
+        run_id: The run's id; by default a new one. With several runs, '-2' and so on is added.
+    """
+    configure_logging()
+    for value, name in ((requests, "requests"), (rate, "rate"), (warmup, "warmup"), (runs, "runs")):
+        if value < 0:
+            raise PhaseBusError(f"--{name} {value}: must not be negative")
+    if not 0 <= error_rate <= 1:
+        raise PhaseBusError(f"--error-rate {error_rate}: must lie between 0 and 1")
+    where = parse_address(address)
+    if not where.direct:
+        with BusClient(where) as client:
+            client.status()
+    bind = str(where) if where.direct else None
+    with Publisher(None if bind else str(where), bind=bind, name="simulate") as publisher:
+        for number in range(1, runs + 1):
+            simulation = Simulation(
+                publisher,
+                run_id=run_id if run_id is None or number == 1 else f"{run_id}-{number}",
+                requests=requests,
+                rate=rate,
+                warmup=warmup,
+                error_rate=error_rate,
+                progress_s=progress_s,
+                seed=seed + number - 1,
+            )
+            simulation.run()
+            print(f"run {simulation.run_id}: {requests + warmup} records published", file=sys.stderr)
+        publisher.flush(timeout_s=60.0)
+    if publisher.undelivered:
+        raise PhaseBusError(
+            f"{sum(publisher.undelivered.values())} events were not delivered to {where}; "
+            "is the bus still running?"
+        )

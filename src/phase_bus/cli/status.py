@@ -1,0 +1,78 @@
+"""``phase-bus status``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from phase_bus.cli.options import AddressOption, JsonOption, parse_address
+from phase_bus.client import BusClient
+from phase_bus.control import Status
+
+
+def status(*, address: AddressOption = None, json: JsonOption = False) -> None:
+    """Show who is on the bus, and how the runs are.
+
+    Examples:
+
+        phase-bus status
+
+        phase-bus status --address tcp://127.0.0.1:5670 --json
+    """
+    with BusClient(parse_address(address)) as client:
+        reply = client.status()
+    if json:
+        print(msgspec.json.format(msgspec.json.encode(reply), indent=2).decode())
+        return
+    show_status(reply, Console(highlight=False))
+
+
+def show_status(status: Status, console: Console) -> None:
+    """Print a bus's status as tables."""
+    console.print(
+        f"bus {status.bus_id[:8]} (pid {status.pid}) at {' and '.join(status.addresses)}, "
+        f"up {status.uptime_s:.0f} s, {status.events} events taken in, {status.dropped} set aside"
+    )
+    clients = _table("ROLE", "NAME", "STATE", "PID", "HOST", "EVENTS", "FAILED", "LAST HEARD")
+    for c in sorted(status.clients, key=lambda c: (c.role, c.name)):
+        style = {"ready": "green", "silent": "red", "failed": "red", "stopped": "dim"}.get(c.state, "")
+        clients.add_row(
+            c.role,
+            c.name,
+            f"[{style}]{c.state}[/]" if style else c.state,
+            str(c.pid),
+            c.host,
+            str(c.received),
+            str(c.failed),
+            f"{c.age_s:.1f} s ago",
+        )
+    console.print(clients if status.clients else "no publishers or consumers")
+    runs = _table("RUN", "STATUS", "STARTED", "DURATION", "EVENTS", "PUBLISHER", "HANDLED BY")
+    for run in status.runs:
+        started = datetime.fromtimestamp(run.started_ns / 1e9).astimezone()
+        duration = f"{(run.ended_ns - run.started_ns) / 1e9:.1f} s" if run.ended_ns else ""
+        handled = [
+            c.name + ("" if run.run_id not in c.incomplete_runs else " (incomplete)")
+            for c in status.clients
+            if run.run_id in c.handled_runs
+        ]
+        runs.add_row(
+            run.run_id,
+            run.status,
+            f"{started:%H:%M:%S}",
+            duration,
+            str(run.events),
+            run.publisher,
+            ", ".join(handled),
+        )
+    console.print(runs if status.runs else "no runs yet")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

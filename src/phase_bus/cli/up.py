@@ -1,0 +1,58 @@
+"""``phase-bus up``."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from phase_bus.address import default_address
+from phase_bus.cli.options import AddressesOption, WithOption, configure_logging
+from phase_bus.config import Config, load_config
+from phase_bus.rig import Rig
+
+
+def up(
+    *,
+    config: Annotated[Path | None, Parameter(name=["--config", "-c"])] = None,
+    with_: WithOption = None,
+    address: AddressesOption = None,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
+) -> None:
+    """Run a bus and consumers in the foreground, for benchmarks started elsewhere.
+
+    Several runs may come and go. Ctrl-C or SIGTERM lets the consumers finish and ends everything.
+
+    Examples:
+
+        phase-bus up -c bus.yaml
+
+        phase-bus up --with logging --address tcp://127.0.0.1:5670
+
+    Args:
+        config: A YAML file that names the consumers, their options, and addresses.
+        quiet: Show nothing but what the consumers print, and what goes wrong.
+    """
+    configure_logging()
+    loaded = load_config(config, with_ or [], address or [])
+    if not loaded.address:
+        loaded = load_config(config, with_ or [], [default_address()])
+    asyncio.run(_run(loaded, quiet))
+
+
+async def _run(config: Config, quiet: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(signum, stop.set)
+    async with Rig(config, Console(stderr=True, highlight=False), quiet=quiet) as rig:
+        names = ", ".join(consumer.title for consumer in config.consumers) or "none"
+        if not quiet:
+            rig.progress.note(f"bus ready at {rig.address}; consumers ready: {names}; Ctrl-C ends it")
+        await stop.wait()
+        if not quiet:
+            rig.progress.note("stopping")

@@ -1,0 +1,74 @@
+"""Asking a bus something, from a program that is neither publisher nor consumer."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+import zmq
+
+from phase_bus.address import Address
+from phase_bus.control import EndRuns, Reply, Request, Status, StatusRequest
+from phase_bus.errors import BusUnreachableError
+from phase_bus.wire import decode_reply, encode_control
+
+
+class BusClient:
+    """Asks one bus, and waits for its answers.
+
+    Args:
+        address: where the bus is.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._dealer = self._context.socket(zmq.DEALER)
+        self._dealer.setsockopt(zmq.LINGER, 0)
+        self._dealer.setsockopt(zmq.RECONNECT_IVL, 20)
+        self._dealer.connect(address.control)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def status(self, timeout_s: float = 3.0) -> Status:
+        """Return who is on the bus and how the runs are.
+
+        Raises:
+            BusUnreachableError: no answer came in time.
+        """
+        reply = self._ask(StatusRequest(), timeout_s, Status)
+        assert isinstance(reply, Status)
+        return reply
+
+    def end_runs(self, reason: str, timeout_s: float = 3.0) -> None:
+        """Let every run that is going on end as ``lost``: their publishers are known to be gone.
+
+        Raises:
+            BusUnreachableError: no answer came in time.
+        """
+        self._ask(EndRuns(reason=reason), timeout_s, None)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._dealer.close()
+        self._context.term()
+
+    def _ask(self, request: Request, timeout_s: float, wanted: type[Reply] | None) -> Reply:
+        self._dealer.send(encode_control(request))
+        deadline_s = time.monotonic() + timeout_s
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            if self._dealer.poll(max(left_s, 0.0) * 1000):
+                reply = decode_reply(self._dealer.recv())
+                if wanted is None or isinstance(reply, wanted):
+                    return reply
+        raise BusUnreachableError(str(self.address), timeout_s)

@@ -1,0 +1,111 @@
+"""Running the benchmark's command as if it had been typed into the shell itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+from phase_bus.errors import ConfigError
+
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_LOOK_S = 0.2
+
+
+def check_command(command: Sequence[str]) -> None:
+    """See that a command can be found before anything is started for it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if shutil.which(command[0]) is None:
+        raise ConfigError(
+            f"command {command[0]!r}: not found, or not executable; check its name and $PATH"
+        )
+
+
+async def run_in_foreground(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command with our terminal and files; return its exit code, negative for a signal.
+
+    It gets a process group of its own, as a shell gives it one, and the terminal with it: Ctrl-C and
+    Ctrl-Z reach the command alone. Signals sent to this process are passed on to the group.
+    """
+    process = await asyncio.create_subprocess_exec(*command, env=dict(environment), process_group=0)
+    with _terminal_given_to(process.pid), _signals_forwarded_to(process.pid):
+        watcher = asyncio.create_task(_follow_suspension(process.pid))
+        try:
+            return await process.wait()
+        finally:
+            watcher.cancel()
+
+
+@contextmanager
+def _signals_forwarded_to(group: int) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+
+    def forward(signum: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signum)
+
+    for signum in _FORWARDED:
+        loop.add_signal_handler(signum, forward, signum)
+    try:
+        yield
+    finally:
+        for signum in _FORWARDED:
+            loop.remove_signal_handler(signum)
+
+
+@contextmanager
+def _terminal_given_to(group: int) -> Iterator[None]:
+    if not _owns_terminal():
+        yield
+        return
+    _hand_terminal_to(group)
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGCONT)  # in case it asked for the terminal before it had it
+    try:
+        yield
+    finally:
+        _hand_terminal_to(os.getpgrp())
+
+
+def _owns_terminal() -> bool:
+    try:
+        return os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        return False
+
+
+def _hand_terminal_to(group: int) -> None:
+    # A process in the background that changes this is stopped, unless it ignores the signal for it.
+    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    try:
+        with suppress(OSError):
+            os.tcsetpgrp(sys.stdin.fileno(), group)
+    finally:
+        signal.signal(signal.SIGTTOU, before)
+
+
+async def _follow_suspension(pid: int) -> None:
+    """When the command is suspended (Ctrl-Z), suspend this process too, and later continue both."""
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        try:
+            stopped = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG)
+        except ChildProcessError:
+            return
+        if stopped is None:
+            continue
+        had_terminal = os.isatty(0)
+        if had_terminal:
+            _hand_terminal_to(os.getpgrp())
+        os.kill(os.getpid(), signal.SIGSTOP)
+        if had_terminal:
+            _hand_terminal_to(pid)
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGCONT)
