@@ -3,7 +3,7 @@
 #   make PYTHON=/path/to/python ... names the Python that .venv is made with
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench schemas clean
 
 export PYTHON
 
@@ -30,6 +30,9 @@ lint: $(DEV)  ## Check style, format and types
 
 bench: $(DEV)  ## Measure the budgets, each side by side with what it is compared to
 	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+schemas: $(DEV)  ## Write schemas/ anew from the event types
+	@$(BIN)/python scripts/make_schemas.py
 
 clean:  ## Remove .venv, the demo's output, caches and builds
 	rm -rf $(VENV) .venv.lock demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

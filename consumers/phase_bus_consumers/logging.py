@@ -1,6 +1,6 @@
 """The ``logging`` consumer: one line for each thing that happens in a run::
 
-    [2026-01-31 12:00:10.250+00:00] PHASE_COMPLETE: PROFILING | Completed: 100, Cancelled: 0, Duration: 9.81s
+    [2026-01-31 12:00:10.250+00:00] PHASE_COMPLETE: WARMUP | Completed: 100, Cancelled: 0, Duration: 9.81s
 
 :class:`ExampleLoggingHook` writes the same lines from inside a load generator, without a bus.
 """

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from phase_bus.consumer import Consumer
+from phase_bus.errors import ConfigError
 from phase_bus.events import (
     EventBase,
     PhaseComplete,
@@ -108,20 +109,26 @@ class Run(Struct, kw_only=True):
                 self.status, self.reason = event.status, event.reason
 
 
+class _File(Struct):
+    runs: dict[str, Run]
+
+
 class PhaseMetrics(Consumer):
     """Keep events, counts and durations of each phase in a JSON file, while the run goes on.
 
     Args:
-        output: the file: ``{"runs": {run_id: {"status": ..., "phases": {name: ...}}}}``.
+        output: the file: ``{"runs": {run_id: {"status": ..., "phases": {name: ...}}}}``. Runs that are
+            in it already stay.
     """
 
-    def __init__(self, output: Path = Path("phase_metrics.json")) -> None:
+    def __init__(self, output: Path = Path("phase-bus-metrics.json")) -> None:
         self.output = output
         self._runs: dict[str, Run] = {}
 
     async def start(self) -> None:
         check_writable(self.output, "output")
-        self._write()  # what an earlier process left there is not ours
+        self._runs = _read_runs(self.output)
+        self._write()
 
     async def flush(self) -> None:
         self._write()  # again, in case the last write failed
@@ -160,6 +167,18 @@ class ExampleMetricsCollectorHook(EventHook):
             write_whole(self.output_file, _json({"phases": self.phases}))
         except OSError as error:
             logger.error("output_file %s cannot be written: %s", self.output_file, error)
+
+
+def _read_runs(path: Path) -> dict[str, Run]:
+    if not path.exists() or not (content := path.read_bytes().strip()):
+        return {}
+    try:
+        return msgspec.json.decode(content, type=_File).runs
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"output: {str(path)!r} holds something else than metrics of runs and is left as it is; "
+            "give another file with output=..."
+        ) from error
 
 
 def _json(document: dict[str, dict[str, Run]] | dict[str, dict[str, Phase]]) -> str:

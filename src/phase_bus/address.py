@@ -16,6 +16,7 @@ from phase_bus.errors import AddressError
 ADDRESS_VARIABLE = "PHASE_BUS_ADDRESS"
 FORMS = "write ipc:///some/directory or tcp://host:port"
 _MAX_IPC_PATH = 107  # sun_path of a Unix socket, less its closing zero
+_PORT = re.compile(r"[0-9]{1,5}")
 _HOST = re.compile(r"\*|\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.-]+")
 
 
@@ -50,14 +51,17 @@ class Address(Struct, frozen=True):
         if scheme == "ipc":
             if not rest:
                 raise AddressError(text, "names no directory", FORMS)
-            directory = str(Path(rest).expanduser().absolute())
+            try:
+                directory = str(Path(rest).expanduser().absolute())
+            except RuntimeError as error:  # no home directory to put for a ~
+                raise AddressError(text, str(error), FORMS) from None
             address = cls("ipc", directory=directory, direct=direct)
             address._check_path_length(text)
             return address
         host, _, port = rest.rpartition(":")
         if not _HOST.fullmatch(host):
             raise AddressError(text, "names no host and port", FORMS)
-        if not port.isdigit() or int(port) > 65535:
+        if not _PORT.fullmatch(port) or int(port) > 65535:
             raise AddressError(text, f"{port!r} is no port (0 to 65535)", FORMS)
         return cls("tcp", host=host, port=int(port), direct=direct)
 
@@ -81,6 +85,17 @@ class Address(Struct, frozen=True):
         if self.scheme == "ipc":
             return f"ipc://{self.directory}/{endpoint.ipc_name}"
         return f"tcp://{self.host}:{endpoint.tcp_port}"
+
+    def check_connectable(self) -> None:
+        """See that the address names one place, and not only where to bind.
+
+        Raises:
+            AddressError: it does not.
+        """
+        if self.scheme == "tcp" and (self.port == 0 or self.host == "*"):
+            raise AddressError(
+                str(self), "can be bound, but not connected to", "give the host and port of the bus"
+            )
 
     def _check_path_length(self, text: str) -> None:
         longest = len(os.fsencode(f"{self.directory}/control.ipc"))

@@ -24,10 +24,7 @@ class BusClient:
     def __init__(self, address: Address) -> None:
         self.address = address
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._dealer = self._context.socket(zmq.DEALER)
-        self._dealer.setsockopt(zmq.LINGER, 0)
-        self._dealer.setsockopt(zmq.RECONNECT_IVL, 20)
-        self._dealer.connect(address.control)
+        self._dealer = self._connect()
 
     def __enter__(self) -> Self:
         return self
@@ -71,4 +68,14 @@ class BusClient:
                 reply = decode_reply(self._dealer.recv())
                 if wanted is None or isinstance(reply, wanted):
                     return reply
+        # The answer may still come: on a new connection it is not taken for that to the next question.
+        self._dealer.close()
+        self._dealer = self._connect()
         raise BusUnreachableError(str(self.address), timeout_s)
+
+    def _connect(self) -> zmq.Socket[bytes]:
+        dealer = self._context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.RECONNECT_IVL, 20)
+        dealer.connect(self.address.control)
+        return dealer

@@ -1,8 +1,8 @@
 """Columns: the form in which request records travel, and the builder that makes them.
 
 One column holds one metric or field of many records as one little-endian array, so that writing costs
-one C loop a column and numpy reads it without copying. This module runs inside the benchmark's process
-and therefore needs nothing but msgspec; :mod:`phase_bus.records` is the reading side.
+one C loop a column and numpy reads it without copying. This module runs inside the benchmark's process;
+:mod:`phase_bus.records` is the reading side.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Literal, TypeAlias
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 
 ListMode: TypeAlias = Literal["summary", "omit", "full"]
@@ -88,13 +91,14 @@ class RecordBuilder:
         Raises:
             TypeError, ValueError: they are not that.
         """
-        if not isinstance(metrics, Mapping) or not isinstance(fields, Mapping):
-            raise TypeError("a record's metrics and fields must be mappings")
+        for mapping in metrics, fields:
+            if type(mapping) is not dict and not isinstance(mapping, Mapping):
+                raise TypeError(f"a record's metrics and fields are mappings, not {mapping!r:.80}")
         if error is not None:
             kind, message, code = error
             usable = isinstance(code, int) and abs(code) < 1 << 63
             row = len(self._metrics)
-            self._errors.append(RecordError(row, _text(kind), _text(message), code if usable else None))
+            self._errors.append(RecordError(row, as_text(kind), as_text(message), code if usable else None))
         self._metrics.append(metrics)
         self._fields.append(fields)
 
@@ -128,7 +132,9 @@ class _Rows:
         return _Rows(places if numbers is None else [numbers[place] for place in places])
 
 
-def _columns(rows: Sequence[Mapping[str, Any]], lists: ListMode, unusable: Counter[str]) -> dict[str, Column]:
+def _columns(
+    rows: Sequence[Mapping[str, Any]], lists: ListMode, unusable: Counter[str]
+) -> dict[str, Column]:
     """Return the columns of some rows.
 
     Rows with the same keys in the same order (there are few such shapes: successes, failures) are turned
@@ -150,27 +156,41 @@ def _columns(rows: Sequence[Mapping[str, Any]], lists: ListMode, unusable: Count
         turned = zip(*[rows[number].values() for number in numbers], strict=True)
         for name, values in zip(names, turned, strict=True):
             parts.setdefault(name, []).append((where, values))
+    merge = _Merge(len(rows))
     for name, pieces in parts.items():
-        where, values = pieces[0] if len(pieces) == 1 else _merged(pieces, len(rows))
-        if isinstance(name, str):
-            columns.update(_column(name, values, where, lists, unusable))
-        else:
-            unusable[_text(name)] += len(values)
+        where, column = pieces[0] if len(pieces) == 1 else merge(pieces)
+        key: Any = name
+        if isinstance(key, str):
+            columns.update(_column(as_text(key), column, where, lists, unusable))
+        else:  # a caller without a type checker
+            unusable[str(key)] += len(column)
     return columns
 
 
-def _merged(pieces: list[tuple[_Rows, Sequence[Any]]], count: int) -> tuple[_Rows, Sequence[Any]]:
-    """Put together, in the order of the rows, what rows of several shapes have of one name."""
-    by_row = {n: v for rows, values in pieces for n, v in zip(rows.numbers or (), values, strict=True)}
-    numbers = sorted(by_row)
-    return _Rows(None if len(numbers) == count else numbers), [by_row[number] for number in numbers]
+class _Merge:
+    """Puts together, in the order of the rows, what rows of several shapes have of one name."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._known: dict[tuple[int, ...], tuple[_Rows, itemgetter[Any]]] = {}
+
+    def __call__(self, pieces: list[tuple[_Rows, Sequence[Any]]]) -> tuple[_Rows, Sequence[Any]]:
+        key = tuple(id(rows) for rows, _ in pieces)
+        known = self._known.get(key)
+        if known is None:
+            numbers = [number for rows, _ in pieces for number in rows.numbers or ()]
+            order = sorted(range(len(numbers)), key=numbers.__getitem__)
+            merged = _Rows(None if len(numbers) == self._count else sorted(numbers))
+            known = self._known[key] = merged, itemgetter(*order)
+        rows, in_order = known
+        return rows, in_order([value for _, values in pieces for value in values])
 
 
 def _column(
     name: str, values: Sequence[Any], rows: _Rows, lists: ListMode, unusable: Counter[str]
 ) -> dict[str, Column]:
     """Return the column of some values, none if there is none, several for a list's summary."""
-    if not values:
+    if not values or (values[0] is None and set(map(type, values)) == {type(None)}):
         return {}
     try:
         return _encoded(name, values, rows, lists)
@@ -214,22 +234,28 @@ def _numbers(values: Sequence[Any], *, whole: bool) -> tuple[Literal["i8", "f8"]
     return "f8", memoryview(struct.pack(f"<{len(values)}d", *values))
 
 
-def _list_columns(name: str, values: Sequence[list[Any]], rows: _Rows, lists: ListMode) -> dict[str, Column]:
+def _list_columns(
+    name: str, values: Sequence[list[Any]], rows: _Rows, lists: ListMode
+) -> dict[str, Column]:
     if lists == "omit":
         return {}
     lengths = list(map(len, values))
+    dtype, data = _numbers(list(chain.from_iterable(values)), whole=True)
     if lists == "full":
-        dtype, data = _numbers([value for part in values for value in part], whole=True)
         return {name: Column(dtype, data, rows.packed, _u4(lengths))}
     columns = {f"{name}.count": Column(*_numbers(lengths, whole=True), rows.packed)}
-    if not all(values):  # an empty list has a count, and no mean
-        kept = [place for place, part in enumerate(values) if part]
-        rows, values = rows.pick(kept), [values[place] for place in kept]
-    if values:
-        means = [sum(part) / len(part) for part in values]
-        for suffix, summary in (("mean", means), ("min", map(min, values)), ("max", map(max, values))):
-            dtype, data = _numbers(tuple(summary), whole=True)
-            columns[f"{name}.{suffix}"] = Column(dtype, data, rows.packed)
+    if not all(lengths):  # an empty list has a count, and no mean
+        rows = rows.pick([place for place, length in enumerate(lengths) if length])
+        lengths = [length for length in lengths if length]
+    if lengths:
+        flat = np.frombuffer(data, f"<{dtype}")
+        starts = np.cumsum([0, *lengths[:-1]])
+        with np.errstate(all="ignore"):  # infinities have no mean, and that is all there is to it
+            means = np.add.reduceat(flat.astype("<f8"), starts) / lengths
+        columns[f"{name}.mean"] = Column("f8", means.data.cast("B"), rows.packed)
+        for suffix, summary in ("min", np.minimum), ("max", np.maximum):
+            extremes = summary.reduceat(flat, starts).astype(flat.dtype, copy=False)
+            columns[f"{name}.{suffix}"] = Column(dtype, extremes.data.cast("B"), rows.packed)
     return columns
 
 
@@ -259,7 +285,7 @@ def _plain(value: Any, *, convert: bool = True) -> Any:
         if isinstance(value, float):
             return float(value)
         if isinstance(value, str):
-            return _text(value)
+            return as_text(value)
         if isinstance(value, list | tuple):
             numbers = [_plain(part) for part in value]
             return numbers if all(isinstance(number, int | float) for number in numbers) else None
@@ -272,7 +298,7 @@ def _group(value: Any) -> str:
     return "number" if isinstance(value, int | float) else type(value).__name__
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Return the value as a text that UTF-8 can carry (an enum's is its value)."""
     text = str.__str__(value) if isinstance(value, str) else str(value)
     return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -116,7 +116,12 @@ def options_of(cls: type) -> dict[str, Option]:
     """Return the options of a consumer class: the parameters of its constructor."""
     if cls.__init__ is object.__init__:  # type: ignore[misc]
         return {}
-    hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    try:
+        hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    except (NameError, TypeError) as error:  # such as a name imported for type checkers only
+        raise ConsumerDefinitionError(
+            f"consumer class {cls.__name__}: a type hint of its constructor cannot be read: {error}"
+        ) from error
     options = {}
     for name, parameter in inspect.signature(cls).parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
@@ -147,9 +152,9 @@ def build_consumer(cls: type[Consumer], name: str, values: Mapping[str, Any]) ->
     converted = {
         option: _convert(name, options[option], value) for option, value in values.items()
     }
-    for option in options.values():
-        if option.required and option.name not in converted:
-            raise OptionError(name, option.name, f"is required; give {option.name}=...")
+    for option, described in options.items():
+        if described.required and option not in converted:
+            raise OptionError(name, option, f"is required; give {option}=...")
     try:
         consumer = cls(**converted)
     except (ValueError, OSError) as error:
@@ -174,7 +179,7 @@ def _convert(consumer: str, option: Option, value: Any) -> Any:
     for attempt in attempts:
         try:
             return msgspec.convert(attempt, option.type, strict=False, dec_hook=_convert_other)
-        except (msgspec.ValidationError, NotImplementedError, ValueError) as caught:
+        except (msgspec.ValidationError, NotImplementedError, TypeError, ValueError) as caught:
             error = error or caught
     raise OptionError(
         consumer, option.name, f"{value!r} does not fit {option}: {error}"

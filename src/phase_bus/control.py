@@ -74,6 +74,8 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
         incomplete_runs: those among them of which it did not handle everything.
         received: events received so far (consumer), or published (publisher).
         failed: events its handlers failed on (consumer), or dropped (publisher).
+        sent_seq: for a publisher, the last source sequence it sent. If the bus does not have it by now,
+            it was lost with a connection, and the bus asks for it.
     """
 
     client_id: str
@@ -82,6 +84,7 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
     incomplete_runs: tuple[str, ...] = ()
     received: int = 0
     failed: int = 0
+    sent_seq: int = 0
 
 
 class Goodbye(Struct, frozen=True, kw_only=True, tag_field="op", tag="goodbye"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from pathlib import Path
+from typing import IO
 
-from phase_bus.errors import ConfigError
+from phase_bus.address import Address
+from phase_bus.errors import AddressError, ConfigError
 
 
 def check_writable(path: Path, option: str) -> None:
@@ -19,6 +22,10 @@ def check_writable(path: Path, option: str) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
+    if path.exists() and not path.is_file():
+        raise ConfigError(
+            f"{option}: {str(path)!r} is no ordinary file; give another one with {option}=..."
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         existed = path.exists()
@@ -31,6 +38,35 @@ def check_writable(path: Path, option: str) -> None:
             f"{option}: {str(path)!r} cannot be written ({error.strerror}); "
             f"give another file with {option}=..."
         ) from error
+
+
+def lock_directory(address: Address) -> IO[str]:
+    """Make an ipc address's directory, and keep others from binding there until the file is closed.
+
+    ZeroMQ itself would take the sockets away from whoever has them.
+
+    Raises:
+        AddressError: it is in use, or cannot be written to.
+    """
+    directory = Path(address.directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (directory / "bus.lock").open("a")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AddressError(
+            str(address), f"cannot be used: {reason}", "choose a directory that you may write to"
+        ) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise AddressError(
+            str(address),
+            "is in use by another bus",
+            "choose another directory, or end that bus ('phase-bus status' shows it)",
+        ) from None
+    return lock
 
 
 def write_whole(path: Path, text: str) -> None:

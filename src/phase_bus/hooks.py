@@ -7,8 +7,12 @@ calls hooks can be followed.
 
 from __future__ import annotations
 
+import logging
+import numbers
 import uuid
-from typing import Any, Protocol, cast, runtime_checkable
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from phase_bus.events import (
     PhaseComplete,
@@ -22,6 +26,8 @@ from phase_bus.events import (
     RunStatus,
 )
 from phase_bus.publisher import Publisher
+
+logger = logging.getLogger("phase_bus.hooks")
 
 
 class PhaseTracker(Protocol):
@@ -130,7 +136,7 @@ class PublisherHook(BasePhaseLifecycleHook):
         name = str(getattr(phase, "value", phase))
         known = self._phases.get(name)
         if known is None:
-            kind = cast(PhaseKind, "warmup" if name.lower().startswith("warm") else "profiling")
+            kind: PhaseKind = "warmup" if name.lower().startswith("warm") else "profiling"
             known = self._phases[name] = PhaseRef(name, kind, len(self._phases))
         return known
 
@@ -141,11 +147,24 @@ def to_stats(tracker: PhaseTracker) -> PhaseStats:
     Values of another type than ours, such as those of a mock, are left out rather than raised on: a
     hook must not disturb the load generator that calls it.
     """
-    if isinstance(stats := tracker.create_stats(), PhaseStats):
+    try:
+        stats = tracker.create_stats()
+    except Exception:
+        logger.warning("phase-bus: a phase's counts could not be had", exc_info=True)
+        return PhaseStats()
+    if isinstance(stats, PhaseStats):
         return stats
     known: dict[str, Any] = {}
-    for name in PhaseStats.__struct_fields__:
-        value = getattr(stats, name, None)
-        if isinstance(value, int | float):
-            known[name] = value
+    for name, convert in _CONVERT.items():
+        with suppress(Exception):
+            value = getattr(stats, name, None)
+            if isinstance(value, numbers.Real):  # numpy's among them
+                known[name] = convert(value)
     return PhaseStats(**known)
+
+
+def _converter(hint: Any) -> Callable[[Any], Any]:
+    return bool if hint is bool else float if hint == float | None else int
+
+
+_CONVERT = {name: _converter(hint) for name, hint in get_type_hints(PhaseStats).items()}

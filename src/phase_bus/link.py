@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
-from pathlib import Path
+from contextlib import suppress
 from typing import Protocol
 
 import zmq
 
-from phase_bus.address import Address
+from phase_bus.address import FORMS, Address
 from phase_bus.control import Ack, Beat, Goodbye, Hello, Welcome
-from phase_bus.errors import AddressError
+from phase_bus.errors import AddressError, WireError
+from phase_bus.files import lock_directory
 from phase_bus.outbox import Outbox
 from phase_bus.session import Session
 from phase_bus.wire import WIRE_VERSION, decode_reply, encode_control
+
+logger = logging.getLogger("phase_bus.publisher")
 
 WINDOW_BYTES = 8 << 20  # sent and not yet acknowledged: bounds what a lost connection sends again
 
@@ -57,6 +61,7 @@ class BusLink:
         self, context: zmq.Context[zmq.Socket[bytes]], address: Address, outbox: Outbox, name: str,
         linger_ms: int,
     ) -> None:
+        address.check_connectable()
         self._context = context
         self._address = address
         self._outbox = outbox
@@ -67,12 +72,15 @@ class BusLink:
         self.socket = self._connect()
         self._session = Session(self._hello, self._beat, time.monotonic())
         self._was_connected = False
+        self._stale = False  # whether the socket's connection is given up
 
     @property
     def connected(self) -> bool:
+        """Whether messages can leave now."""
         return self._session.connected
 
     def send(self) -> bool:
+        """Send what the outbox has; return True if the socket must become writable for the rest."""
         if not self._session.connected:
             return False
         while (message := self._outbox.peek()) is not None:
@@ -88,12 +96,17 @@ class BusLink:
         return False
 
     def receive(self) -> None:
+        """Take in all replies that have arrived."""
         while True:
             try:
                 frame = self.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            reply = decode_reply(frame)
+            try:
+                reply = decode_reply(frame)
+            except WireError as error:  # of a newer bus, or no bus at all
+                logger.warning("phase-bus publisher %r: %s; set aside", self._name, error)
+                continue
             welcomed = self._session.heard(reply, time.monotonic())
             if welcomed and isinstance(reply, Welcome):
                 self._outbox.acknowledge(reply.last_seq)
@@ -104,35 +117,44 @@ class BusLink:
                     self._outbox.rewind()
 
     def tick(self, now_s: float) -> float:
+        """Do what is due; return in how many seconds to call again."""
         request = self._session.due(now_s)
-        lost = self._was_connected and not self._session.connected
+        self._stale |= self._was_connected and not self._session.connected
         self._was_connected = self._session.connected
-        if lost:
+        if self._stale:
             # The bus fell silent: whatever is stuck in this socket must not come out late.
-            self.socket.close(linger=0)
-            self.socket = self._connect()
-        if request is not None:
             try:
+                fresh = self._connect()
+            except AddressError:  # too many open files: the benchmark has them; again at the next hello
+                return self._session.wait_s(now_s)
+            self.socket.close(linger=0)
+            self.socket, self._stale = fresh, False
+        if request is not None:
+            with suppress(zmq.Again):  # not connected; the session repeats it
                 self.socket.send(encode_control(request), zmq.NOBLOCK)
-            except zmq.Again:  # not connected; the session repeats it
-                pass
         return self._session.wait_s(now_s)
 
     def close(self) -> None:
+        """Say goodbye and close the socket."""
         if self._session.connected:
-            try:
+            with suppress(zmq.Again):
                 self.socket.send(encode_control(Goodbye(client_id=self._client_id)), zmq.NOBLOCK)
-            except zmq.Again:
-                pass
         self.socket.close(linger=self._linger_ms)
 
     def _connect(self) -> zmq.Socket[bytes]:
-        sock = self._context.socket(zmq.DEALER)
+        try:
+            sock = self._context.socket(zmq.DEALER)
+        except zmq.ZMQError as error:
+            raise AddressError(str(self._address), f"no socket: {error}", "close other files") from None
         sock.setsockopt(zmq.LINGER, 0)
         sock.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing for a bus that is not there
         sock.setsockopt(zmq.RECONNECT_IVL, 100)
         sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        sock.connect(self._address.control)
+        try:
+            sock.connect(self._address.control)
+        except zmq.ZMQError as error:
+            sock.close(linger=0)
+            raise AddressError(str(self._address), f"cannot be connected to: {error}", FORMS) from None
         return sock
 
     def _hello(self) -> Hello:
@@ -152,6 +174,7 @@ class BusLink:
             state="ready",
             received=self._outbox.last_seq,
             failed=self.events_dropped,
+            sent_seq=self._outbox.sent_seq,
         )
 
 
@@ -177,15 +200,14 @@ class DirectLink:
         linger_ms: int, high_water_mark: int = 10_000,
     ) -> None:
         self._outbox = outbox
+        self._lock = lock_directory(address) if address.scheme == "ipc" else None
         self.socket = context.socket(zmq.PUB)
         self.socket.setsockopt(zmq.LINGER, linger_ms)
         self.socket.setsockopt(zmq.SNDHWM, high_water_mark)
-        if address.scheme == "ipc":
-            Path(address.directory).mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             self.socket.bind(address.direct_events)
         except zmq.ZMQError as error:
-            self.socket.close(linger=0)
+            self.close()
             raise AddressError(
                 str(address), str(error), "choose another address, or end what uses it"
             ) from None
@@ -195,9 +217,11 @@ class DirectLink:
 
     @property
     def connected(self) -> bool:
+        """Whether messages can leave now."""
         return True
 
     def send(self) -> bool:
+        """Send what the outbox has; return True if the socket must become writable for the rest."""
         while (message := self._outbox.peek()) is not None:
             self.socket.send_multipart(message.frames, copy=message.size_bytes < 65536)
             self._outbox.sent()
@@ -207,8 +231,12 @@ class DirectLink:
     def receive(self) -> None:
         """Do nothing: a PUB hears nothing."""
 
-    def tick(self, now_s: float) -> float:
+    def tick(self, now_s: float) -> float:  # noqa: ARG002 - of the protocol
+        """Do nothing: nobody expects a word."""
         return 1.0
 
     def close(self) -> None:
+        """Say goodbye and close the socket."""
         self.socket.close()
+        if self._lock is not None:
+            self._lock.close()

@@ -50,6 +50,11 @@ class Outbox:
         return self._unsent[0].seq if self._unsent else self.last_seq + 1
 
     @property
+    def sent_seq(self) -> int:
+        """The highest sequence number that was sent, or needs no sending any more."""
+        return self._unsent[0].seq - 1 if self._unsent else self.last_seq
+
+    @property
     def in_flight_bytes(self) -> int:
         """The size of what was sent and is not acknowledged."""
         return self._in_flight_bytes

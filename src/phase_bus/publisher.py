@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import threading
 import time
 import uuid
+import weakref
 from collections import Counter, deque
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import zmq
 
 from phase_bus.address import Address, default_address
-from phase_bus.columns import ListMode, RecordBuilder
+from phase_bus.columns import ListMode, RecordBuilder, as_text
 from phase_bus.events import Drop, EventBase, PhaseProgress, PhaseRef, Records, RunComplete, RunStatus
 from phase_bus.link import BusLink, DirectLink, Link
 from phase_bus.outbox import Outbox
@@ -30,6 +33,9 @@ _DROP_EVERY_S = 1.0
 _IDLE_WAIT_S = 1.0
 _CLOSING_WAIT_S = 0.02
 _AWAKE, _UNTIL_BATCH_IS_DUE, _IDLE = range(3)  # what the thread does, for those who may wake it
+
+
+_publishers: weakref.WeakSet[Publisher] = weakref.WeakSet()
 
 
 class _Record(NamedTuple):
@@ -46,8 +52,10 @@ class _Complete(NamedTuple):
     reason: str
 
 
-class _Flush(NamedTuple):
-    done: threading.Event
+class _Flush:
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.acknowledged = False
 
 
 class _Run:
@@ -94,7 +102,7 @@ class Publisher:
         batch_s: float = 0.05,
         linger_s: float = 0.2,
     ) -> None:
-        self.name = name
+        self.name = as_text(name)
         self.source = uuid.uuid4().bytes
         self._lists = lists
         self._batch_records = batch_records
@@ -102,13 +110,14 @@ class Publisher:
         self._inbox: deque[EventBase | _Record | _Complete | _Flush] = deque()
         self._inbox_limit = max(buffer_bytes // _RAW_RECORD_BYTES, 2 * batch_records)
         self._refused: Counter[tuple[str, PhaseRef]] = Counter()  # records the inbox had no room for
-        self._refused_lock = threading.Lock()
+        # Reentrant, since a signal handler may publish while the thread it interrupts does.
+        self._refused_lock = threading.RLock()
         self._outbox = Outbox(self.source, buffer_bytes)
         self._builders: dict[tuple[str, PhaseRef], RecordBuilder] = {}
         self._runs: dict[str, _Run] = {}
         self._drops: dict[str, Drop] = {}
         self._next_drop_s = 0.0
-        self._flushes: list[tuple[int, threading.Event]] = []
+        self._flushes: list[tuple[int, _Flush]] = []
         self._warned: set[str] = set()
         self._deadline_s: float | None = None
         self._sleep = _AWAKE
@@ -126,17 +135,18 @@ class Publisher:
                 self._link = link
             else:
                 self.address = str(parsed)
-                self._link = BusLink(self._context, parsed, self._outbox, name, linger_ms)
+                self._link = BusLink(self._context, parsed, self._outbox, self.name, linger_ms)
         except BaseException:
             self._context.destroy(linger=0)
             raise
-        self._wake_lock = threading.Lock()
+        self._wake_lock = threading.RLock()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         os.set_blocking(self._wake_read, False)
         self._thread = threading.Thread(target=self._main, name="phase-bus-publisher", daemon=True)
         self._thread.start()
         atexit.register(self.close, 0.5)
+        _publishers.add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -157,7 +167,7 @@ class Publisher:
     @property
     def pending(self) -> int:
         """How many events and records wait to be sent or acknowledged."""
-        return len(self._inbox) + len(self._outbox) + sum(map(len, self._builders.values()))
+        return len(self._inbox) + len(self._outbox) + self._unbuilt()
 
     @property
     def undelivered(self) -> dict[str, int]:
@@ -208,10 +218,13 @@ class Publisher:
 
         In direct mode, until it was handed to ZeroMQ.
         """
-        done = threading.Event()
-        self._inbox.append(_Flush(done))
+        if self._broken:
+            return False
+        flush = _Flush()
+        self._inbox.append(flush)
         self._wake()
-        return done.wait(timeout_s) and not self._broken
+        flush.done.wait(timeout_s)
+        return flush.acknowledged
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Deliver what is pending, for at most ``timeout_s`` seconds, and end the thread.
@@ -259,7 +272,7 @@ class Publisher:
                 wait_s = min(wait_s, self._batch_due_s - now_s)
             if self._inbox:  # it came before the flag was up, so nobody will wake us
                 wait_s = 0.0
-            poller.poll(max(wait_s, 0.0) * 1000)
+            poller.poll(math.ceil(max(wait_s, 0.0) * 1000))
             self._sleep = _AWAKE
             self._drain_pipe()
             self._link.receive()
@@ -267,8 +280,8 @@ class Publisher:
     def _finished(self) -> bool:
         if self._deadline_s is None:
             return False
-        done = not self._inbox and not self._builders and not len(self._outbox)
-        return done or time.monotonic() >= self._deadline_s
+        pending = self._inbox or self._builders or self._refused or self._drops or len(self._outbox)
+        return not pending or time.monotonic() >= self._deadline_s
 
     def _take_inbox(self) -> None:
         while self._inbox:
@@ -281,8 +294,7 @@ class Publisher:
                     f"{type(item).__name__} {type(error).__name__}",
                     f"an event could not be encoded and was dropped: {error!r}",
                 )
-                if isinstance(item, EventBase):
-                    self._drop(item, "the event could not be encoded")
+                self._drop_unusable(item)
 
     def _take(self, item: EventBase | _Record | _Complete | _Flush) -> None:
         match item:
@@ -295,33 +307,44 @@ class Publisher:
                     self._close_batch(run_id, phase)
             case _Complete():
                 self._close_batches()
+                self._tell_refused()
                 self._tell_drops(time.monotonic(), at_once=True)
                 self._put(self._run_complete(item))
                 self._runs.pop(item.run_id, None)
-            case _Flush(done):
+            case _Flush():
                 self._close_batches()
-                self._flushes.append((self._outbox.last_seq, done))
+                self._flushes.append((self._outbox.last_seq, item))
             case _:
                 if not isinstance(item, PhaseProgress):
                     self._close_batches()  # what came before an event goes before it
                 self._put(item)
 
     def _close_due_batches(self, now_s: float, closing: bool) -> None:
-        if not self._builders:
-            self._batch_due_s = None
-        elif self._batch_due_s is None:
-            self._batch_due_s = now_s + self._batch_s
-        if closing or (self._batch_due_s is not None and now_s >= self._batch_due_s):
+        if self._batch_due_s is None:
+            if self._builders:
+                self._batch_due_s = now_s + self._batch_s
+        elif now_s >= self._batch_due_s:
+            # It goes on ticking while records come, so that they need not wake this thread.
+            self._batch_due_s = now_s + self._batch_s if self._builders else None
+            self._close_batches()
+        if closing:
             self._close_batches()
         self._tell_refused()
 
     def _close_batches(self) -> None:
         for run_id, phase in list(self._builders):
             self._close_batch(run_id, phase)
-        self._batch_due_s = None
 
     def _close_batch(self, run_id: str, phase: PhaseRef) -> None:
         builder = self._builders.pop((run_id, phase))
+        try:
+            self._put_batch(run_id, phase, builder)
+        except Exception as error:
+            # Nothing is known to lead here, but it would be a poor reason to end the benchmark's story.
+            self._warn_once("batch", f"a batch of records could not be encoded: {error!r}")
+            self._drop_batch(run_id, phase, len(builder), "it could not be encoded")
+
+    def _put_batch(self, run_id: str, phase: PhaseRef, builder: RecordBuilder) -> None:
         run = self._run(run_id)
         columns, fields, errors, unusable = builder.build()
         if unusable:
@@ -358,7 +381,7 @@ class Publisher:
         return RunComplete(
             run_id=end.run_id,
             status=end.status,
-            reason=end.reason,
+            reason=as_text(end.reason),
             published=dict(run.published),
             records=run.records,
             dropped=dict(run.dropped),
@@ -366,7 +389,20 @@ class Publisher:
 
     def _drop(self, event: EventBase, reason: str) -> None:
         records = event.count if isinstance(event, Records) else 0
-        self._count_drop(event.run_id, topic_of(event).decode(), records, reason)
+        try:
+            self._count_drop(event.run_id, topic_of(event).decode(), records, reason)
+        except Exception as error:  # of no kind, or of a run whose name is none
+            self._warn_once("topic", f"an event has no topic, and its loss is not counted: {error!r}")
+
+    def _drop_batch(self, run_id: str, phase: PhaseRef, count: int, reason: str) -> None:
+        self._drop(Records(run_id=run_id, phase=phase, count=count), reason)
+
+    def _drop_unusable(self, item: object) -> None:
+        reason = "it could not be encoded"
+        if isinstance(item, EventBase):
+            self._drop(item, reason)
+        elif isinstance(item, _Record):
+            self._drop_batch(item.run_id, item.phase, 1, reason)
 
     def _tell_refused(self) -> None:
         """Account for records that had to be refused because this thread was behind."""
@@ -375,8 +411,8 @@ class Publisher:
         with self._refused_lock:
             refused, self._refused = self._refused, Counter()
         for (run_id, phase), count in refused.items():
-            batch = Records(run_id=run_id, phase=phase, count=count)
-            self._drop(batch, f"more than {self._inbox_limit} records waited to be encoded")
+            reason = f"more than {self._inbox_limit} records waited to be encoded"
+            self._drop_batch(run_id, phase, count, reason)
 
     def _count_drop(self, run_id: str, topic: str, records: int, reason: str) -> None:
         self._run(run_id).dropped[topic] += 1
@@ -406,7 +442,8 @@ class Publisher:
             next_seq = self._outbox.next_seq
             for pair in [pair for pair in self._flushes if pair[0] < next_seq]:
                 self._flushes.remove(pair)
-                pair[1].set()
+                pair[1].acknowledged = True
+                pair[1].done.set()
 
     def _warn_once(self, key: str, text: str) -> None:
         if key not in self._warned:
@@ -415,7 +452,8 @@ class Publisher:
 
     def _end(self) -> None:
         self._undelivered = self._outbox.remaining()
-        lost = len(self._inbox) + sum(map(len, self._builders.values()))
+        waiting, self._inbox = self._inbox, deque(maxlen=0)  # from now on everything falls through
+        lost = sum(not isinstance(item, _Flush) for item in waiting) + self._unbuilt()
         if self._undelivered or lost:
             logger.warning(
                 "phase-bus publisher %r: closed before %s had acknowledged everything; "
@@ -425,8 +463,9 @@ class Publisher:
                 dict(self._undelivered) or "no events",
                 lost,
             )
-        for _, done in self._flushes:
-            done.set()
+        for flush in (*(flush for _, flush in self._flushes), *waiting):
+            if isinstance(flush, _Flush):
+                flush.done.set()
         self._link.close()
         self._context.destroy()
         with self._wake_lock:
@@ -443,14 +482,33 @@ class Publisher:
 
     # ---- from any thread ----
 
+    def _unbuilt(self) -> int:
+        return sum(map(len, list(self._builders.values())))
+
+    def _forget(self) -> None:
+        """After a fork, in the child: the thread stayed behind, and the sockets are the parent's."""
+        self._wake_lock = threading.RLock()
+        self._refused_lock = threading.RLock()
+        self._wake_write = -1
+        self._sleep = _AWAKE
+        self._inbox = deque(maxlen=0)
+        self._broken = True
+        atexit.unregister(self.close)
+
     def _refuse(self, run_id: str, phase: PhaseRef, count: int) -> None:
-        with self._refused_lock:
+        with self._refused_lock, suppress(TypeError):  # a run or phase that is none
             self._refused[run_id, phase] += count
 
     def _wake(self) -> None:
         with self._wake_lock:  # the descriptor must not be closed, and be another file's, meanwhile
             if self._wake_write >= 0:
-                try:
+                with suppress(BlockingIOError):  # the pipe is full: a wake-up is under way
                     os.write(self._wake_write, b"!")
-                except BlockingIOError:  # the pipe is full: a wake-up is under way
-                    pass
+
+
+def _after_fork_in_child() -> None:
+    for publisher in list(_publishers):
+        publisher._forget()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -68,7 +68,7 @@ class Registry(Struct, frozen=True):
                 taken = consumers.setdefault(entry.name, entry)
                 if taken is not entry:
                     logger.warning(
-                        "consumer %r of plugin %r is left out: plugin %r has one of that name; use it as %s",
+                        "consumer %r of plugin %r is left out: plugin %r has that name too; use it as %s",
                         entry.name,
                         entry.plugin,
                         taken.plugin,

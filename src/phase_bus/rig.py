@@ -44,10 +44,13 @@ class Rig:
         self.progress.name = "progress"
         self._quiet = quiet
         self._directory = Path(tempfile.mkdtemp(prefix="phase-bus-"))
-        own = Address("ipc", directory=str(self._directory))
-        self.address = str(own)
+        given = [Address.parse(text) for text in config.address]
+        # We talk to the bus by ipc: at the address given, if there is one of that kind.
+        own = next((a for a in given if a.scheme == "ipc"), None)
+        self._own = own or Address("ipc", directory=str(self._directory))
+        self.address = str(self._own)
         self.dead: dict[str, str] = {}  # consumers that ended unexpectedly, and how
-        self._supervisor = Supervisor(config, own, self.progress.say, self._on_death)
+        self._supervisor = Supervisor(config, self._own, self.progress.say, self._on_death)
         self._display: asyncio.Task[None] | None = None
         self._runner: ConsumerRunner | None = None
 
@@ -55,7 +58,7 @@ class Rig:
         try:
             status = await self._supervisor.start()
             if self.config.address:
-                self.address = next(a for a in status.addresses if a != self.address)
+                self.address = status.addresses[0]
             if not self._quiet:
                 await self._start_display()
         except BaseException:
@@ -130,7 +133,7 @@ class Rig:
     async def _start_display(self) -> None:
         ready = asyncio.Event()
         self._runner = ConsumerRunner(
-            self.progress, Address.parse(f"ipc://{self._directory}"), receipts=False, on_ready=ready.set
+            self.progress, self._own, receipts=False, on_ready=ready.set
         )
         self._display = asyncio.create_task(self._runner.run())
         waiting = asyncio.create_task(ready.wait())

@@ -63,6 +63,7 @@ class ConsumerRunner:
         topics: tuple[str, ...] | None = None,
         on_ready: Callable[[], None] | None = None,
     ) -> None:
+        address.check_connectable()
         self.consumer = consumer
         self.address = address
         self.client_id = uuid.uuid4().hex
@@ -89,6 +90,7 @@ class ConsumerRunner:
         self._sub.setsockopt(zmq.RCVHWM, high_water_mark)
         self._sub.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self._connected_to = ""
+        self._readable = _Readable(self._sub)
         self._session = Session(self._hello, self._beat, time.monotonic())
 
     async def run(self) -> None:
@@ -152,11 +154,10 @@ class ConsumerRunner:
     async def _receive(self) -> None:
         for prefix in self._subscriptions:
             self._sub.subscribe(prefix)
-        self._sub.subscribe(self._ready_topic)  # last: the bus answers it once all are in force
         if self.address.direct:
             self._connect(self.address.direct_events)
             self._become_ready()
-        readable = _Readable(self._sub)
+        readable = self._readable
         stopping = asyncio.create_task(self._stop.wait())
         try:
             while not self._stop.is_set():
@@ -165,7 +166,6 @@ class ConsumerRunner:
             await self._drain(until_s=time.monotonic() + _DRAIN_S)
         finally:
             stopping.cancel()
-            readable.close()
 
     async def _drain(self, until_s: float | None = None) -> None:
         """Handle all that has arrived, letting heartbeats and signals have their turns.
@@ -210,17 +210,16 @@ class ConsumerRunner:
                 if request is not None:
                     with suppress(zmq.Again):  # not connected: the session repeats it
                         dealer.send(encode_control(request), zmq.NOBLOCK)
-                if not self._session.connected and not complained:
-                    if now_s - started_s > _COMPLAIN_AFTER_S:
-                        complained = True
-                        logger.warning("no bus answers at %s yet; waiting for one", self.address)
+                waited_s = now_s - started_s
+                if not (self._session.connected or complained) and waited_s > _COMPLAIN_AFTER_S:
+                    complained = True
+                    logger.warning("no bus answers at %s yet; waiting for one", self.address)
                 self._read_replies(dealer)
                 await readable.wait(timeout_s=self._session.wait_s(time.monotonic()))
         finally:
             if self._session.connected:
                 with suppress(zmq.Again):
                     dealer.send(encode_control(Goodbye(client_id=self.client_id)), zmq.NOBLOCK)
-            readable.close()
             dealer.close(linger=200)
 
     def _read_replies(self, dealer: zmq.Socket[bytes]) -> None:
@@ -242,6 +241,10 @@ class ConsumerRunner:
             self._sub.disconnect(self._connected_to)
         self._sub.connect(endpoint)
         self._connected_to = endpoint
+        # After the others on the same connection: once the bus answers it, all are in force. (What was
+        # subscribed to before the connection is sent in the order of the alphabet.)
+        self._sub.subscribe(self._ready_topic)
+        self._readable.look_again()
 
     def _dealer(self) -> zmq.Socket[bytes]:
         dealer = self._context.socket(zmq.DEALER)
@@ -272,9 +275,15 @@ class ConsumerRunner:
             if counts is None:
                 return  # a repetition
             self._received += 1
-            event = decode_event(topic, payload)
         except (WireError, ValueError) as error:
             self._failed += 1
+            logger.error("consumer %r: %s; set aside", self.consumer.name, error)
+            return
+        try:
+            event = decode_event(topic, payload)
+        except WireError as error:
+            self._failed += 1
+            counts.failed += 1
             logger.error("consumer %r: %s; set aside", self.consumer.name, error)
             return
         if event is None:
@@ -366,28 +375,30 @@ class ConsumerRunner:
         )
 
     async def _close(self, control: asyncio.Task[None] | None) -> None:
-        if control is not None:
-            control.cancel()
-            with suppress(asyncio.CancelledError):
-                await control
-        if self._publisher is not None:
-            await asyncio.to_thread(self._publisher.close)
-        self._sub.close(linger=0)
-        self._context.destroy()
+        try:
+            if control is not None:
+                control.cancel()
+                with suppress(asyncio.CancelledError):
+                    await control
+            if self._publisher is not None:
+                await asyncio.to_thread(self._publisher.close)
+        finally:
+            self._sub.close(linger=0)
+            self._context.destroy()
 
 
 class _Readable:
     """Waits until a ZeroMQ socket has something, in asyncio.
 
     A socket's descriptor is edge-triggered: it must be read until empty, and looked at again after
-    other calls on the socket (https://zguide.zeromq.org, zmq_getsockopt(3), ZMQ_FD).
+    other calls on the socket (https://zguide.zeromq.org, zmq_getsockopt(3), ZMQ_FD). To asyncio it is
+    readable until that look: it is watched only while somebody waits, or the loop would spin.
     """
 
     def __init__(self, sock: zmq.Socket[bytes]) -> None:
         self._sock = sock
         self._event = asyncio.Event()
         self._fd = int(sock.getsockopt(zmq.FD))
-        asyncio.get_running_loop().add_reader(self._fd, self._event.set)
 
     async def wait(
         self, other: asyncio.Task[bool] | None = None, timeout_s: float | None = None
@@ -396,6 +407,8 @@ class _Readable:
         self._event.clear()
         if int(self._sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             return
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._fd, self._event.set)
         waiting = asyncio.ensure_future(self._event.wait())
         others = () if other is None else (other,)
         try:
@@ -404,7 +417,8 @@ class _Readable:
             )
         finally:
             waiting.cancel()
+            loop.remove_reader(self._fd)
 
-    def close(self) -> None:
-        """Forget the socket."""
-        asyncio.get_running_loop().remove_reader(self._fd)
+    def look_again(self) -> None:
+        """End a wait: another call on the socket may have taken its signal."""
+        self._event.set()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from phase_bus.control import Ack, Beat, Heard, Hello, Reply, Request, Welcome
 
 FIRST_HELLO_S, LAST_HELLO_S = 0.02, 0.5  # how long to wait for an answer: doubled each time
-SILENT_AFTER_S = 5.0
+SILENT_AFTER_S = 5.0  # or three heartbeats, if that is longer
 
 
 class Session:
@@ -43,8 +43,10 @@ class Session:
 
     def due(self, now_s: float) -> Request | None:
         """Return what is to be said now, if anything; call again after :meth:`wait_s`."""
-        if self.welcome is not None and now_s - self._heard_s > SILENT_AFTER_S:
-            self.lose(now_s)
+        if self.welcome is not None:
+            patience_s = max(SILENT_AFTER_S, 3 * self.welcome.heartbeat_s)
+            if now_s - self._heard_s > patience_s:
+                self.lose(now_s)
         if now_s < self._next_s:
             return None
         if self.welcome is None:

@@ -146,7 +146,7 @@ class Supervisor:
 
     Args:
         config: which.
-        own_address: an ipc address of our own, by which we talk to the bus; always bound.
+        own_address: the ipc address by which we talk to the bus; bound besides those configured.
         say: told each line the processes print, with the process's name.
         on_death: told of a process that ended unexpectedly, with how.
     """
@@ -174,10 +174,9 @@ class Supervisor:
         Raises:
             StartError: a process ended instead, or was not ready in time.
         """
-        addresses = [str(self.address)]
-        for text in self.config.address:
-            if Address.parse(text) != self.address:
-                addresses.append(text)
+        addresses = list(self.config.address)
+        if self.address not in map(Address.parse, addresses):
+            addresses.append(str(self.address))
         self._bus = Child("bus", _bus_arguments(addresses, self.config.bus), self._say)
         await self._bus.start()
         self._consumers = [

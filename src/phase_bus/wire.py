@@ -2,7 +2,7 @@
 
 An event is three frames: ``topic``, ``header``, ``payload``.
 
-- The topic is ``<kind>.<qualifier>$`` in ASCII, where the qualifier is the run id, for records with the
+- The topic is ``<kind>.<qualifier>$`` in UTF-8, where the qualifier is the run id, for records with the
   partition before it: ``phase_start.3f2a$``, ``records.07.3f2a$``. Subscribing to a prefix filters.
 - The header is 48 bytes, little-endian (:data:`HEADER`): wire version (u1), three zero bytes, the number
   of request records inside (u4), source (16 bytes, a UUID of the publisher), source sequence (u8), topic
@@ -90,13 +90,15 @@ def parse_topic(topic: bytes) -> Topic:
         WireError: it is none.
     """
     try:
-        text = topic.decode("ascii")
+        text = topic.decode()
     except UnicodeDecodeError:
-        raise WireError("the topic is not ASCII", topic) from None
+        raise WireError("the topic is not UTF-8", topic) from None
     kind, dot, rest = text.partition(".")
     if not dot or not rest.endswith(TOPIC_END):
         raise WireError("the topic is not '<kind>.<qualifier>$'", topic)
-    return Topic(kind, rest[:-1].rpartition(".")[2])
+    qualifier = rest.removesuffix(TOPIC_END)
+    # A run id may hold dots ("llama-3.1"); only records have something before it.
+    return Topic(kind, qualifier.partition(".")[2] if kind == Records.kind else qualifier)
 
 
 def topic_prefix(kind: str, run_id: str | None = None) -> bytes:

@@ -78,14 +78,14 @@ class Bins:
         """Whether keys were too far below the highest one to keep a bin of their own."""
         return self.lowest is not None and self.lowest < self.offset
 
-    def add(self, keys: IntArray) -> None:
-        """Count the keys, shape (n,), n at least 1. The array may be overwritten."""
+    def add(self, keys: IntArray, times: int = 1) -> None:
+        """Count the keys, shape (n,), n at least 1, so many times. The array may be overwritten."""
         lowest, highest = int(keys.min()), int(keys.max())
         base = max(lowest, highest - self.limit + 1)
         if base > lowest:
             np.maximum(keys, base, out=keys)
         keys -= base
-        self._absorb(base, np.bincount(keys), lowest)
+        self._absorb(base, np.bincount(keys) * times, lowest)
 
     def merge(self, other: Bins) -> None:
         """Add the counts of other bins with the same limit, which stay as they are."""
@@ -173,15 +173,18 @@ class DDSketch:
         """Count a column of finite values, shape (n,), which stays as it is."""
         if not len(values):
             return
-        if values.min() > 0.0:
+        low = values.min()
+        if low == values.max():
+            self._add_equal(values[:1], len(values))  # many metrics hardly ever change
+        elif low > 0.0:
             self._positive.add(self._keys(values))
-            return
-        positive, negative = values[values > 0.0], values[values < 0.0]
-        self._zeros += len(values) - len(positive) - len(negative)
-        if len(positive):
-            self._positive.add(self._keys(positive))
-        if len(negative):
-            self._negative.add(self._keys(-negative))
+        else:
+            positive, negative = values[values > 0.0], values[values < 0.0]
+            self._zeros += len(values) - len(positive) - len(negative)
+            if len(positive):
+                self._positive.add(self._keys(positive))
+            if len(negative):
+                self._negative.add(self._keys(-negative))
 
     def merge(self, other: DDSketch) -> None:
         """Add what another sketch counted; it stays as it is.
@@ -238,6 +241,14 @@ class DDSketch:
         sketch._positive = Bins.from_dict(data["positive"], sketch.max_bins)
         sketch._negative = Bins.from_dict(data["negative"], sketch.max_bins)
         return sketch
+
+    def _add_equal(self, value: FloatArray, count: int) -> None:
+        """Count one value, shape (1,), so many times."""
+        if value[0] == 0.0:
+            self._zeros += count
+        else:
+            bins = self._positive if value[0] > 0.0 else self._negative
+            bins.add(self._keys(np.abs(value)), count)
 
     def _keys(self, magnitudes: FloatArray) -> IntArray:
         scaled = np.log(magnitudes)

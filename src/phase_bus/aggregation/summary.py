@@ -83,13 +83,18 @@ def summarize(state: RunState, *, final: bool = False, end: RunComplete | None =
     }
 
 
-def render_text(summary: Mapping[str, Any]) -> str:
-    """Return a summary as text of at most 100 columns without colour, latencies in ms."""
+def render_text(summary: Mapping[str, Any], *, brief: bool = False) -> str:
+    """Return a summary as text of at most 100 columns without colour, latencies in ms.
+
+    Args:
+        summary: what :func:`summarize` returned.
+        brief: leave out warm-up phases, and the metrics that few people look at.
+    """
     out = StringIO()
     console = Console(file=out, width=_WIDTH, color_system=None, force_terminal=False)
     for line in _headline(summary):
         console.print(line, markup=False, highlight=False)
-    phases = list(summary["phases"])
+    phases = [phase for phase in summary["phases"] if not (brief and phase["kind"] == "warmup")]
     if len(phases) > 1:
         phases.append(summary["overall"])
     for phase in phases:
@@ -97,7 +102,7 @@ def render_text(summary: Mapping[str, Any]) -> str:
         for line in _phase_lines(phase):
             console.print(line, markup=False, highlight=False)
         if phase["metrics"]:
-            console.print(_table(phase["metrics"]))
+            console.print(_table(phase["metrics"], brief))
     if any(not m["exact"] for phase in phases for m in phase["metrics"].values()):
         error = summary["relative_error"]
         console.print(f"~ percentiles within {error:.2%} (too many values to keep)", markup=False)
@@ -208,13 +213,13 @@ def _phase_lines(phase: Mapping[str, Any]) -> Iterable[str]:
         yield f"  {error['count']:,} x {error['type']}{code}"
 
 
-def _table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
+def _table(metrics: Mapping[str, Mapping[str, Any]], brief: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, width=_WIDTH)
     table.add_column("metric", ratio=1, overflow="fold")
     for column in _COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
     order = {name: place for place, name in enumerate(_FIRST)}
-    shown = [name for name in metrics if name not in _SAID]
+    shown = [name for name in metrics if name not in _SAID and (name in order or not brief)]
     for name in sorted(shown, key=lambda n: (order.get(n, len(order)), n)):
         table.add_row(*_row(metrics[name]))
     return table

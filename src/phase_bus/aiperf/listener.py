@@ -54,17 +54,13 @@ class BusListener:
 
     def _main(self) -> None:
         try:
-            context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-            try:
-                self._listen(context)
-            finally:
-                context.destroy(linger=0)
+            with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+                context.linger = socket.linger = 0
+                self._listen(socket)
         except Exception as error:
             self._complain("listening to AIPerf's event bus", error)
 
-    def _listen(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        socket = context.socket(zmq.SUB)
-        socket.linger = 0
+    def _listen(self, socket: zmq.Socket[bytes]) -> None:
         for topic in self._topics:
             # With its end sign, or "credit_phase_start" would bring what only begins so.
             socket.subscribe(f"{topic}$".encode())

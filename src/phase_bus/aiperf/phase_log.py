@@ -55,10 +55,14 @@ class PhaseLog:
 
     def ref(self, source: Any) -> PhaseRef:
         """Return which phase AIPerf means, by its stats or by a record's metadata."""
-        ref = self._refs.get(source.phase_index)
-        if ref is None or ref.name != source.phase_name:
-            ref = phase_ref(source)
-            self._refs[ref.index] = ref
+        try:
+            ref = self._refs.get(source.phase_index)
+            if ref is not None and ref.name == source.phase_name:
+                return ref
+        except AttributeError:  # an AIPerf that calls it otherwise
+            pass
+        ref = phase_ref(source)
+        self._refs[ref.index] = ref
         return ref
 
     def ended(self, count: int) -> bool:
@@ -68,7 +72,9 @@ class PhaseLog:
         return len(over) >= max(count, 1) and all(over)
 
     def _is_progress(self, ref: PhaseRef, last: PhaseStats, stats: PhaseStats) -> bool:
-        if last.end_ns is not None or _counts(stats) < _counts(last):
+        # A sum, since each count only ever grows.
+        count = stats.sent + stats.completed + stats.cancelled
+        if last.end_ns is not None or count < last.sent + last.completed + last.cancelled:
             return False  # it was overtaken
         if ref.index in self._echoes:  # AIPerf tells each transition twice, once as progress
             self._echoes.discard(ref.index)
@@ -98,7 +104,3 @@ class PhaseLog:
 
 
 _NOTHING = PhaseStats()
-
-
-def _counts(stats: PhaseStats) -> int:
-    return stats.sent + stats.completed + stats.cancelled

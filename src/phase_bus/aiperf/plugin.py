@@ -15,7 +15,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from operator import attrgetter
 from typing import Any, ParamSpec
 
 import msgspec
@@ -24,13 +23,13 @@ from msgspec import Struct
 from phase_bus.aiperf.ending import RunEnd
 from phase_bus.aiperf.listener import BusListener
 from phase_bus.aiperf.mapping import (
-    RECORD_FIELDS,
     Outcome,
     ResultsMessage,
     decode,
     outcome,
     plans_of_run,
     record_error,
+    record_fields,
     run_start,
 )
 from phase_bus.aiperf.phase_log import PhaseLog
@@ -142,20 +141,18 @@ class PhaseBusExporter:
         self._log = PhaseLog(self._run_id)
         self._end = RunEnd()
         self._finalized = False
-        self._fields: tuple[str, ...] = ()
-        self._read_fields: Callable[[Any], Any] | None = None
-        self._listener = _listener(run, self._on_message, self._on_tick)
         self._publisher = _publisher(options)
         self._record = self._publisher.record
+        self._listener = _listener(run, self._on_message, self._on_tick)
 
     @_fenced
     async def initialize(self) -> None:
         """Publish the run's start and the phases to come."""
+        if self._listener is not None:
+            self._listener.start()
         self._publisher.publish(self._start)
         if self._plans:
             self._publisher.publish(PhasesConfigured(run_id=self._run_id, phases=self._plans))
-        if self._listener is not None:
-            self._listener.start()
 
     async def start(self) -> None:
         """Nothing is left to do."""
@@ -180,37 +177,28 @@ class PhaseBusExporter:
     @_fenced
     async def stop(self) -> None:
         """End the run with what is known, and deliver what the bus takes in ``DELIVER_S``."""
-        deadline_s = time.monotonic() + SETTLE_S
-        while not self._end.over and time.monotonic() < deadline_s:
-            self._on_tick()
-            await asyncio.sleep(_STEP_S)
-        self._complete(self._end.take(time.monotonic(), self._best_guess()))
-        if self._listener is not None:
-            self._listener.stop()
-        self._tell_late()
-        self._fence.tell()
-        await self._close()
+        try:
+            await self._settle()
+            self._complete(self._end.take(time.monotonic(), self._best_guess()))
+            self._tell_late()
+        finally:
+            if self._listener is not None:
+                self._listener.stop()
+            self._fence.tell()
+            await self._close()
 
     def _process_request(self, record: Any) -> None:
         if self._finalized and not self._end.record(time.monotonic()):
             return
         metadata = record.metadata
-        read_fields = self._read_fields or self._find_fields(metadata)
         error = record.error
         self._record(
             self._run_id,
             self._log.ref(metadata),
             record.metrics,
-            dict(zip(self._fields, read_fields(metadata), strict=True)),
+            record_fields(metadata),
             None if error is None else record_error(error),
         )
-
-    def _find_fields(self, metadata: Any) -> Callable[[Any], Any]:
-        """Find out, at the first record, which fields this AIPerf has."""
-        self._fields = tuple(name for name in RECORD_FIELDS if hasattr(metadata, name))
-        # attrgetter returns a tuple from two names on; every AIPerf has more of them.
-        self._read_fields = attrgetter(*self._fields)
-        return self._read_fields
 
     # ---- the end; from the listener's thread as well ----
 
@@ -225,6 +213,13 @@ class PhaseBusExporter:
             else Outcome("completed", "AIPerf's results were not understood"),
             time.monotonic(),
         )
+
+    async def _settle(self) -> None:
+        """Give stragglers and AIPerf's results a moment, so that the end is told last and right."""
+        deadline_s = time.monotonic() + SETTLE_S
+        while not self._end.over and time.monotonic() < deadline_s:
+            self._on_tick()
+            await asyncio.sleep(_STEP_S)
 
     def _on_tick(self) -> None:
         self._complete(self._end.take(time.monotonic()))

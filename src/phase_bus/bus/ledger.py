@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import cast
 
 import msgspec
 
@@ -24,6 +23,7 @@ class Client:
         info: what it last said of itself.
         heard_s: when, by :func:`time.monotonic`.
         last_seq: a publisher's last event taken in.
+        asked_seq: the missing event that a publisher was last asked to send again.
         identity: the ROUTER's name for its connection.
     """
 
@@ -31,6 +31,7 @@ class Client:
         self.identity = identity
         self.heard_s = now_s
         self.last_seq = hello.next_seq - 1
+        self.asked_seq = 0
         self.info = ClientInfo(
             client_id=hello.client_id,
             role=hello.role,
@@ -104,9 +105,11 @@ class Ledger:
             self._forget_old_clients()
         client.identity = identity
         client.heard_s = now_s
+        # Nobody can send again what was acknowledged: waiting for it would never end.
+        client.last_seq = max(client.last_seq, hello.next_seq - 1)
         if not client.here:
             client.update(state="ready" if hello.role == "publisher" else "starting")
-        if hello.role == "publisher":
+        if client.info.role == "publisher":
             self.sources[bytes.fromhex(hello.client_id)] = client
         return client
 
@@ -132,6 +135,11 @@ class Ledger:
             client.update(state="stopped")
         return client
 
+    def forgive_silence(self, now_s: float) -> None:
+        """Count from now on: it was the bus that did not listen."""
+        for client in self.clients.values():
+            client.heard_s = now_s
+
     def newly_silent(self, now_s: float) -> list[Client]:
         """Return the clients that just fell silent for too long."""
         silent = [
@@ -155,7 +163,9 @@ class Ledger:
             self._forget_old_runs()
         if run.publisher != header.source:
             return None
-        run.published[name] += 1
+        run.published[name] = header.topic_seq  # not += 1: what an earlier bus took in counts too
+        if run.status == "lost" and topic.kind != RunComplete.kind:
+            run.status, run.ended_ns = "running", None  # its publisher is back
         run.records += header.records
         return run
 
@@ -196,7 +206,7 @@ def lost(run: Run, reason: str) -> RunComplete:
     """Return the end of a run whose publisher is gone, with what the bus got of it."""
     return RunComplete(
         run_id=run.run_id,
-        status=cast(RunStatus, "lost"),
+        status="lost",
         reason=reason,
         published=dict(run.published),
         records=run.records,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
+import math
 import os
+import re
 import signal
 import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 from typing import IO
 
@@ -35,6 +35,7 @@ from phase_bus.control import (
 )
 from phase_bus.errors import AddressError, WireError
 from phase_bus.events import EventBase, Heartbeat, RunComplete
+from phase_bus.files import lock_directory
 from phase_bus.outbox import Outbox
 from phase_bus.wire import (
     Header,
@@ -48,6 +49,7 @@ from phase_bus.wire import (
 logger = logging.getLogger("phase_bus.bus")
 
 _DRAIN = 1000  # messages taken in before replies are sent and timers looked at
+_CLIENT_ID = re.compile("[0-9a-f]{32}")
 _READY = b"ready."
 _NO_HEADER = Header(source=bytes(16), source_seq=0, topic_seq=0).pack()
 
@@ -82,7 +84,7 @@ class Bus:
         self.options = options or BusOptions()
         self.bus_id = uuid.uuid4().hex
         self.addresses: tuple[Address, ...] = tuple(addresses)
-        self._ledger = Ledger(self.options.silent_after_s)
+        self._ledger = Ledger(max(self.options.silent_after_s, 2 * self.options.heartbeat_s))
         self._own = Outbox(uuid.uuid4().bytes, 0)  # numbers what the bus itself publishes
         self._started_s = time.monotonic()
         self._next_tick_s = 0.0
@@ -90,6 +92,8 @@ class Bus:
         self._bad = 0
         self._acks: dict[bytes, Ack] = {}
         self._stop = False
+        self._ending: list[tuple[bytes, str]] = []
+        self._wake_read, self._wake_write = os.pipe()
         self._locks: list[IO[str]] = []
         self._events_port = 0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -124,12 +128,13 @@ class Bus:
         poller = zmq.Poller()
         poller.register(self._router, zmq.POLLIN)
         poller.register(self._xpub, zmq.POLLIN)
+        poller.register(self._wake_read, zmq.POLLIN)
         if stop_on_eof is not None:
             poller.register(stop_on_eof, zmq.POLLIN)
         while not self._stop:
-            wait_s = max(self._next_tick_s - time.monotonic(), 0.0)
-            ready = dict(poller.poll(wait_s * 1000))
-            if self._router in ready:
+            wait_s = 0.0 if self._ending else max(self._next_tick_s - time.monotonic(), 0.0)
+            ready = dict(poller.poll(math.ceil(wait_s * 1000)))
+            if self._router in ready or self._ending:
                 self._take_in()
             if self._xpub in ready:
                 self._greet_subscribers()
@@ -140,7 +145,10 @@ class Bus:
 
     def stop(self, signum: int = 0, frame: FrameType | None = None) -> None:
         """End :meth:`run` after the current message; usable as a signal handler."""
-        self._stop = True
+        if not self._stop:
+            self._stop = True
+            with suppress(OSError):  # closed already
+                os.write(self._wake_write, b"!")
 
     def install_signals(self) -> None:
         """Let SIGTERM and SIGINT end :meth:`run`."""
@@ -148,17 +156,17 @@ class Bus:
         signal.signal(signal.SIGINT, self.stop)
 
     def close(self) -> None:
-        """End the runs that are going on, close the sockets, and remove the ipc files."""
+        """End the runs that are going on, and close the sockets; ZeroMQ removes their ipc files."""
         self._end_runs("the bus was stopped")
         for sock in (self._router, self._xpub):
             sock.close(linger=500)
         self._context.term()
-        for address in self.addresses:
-            if address.scheme == "ipc":
-                for name in ("control.ipc", "events.ipc"):
-                    Path(address.directory, name).unlink(missing_ok=True)
         for lock in self._locks:  # the file stays: taking it away would race with the next bus
             lock.close()
+        self._locks.clear()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        self._wake_read = self._wake_write = -1
 
     # ---- taking events in ----
 
@@ -167,6 +175,7 @@ class Bus:
             try:
                 frames = self._router.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
+                self._end_asked_runs()  # all that their publishers had sent is in
                 break
             try:
                 if len(frames) == 4:
@@ -191,10 +200,13 @@ class Bus:
         client.heard_s = time.monotonic()
         expected = client.last_seq + 1
         if header.source_seq != expected:
-            # A repetition is acknowledged again; a hole asks for what is missing, once a batch.
-            self._acks[identity] = Ack(
-                seq=client.last_seq, resend=header.source_seq > expected
-            )
+            # A repetition is acknowledged again; a hole asks, once, for what is missing. Should that be
+            # lost in its turn, the publisher's next beat brings it up again.
+            hole = header.source_seq > expected
+            if not hole or client.asked_seq != expected:
+                self._acks[identity] = Ack(seq=client.last_seq, resend=hole)
+            if hole:
+                client.asked_seq = expected
             return
         client.last_seq = header.source_seq
         self._acks[identity] = Ack(seq=header.source_seq)
@@ -221,18 +233,21 @@ class Bus:
             case Beat():
                 known = self._ledger.beat(request, now_s)
                 self._reply(identity, Heard(bus_id=self.bus_id, known=known))
+                client = self._ledger.clients.get(request.client_id)
+                if known and client is not None and request.sent_seq > client.last_seq:
+                    self._acks[identity] = Ack(seq=client.last_seq, resend=True)
             case Goodbye(client_id=client_id):
-                client = self._ledger.leave(client_id)
-                if client is not None:
+                if (client := self._ledger.leave(client_id)) is not None:
                     self._publisher_gone(client, "its publisher left without ending it")
                 self._reply(identity, Heard(bus_id=self.bus_id))
             case StatusRequest():
                 self._reply(identity, self._status(now_s))
             case EndRuns(reason=reason):
-                self._end_runs(reason)
-                self._reply(identity, Heard(bus_id=self.bus_id))
+                self._ending.append((identity, reason))
 
     def _welcome(self, hello: Hello, identity: bytes, now_s: float) -> Welcome:
+        if not _CLIENT_ID.fullmatch(hello.client_id):
+            raise WireError(f"client id {hello.client_id!r:.100} is not 32 hex digits")
         client = self._ledger.hello(hello, identity, now_s)
         return Welcome(
             bus_id=self.bus_id,
@@ -278,6 +293,8 @@ class Bus:
 
     def _tick(self) -> None:
         now_s = time.monotonic()
+        if self._next_tick_s and now_s - self._next_tick_s > self.options.silent_after_s / 2:
+            self._ledger.forgive_silence(now_s)  # this process was suspended: a laptop's lid, SIGSTOP
         self._next_tick_s = now_s + self.options.heartbeat_s
         for client in self._ledger.newly_silent(now_s):
             logger.warning(
@@ -293,6 +310,12 @@ class Bus:
     def _publisher_gone(self, client: Client, reason: str) -> None:
         if client.info.role == "publisher":
             self._end_runs(reason, bytes.fromhex(client.info.client_id))
+
+    def _end_asked_runs(self) -> None:
+        while self._ending:
+            identity, reason = self._ending.pop()
+            self._end_runs(reason)
+            self._reply(identity, Heard(bus_id=self.bus_id))
 
     def _end_runs(self, reason: str, source: bytes | None = None) -> None:
         for run in self._ledger.open_runs(source):
@@ -337,26 +360,7 @@ class Bus:
         return Address("tcp", host=address.host, port=port)
 
     def _bind_ipc(self, address: Address) -> Address:
-        directory = Path(address.directory)
-        try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock = (directory / "bus.lock").open("a")
-        except OSError as error:
-            raise AddressError(
-                str(address),
-                f"cannot be used: {error.strerror}",
-                "choose a directory that you may write to",
-            ) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise AddressError(
-                str(address),
-                "is in use by another bus",
-                "choose another directory, or end that bus ('phase-bus status' shows it)",
-            ) from None
-        self._locks.append(lock)
+        self._locks.append(lock_directory(address))
         self._bind_socket(self._router, address, address.control)
         self._bind_socket(self._xpub, address, address.direct_events)
         return address

@@ -73,4 +73,4 @@ def _print_results(rig: Rig, console: Console) -> None:
 
     for result in rig.progress.results.values():
         console.print()
-        console.print(render_text(result), soft_wrap=True, markup=False)
+        console.print(render_text(result, brief=True), soft_wrap=True, markup=False)

@@ -1,0 +1,188 @@
+"""Values a second that one core aggregates, and with what error and memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks import shapes
+from benchmarks.harness import Plan, Report, Table, alternate, ratios, run, spread
+from phase_bus.aggregation.sketch import DDSketch
+from phase_bus.aggregation.state import RunState
+from phase_bus.records import RecordBatch
+from phase_bus.wire import decode_event, encode_event, topic_of
+
+QUESTION = "How many values a second does a core aggregate, how exactly, in how much memory?"
+QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
+_ERROR = 0.005
+
+
+def main() -> Report:
+    """Measure, print, return."""
+    return run("aggregation", QUESTION, measure)
+
+
+def measure(plan: Plan, report: Report) -> None:
+    """Fill in the report."""
+    _speed(plan, report)
+    _merges(plan, report)
+    _memory(plan, report)
+
+
+def _latencies(count: int, seed: int = 0) -> npt.NDArray[np.float64]:
+    return np.random.default_rng(seed).lognormal(np.log(50e6), 0.6, count)
+
+
+def _speed(plan: Plan, report: Report) -> None:
+    full = [RecordBatch(shapes.batch(256, seed=seed)) for seed in range(8)]
+    large = [RecordBatch(shapes.batch(2048, seed=seed)) for seed in range(2)]
+    column = _latencies(plan.count(2_000_000))
+    sides: dict[str, Callable[[], float]] = {
+        "run_state_256": lambda: _run_state(full, plan.count(400)),
+        "run_state_decoded": lambda: _decoded(full, plan.count(400)),
+        "run_state_2048": lambda: _run_state(large, plan.count(50)),
+        "sketch_256": lambda: _sketch(column[: plan.count(512_000)], 256),
+        "sketch_4096": lambda: _sketch(column, 4096),
+    }
+    package = _package(column[: plan.count(100_000)])
+    if package is not None:
+        sides["ddsketch"] = package
+    values = alternate(sides, plan)
+    titles = {
+        "run_state_256": "RunState.update, AIPerf-shaped batches of 256",
+        "run_state_decoded": "the same, with decoding the event",
+        "run_state_2048": "RunState.update, batches of 2,048",
+        "sketch_256": "our DDSketch.update, columns of 256",
+        "sketch_4096": "our DDSketch.update, columns of 4,096",
+        "ddsketch": "the ddsketch package, value by value",
+    }
+    rows = []
+    errors = _errors(plan.count(200_000))
+    for name, some in values.items():
+        report.figures[f"{name}_values_per_s"] = spread(some)
+        cells = [titles[name], spread(some).show(1e6)]
+        cells.append(ratios(some, values["ddsketch"]).show() if "ddsketch" in values else "-")
+        error = errors.get("package" if name == "ddsketch" else "ours")
+        cells.append("-" if error is None else f"{error:.3%}")
+        rows.append(cells)
+    report.tables.append(
+        Table(
+            "Values a second of CPU, on one core",
+            ["what", "million values/s", "of ddsketch's", "largest error p50..p99.9"],
+            rows,
+            f"Bound on the error: {_ERROR:.1%}; against numpy.percentile of lognormal latencies.",
+        )
+    )
+    report.figures["sketch_error"] = spread([errors["ours"]])
+    if package is None:
+        report.notes.append("The ddsketch package is not installed: that side is missing.")
+
+
+def _run_state(batches: list[RecordBatch], count: int) -> float:
+    state = RunState(shapes.RUN_ID)
+    before_s = time.process_time()
+    for number in range(count):
+        state.update(batches[number % len(batches)])
+    spent_s = time.process_time() - before_s
+    return count * _values(batches[0]) / spent_s
+
+
+def _decoded(batches: list[RecordBatch], count: int) -> float:
+    encoded = [(topic_of(batch.event), encode_event(batch.event)) for batch in batches]
+    state = RunState(shapes.RUN_ID)
+    before_s = time.process_time()
+    for number in range(count):
+        event = decode_event(*encoded[number % len(encoded)])
+        state.update(RecordBatch(event))  # type: ignore[arg-type]
+    spent_s = time.process_time() - before_s
+    return count * _values(batches[0]) / spent_s
+
+
+def _values(batch: RecordBatch) -> int:
+    return sum(len(batch.values(name)) for name in batch.metrics)
+
+
+def _sketch(column: npt.NDArray[np.float64], width: int) -> float:
+    sketch = DDSketch(_ERROR)
+    before_s = time.process_time()
+    for start in range(0, len(column), width):
+        sketch.update(column[start : start + width])
+    return len(column) / (time.process_time() - before_s)
+
+
+def _package(column: npt.NDArray[np.float64]) -> Callable[[], float] | None:
+    try:
+        from ddsketch import DDSketch as Theirs
+    except ImportError:
+        return None
+    values = column.tolist()
+
+    def side() -> float:
+        add = Theirs(_ERROR).add
+        before_s = time.process_time()
+        for value in values:
+            add(value)
+        return len(values) / (time.process_time() - before_s)
+
+    return side
+
+
+def _errors(count: int) -> dict[str, float]:
+    column = _latencies(count, seed=1)
+    exact = np.quantile(column, QUANTILES)
+    ours = DDSketch(_ERROR)
+    ours.update(column)
+    found = {"ours": float(np.max(np.abs(ours.quantiles(QUANTILES) / exact - 1.0)))}
+    try:
+        from ddsketch import DDSketch as Theirs
+    except ImportError:
+        return found
+    theirs = Theirs(_ERROR)
+    for value in column.tolist():
+        theirs.add(value)
+    got = np.array([theirs.get_quantile_value(q) for q in QUANTILES], dtype=np.float64)
+    return {**found, "package": float(np.max(np.abs(got / exact - 1.0)))}
+
+
+def _merges(plan: Plan, report: Report) -> None:
+    """Merging 16 partitions of a run, as a worker's end does."""
+    parts = []
+    for partition in range(16):
+        state = RunState(shapes.RUN_ID)
+        for _ in range(4):
+            state.update(RecordBatch(shapes.batch(256, seed=partition)))
+        parts.append(state)
+
+    def merge() -> float:
+        before_s = time.process_time()
+        whole = RunState(shapes.RUN_ID)
+        for part in parts:
+            whole.merge(part)
+        return (time.process_time() - before_s) * 1e3
+
+    found = spread(alternate({"merge": merge}, plan)["merge"])
+    report.figures["merge_16_ms"] = found
+    report.notes.append(f"Merging the states of 16 partitions, 1,024 records each: {found.show()} ms.")
+
+
+def _memory(plan: Plan, report: Report) -> None:
+    """The size of the state at 1, 4 and 16 times the records, all beyond the exact limit."""
+    base = 80 if plan.scale < 1 else 160  # batches of 256
+    batches = [RecordBatch(shapes.batch(256, seed=seed)) for seed in range(16)]
+    rows, sizes = [], []
+    for times in (1, 4, 16):
+        state = RunState(shapes.RUN_ID)
+        for number in range(base * times):
+            state.update(batches[number % len(batches)])
+        sizes.append(len(msgspec.msgpack.encode(state.to_dict())))
+        rows.append([f"{times}x", f"{base * times * 256:,}", f"{sizes[-1] / 1024:,.0f}"])
+    report.figures["memory_growth_16x"] = spread([sizes[-1] / sizes[0]])
+    report.tables.append(Table("Size of a RunState", ["load", "records", "KiB"], rows))
+
+
+if __name__ == "__main__":
+    main()

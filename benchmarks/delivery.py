@@ -1,0 +1,296 @@
+"""Events a second to typed handlers, in direct mode and through the bus, against bare pyzmq."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import zmq
+
+from benchmarks import peers, shapes
+from benchmarks.harness import (
+    Child,
+    Plan,
+    Report,
+    Spread,
+    Table,
+    alternate,
+    directory,
+    ratios,
+    run,
+    shared_counts,
+    spread,
+    wait_for,
+)
+from phase_bus.events import EventBase
+from phase_bus.publisher import Publisher
+from phase_bus.wire import Header, encode_event, topic_of
+
+QUESTION = "How many events a second reach typed handlers, against bare pyzmq on the same bytes?"
+_IN_FLIGHT_BYTES = 8 << 20
+_IN_FLIGHT = 5000
+_CHUNK = 250
+_LOST_S = 20.0
+_NOTE = "Events/s, median (least..largest). CPU: of one consumer, of what is between, of the sender; µs."
+
+
+class Route:
+    """A way from this process to consumers: something that sends, and counts of what arrived.
+
+    Args:
+        counts: what each consumer received, in shared memory.
+        consumers: the consumers' processes.
+        between: the bus's or the proxy's process.
+    """
+
+    def __init__(self, counts: Any, consumers: Sequence[Child], between: Child | None) -> None:
+        self.counts = counts
+        self.consumers = consumers
+        self.between = between
+        self.lost = 0
+        self.cpu_us: list[tuple[float, float, float]] = []
+        self.event: EventBase
+
+    def send(self, count: int) -> None:
+        """Send so many events."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close what this process holds of it."""
+
+    def choose(self, event: EventBase) -> None:
+        """Send this event from now on."""
+        self.event = event
+        self.cpu_us = []
+
+    def measure(self, count: int, size: int) -> float:
+        """Send so many events of a size, no more in flight than fit; return events/s to all consumers."""
+        in_flight = max(min(_IN_FLIGHT, _IN_FLIGHT_BYTES // size), 2)
+        chunk = min(_CHUNK, in_flight // 2)
+        base = list(self.counts)
+        cpu = self._cpu_s()
+        started_s = time.monotonic()
+        sent = 0
+
+        def behind() -> int:
+            return sent - min(now - then for now, then in zip(self.counts, base, strict=True))
+
+        while sent < count:
+            self.send(min(chunk, count - sent))
+            sent += min(chunk, count - sent)
+            if behind() > in_flight and not wait_for(lambda: behind() <= in_flight, _LOST_S):
+                break
+        wait_for(lambda: behind() == 0, _LOST_S)
+        took_s = time.monotonic() - started_s
+        self.lost += behind()
+        used = [(b - a) / sent * 1e6 for a, b in zip(cpu, self._cpu_s(), strict=True)]
+        self.cpu_us.append((used[0] / len(self.consumers), used[1], used[2]))
+        return (sent - behind()) / took_s
+
+    def cpu(self) -> str:
+        """Return the CPU an event costs each process."""
+        parts = [spread(column).median for column in zip(*self.cpu_us, strict=True)]
+        middle = f"{parts[1]:.1f}" if self.between else "-"
+        return f"{parts[0]:.1f} / {middle} / {parts[2]:.1f}"
+
+    def _cpu_s(self) -> tuple[float, float, float]:
+        between = self.between.cpu_s() if self.between else 0.0
+        return sum(c.cpu_s() for c in self.consumers), between, time.process_time()
+
+
+class Bare(Route):
+    """A PUB that sends finished frames: what pyzmq alone can do.
+
+    The frames are those of phase-bus, with right sequence numbers, so that a typed consumer can be at
+    the other end.
+    """
+
+    def __init__(
+        self, endpoint: str, counts: Any, consumers: Sequence[Child], between: Child | None, *, bind: bool
+    ) -> None:
+        super().__init__(counts, consumers, between)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._pub = self._context.socket(zmq.PUB)
+        self._pub.set_hwm(peers.HIGH_WATER_MARK)
+        self._pub.setsockopt(zmq.LINGER, 0)
+        if bind:
+            self._pub.bind(endpoint)
+        else:
+            self._pub.connect(endpoint)
+        self._seq = 0
+
+    def greet(self) -> None:
+        """Send until every bare consumer has heard something, then count from zero."""
+
+        def heard() -> bool:
+            self._pub.send(peers.NOTHING)
+            return all(count == -1 for count in self.counts)
+
+        if not wait_for(heard, 10.0, 0.01):
+            raise RuntimeError("a bare consumer hears nothing")
+        time.sleep(0.2)
+        for place in range(len(self.counts)):
+            self.counts[place] = 0
+
+    def choose(self, event: EventBase) -> None:
+        super().choose(event)
+        self._topic, self._payload = topic_of(event), encode_event(event)
+
+    def send(self, count: int) -> None:
+        topic, payload, copy = self._topic, self._payload, len(self._payload) < 65536
+        send = self._pub.send_multipart
+        source = bytes(16)
+        for seq in range(self._seq + 1, self._seq + count + 1):
+            send((topic, Header(source, seq, seq).pack(), payload), copy=copy)
+        self._seq += count
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+class Ours(Route):
+    """A Publisher."""
+
+    def __init__(
+        self, publisher: Publisher, counts: Any, consumers: Sequence[Child], between: Child | None
+    ) -> None:
+        super().__init__(counts, consumers, between)
+        self._publisher = publisher
+
+    def send(self, count: int) -> None:
+        publish, event = self._publisher.publish, self.event
+        for _ in range(count):
+            publish(event)
+
+    def close(self) -> None:
+        self._publisher.close()
+
+
+def main() -> Report:
+    """Measure, print, return."""
+    return run("delivery", QUESTION, measure)
+
+
+def measure(plan: Plan, report: Report) -> None:
+    """Fill in the report."""
+    direct = _compare(plan, report, "direct", 1, _direct_routes)
+    report.tables.append(Table("Direct mode, one consumer", _header("bare PUB/SUB"), direct, _NOTE))
+    for consumers in (1, 3):
+        rows = _compare(plan, report, f"bus{consumers}", consumers, _bus_routes)
+        title = f"Through the bus, {consumers} consumer{'s' if consumers > 1 else ''}"
+        report.tables.append(Table(title, _header("zmq.proxy"), rows, _NOTE))
+    report.notes.append(
+        "At most 5,000 events (8 MiB) are in flight on either side, so nothing is dropped; the bare side "
+        "sends the very same frames, with their headers. The bus has no journal yet; its publisher is "
+        "acknowledged, the proxy's is not."
+    )
+
+
+def _header(bare: str) -> list[str]:
+    return ["size", "what", "events/s", f"of bare {bare.removeprefix('bare ')}", "CPU µs an event", "lost"]
+
+
+def _compare(
+    plan: Plan,
+    report: Report,
+    key: str,
+    consumers: int,
+    open_routes: Callable[[ExitStack, int], dict[str, Route]],
+) -> list[list[str]]:
+    rows = []
+    with ExitStack() as stack:
+        routes = open_routes(stack, consumers)
+        for label, size in shapes.SIZES.items():
+            event = shapes.event_of_size(size)
+            true_size = len(encode_event(event))
+            for route in routes.values():
+                route.choose(event)
+                route.lost = 0
+            count = plan.count(2000 if size > 16384 else 30_000)
+            values = alternate(_sides(routes, count, true_size), plan)
+            bare = next(iter(values))
+            for name, some in values.items():
+                ratio = ratios(some, values[bare])
+                _keep(report, f"{key}_{label.replace(' ', '')}_{name}", spread(some), ratio)
+                route = routes[name]
+                rows.append(
+                    [f"{label} ({true_size:,} B)", name, spread(some).show(), ratio.show(), route.cpu(),
+                     str(route.lost)]
+                )  # fmt: skip
+    return rows
+
+
+def _sides(routes: dict[str, Route], count: int, size: int) -> dict[str, Callable[[], float]]:
+    def side(route: Route) -> Callable[[], float]:
+        return lambda: route.measure(count, size)
+
+    return {name: side(route) for name, route in routes.items()}
+
+
+def _keep(report: Report, key: str, rate: Spread, ratio: Spread) -> None:
+    report.figures[f"{key}_per_s"] = rate
+    report.figures[f"{key}_ratio"] = ratio
+
+
+def _direct_routes(stack: ExitStack, consumers: int) -> dict[str, Route]:
+    bare = _bare(stack, consumers, proxied=False)
+    where = stack.enter_context(directory())
+    counts, typed = _typed(stack, f"direct+ipc://{where}", consumers)
+    handlers = Bare(f"ipc://{where}/events.ipc", counts, typed, None, bind=True)
+    stack.callback(handlers.close)
+    where = stack.enter_context(directory())
+    publisher = Publisher(bind=f"ipc://{where}", buffer_bytes=1 << 30)
+    counts, typed = _typed(stack, f"direct+ipc://{where}", consumers)
+    ours = Ours(publisher, counts, typed, None)
+    stack.callback(ours.close)
+    time.sleep(1.0)  # in direct mode nobody is told when a subscription is in force
+    return {"bare": bare, "handlers, bare sender": handlers, "phase-bus": ours}
+
+
+def _bus_routes(stack: ExitStack, consumers: int) -> dict[str, Route]:
+    bare = _bare(stack, consumers, proxied=True)
+    where = stack.enter_context(directory())
+    address = f"ipc://{where}"
+    bus = stack.enter_context(Child(peers.bus, address))
+    bus.ready()
+    counts, typed = _typed(stack, address, consumers)
+    ours = Ours(Publisher(address, buffer_bytes=1 << 30), counts, typed, bus)
+    stack.callback(ours.close)
+    return {"bare": bare, "phase-bus": ours}
+
+
+def _bare(stack: ExitStack, consumers: int, *, proxied: bool) -> Bare:
+    where = stack.enter_context(directory())
+    counts = shared_counts(consumers)
+    front, back = f"ipc://{where}/front", f"ipc://{where}/back"
+    proxy = None
+    if proxied:
+        proxy = stack.enter_context(Child(peers.proxy, front, back))
+        proxy.ready()
+    children = [
+        stack.enter_context(Child(peers.bare_consumer, back if proxied else front, counts, place))
+        for place in range(consumers)
+    ]
+    bare = Bare(front, counts, children, proxy, bind=not proxied)
+    stack.callback(bare.close)
+    for child in children:
+        child.ready()
+    bare.greet()
+    return bare
+
+
+def _typed(stack: ExitStack, address: str, consumers: int) -> tuple[Any, list[Child]]:
+    counts = shared_counts(consumers)
+    children = [
+        stack.enter_context(Child(peers.consumer, peers.Counting, address, counts, place))
+        for place in range(consumers)
+    ]
+    for child in children:
+        child.ready()
+    return counts, children
+
+
+if __name__ == "__main__":
+    main()

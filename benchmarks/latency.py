@@ -1,0 +1,160 @@
+"""How long an event takes from its making in the benchmark to the handler, at a given rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import count as counter
+from typing import Any
+
+import numpy as np
+import zmq
+
+from benchmarks import peers
+from benchmarks.harness import (
+    Child,
+    Plan,
+    Report,
+    Table,
+    alternate,
+    directory,
+    run,
+    shared_counts,
+    spread,
+    wait_for,
+)
+from phase_bus.events import PhaseProgress, PhaseRef, PhaseStats
+from phase_bus.publisher import Publisher
+from phase_bus.wire import Header, encode_event, topic_of
+
+QUESTION = "How long from publish to the handler in another process?"
+RATES = (1000, 10_000)
+PERCENTILES = (50.0, 99.0, 99.9)
+_MOST = 60_000  # events of a round at most
+
+
+class Way:
+    """A way for one event, and the latencies of a round, which the receiver writes to shared memory."""
+
+    def __init__(self, send: Callable[[], None]) -> None:
+        self.latencies_ns = shared_counts(_MOST)
+        self.counts = shared_counts(1)
+        self.send = send
+        self.lost = 0
+
+    def measure(self, rate: int, duration_s: float) -> dict[float, float]:
+        """Send at a rate for a while; return the percentiles in µs."""
+        self.counts[0] = 0
+        total = min(int(rate * duration_s), _MOST)
+        started_s = time.monotonic()
+        for number in range(total):
+            due_s = started_s + number / rate
+            if (ahead_s := due_s - time.monotonic()) > 0:
+                time.sleep(ahead_s)
+            self.send()
+        wait_for(lambda: self.counts[0] >= total, 5.0, 0.005)
+        arrived = self.counts[0]
+        self.lost += total - arrived
+        values = np.frombuffer(self.latencies_ns, dtype=np.int64)[:arrived] / 1e3
+        return dict(zip(PERCENTILES, np.percentile(values, PERCENTILES).tolist(), strict=True))
+
+
+def main() -> Report:
+    """Measure, print, return."""
+    return run("latency", QUESTION, measure)
+
+
+def measure(plan: Plan, report: Report) -> None:
+    """Fill in the report."""
+    duration_s = 1.0 if plan.scale < 1 else 3.0
+    rows = []
+    with ExitStack() as stack:
+        ways = {"bare zmq.proxy": _bare(stack), "bus": _bus(stack), "direct": _direct(stack)}
+        for rate in RATES:
+            found: dict[str, list[dict[float, float]]] = {name: [] for name in ways}
+            for way in ways.values():
+                way.lost = 0
+            alternate({name: _side(way, rate, duration_s, found[name]) for name, way in ways.items()}, plan)
+            for name, way in ways.items():
+                rounds = found[name][1:]  # the first is to warm up
+                cells = [spread(r[p] for r in rounds) for p in PERCENTILES]
+                for p, cell in zip(PERCENTILES, cells, strict=True):
+                    report.figures[f"{name.split()[0]}_{rate}_p{p:g}_us"] = cell
+                rows.append([f"{rate:,}/s", name, *(cell.show() for cell in cells), str(way.lost)])
+    header = ["rate", "what", *(f"p{p:g} µs" for p in PERCENTILES), "lost"]
+    report.tables.append(Table("Publish to handler, a phase_progress event", header, rows))
+    report.notes.append(
+        "Percentiles are of one round each, then the median of the rounds (least..largest). The bare side "
+        "sends the same bytes, finished beforehand but for the time, and decodes nothing. A sender that "
+        "sleeps between events is late by some 60 µs, on all sides; latency is counted from the making."
+    )
+
+
+def _side(way: Way, rate: int, duration_s: float, found: list[dict[float, float]]) -> Callable[[], float]:
+    def side() -> float:
+        found.append(way.measure(rate, duration_s))
+        return found[-1][50.0]
+
+    return side
+
+
+def _event() -> PhaseProgress:
+    return PhaseProgress(run_id="3f2a5c7e9b1d", phase=PhaseRef("profiling"), stats=PhaseStats(sent=1))
+
+
+def _bare(stack: ExitStack) -> Way:
+    where = stack.enter_context(directory())
+    front, back = f"ipc://{where}/front", f"ipc://{where}/back"
+    stack.enter_context(Child(peers.proxy, front, back)).ready()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    stack.callback(context.destroy, linger=0)
+    pub = context.socket(zmq.PUB)
+    pub.set_hwm(peers.HIGH_WATER_MARK)
+    pub.connect(front)
+    sequence: Iterator[int] = counter(1)
+    event = _event()
+    topic, payload = topic_of(event), encode_event(event)[8:]
+
+    def send() -> None:
+        stamp = time.time_ns().to_bytes(8, "little")
+        seq = next(sequence)
+        pub.send_multipart((topic, Header(bytes(16), seq, seq).pack(), stamp + payload))
+
+    way = Way(send)
+    child = stack.enter_context(Child(peers.bare_timing, back, way.latencies_ns, way.counts, 0))
+    child.ready()
+
+    def heard() -> bool:
+        pub.send(peers.NOTHING)
+        return bool(way.counts[0] == -1)
+
+    if not wait_for(heard, 10.0, 0.01):
+        raise RuntimeError("the bare consumer hears nothing")
+    time.sleep(0.2)
+    return way
+
+
+def _bus(stack: ExitStack) -> Way:
+    address = f"ipc://{stack.enter_context(directory())}"
+    stack.enter_context(Child(peers.bus, address)).ready()
+    return _published(stack, address, Publisher(address))
+
+
+def _direct(stack: ExitStack) -> Way:
+    where = stack.enter_context(directory())
+    way = _published(stack, f"direct+ipc://{where}", Publisher(bind=f"ipc://{where}"))
+    time.sleep(1.0)  # in direct mode nobody is told when a subscription is in force
+    return way
+
+
+def _published(stack: ExitStack, address: str, publisher: Publisher) -> Way:
+    stack.callback(publisher.close)
+    way = Way(lambda: publisher.publish(_event()))
+    arguments: tuple[Any, ...] = (way.latencies_ns, way.counts, 0)
+    stack.enter_context(Child(peers.consumer, peers.Timing, address, *arguments)).ready()
+    return way
+
+
+if __name__ == "__main__":
+    main()

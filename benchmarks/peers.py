@@ -1,0 +1,127 @@
+"""The parts that other processes play: the bus, a bare proxy, consumers, bare receive loops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import zmq
+
+from phase_bus.address import Address
+from phase_bus.bus.server import Bus, BusOptions
+from phase_bus.consumer import Consumer
+from phase_bus.events import EventBase
+from phase_bus.runner import ConsumerRunner
+
+HIGH_WATER_MARK = 20_000  # more than is ever in flight: nothing is dropped on either side
+NOTHING = b"nothing"  # a bare message that only shows that a subscription is in force
+
+
+def bus(ready: Connection, address: str) -> None:
+    """Run a bus."""
+    logging.getLogger("phase_bus.bus").setLevel(logging.ERROR)  # that a run never ends is intended here
+    server = Bus([Address.parse(address)], BusOptions(high_water_mark=HIGH_WATER_MARK))
+    server.install_signals()
+    try:
+        server.bind()
+        ready.send(address)
+        server.run()
+    finally:
+        server.close()
+
+
+def proxy(ready: Connection, publishers: str, subscribers: str) -> None:
+    """Run ``zmq.proxy`` between an XSUB and an XPUB."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    front, back = context.socket(zmq.XSUB), context.socket(zmq.XPUB)
+    for sock, endpoint in ((front, publishers), (back, subscribers)):
+        sock.set_hwm(HIGH_WATER_MARK)
+        sock.bind(endpoint)
+    ready.send(subscribers)
+    zmq.proxy(front, back)
+
+
+def consumer(ready: Connection, make: Callable[..., Consumer], address: str, *arguments: Any) -> None:
+    """Run a consumer as ``phase-bus consume`` does."""
+    made = make(*arguments)
+    made.name = make.__name__
+
+    async def run() -> None:
+        runner = ConsumerRunner(
+            made,
+            Address.parse(address),
+            high_water_mark=HIGH_WATER_MARK,
+            receipts=False,
+            on_ready=lambda: ready.send(address),
+        )
+        runner.install_signals()
+        await runner.run()
+
+    asyncio.run(run())
+
+
+class Counting(Consumer):
+    """Count all events, in memory shared with the parent."""
+
+    def __init__(self, counts: Any, place: int) -> None:
+        self._counts = counts
+        self._place = place
+        self._count = 0
+
+    async def on_event(self, event: EventBase) -> None:  # noqa: ARG002 - decoded, and that is all
+        self._count += 1
+        self._counts[self._place] = self._count
+
+
+class Timing(Consumer):
+    """Note how long each event took from its making to the handler, in memory shared with the parent."""
+
+    def __init__(self, latencies_ns: Any, counts: Any, place: int) -> None:
+        self._latencies_ns = latencies_ns
+        self._counts = counts
+        self._place = place
+
+    async def on_event(self, event: EventBase) -> None:
+        count = self._counts[self._place]
+        self._latencies_ns[count] = time.time_ns() - event.ts_ns
+        self._counts[self._place] = count + 1
+
+
+def bare_consumer(ready: Connection, endpoint: str, counts: Any, place: int) -> None:
+    """Receive and count, nothing else."""
+    sub = _sub(endpoint)
+    ready.send(endpoint)
+    count = 0
+    while True:
+        if sub.recv_multipart()[0] == NOTHING:
+            counts[place] = -1  # the subscription is in force; the parent resets it
+            continue
+        count += 1
+        counts[place] = count
+
+
+def bare_timing(ready: Connection, endpoint: str, latencies_ns: Any, counts: Any, place: int) -> None:
+    """Receive messages whose third frame begins with their time, and note how long each took."""
+    sub = _sub(endpoint)
+    ready.send(endpoint)
+    while True:
+        frames = sub.recv_multipart()
+        if frames[0] == NOTHING:
+            counts[place] = -1
+            continue
+        count = counts[place]
+        latencies_ns[count] = time.time_ns() - int.from_bytes(frames[2][:8], "little")
+        counts[place] = count + 1
+
+
+def _sub(endpoint: str) -> zmq.Socket[bytes]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    sub = context.socket(zmq.SUB)
+    sub.set_hwm(HIGH_WATER_MARK)
+    sub.subscribe(b"")
+    sub.connect(endpoint)
+    return sub

@@ -1,0 +1,80 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.helpers import BusProcess, BusThread, wait_until
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """Fail a test that leaves behind a child process, a thread, a ZeroMQ socket or an open file.
+
+    A ZeroMQ socket has a file descriptor of its own, so that counting those finds it.
+    """
+    me = psutil.Process()
+    gc.collect()
+    fds, threads = _open_files(), set(threading.enumerate())
+    children = set(me.children(recursive=True))
+    yield
+    gc.collect()
+    left = wait_until_or_last(lambda: set(me.children(recursive=True)) - children)
+    assert not left, f"processes left behind: {left}"
+    alive = wait_until_or_last(lambda: set(threading.enumerate()) - threads)
+    assert not alive, f"threads left behind: {alive}"
+    open_files = wait_until_or_last(lambda: {f: t for f, t in _open_files().items() if fds.get(f) != t})
+    assert not open_files, f"files left open: {open_files}"
+
+
+def wait_until_or_last(leak: object) -> object:
+    """Return what a function still finds after a second, or the first time that it finds nothing."""
+    assert callable(leak)
+    try:
+        wait_until(lambda: not leak(), 1.0)
+    except AssertionError:
+        return leak()
+    return None
+
+
+def _open_files() -> dict[str, str]:
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:  # the directory's own descriptor, closed by now
+            continue
+    return found
+
+
+@pytest.fixture
+def ipc_dir() -> Iterator[Path]:
+    """A directory with a path short enough for Unix sockets."""
+    path = Path(tempfile.mkdtemp(prefix="pb-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def bus(ipc_dir: Path) -> Iterator[BusThread]:
+    """A bus on an ipc directory, in a thread."""
+    with BusThread(f"ipc://{ipc_dir}") as running:
+        yield running
+
+
+@pytest.fixture
+def bus_process(ipc_dir: Path) -> Iterator[BusProcess]:
+    """A bus on an ipc directory, in a process of its own."""
+    running = BusProcess(f"ipc://{ipc_dir}")
+    yield running
+    if running.process.poll() is None:
+        running.kill()

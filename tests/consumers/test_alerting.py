@@ -1,0 +1,348 @@
+"""The ``alerting`` consumer: what it warns of, and how it tells."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, MutableMapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from structlog.testing import capture_logs
+
+from phase_bus.consumer import build_consumer, handlers_of
+from phase_bus.errors import ConfigError, OptionError
+from phase_bus.events import (
+    Drop,
+    EventBase,
+    PhaseComplete,
+    PhaseRef,
+    PhaseStats,
+    PhaseTimeout,
+    RunComplete,
+)
+from phase_bus_consumers.alerting import PhaseAlerts
+
+PROFILING = PhaseRef("profiling", "profiling", 1)
+SLOW = PhaseComplete(
+    run_id="r1", phase=PROFILING, stats=PhaseStats(completed=10, errors=2, start_ns=0, end_ns=61 * 10**9)
+)
+
+
+class Webhook:
+    """A real HTTP server: it keeps what it is sent and answers with the given codes, the last for ever."""
+
+    def __init__(self) -> None:
+        self.bodies: list[Any] = []
+        self.codes = [200]
+        self.release = threading.Event()
+        self.release.set()
+        webhook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                webhook.bodies.append(json.loads(body))
+                webhook.release.wait(10)
+                self.send_response(webhook.codes.pop(0) if len(webhook.codes) > 1 else webhook.codes[0])
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook/secret"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def close(self) -> None:
+        self.release.set()
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@pytest.fixture
+def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = Webhook()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def logs() -> Iterator[list[MutableMapping[str, Any]]]:
+    with capture_logs() as lines:
+        yield lines
+
+
+def python(code: str) -> str:
+    """Return a command line that runs Python code."""
+    return shlex.join([sys.executable, "-c", code])
+
+
+async def give(consumer: PhaseAlerts, *events: EventBase) -> None:
+    """Start a consumer and let it handle events, as its process would."""
+    await consumer.start()
+    for event in events:
+        await handlers_of(consumer)[event.kind](event)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that happens elsewhere."""
+    deadline_s = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline_s, "it never happened"
+        await asyncio.sleep(0.01)
+
+
+def ended(process: psutil.Process) -> bool:
+    """Tell whether a process is gone; its new parent may not have collected it yet."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def alerts(logs: list[MutableMapping[str, Any]]) -> list[tuple[str, str]]:
+    return [(line["alert"], line["event"]) for line in logs if "alert" in line]
+
+
+async def test_a_slow_phase(logs: list[MutableMapping[str, Any]]) -> None:
+    """A phase over the threshold is warned of, one below is not."""
+    await give(PhaseAlerts(), SLOW)
+    assert alerts(logs) == [("slow_phase", "phase profiling took 61.0 s, more than 60 s")]
+    logs.clear()
+    await give(PhaseAlerts(threshold_s=61.0), SLOW)
+    assert alerts(logs) == []
+
+
+async def test_a_phase_without_times_is_no_alert(logs: list[MutableMapping[str, Any]]) -> None:
+    """A phase whose duration and answers are unknown is nothing to warn of."""
+    await give(PhaseAlerts(max_error_rate=0.0), PhaseComplete(run_id="r1", phase=PROFILING))
+    assert alerts(logs) == []
+
+
+async def test_a_phase_that_reached_its_duration_is_no_alert(logs: list[MutableMapping[str, Any]]) -> None:
+    """Only the end of the grace period is a time-out."""
+    stats = PhaseStats(start_ns=0, end_ns=1, timeout_triggered=True)
+    await give(PhaseAlerts(), PhaseComplete(run_id="r1", phase=PROFILING, stats=stats))
+    assert alerts(logs) == []
+
+
+async def test_a_time_out(logs: list[MutableMapping[str, Any]]) -> None:
+    """A time-out names the number of requests that were cut."""
+    stats = PhaseStats(grace_period_s=30.0)
+    await give(PhaseAlerts(), PhaseTimeout(run_id="r1", phase=PROFILING, stats=stats, requests_cut=4))
+    text = "phase profiling timed out: 4 requests cut at the end of its grace period of 30 s"
+    assert alerts(logs) == [("phase_timeout", text)]
+
+
+async def test_an_error_rate_over_the_limit(logs: list[MutableMapping[str, Any]]) -> None:
+    """Errors are warned of above the limit only, and not at all without one."""
+    await give(PhaseAlerts(threshold_s=100, max_error_rate=0.1), SLOW)
+    text = "phase profiling: 2 of 10 requests failed (20.0%, more than 10.0%)"
+    assert alerts(logs) == [("error_rate", text)]
+    logs.clear()
+    await give(PhaseAlerts(threshold_s=100, max_error_rate=0.2), SLOW)
+    assert alerts(logs) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("completed", []),
+        ("cancelled", []),
+        ("failed", [("run_failed", "run r1 failed: why")]),
+        ("lost", [("run_lost", "run r1 was lost: why")]),
+    ],
+)
+async def test_how_a_run_ended(
+    status: Any, expected: list[tuple[str, str]], logs: list[MutableMapping[str, Any]]
+) -> None:
+    """Runs that failed or were lost are warned of; one that somebody cancelled is not."""
+    await give(PhaseAlerts(), RunComplete(run_id="r1", status=status, reason="why"))
+    assert alerts(logs) == expected
+
+
+async def test_drops_are_told_once_and_not_twice(
+    tmp_path: Path, logs: list[MutableMapping[str, Any]]
+) -> None:
+    """What the publisher tells twice counts once, what the bus dropped is added, other runs are not."""
+    file = tmp_path / "alert.json"
+    command = python(f"import sys; open({str(file)!r}, 'w').write(sys.stdin.read())")
+    consumer = PhaseAlerts(command=command)
+    await give(
+        consumer,
+        Drop(run_id="r1", source="aiperf", reason="full", events={"records.00.r1$": 2}),
+        Drop(run_id="r1", source="aiperf", reason="full", events={"records.00.r1$": 3}),
+        Drop(run_id="r1", source="bus", reason="full", events={"phase_progress.r1$": 1}),
+        Drop(run_id="r2", source="aiperf", reason="full", events={"records.00.r2$": 9}),
+        RunComplete(run_id="r1", status="completed", dropped={"records.00.r1$": 5}),
+    )
+    await consumer.flush()
+    assert [kind for kind, _ in alerts(logs)] == ["events_dropped"]
+    assert "6 events dropped" in logs[0]["event"]
+    details = json.loads(file.read_text())["details"]
+    assert details == {"events": {"records.00.r1$": 5, "phase_progress.r1$": 1}}
+
+
+async def test_drops_known_to_the_publisher_alone(logs: list[MutableMapping[str, Any]]) -> None:
+    """The run's end is enough: a drop event may itself have been lost."""
+    await give(PhaseAlerts(), RunComplete(run_id="r1", status="completed", dropped={"records.00.r1$": 5}))
+    assert "5 events dropped" in logs[0]["event"]
+
+
+async def test_a_command_gets_the_alert_twice(tmp_path: Path) -> None:
+    """The command finds the alert on standard input and in its environment, once flush returned."""
+    file = tmp_path / "it's here.json"
+    code = (
+        "import json, os, sys;"
+        "pair = [json.load(sys.stdin), json.loads(os.environ['PHASE_BUS_ALERT'])];"
+        f"json.dump(pair, open({str(file)!r}, 'w'))"
+    )
+    consumer = PhaseAlerts(command=python(code))
+    await give(consumer, SLOW)
+    await consumer.flush()
+    from_stdin, from_environment = json.loads(file.read_text())
+    assert from_stdin == from_environment
+    assert from_stdin["kind"] == "slow_phase"
+    assert (from_stdin["run_id"], from_stdin["phase"]) == ("r1", "profiling")
+    assert from_stdin["details"] == {"duration_s": 61.0, "threshold_s": 60.0}
+    assert from_stdin["ts_ns"] == SLOW.ts_ns
+    await consumer.stop()
+
+
+async def test_a_command_that_fails_is_logged(logs: list[MutableMapping[str, Any]]) -> None:
+    """The exit code of the command is told, and that is all."""
+    consumer = PhaseAlerts(command=python("raise SystemExit(3)"))
+    await give(consumer, SLOW)
+    await consumer.flush()
+    assert [line["code"] for line in logs if line["event"] == "the alert command failed"] == [3]
+
+
+async def test_a_command_that_hangs_is_ended(tmp_path: Path, logs: list[MutableMapping[str, Any]]) -> None:
+    """A command over its time is killed with its children, and holds nothing up meanwhile."""
+    file = tmp_path / "pid"
+    code = (
+        "import subprocess, sys;"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+        f"open({str(file)!r}, 'w').write(str(child.pid));"
+        "child.wait()"
+    )
+    consumer = PhaseAlerts(command=python(code), timeout_s=2.0)
+    await give(consumer, SLOW)
+    assert consumer._deliveries  # the handler did not wait for it
+    await until(lambda: file.exists() and file.read_text() != "")
+    child = psutil.Process(int(file.read_text()))
+    await consumer.flush()
+    assert "the alert command took too long" in [line["event"] for line in logs]
+    await until(lambda: ended(child))
+
+
+async def test_stop_ends_what_still_runs() -> None:
+    """A consumer that is stopped without a flush leaves no process behind."""
+    consumer = PhaseAlerts(command=python("import time; time.sleep(60)"), timeout_s=60.0)
+    await give(consumer, SLOW)
+    await until(lambda: psutil.Process().children() != [])
+    await consumer.stop()
+    assert psutil.Process().children() == []
+
+
+async def test_a_command_that_vanished_is_logged(
+    tmp_path: Path, logs: list[MutableMapping[str, Any]]
+) -> None:
+    """A program that is removed while the consumer runs does not end it."""
+    script = tmp_path / "alert"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    consumer = PhaseAlerts(command=str(script))
+    await consumer.start()
+    script.unlink()
+    await consumer.on_phase_complete(SLOW)
+    await consumer.flush()
+    assert "the alert command could not be run" in [line["event"] for line in logs]
+
+
+async def test_a_webhook_gets_the_alert(webhook: Webhook) -> None:
+    """The alert is posted as JSON."""
+    consumer = PhaseAlerts(webhook=webhook.url)
+    await give(consumer, SLOW)
+    await consumer.flush()
+    assert [body["kind"] for body in webhook.bodies] == ["slow_phase"]
+
+
+async def test_a_webhook_does_not_hold_up_events(webhook: Webhook) -> None:
+    """Handlers return while the server still thinks; flush waits for it."""
+    webhook.release.clear()
+    consumer = PhaseAlerts(webhook=webhook.url, timeout_s=10.0)
+    await give(consumer, SLOW, SLOW)
+    flushing = asyncio.create_task(consumer.flush())
+    await until(lambda: len(webhook.bodies) == 2)
+    assert not flushing.done()
+    webhook.release.set()
+    await flushing
+
+
+async def test_a_webhook_is_tried_twice(webhook: Webhook, logs: list[MutableMapping[str, Any]]) -> None:
+    """One failure is made up for by the second attempt."""
+    webhook.codes = [503, 200]
+    consumer = PhaseAlerts(webhook=webhook.url)
+    await give(consumer, SLOW)
+    await consumer.flush()
+    assert len(webhook.bodies) == 2
+    assert [line["attempt"] for line in logs if line["event"] == "the webhook failed"] == [1]
+
+
+async def test_a_webhook_that_stays_broken_is_logged(
+    webhook: Webhook, logs: list[MutableMapping[str, Any]]
+) -> None:
+    """Failures are logged without the address's secret part, and are not fatal."""
+    webhook.codes = [500]
+    consumer = PhaseAlerts(webhook=webhook.url)
+    await give(consumer, SLOW)
+    await consumer.flush()
+    failures = [line for line in logs if line["event"] == "the webhook failed"]
+    assert [line["attempt"] for line in failures] == [1, 2]
+    assert "secret" not in str(failures)
+
+
+async def test_a_webhook_that_never_answers(webhook: Webhook, logs: list[MutableMapping[str, Any]]) -> None:
+    """The time-out ends the wait."""
+    webhook.release.clear()
+    consumer = PhaseAlerts(webhook=webhook.url, timeout_s=0.1)
+    await give(consumer, SLOW)
+    await asyncio.wait_for(consumer.flush(), 5)
+    assert len([line for line in logs if line["event"] == "the webhook failed"]) == 2
+
+
+async def test_a_command_that_is_not_there_is_told_at_start() -> None:
+    """One line names the option and the command."""
+    with pytest.raises(ConfigError, match="command: 'no-such-program --loud'"):
+        await PhaseAlerts(command="no-such-program --loud").start()
+    with pytest.raises(ConfigError, match="command: ''"):
+        await PhaseAlerts(command="").start()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("max_error_rate", "5"),
+        ("timeout_s", "0"),
+        ("webhook", "file:///etc/passwd"),
+        ("webhook", "http://"),
+        ("command", "say 'it"),
+        ("threshold_s", "long"),
+    ],
+)
+def test_wrong_options_are_refused(option: str, value: str) -> None:
+    """A value that makes no sense is told before anything runs."""
+    with pytest.raises(OptionError, match=option):
+        build_consumer(PhaseAlerts, "alerting", {option: value})

@@ -1,0 +1,213 @@
+"""Real processes for end-to-end tests: a mock LLM server, real AIPerf, `phase-bus exec` around it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+MARK = "PHASE_BUS_TEST_MARK"
+
+
+@dataclass
+class Finished:
+    """What came of a command."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Workplace:
+    """A directory of its own, and every process started in it, so that none is left behind."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.mark = uuid.uuid4().hex
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a command, its output in files beside it."""
+        number = len(self._processes)
+        out = (self.directory / f"{number}.out").open("w")
+        err = (self.directory / f"{number}.err").open("w")
+        given = {k: v for k, v in os.environ.items() if not k.startswith("PHASE_BUS")}
+        process = subprocess.Popen(
+            arguments,
+            cwd=self.directory,
+            env={**given, MARK: self.mark, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            text=True,
+            start_new_session=True,
+        )
+        out.close()
+        err.close()
+        self._processes.append(process)
+        return process
+
+    def phase_bus(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start ``phase-bus``."""
+        return self.start(sys.executable, "-m", "phase_bus", *arguments, **environment)
+
+    def finish(self, process: subprocess.Popen[str], timeout_s: float = 90.0) -> Finished:
+        """Wait for a command and return what it said."""
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            number = self._processes.index(process)
+            said = (self.directory / f"{number}.err").read_text()
+            pytest.fail(f"{process.args} did not end within {timeout_s} s; it said:\n{said[-4000:]}")
+        return Finished(process.returncode, self.stdout(process), self.stderr(process))
+
+    def run(self, *arguments: str, timeout_s: float = 90.0, **environment: str) -> Finished:
+        """Run ``phase-bus`` to its end."""
+        return self.finish(self.phase_bus(*arguments, **environment), timeout_s)
+
+    def stdout(self, process: subprocess.Popen[str]) -> str:
+        """Return what a command wrote to standard output so far."""
+        return (self.directory / f"{self._processes.index(process)}.out").read_text()
+
+    def stderr(self, process: subprocess.Popen[str]) -> str:
+        """Return what a command wrote to standard error so far."""
+        return (self.directory / f"{self._processes.index(process)}.err").read_text()
+
+    def json(self, name: str) -> Any:
+        """Return the content of a JSON file."""
+        return json.loads((self.directory / name).read_text())
+
+    def left(self) -> list[psutil.Process]:
+        """Return the living processes that were started here, or by those that were."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.mark and process.status() != "zombie":
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def close(self) -> list[str]:
+        """End what is left; return the command lines of what should not have been."""
+        deadline_s = time.monotonic() + 5.0
+        while (left := self.left()) and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        names = []
+        for process in left:
+            try:
+                names.append(" ".join(process.cmdline()))
+                process.kill()
+            except psutil.Error:
+                continue
+        for started in self._processes:
+            started.wait()
+        return names
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Iterator[Workplace]:
+    """A place for processes; the test fails if one of them outlives it."""
+    place = Workplace(tmp_path)
+    yield place
+    left = place.close()
+    assert not left, f"processes left behind: {left}"
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small tokenizer, made once."""
+    pytest.importorskip("aiperf")
+    directory = tmp_path_factory.mktemp("tokenizer") / "tok"
+    subprocess.run(
+        [sys.executable, str(EXAMPLES / "make_tokenizer.py"), str(directory)], check=True, timeout=60
+    )
+    return directory
+
+
+@pytest.fixture
+def mock_llm(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Start mock LLM servers: call it with options, get the URL."""
+    servers: list[subprocess.Popen[bytes]] = []
+
+    def start(*options: str) -> str:
+        port_file = tmp_path / f"llm-port-{len(servers)}"
+        server = subprocess.Popen(
+            [
+                sys.executable,
+                str(EXAMPLES / "mock_llm_server.py"),
+                "--port-file",
+                str(port_file),
+                *options,
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        servers.append(server)
+        wait_for(lambda: port_file.exists(), "the mock LLM server's port", 30.0)
+        return f"http://127.0.0.1:{port_file.read_text().strip()}"
+
+    yield start
+    for server in servers:
+        server.terminate()
+    for server in servers:
+        server.wait(10.0)
+
+
+@pytest.fixture
+def aiperf(workplace: Workplace, tokenizer: Path) -> Callable[..., list[str]]:
+    """Return the command line of a small AIPerf run, to which options can be added."""
+    (workplace.directory / "tok").symlink_to(tokenizer)
+    program = Path(sys.executable).with_name("aiperf")
+    if not program.exists():
+        pytest.skip("aiperf is not installed beside this Python")
+
+    def command(url: str, *options: str, output: str = "aiperf-out") -> list[str]:
+        defaults = {
+            "--output-tokens-mean": "16",
+            "--output-tokens-stddev": "6",
+            "--synthetic-input-tokens-mean": "32",
+            "--concurrency": "8",
+        }
+        for name in options:
+            defaults.pop(name, None)
+        arguments = [str(program), "profile", "-m", "mock", "--url", url, "--endpoint-type", "chat"]
+        arguments += ["--streaming", "--tokenizer", "./tok", "--ui", "none", "--no-gpu-telemetry"]
+        arguments += ["--artifact-dir", output]
+        return [*arguments, *(word for pair in defaults.items() for word in pair), *options]
+
+    return command
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
+    """Return the condition's value as soon as it is true.
+
+    Raises:
+        AssertionError: it is not by the deadline.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline_s, f"waited {timeout_s} s in vain for {what}"
+        time.sleep(0.02)
+    return value
+
+
+def interrupt(process: subprocess.Popen[str], signum: int = signal.SIGINT) -> None:
+    """Send a signal to one process alone."""
+    os.kill(process.pid, signum)
+
+
+def json_lines(text: str) -> Sequence[dict[str, Any]]:
+    """Return the objects of a text of JSON lines."""
+    return [json.loads(line) for line in text.splitlines() if line.strip()]

@@ -1,0 +1,263 @@
+"""``phase-bus exec`` and ``up`` around synthetic runs: sinks, deaths, signals, exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.e2e.conftest import Workplace, json_lines, wait_for
+
+SIMULATE = (sys.executable, "-m", "phase_bus", "simulate")
+LOGGING = ("--with", "logging:log_file=events.jsonl,json=true")
+AGGREGATOR = ("--with", "aggregator:output=summary.json")
+METRICS = ("--with", "metrics:output=metrics.json")
+
+
+def runs_of(workplace: Workplace) -> list[dict[str, Any]]:
+    """Return the aggregator's runs."""
+    return list(workplace.json("summary.json")["runs"].values())
+
+
+def events_of(workplace: Workplace) -> list[dict[str, Any]]:
+    """Return what the logging consumer wrote."""
+    return list(json_lines((workplace.directory / "events.jsonl").read_text()))
+
+
+def child_of(process_id: int, *words: str) -> psutil.Process:
+    """Return the child process whose command line has these words in a row."""
+    (child,) = (
+        child
+        for child in psutil.Process(process_id).children()
+        if " ".join(words) in " ".join(child.cmdline())
+    )
+    return child
+
+
+def test_several_sinks_see_one_whole_run(workplace: Workplace) -> None:
+    """Three consumers each handle everything, and the result is shown."""
+    done = workplace.run(
+        "exec", *LOGGING, *METRICS, *AGGREGATOR, "--", *SIMULATE, "-n", "3000", "-r", "0"
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = runs_of(workplace)
+    assert run["complete"]
+    assert [phase["requests"] for phase in run["phases"]] == [50, 3000]
+    kinds = [event["event"] for event in events_of(workplace)]
+    assert kinds[0] == "run_start"
+    assert kinds[-1] == "run_complete"
+    assert kinds.count("phase_complete") == 2
+    (metrics,) = workplace.json("metrics.json")["runs"].values()
+    assert metrics["records"] == 3050
+    assert "consumers ready: logging, metrics, aggregator" in done.stderr
+    assert "== profiling ==" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_the_exit_code_is_the_commands(workplace: Workplace, code: int) -> None:
+    """A command without any run, and one that fails: the code is its own."""
+    done = workplace.run("exec", *LOGGING, "--", "sh", "-c", f"echo out; echo err >&2; exit {code}")
+    assert done.returncode == code
+    assert done.stdout == "out\n"
+    assert "err\n" in done.stderr
+    assert "published no run" in done.stderr
+
+
+def test_a_command_that_dies_of_a_signal(workplace: Workplace) -> None:
+    """The exit code is what a shell reports."""
+    done = workplace.run("exec", "--quiet", "--", "sh", "-c", "kill -TERM $$")
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr == ""
+
+
+def test_several_runs_in_one_command_are_kept_apart(workplace: Workplace) -> None:
+    """Runs one after another are each complete in each sink."""
+    done = workplace.run("exec", *AGGREGATOR, "--", *SIMULATE, "-n", "200", "-r", "0", "--runs", "3")
+    assert done.returncode == 0, done.stderr
+    assert [run["complete"] for run in runs_of(workplace)] == [True] * 3
+
+
+def test_a_killed_consumer_is_reported_and_changes_nothing_else(workplace: Workplace) -> None:
+    """SIGKILL of one consumer in a run: the command and the other consumers do not notice."""
+    process = workplace.phase_bus(
+        "exec", *LOGGING, *METRICS, *AGGREGATOR, "--", *SIMULATE, "-n", "1500", "-r", "500"
+    )
+    wait_for(lambda: "profiling started" in workplace.stderr(process), "the run")
+    child_of(process.pid, "consume", "metrics").kill()
+    done = workplace.finish(process)
+    assert done.returncode == 0, done.stderr
+    assert "consumer metrics was ended by SIGKILL" in done.stderr
+    (run,) = runs_of(workplace)
+    assert run["complete"]
+    assert events_of(workplace)[-1]["event"] == "run_complete"
+
+
+def test_a_killed_bus_does_not_touch_the_command(workplace: Workplace) -> None:
+    """SIGKILL of the bus: the command goes on to its own end and code; the loss is told."""
+    script = "import sys, time; open('go', 'w'); time.sleep(1); sys.exit(5)"
+    process = workplace.phase_bus("exec", *LOGGING, "--", sys.executable, "-c", script)
+    wait_for(lambda: (workplace.directory / "go").exists(), "the command")
+    child_of(process.pid, "phase_bus", "bus").kill()
+    done = workplace.finish(process)
+    assert done.returncode == 5, done.stderr
+    assert "the bus was ended by SIGKILL" in done.stderr
+    assert "the bus does not answer" in done.stderr
+
+
+def test_a_run_that_its_publisher_leaves_open_ends_as_lost(workplace: Workplace) -> None:
+    """A publisher that is killed in a run: everybody learns that the run is lost, nobody waits."""
+    process = workplace.phase_bus(
+        "exec", *LOGGING, *AGGREGATOR, "--", *SIMULATE, "-n", "100000", "-r", "200"
+    )
+    wait_for(lambda: "profiling started" in workplace.stderr(process), "the run")
+    child_of(process.pid, "simulate").kill()
+    done = workplace.finish(process)
+    assert done.returncode == 128 + signal.SIGKILL
+    assert events_of(workplace)[-1]["status"] == "lost"
+    (run,) = runs_of(workplace)
+    assert run["status"] == "lost"
+
+
+def test_an_exec_that_is_killed_takes_its_processes_along(workplace: Workplace) -> None:
+    """SIGKILL of `exec` itself: the bus and the consumers notice and end."""
+    process = workplace.phase_bus("exec", *LOGGING, "--", "sleep", "60")
+    wait_for(lambda: "consumers ready" in workplace.stderr(process), "the consumers")
+    command = wait_for(lambda: [c for c in workplace.left() if c.name() == "sleep"], "the command")
+    process.kill()
+    command[0].kill()  # the benchmark's command is not ours to end; here it would outlive the test
+    wait_for(lambda: not workplace.left(), "all processes to end", 20.0)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signals_reach_the_command(workplace: Workplace, signum: signal.Signals) -> None:
+    """A signal to `exec` goes to the command, whose exit code counts."""
+    trap = f"trap 'exit 9' {signum.name.removeprefix('SIG')}; touch go; while :; do sleep 0.05; done"
+    process = workplace.phase_bus("exec", "--", "sh", "-c", trap)
+    wait_for(lambda: (workplace.directory / "go").exists(), "the command")
+    os.kill(process.pid, signum)
+    assert workplace.finish(process).returncode == 9
+
+
+def test_a_yaml_file_names_the_consumers(workplace: Workplace) -> None:
+    """Two consumers of one class under names of their own, beside an option of the bus and a port."""
+    (workplace.directory / "bus.yaml").write_text(
+        """
+address: tcp://127.0.0.1:0
+consumers:
+  - use: logging
+    name: plain
+    set: {log_file: plain.log}
+  - use: logging
+    name: detailed
+    set: {log_file: detailed.log, verbose: true}
+bus: {high_water_mark: 2000}
+"""
+    )
+    show = "import os; print(os.environ['PHASE_BUS_ADDRESS'])"
+    done = workplace.run("exec", "-c", "bus.yaml", "--", sys.executable, "-c", show)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("tcp://127.0.0.1:")
+    assert "consumers ready: plain, detailed" in done.stderr
+
+
+def test_a_consumer_of_ones_own(workplace: Workplace) -> None:
+    """A class in a file beside: its option is converted, its handlers get the events."""
+    (workplace.directory / "mine.py").write_text(
+        """
+from pathlib import Path
+from phase_bus.consumer import Consumer
+
+class Counter(Consumer):
+    def __init__(self, output: Path, factor: int = 1) -> None:
+        self.output, self.factor, self.count = output, factor, 0
+
+    async def on_records(self, event):
+        self.count += event.count * self.factor
+
+    async def flush(self):
+        self.output.write_text(str(self.count))
+"""
+    )
+    done = workplace.run(
+        "exec", "--with", "mine:Counter:output=count.txt,factor=2", "--", *SIMULATE, "-n", "500", "-r", "0"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (workplace.directory / "count.txt").read_text() == "1100"
+
+
+def test_a_consumer_that_fails_on_events_is_told_of(workplace: Workplace) -> None:
+    """A handler that raises: the process lives on, and `exec` says that not all was handled."""
+    (workplace.directory / "bad.py").write_text(
+        """
+from phase_bus.consumer import Consumer
+
+class Bad(Consumer):
+    async def on_phase_complete(self, event):
+        raise RuntimeError("no luck today")
+"""
+    )
+    done = workplace.run("exec", "--with", "bad:Bad", "--", *SIMULATE, "-n", "100", "-r", "0")
+    assert done.returncode == 0
+    assert "no luck today" in done.stderr
+    assert "consumer bad:Bad did not handle everything" in done.stderr
+
+
+def test_up_serves_runs_that_come_and_go(workplace: Workplace) -> None:
+    """`up` in the foreground, two runs from outside, status and tail beside it, SIGTERM at the end."""
+    address = f"ipc://{workplace.directory}/bus"
+    up = workplace.phase_bus("up", "--address", address, *AGGREGATOR)
+    wait_for(lambda: "consumers ready: aggregator" in workplace.stderr(up), "the bus")
+    tail = workplace.phase_bus("tail", "--address", address, "--json", "--topic", "run_", "--count", "4")
+    wait_for(lambda: "listening" in workplace.stderr(tail), "tail")
+    for run_id in ("one", "two"):
+        arguments = ("simulate", "-n", "300", "-r", "0", "--run-id", run_id, "--address", address)
+        assert workplace.run(*arguments).returncode == 0
+    seen = json_lines(workplace.finish(tail).stdout)
+    assert [(event["kind"], event["run_id"]) for event in seen] == [
+        ("run_start", "one"),
+        ("run_complete", "one"),
+        ("run_start", "two"),
+        ("run_complete", "two"),
+    ]
+    wait_for(
+        lambda: (
+            (workplace.directory / "summary.json").exists()
+            and [run["complete"] for run in runs_of(workplace)] == [True, True]
+        ),
+        "both results",
+    )
+    status = workplace.run("status", "--address", address)
+    assert status.returncode == 0
+    assert "aggregator" in status.stdout
+    assert "completed" in status.stdout
+    os.kill(up.pid, signal.SIGTERM)
+    assert workplace.finish(up).returncode == 0
+
+
+def test_consumers_in_any_order(workplace: Workplace, tmp_path: Path) -> None:
+    """A consumer that is started before its bus waits for it, and loses nothing of a later run."""
+    address = f"ipc://{workplace.directory}/bus"
+    consumer = workplace.phase_bus(
+        "consume", "logging", "--set", "log_file=events.jsonl", "--set", "json=true", "--address", address
+    )
+    wait_for(lambda: "no bus answers" in workplace.stderr(consumer), "the consumer's complaint")
+    bus = workplace.phase_bus("bus", "--address", address)
+    wait_for(lambda: "bus ready at" in workplace.stdout(bus), "the bus")
+
+    def ready() -> bool:
+        status = workplace.run("status", "--json", "--address", address)
+        return '"ready"' in status.stdout
+
+    wait_for(ready, "the consumer to be ready")
+    assert workplace.run("simulate", "-n", "100", "-r", "0", "--address", address).returncode == 0
+    log = tmp_path / "events.jsonl"
+    wait_for(lambda: log.exists() and events_of(workplace)[-1]["event"] == "run_complete", "the events")
+    for process in (consumer, bus):
+        os.kill(process.pid, signal.SIGTERM)
+        assert workplace.finish(process).returncode == 0

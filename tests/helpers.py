@@ -1,0 +1,225 @@
+"""What several tests need: buses in threads and processes, raw clients, waiting with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self, TypeVar
+
+import zmq
+
+from phase_bus.address import Address
+from phase_bus.bus.server import Bus, BusOptions
+from phase_bus.control import Reply, Request, Status, StatusRequest, Welcome
+from phase_bus.events import Event, EventBase
+from phase_bus.wire import (
+    Header,
+    decode_event,
+    decode_reply,
+    encode_control,
+    encode_event,
+    topic_of,
+    unpack_header,
+)
+
+T = TypeVar("T")
+DEADLINE_S = 20.0
+FAST = BusOptions(heartbeat_s=0.1)
+
+
+def wait_until(condition: Callable[[], T], timeout_s: float = DEADLINE_S) -> T:
+    """Return the condition's first true value; fail the test if there is none in time."""
+    deadline_s = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.002)
+    return value
+
+
+async def until(condition: Callable[[], T], timeout_s: float = DEADLINE_S) -> T:
+    """Like :func:`wait_until`, while the event loop goes on."""
+    deadline_s = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline_s, "waited in vain"
+        await asyncio.sleep(0.002)
+    return value
+
+
+class BusThread:
+    """A bus in a thread of this process."""
+
+    def __init__(self, *addresses: str, options: BusOptions = FAST) -> None:
+        self.bus = Bus([Address.parse(address) for address in addresses], options)
+        try:
+            self.bus.bind()
+        except BaseException:
+            self.bus.close()
+            raise
+        self.addresses = [str(address) for address in self.bus.addresses]
+        self.address = self.addresses[0]
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop it."""
+        self.bus.stop()
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self.bus.run()
+        finally:
+            self.bus.close()
+
+
+_BUS = """
+import sys
+from phase_bus.address import Address
+from phase_bus.bus.server import Bus, BusOptions
+bus = Bus([Address.parse(a) for a in sys.argv[1:]], BusOptions(heartbeat_s=0.1))
+bus.install_signals()
+bus.bind()
+print("ready", *bus.addresses, flush=True)
+bus.run()
+bus.close()
+"""
+
+
+class BusProcess:
+    """A bus in a process of its own, that can be killed and started again."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it is bound."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _BUS, self.address], stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("ready"), line
+        self.address = line.split()[1]
+
+    def kill(self) -> None:
+        """End it without a chance to clean up."""
+        self.process.kill()
+        self._reap()
+
+    def terminate(self) -> int:
+        """End it by SIGTERM; return its exit code."""
+        self.process.terminate()
+        self._reap()
+        return self.process.returncode
+
+    def _reap(self) -> None:
+        self.process.wait(DEADLINE_S)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+class RawClient:
+    """A DEALER without any protocol in it, to say to a bus whatever the test wants."""
+
+    def __init__(self, address: str) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket = self._context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.connect(Address.parse(address).control)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._context.destroy(linger=0)
+
+    def ask(self, request: Request) -> Reply:
+        """Send a request, and return the next reply."""
+        self.socket.send(encode_control(request))
+        return self.reply()
+
+    def publish(self, event: EventBase, source: bytes, seq: int, topic_seq: int | None = None) -> None:
+        """Send an event under a sequence number of the test's choice."""
+        header = Header(source, seq, topic_seq or seq).pack()
+        self.socket.send_multipart((topic_of(event), header, encode_event(event)))
+
+    def reply(self, timeout_s: float = DEADLINE_S) -> Reply:
+        """Return the next reply."""
+        assert self.socket.poll(timeout_s * 1000), "no reply"
+        return decode_reply(self.socket.recv())
+
+    def status(self) -> Status:
+        """Return the bus's status; other replies before it are dropped."""
+        self.socket.send(encode_control(StatusRequest()))
+        while not isinstance(reply := self.reply(), Status):
+            pass
+        return reply
+
+
+class Subscriber:
+    """A SUB on a bus (or a publisher in direct mode) whose subscription is in force."""
+
+    def __init__(self, address: str, *prefixes: str) -> None:
+        self.events: list[Event | None] = []
+        self.headers: list[Header] = []
+        self.topics: list[bytes] = []
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._sub = self._context.socket(zmq.SUB)
+        self._sub.setsockopt(zmq.RCVHWM, 0)
+        parsed = Address.parse(address)
+        for prefix in prefixes or ("",):
+            self._sub.subscribe(prefix)
+        if parsed.direct:
+            self._sub.connect(parsed.direct_events)
+            return
+        with RawClient(address) as client:
+            from phase_bus.control import Hello
+
+            welcome = client.ask(Hello(client_id="0" * 32, role="client", name="subscriber"))
+            assert isinstance(welcome, Welcome)
+        self._sub.connect(parsed.endpoint(welcome.events))
+        self._sub.subscribe("ready.subscriber$")
+        while self._sub.poll(DEADLINE_S * 1000):
+            if self._sub.recv_multipart()[0] == b"ready.subscriber$":
+                return
+        raise AssertionError("the bus does not greet")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._context.destroy(linger=0)
+
+    def read(self) -> list[Event | None]:
+        """Take in what has arrived; return all events so far, heartbeats left out."""
+        while True:
+            try:
+                topic, header, payload = self._sub.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return self.events
+            if not topic.startswith((b"heartbeat.", b"ready.")):
+                self.topics.append(topic)
+                self.headers.append(unpack_header(header, topic))
+                self.events.append(decode_event(topic, payload))
+
+    def of(self, kind: type[T]) -> list[T]:
+        """Take in what has arrived; return the events of one kind."""
+        return [event for event in self.read() if isinstance(event, kind)]
