@@ -3,7 +3,7 @@
 #   make PYTHON=/path/to/python ... names the Python that .venv is made with
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench schemas clean
+.PHONY: help demo test test-slow lint bench schemas clean
 
 export PYTHON
 
@@ -15,13 +15,16 @@ DEV := $(VENV)/.stamp-dev
 INPUTS := pyproject.toml constraints-dev.txt
 
 help:  ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: $(AIPERF)  ## Run a real AIPerf benchmark against a mock server, followed by four consumers
 	@$(BIN)/python examples/demo.py $(ARGS)
 
-test: $(DEV)  ## Run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(DEV)  ## Run the tests, but for the slow ones
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(DEV)  ## Run the slow tests
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(DEV)  ## Check style, format and types
 	$(BIN)/ruff check

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import shapes
-from benchmarks.harness import Plan, Report, Table, alternate, ratios, run, spread
+from benchmarks.harness import Plan, Report, Table, alternate, installed, ratios, run, spread
 from phase_bus.aggregation.sketch import DDSketch
 from phase_bus.aggregation.state import RunState
 from phase_bus.records import RecordBatch
@@ -30,7 +30,7 @@ def measure(plan: Plan, report: Report) -> None:
     """Fill in the report."""
     _speed(plan, report)
     _merges(plan, report)
-    _memory(plan, report)
+    _memory(report)
 
 
 def _latencies(count: int, seed: int = 0) -> npt.NDArray[np.float64]:
@@ -115,14 +115,13 @@ def _sketch(column: npt.NDArray[np.float64], width: int) -> float:
 
 
 def _package(column: npt.NDArray[np.float64]) -> Callable[[], float] | None:
-    try:
-        from ddsketch import DDSketch as Theirs
-    except ImportError:
+    package = installed("ddsketch")
+    if package is None:
         return None
     values = column.tolist()
 
     def side() -> float:
-        add = Theirs(_ERROR).add
+        add = package.DDSketch(_ERROR).add
         before_s = time.process_time()
         for value in values:
             add(value)
@@ -137,11 +136,10 @@ def _errors(count: int) -> dict[str, float]:
     ours = DDSketch(_ERROR)
     ours.update(column)
     found = {"ours": float(np.max(np.abs(ours.quantiles(QUANTILES) / exact - 1.0)))}
-    try:
-        from ddsketch import DDSketch as Theirs
-    except ImportError:
+    package = installed("ddsketch")
+    if package is None:
         return found
-    theirs = Theirs(_ERROR)
+    theirs = package.DDSketch(_ERROR)
     for value in column.tolist():
         theirs.add(value)
     got = np.array([theirs.get_quantile_value(q) for q in QUANTILES], dtype=np.float64)
@@ -169,9 +167,9 @@ def _merges(plan: Plan, report: Report) -> None:
     report.notes.append(f"Merging the states of 16 partitions, 1,024 records each: {found.show()} ms.")
 
 
-def _memory(plan: Plan, report: Report) -> None:
+def _memory(report: Report) -> None:
     """The size of the state at 1, 4 and 16 times the records, all beyond the exact limit."""
-    base = 80 if plan.scale < 1 else 160  # batches of 256
+    base = 80  # batches of 256
     batches = [RecordBatch(shapes.batch(256, seed=seed)) for seed in range(16)]
     rows, sizes = [], []
     for times in (1, 4, 16):

@@ -179,7 +179,7 @@ class _Way:
         sent = 0
 
         def behind() -> int:
-            return sent - min(now - then for now, then in zip(self._counts, base, strict=True))
+            return sent - min(int(now) - then for now, then in zip(self._counts, base, strict=True))
 
         started_s = time.monotonic()
         while sent < self.total:

@@ -7,7 +7,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks import peers, shapes
-from benchmarks.harness import Child, Plan, Report, Table, alternate, directory, ratios, run, spread
+from benchmarks.harness import (
+    Child,
+    Plan,
+    Report,
+    Table,
+    alternate,
+    directory,
+    installed,
+    ratios,
+    run,
+    spread,
+)
 from phase_bus.aiperf.mapping import phase_ref, phase_stats, record_error, record_fields
 from phase_bus.events import PhaseProgress
 from phase_bus.publisher import Publisher
@@ -98,7 +109,7 @@ def _phase_events(plan: Plan, report: Report, publisher: Publisher) -> None:
     titles = {
         "call": "phase-bus: the call alone, in AIPerf's thread (mapping + publish)",
         "whole": "phase-bus: whole, many in a row",
-        "single": "phase-bus: whole, one every 4 ms (each with its wake-ups, system calls and acknowledgement)",
+        "single": "phase-bus: whole, one every 4 ms (with its wake-ups, system calls and acknowledgement)",
         "aiperf": "AIPerf: CreditPhaseProgressMessage.to_json_bytes()",
     }
     rows = []
@@ -198,11 +209,10 @@ class _Plain:
 def _objects(errors: float) -> tuple[list[Any], list[Any]]:
     """Return records for our side and, if AIPerf is installed, the same for its own."""
     payloads = shapes.payloads(_POOL, errors=errors)
-    try:
-        from aiperf.common.messages.inference_messages import MetricRecordsData
-    except ImportError:
+    messages = installed("aiperf.common.messages.inference_messages")
+    if messages is None:
         return [_plain_record(payload) for payload in payloads], []
-    models = [MetricRecordsData.model_validate(payload) for payload in payloads]
+    models = [messages.MetricRecordsData.model_validate(payload) for payload in payloads]
     return models, models
 
 
@@ -220,32 +230,30 @@ def _plain_record(payload: dict[str, Any]) -> _Plain:
 def _encoders(objects: Sequence[Any]) -> dict[str, Callable[[Any], Any]]:
     if not objects:
         return {}
-    import orjson
-    from aiperf.common.finite import scrub_non_finite
-    from aiperf.common.messages.inference_messages import RecordsMessage
-
+    dumps = installed("orjson").dumps
+    scrub = installed("aiperf.common.finite").scrub_non_finite
+    envelope = installed("aiperf.common.messages.inference_messages").RecordsMessage
     # RecordProcessor._process: one envelope a record; push_client._push_message: to_json_bytes().
     # BufferedJSONLWriterMixin.buffered_write: model_dump, scrub_non_finite, orjson.dumps.
     return {
         "model_dump_json": lambda r: r.model_dump_json(),
-        "pushed": lambda r: RecordsMessage(
+        "pushed": lambda r: envelope(
             service_id="record_processor", metadata=r.metadata, records=[r], error=r.error
         ).to_json_bytes(),
-        "exported": lambda r: orjson.dumps(
-            scrub_non_finite(r.model_dump(exclude_none=True, mode="json", exclude={"trace_data"}))
+        "exported": lambda r: dumps(
+            scrub(r.model_dump(exclude_none=True, mode="json", exclude={"trace_data"}))
         ),
     }
 
 
 def _phase_message() -> tuple[Any, Any]:
     stats = shapes.fixture()["phase_stats"]
-    try:
-        from aiperf.common.models.credit_models import CreditPhaseStats
-        from aiperf.credit.messages import CreditPhaseProgressMessage
-    except ImportError:
+    models = installed("aiperf.common.models.credit_models")
+    if models is None:
         return _Plain(stats), None
-    model = CreditPhaseStats.model_validate(stats)
-    return model, CreditPhaseProgressMessage(service_id="timing_manager", stats=model)
+    model = models.CreditPhaseStats.model_validate(stats)
+    message = installed("aiperf.credit.messages").CreditPhaseProgressMessage
+    return model, message(service_id="timing_manager", stats=model)
 
 
 def _each(encode: Callable[[Any], Any], objects: Sequence[Any], count: int) -> Side:

@@ -75,7 +75,7 @@ class Route:
         sent = 0
 
         def behind() -> int:
-            return sent - min(now - then for now, then in zip(self.counts, base, strict=True))
+            return sent - min(int(now) - then for now, then in zip(self.counts, base, strict=True))
 
         while sent < count:
             self.send(min(chunk, count - sent))

@@ -8,6 +8,7 @@ them; ratios are taken within a round, between neighbours in time.
 from __future__ import annotations
 
 import argparse
+import importlib
 import multiprocessing
 import shutil
 import statistics
@@ -91,8 +92,11 @@ class Plan(Struct, frozen=True):
         return max(int(full * self.scale), 1)
 
 
-FULL = Plan()
-QUICK = Plan(rounds=5, scale=0.3, limit_s=15.0)
+FORMS = {
+    "full": Plan(),
+    "short": Plan(rounds=5, scale=0.3, limit_s=15.0),
+    "quick": Plan(rounds=3, scale=0.1, limit_s=5.0),
+}
 
 
 def spread(values: Iterable[float]) -> Spread:
@@ -126,12 +130,12 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
 def run(name: str, question: str, measure: Callable[[Plan, Report], None]) -> Report:
     """Do what every benchmark's ``main()`` does: read the command line, measure, print, write JSON."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=question)
-    parser.add_argument("--quick", action="store_true", help="the short form")
+    parser.add_argument("--form", choices=FORMS, default="full", help="how much to do")
     parser.add_argument("--json", type=Path, help="write the JSON to this file instead of printing it")
     options = parser.parse_args()
     report = Report(name, question)
     started_s = time.monotonic()
-    measure(QUICK if options.quick else FULL, report)
+    measure(FORMS[options.form], report)
     report.took_s = round(time.monotonic() - started_s, 1)
     show(report)
     encoded = msgspec.json.encode(report)
@@ -243,6 +247,14 @@ def directory() -> Iterator[str]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def installed(module: str) -> Any:
+    """Return a module that need not be installed, None if it is not."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float, step_s: float = 0.0003) -> bool:

@@ -67,7 +67,7 @@ def main() -> Report:
 
 def measure(plan: Plan, report: Report) -> None:
     """Fill in the report."""
-    duration_s = 1.0 if plan.scale < 1 else 3.0
+    duration_s = max(3.0 * plan.scale, 0.5)
     rows = []
     with ExitStack() as stack:
         ways = {"bare zmq.proxy": _bare(stack), "bus": _bus(stack), "direct": _direct(stack)}

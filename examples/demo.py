@@ -120,8 +120,8 @@ def command(output: Path, url: str, extra: list[str]) -> list[str]:
     consumers = [
         f"logging:log_file={output}/phases.log",
         f"metrics:output={output}/metrics.json",
-        f"aggregator:output={output}/summary.json",
-        "alerting",
+        f"aggregator:output={output}/summary.json,text={output}/summary.txt",
+        "alerting:threshold_s=8",  # so that the ten seconds of load give an alert to look at
     ]
     benchmark = (
         f"aiperf profile -m mock --url {url} --endpoint-type chat --streaming"

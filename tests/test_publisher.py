@@ -389,6 +389,7 @@ def test_suspended_bus(bus_process: BusProcess) -> None:
         assert (run.events, run.status) == (300, "running")
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # that is what is tried here
 def test_fork(bus: BusThread) -> None:
     """In a forked child the publisher does nothing, and neither waits nor disturbs the parent."""
     with Publisher(bus.address) as publisher:

@@ -1,0 +1,212 @@
+"""Run all benchmarks, and hold what they find against the budgets of the design.
+
+``python benchmarks/run.py`` takes some four minutes and writes ``benchmarks/RESULTS.md``. ``--quick``
+only shows that everything works; ``--only NAME`` runs one of them. Both write no file. A benchmark alone, in its
+full form: ``python -m benchmarks.cost``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import zmq
+from msgspec import Struct
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # run as a script
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks.harness import Report, markdown  # noqa: E402 - it is found only now
+
+NAMES = ("cost", "delivery", "latency", "batches", "aggregation")
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+_LIMIT_S = 150.0
+_PACKAGES = ("pyzmq", "msgspec", "numpy", "aiperf", "orjson", "pydantic", "ddsketch")
+
+
+class Budget(Struct, frozen=True):
+    """A budget of the design.
+
+    Attributes:
+        what: in the design's words.
+        figure: which figure of the reports it is about.
+        limit: the bound.
+        at_most: whether the figure may not be above the limit; otherwise not below.
+        scale: what figure and limit are divided with to show them.
+        why: what the limit is, shown if it is missed; from a profile.
+    """
+
+    what: str
+    figure: str
+    limit: float
+    at_most: bool = False
+    scale: float = 1.0
+    why: str = ""
+
+
+BUDGETS = (
+    Budget("A record, whole, of AIPerf's JSON encoding of it", "record_whole_ratio", 0.25, True),
+    Budget("A phase event, whole, of AIPerf's encoding", "event_whole_ratio", 1.0, True),
+    Budget("Direct mode, 200 B, of a bare PUB/SUB loop", "direct_200B_phase-bus_ratio", 0.6),
+    Budget("Bus, 200 B, 1 consumer, of zmq.proxy", "bus1_200B_phase-bus_ratio", 0.35),
+    Budget("Bus, 200 B, 3 consumers, of zmq.proxy", "bus3_200B_phase-bus_ratio", 0.35),
+    Budget("Bus, 64 KiB batches, 1 consumer, of zmq.proxy", "bus1_64KiB_phase-bus_ratio", 0.8),
+    Budget("Bus, 64 KiB batches, 3 consumers, of zmq.proxy", "bus3_64KiB_phase-bus_ratio", 0.8),
+    Budget("Records to 3 sinks, over one records event a record", "batched_over_single", 10.0),
+    Budget("Records to 3 sinks, over one msgpack message a record", "batched_over_single_sorted", 10.0),
+    Budget("Aggregation, million values/s a core", "run_state_256_values_per_s", 20e6, scale=1e6),
+    Budget("Aggregation, memory at 16 times the records", "memory_growth_16x", 1.05, True),
+)
+
+
+def main() -> int:
+    """Run them; return the exit code: 1 if one of them failed."""
+    parser = argparse.ArgumentParser(prog="benchmarks/run.py", description="Run the benchmarks.")
+    parser.add_argument("--quick", action="store_true", help="only show that everything works")
+    parser.add_argument("--only", choices=NAMES, help="run one of them")
+    options = parser.parse_args()
+    load_before, started_s = os.getloadavg()[0], time.monotonic()
+    names = (options.only,) if options.only else NAMES
+    reports = {name: _run(name, "quick" if options.quick else "short") for name in names}
+    found = [report for report in reports.values() if report is not None]
+    machine = _machine(load_before, time.monotonic() - started_s)
+    text = _document(machine, found, [name for name, report in reports.items() if report is None])
+    print("\n" + _budgets(found))
+    if not options.quick and not options.only:
+        RESULTS.write_text(text, encoding="utf-8")
+        print(f"written: {RESULTS}")
+    return 0 if len(found) == len(names) else 1
+
+
+def _run(name: str, form: str) -> Report | None:
+    """Run one benchmark in a process of its own; return its report, None if it failed."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    with tempfile.TemporaryDirectory() as where:
+        output = Path(where) / "report.json"
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"benchmarks.{name}", "--form", form, "--json", str(output)],
+            env={**os.environ, "PYTHONPATH": path},
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        try:
+            failed = process.wait(_LIMIT_S) != 0
+        except subprocess.TimeoutExpired:
+            failed = True
+        finally:
+            _end(process)
+        if failed or not output.exists():
+            print(f"{name}: failed, or took longer than {_LIMIT_S:g} s", file=sys.stderr)
+            return None
+        return msgspec.json.decode(output.read_bytes(), type=Report)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a benchmark that is still running, and then whatever it left."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10.0)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # its session is its own
+    process.wait()
+
+
+def _document(machine: list[str], reports: list[Report], failed: list[str]) -> str:
+    parts = [
+        "# Results",
+        "",
+        "Written by `make bench` (`python benchmarks/run.py`); not by hand.",
+        "",
+        *machine,
+        "",
+        "Each cell is the median of its rounds (least..largest). The sides of a comparison took turns, and "
+        "ratios are those of neighbours in time.",
+        "",
+        "## Budgets",
+        "",
+        _budgets(reports),
+    ]
+    for name in failed:
+        parts.extend([f"## {name}", "", "Failed: no figures.", ""])
+    for report in reports:
+        parts.extend([f"## {report.name}", "", report.question, ""])
+        parts.extend(markdown(table) for table in report.tables)
+        parts.extend(f"- {note}" for note in report.notes)
+        parts.append("")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _budgets(reports: list[Report]) -> str:
+    figures = {key: value for report in reports for key, value in report.figures.items()}
+    lines = ["| budget | limit | figure | |", "|---|---:|---:|---|"]
+    reasons = []
+    for budget in BUDGETS:
+        figure = figures.get(budget.figure)
+        sign = "at most" if budget.at_most else "at least"
+        shown = "not measured" if figure is None else figure.show(budget.scale)
+        verdict = "" if figure is None else _verdict(budget, figure.median, figure.low, figure.high)
+        lines.append(f"| {budget.what} | {sign} {budget.limit / budget.scale:g} | {shown} | {verdict} |")
+        if verdict.startswith("**missed") and budget.why:
+            reasons.append(f"- {budget.what}: {budget.why}")
+    lines.append(
+        "| Replay from the journal, over live | above 1 | not measured | there is no journal yet |"
+    )
+    if reasons:
+        lines.extend(["", "What the limit is, by profile:", "", *dict.fromkeys(reasons)])
+    return "\n".join(lines) + "\n"
+
+
+def _verdict(budget: Budget, median: float, low: float, high: float) -> str:
+    over = median / budget.limit if budget.at_most else budget.limit / median
+    text = f"**missed**, by a factor of {over:.2f}" if over > 1 else f"met, by a factor of {1 / over:.2f}"
+    crosses = low <= budget.limit <= high and low != high
+    return text + ("; some rounds say otherwise" if crosses else "")
+
+
+def _machine(load_before: float, took_s: float) -> list[str]:
+    versions = [f"Python {platform.python_version()}", f"libzmq {zmq.zmq_version()}"]
+    for package in _PACKAGES:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{package} not installed")
+    load = f"{load_before:.1f} before and {os.getloadavg()[0]:.1f} after"
+    return [
+        f"- Date: {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}; took {took_s:.0f} s; {_commit()}",
+        f"- Machine: {os.cpu_count()} cores, {_processor()}, {platform.system()} {platform.release()}",
+        f"- Load average: {load} (the benchmarks' own processes are in the second)",
+        f"- Versions: {', '.join(versions)}",
+    ]
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "commit unknown"
+    return f"commit {done.stdout.strip()}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

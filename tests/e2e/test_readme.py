@@ -1,0 +1,165 @@
+"""Every command and every piece of code in the README is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Workplace, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+PROGRAM = (sys.executable, "-m", "phase_bus")
+
+
+def blocks(language: str) -> list[str]:
+    """Return the README's code blocks in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Return the command lines of the README, continued lines joined and comments left out."""
+    joined = "".join(blocks("sh")).replace("\\\n", " ")
+    lines = (re.sub(r"\s+#.*", "", line).strip() for line in joined.splitlines())
+    return [" ".join(line.split()) for line in lines if line]
+
+
+def words(command: str) -> list[str]:
+    """Return a command's words, with `phase-bus` as the one under test."""
+    result: list[str] = []
+    for word in shlex.split(command):
+        result += PROGRAM if word == "phase-bus" else (word,)
+    return result
+
+
+def starting(prefix: str) -> str:
+    """Return the README's only command that begins so."""
+    (found,) = (command for command in commands() if command.startswith(prefix))
+    return found
+
+
+def test_every_command_is_run_by_a_test() -> None:
+    """A command that is new in the README needs a test here."""
+    known = (
+        "make demo",  # these two are run by .ci/run, from a fresh clone
+        "make test",
+        "phase-bus exec --with logging:log_file=phases.log",
+        "phase-bus exec --with metrics --with aggregator -- phase-bus simulate",
+        "phase-bus up -c examples/bus.yaml",
+        "export PHASE_BUS_ADDRESS=",
+        "phase-bus simulate --requests 500",
+        "phase-bus status",
+        "phase-bus exec --with slow:SlowPhase",
+    )
+    assert [c for c in commands() if not c.startswith(known)] == []
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "\nmake demo\n" in ci
+    assert "\nmake test\n" in ci
+
+
+def test_the_table_names_the_commands_there_are(workplace: Workplace) -> None:
+    """The table lists what `phase-bus --help` lists, and each has a --help with an example."""
+    listed = re.findall(r"^\| `phase-bus (\w+)` \|", README, re.MULTILINE)
+    shown = workplace.run("--help").stdout
+    there = re.findall(r"^│ (\w+) ", shown, re.MULTILINE)
+    assert sorted(listed) == sorted(there)
+    for name in listed:
+        text = workplace.run(name, "--help").stdout
+        assert "Examples" in text, name
+        assert f"phase-bus {name}" in text, name
+
+
+@pytest.mark.aiperf
+def test_exec_around_aiperf(
+    workplace: Workplace, mock_llm: Callable[..., str], tokenizer: Path
+) -> None:
+    """The README's line with AIPerf, against a mock server and with a local tokenizer."""
+    (workplace.directory / "tok").symlink_to(tokenizer)
+    command = starting("phase-bus exec --with logging:log_file=phases.log")
+    assert "http://localhost:8000" in command
+    line = words(command.replace("http://localhost:8000", mock_llm()))
+    line[line.index("aiperf")] = str(Path(sys.executable).with_name("aiperf"))
+    done = workplace.finish(workplace.start(*line, "--tokenizer", "./tok", "--request-count", "20"))
+    assert done.returncode == 0, done.stderr
+    (run,) = workplace.json("summary.json")["runs"].values()
+    assert run["complete"]
+    assert "PHASE_COMPLETE: PROFILING | Completed: 20" in (workplace.directory / "phases.log").read_text()
+
+
+def test_exec_around_a_synthetic_run(workplace: Workplace) -> None:
+    """The README's line without AIPerf."""
+    line = words(starting("phase-bus exec --with metrics --with aggregator"))
+    done = workplace.finish(workplace.start(*line))
+    assert done.returncode == 0, done.stderr
+    assert "== profiling ==" in done.stderr
+
+
+def test_a_bus_that_stays(workplace: Workplace) -> None:
+    """`up` with the example's YAML, and the commands beside it with the address in the environment."""
+    (workplace.directory / "examples").mkdir()
+    text = (ROOT / "examples" / "bus.yaml").read_text()
+    given = starting("export PHASE_BUS_ADDRESS=").partition("=")[2]
+    assert f"address: {given}" in text
+    address = f"ipc://{workplace.directory}/bus"  # not the example's, so that tests do not meet
+    (workplace.directory / "examples" / "bus.yaml").write_text(text.replace(given, address))
+    up = workplace.start(*words(starting("phase-bus up -c examples/bus.yaml")))
+    wait_for(lambda: "consumers ready" in workplace.stderr(up), "the bus")
+    for command in (starting("phase-bus simulate --requests 500"), starting("phase-bus status")):
+        done = workplace.finish(workplace.start(*words(command), PHASE_BUS_ADDRESS=address))
+        assert done.returncode == 0, done.stderr
+    assert "slow-phases" in done.stdout
+    os.kill(up.pid, signal.SIGTERM)
+    assert workplace.finish(up).returncode == 0
+
+
+def test_the_consumer_in_ten_lines(workplace: Workplace) -> None:
+    """The README's class, in a file of that name, warns when it should."""
+    (code,) = (block for block in blocks("python") if block.startswith("# slow.py"))
+    (workplace.directory / "slow.py").write_text(code)
+    done = workplace.finish(workplace.start(*words(starting("phase-bus exec --with slow:SlowPhase"))))
+    assert done.returncode == 0, done.stderr
+    assert "slow phase" in done.stderr
+    assert "profiling" in done.stderr
+
+
+def test_publishing_from_another_load_generator(workplace: Workplace) -> None:
+    """The README's publisher: its record arrives, the run is complete."""
+    (code,) = (block for block in blocks("python") if block.startswith("# publish.py"))
+    (workplace.directory / "publish.py").write_text(code)
+    done = workplace.run(
+        "exec", "--with", "aggregator:output=summary.json", "--", sys.executable, "publish.py"
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = workplace.json("summary.json")["runs"].values()
+    assert run["complete"]
+    assert run["phases"][0]["metrics"]["request_latency"]["mean"] == 31_474_638
+
+
+@pytest.mark.aiperf
+@pytest.mark.slow
+def test_two_demos_at_a_time(tmp_path: Path) -> None:
+    """What `make demo` runs, twice at once: both succeed, each in a directory of its own."""
+    demos = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "examples" / "demo.py")],
+            stdout=(tmp_path / f"{number}.out").open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        for number in range(2)
+    ]
+    assert [demo.wait(180) for demo in demos] == [0, 0]
+    summaries = set()
+    for number in range(2):
+        said = (tmp_path / f"{number}.out").read_text()
+        (summary,) = re.findall(r"(demo-output/run-\S+/summary\.json) ", said)
+        summaries.add(summary)
+        assert "longer than" in said  # the alert
+    assert len(summaries) == 2
