@@ -175,11 +175,12 @@ class _Way:
 
     def measure(self, send: Callable[[int], None]) -> float:
         """Send all records; return records/s to the last consumer's percentiles."""
-        base = list(self._counts)
+        base: list[int] = list(self._counts)
         sent = 0
 
         def behind() -> int:
-            return sent - min(int(now) - then for now, then in zip(self._counts, base, strict=True))
+            arrived: int = min(now - then for now, then in zip(self._counts, base, strict=True))
+            return sent - arrived
 
         started_s = time.monotonic()
         while sent < self.total:

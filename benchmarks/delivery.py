@@ -69,13 +69,14 @@ class Route:
         """Send so many events of a size, no more in flight than fit; return events/s to all consumers."""
         in_flight = max(min(_IN_FLIGHT, _IN_FLIGHT_BYTES // size), 2)
         chunk = min(_CHUNK, in_flight // 2)
-        base = list(self.counts)
+        base: list[int] = list(self.counts)
         cpu = self._cpu_s()
         started_s = time.monotonic()
         sent = 0
 
         def behind() -> int:
-            return sent - min(int(now) - then for now, then in zip(self.counts, base, strict=True))
+            arrived: int = min(now - then for now, then in zip(self.counts, base, strict=True))
+            return sent - arrived
 
         while sent < count:
             self.send(min(chunk, count - sent))

@@ -1,8 +1,8 @@
 """Run all benchmarks, and hold what they find against the budgets of the design.
 
 ``python benchmarks/run.py`` takes some four minutes and writes ``benchmarks/RESULTS.md``. ``--quick``
-only shows that everything works; ``--only NAME`` runs one of them. Both write no file. A benchmark alone, in its
-full form: ``python -m benchmarks.cost``.
+only shows that everything works; ``--only NAME`` runs one of them; neither writes a file. A benchmark
+alone, in its full form, is ``python -m benchmarks.cost``.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TypeVar
@@ -15,7 +16,7 @@ import zmq
 
 from phase_bus.address import Address
 from phase_bus.bus.server import Bus, BusOptions
-from phase_bus.control import Reply, Request, Status, StatusRequest, Welcome
+from phase_bus.control import Hello, Reply, Request, Status, StatusRequest, Welcome
 from phase_bus.events import Event, EventBase
 from phase_bus.wire import (
     Header,
@@ -191,14 +192,13 @@ class Subscriber:
             self._sub.connect(parsed.direct_events)
             return
         with RawClient(address) as client:
-            from phase_bus.control import Hello
-
             welcome = client.ask(Hello(client_id="0" * 32, role="client", name="subscriber"))
             assert isinstance(welcome, Welcome)
         self._sub.connect(parsed.endpoint(welcome.events))
-        self._sub.subscribe("ready.subscriber$")
+        ready = f"ready.{uuid.uuid4().hex}$".encode()
+        self._sub.subscribe(ready)
         while self._sub.poll(DEADLINE_S * 1000):
-            if self._sub.recv_multipart()[0] == b"ready.subscriber$":
+            if self._sub.recv_multipart()[0] == ready:
                 return
         raise AssertionError("the bus does not greet")
 

@@ -20,10 +20,8 @@ from phase_bus.consumer import Consumer
 from phase_bus.events import (
     Drop,
     EventBase,
-    PhaseComplete,
     PhaseEvent,
     PhaseProgress,
-    PhaseRef,
     PhaseSendingComplete,
     PhaseStart,
     PhaseStats,
@@ -33,7 +31,7 @@ from phase_bus.events import (
     RunStart,
 )
 from phase_bus.files import check_writable
-from phase_bus.hooks import BasePhaseLifecycleHook, PhaseTracker, to_stats
+from phase_bus.hooks import EventHook
 
 logger = logging.getLogger(__name__)
 
@@ -84,27 +82,6 @@ class PhaseLogger(Consumer):
     on_run_start = on_run_complete = on_drop = _write
     on_phase_start = on_phase_sending_complete = on_phase_timeout = on_phase_complete = _write
     on_phase_progress = on_receipt = _write_if_verbose
-
-
-class EventHook(BasePhaseLifecycleHook):
-    """A phase hook that is given events: what a hook shares with the consumer of its kind."""
-
-    def take(self, event: PhaseEvent) -> None:
-        """Do something with what happened; the event's ``run_id`` is empty."""
-
-    async def on_phase_start(self, phase: Any, tracker: PhaseTracker) -> None:
-        self.take(PhaseStart(run_id="", phase=_ref(phase), stats=to_stats(tracker)))
-
-    async def on_phase_sending_complete(self, phase: Any, tracker: PhaseTracker) -> None:
-        self.take(PhaseSendingComplete(run_id="", phase=_ref(phase), stats=to_stats(tracker)))
-
-    async def on_phase_complete(self, phase: Any, tracker: PhaseTracker) -> None:
-        self.take(PhaseComplete(run_id="", phase=_ref(phase), stats=to_stats(tracker)))
-
-    async def on_phase_timeout(self, phase: Any, tracker: PhaseTracker) -> None:
-        stats = to_stats(tracker)
-        cut = stats.cancelled or stats.in_flight
-        self.take(PhaseTimeout(run_id="", phase=_ref(phase), stats=stats, requests_cut=cut))
 
 
 class ExampleLoggingHook(EventHook):
@@ -230,8 +207,3 @@ def _expected(stats: PhaseStats) -> str:
 
 def _seconds(duration_s: float | None) -> str | None:
     return None if duration_s is None else f"{duration_s:.2f}s"
-
-
-def _ref(phase: Any) -> PhaseRef:
-    name = str(getattr(phase, "value", phase))  # a string, an enum, or a PhaseRef
-    return PhaseRef(name, "warmup" if name.lower().startswith("warm") else "profiling")

@@ -26,7 +26,7 @@ from phase_bus.events import (
     RunStart,
 )
 from phase_bus.files import check_writable, write_whole
-from phase_bus_consumers.logging import EventHook
+from phase_bus.hooks import EventHook
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from types import TracebackType
 from typing import Self
@@ -64,7 +65,7 @@ class BusClient:
         self._dealer.send(encode_control(request))
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:
-            if self._dealer.poll(max(left_s, 0.0) * 1000):
+            if self._dealer.poll(math.ceil(left_s * 1000)):
                 reply = decode_reply(self._dealer.recv())
                 if wanted is None or isinstance(reply, wanted):
                     return reply

@@ -96,9 +96,7 @@ def load_config(path: Path | None, extra: list[str], addresses: list[str]) -> Co
                 "in the YAML file (-c)"
             )
         names.add(consumer.title)
-    return msgspec.structs.replace(
-        config, consumers=consumers, address=tuple(addresses) or config.address
-    )
+    return msgspec.structs.replace(config, consumers=consumers, address=tuple(addresses) or config.address)
 
 
 def _read(path: Path) -> Config:

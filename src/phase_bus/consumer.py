@@ -187,7 +187,7 @@ def _convert(consumer: str, option: Option, value: Any) -> Any:
 
 
 def _convert_other(kind: type, value: Any) -> Any:
-    if kind is Path and isinstance(value, str):
+    if kind is Path and isinstance(value, str | Path):
         return Path(value).expanduser()
     raise NotImplementedError(f"no way to make a {kind.__name__} of {value!r}")
 

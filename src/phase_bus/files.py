@@ -69,6 +69,16 @@ def lock_directory(address: Address) -> IO[str]:
     return lock
 
 
+def unlock_directory(lock: IO[str]) -> None:
+    """Remove the sockets that :func:`lock_directory` kept others from, and let others have it.
+
+    The lock's own file stays: taking it away would race with the next who locks it.
+    """
+    for name in ("control.ipc", "events.ipc"):
+        Path(lock.name).with_name(name).unlink(missing_ok=True)
+    lock.close()
+
+
 def write_whole(path: Path, text: str) -> None:
     """Replace a file's content at once, so that a reader sees the old or the new, never a part.
 

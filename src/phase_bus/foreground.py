@@ -23,9 +23,7 @@ def check_command(command: Sequence[str]) -> None:
         ConfigError: it cannot.
     """
     if shutil.which(command[0]) is None:
-        raise ConfigError(
-            f"command {command[0]!r}: not found, or not executable; check its name and $PATH"
-        )
+        raise ConfigError(f"command {command[0]!r}: not found, or not executable; check its name and $PATH")
 
 
 async def run_in_foreground(command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -96,7 +94,7 @@ async def _follow_suspension(pid: int) -> None:
     while True:
         await asyncio.sleep(_LOOK_S)
         try:
-            stopped = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG)
+            stopped = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG)  # noqa: ASYNC222 - it does not wait
         except ChildProcessError:
             return
         if stopped is None:

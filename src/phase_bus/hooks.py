@@ -16,6 +16,7 @@ from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from phase_bus.events import (
     PhaseComplete,
+    PhaseEvent,
     PhaseKind,
     PhaseRef,
     PhaseSendingComplete,
@@ -70,7 +71,42 @@ class BasePhaseLifecycleHook:
         """Do nothing."""
 
 
-class PublisherHook(BasePhaseLifecycleHook):
+class EventHook(BasePhaseLifecycleHook):
+    """A phase hook that is given events: override :meth:`take`.
+
+    Attributes:
+        run_id: the events' run.
+    """
+
+    run_id = ""
+
+    def take(self, event: PhaseEvent) -> None:
+        """Do something with what happened."""
+
+    def ref(self, phase: Any) -> PhaseRef:
+        """Return the reference of a phase given as a string, an enum, or a :class:`PhaseRef`."""
+        return to_ref(phase)
+
+    async def on_phase_start(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Take a ``phase_start``."""
+        self.take(PhaseStart(run_id=self.run_id, phase=self.ref(phase), stats=to_stats(tracker)))
+
+    async def on_phase_sending_complete(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Take a ``phase_sending_complete``."""
+        self.take(PhaseSendingComplete(run_id=self.run_id, phase=self.ref(phase), stats=to_stats(tracker)))
+
+    async def on_phase_complete(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Take a ``phase_complete``."""
+        self.take(PhaseComplete(run_id=self.run_id, phase=self.ref(phase), stats=to_stats(tracker)))
+
+    async def on_phase_timeout(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Take a ``phase_timeout``."""
+        stats = to_stats(tracker)
+        cut = stats.cancelled or stats.in_flight
+        self.take(PhaseTimeout(run_id=self.run_id, phase=self.ref(phase), stats=stats, requests_cut=cut))
+
+
+class PublisherHook(EventHook):
     """Publishes what a load generator's hooks are told, and the run around it.
 
     Args:
@@ -95,50 +131,34 @@ class PublisherHook(BasePhaseLifecycleHook):
         self.run_id = run_id or uuid.uuid4().hex[:12]
         self._publisher = publisher
         self._phases: dict[str, PhaseRef] = {}
-        publisher.publish(
-            RunStart(run_id=self.run_id, producer=producer, models=models, urls=urls)
-        )
+        publisher.publish(RunStart(run_id=self.run_id, producer=producer, models=models, urls=urls))
 
-    async def on_phase_start(self, phase: Any, tracker: PhaseTracker) -> None:
-        """Publish ``phase_start``."""
-        self._publisher.publish(
-            PhaseStart(run_id=self.run_id, phase=self.ref(phase), stats=to_stats(tracker))
-        )
+    def take(self, event: PhaseEvent) -> None:
+        """Publish an event."""
+        self._publisher.publish(event)
 
-    async def on_phase_sending_complete(self, phase: Any, tracker: PhaseTracker) -> None:
-        """Publish ``phase_sending_complete``."""
-        self._publisher.publish(
-            PhaseSendingComplete(run_id=self.run_id, phase=self.ref(phase), stats=to_stats(tracker))
-        )
-
-    async def on_phase_complete(self, phase: Any, tracker: PhaseTracker) -> None:
-        """Publish ``phase_complete``."""
-        self._publisher.publish(
-            PhaseComplete(run_id=self.run_id, phase=self.ref(phase), stats=to_stats(tracker))
-        )
-
-    async def on_phase_timeout(self, phase: Any, tracker: PhaseTracker) -> None:
-        """Publish ``phase_timeout``."""
-        stats = to_stats(tracker)
-        cut = stats.cancelled or stats.in_flight
-        self._publisher.publish(
-            PhaseTimeout(run_id=self.run_id, phase=self.ref(phase), stats=stats, requests_cut=cut)
-        )
+    def ref(self, phase: Any) -> PhaseRef:
+        """Return the reference of a phase; its index is its place among those seen so far."""
+        ref = to_ref(phase, len(self._phases))
+        return self._phases.setdefault(ref.name, ref)
 
     def complete(self, status: RunStatus = "completed", reason: str = "") -> None:
         """Publish ``run_complete``, with the counts of all that was published."""
         self._publisher.complete_run(self.run_id, status, reason)
 
-    def ref(self, phase: Any) -> PhaseRef:
-        """Return the reference of a phase given as a string, an enum, or a :class:`PhaseRef`."""
-        if isinstance(phase, PhaseRef):
-            return phase
-        name = str(getattr(phase, "value", phase))
-        known = self._phases.get(name)
-        if known is None:
-            kind: PhaseKind = "warmup" if name.lower().startswith("warm") else "profiling"
-            known = self._phases[name] = PhaseRef(name, kind, len(self._phases))
-        return known
+
+def to_ref(phase: Any, index: int = 0) -> PhaseRef:
+    """Return the reference of a phase given as a string, an enum, or a :class:`PhaseRef`.
+
+    Args:
+        phase: the phase; one whose name begins with ``warm`` is taken for a warm-up.
+        index: its place among the run's phases, where the phase itself does not say.
+    """
+    if isinstance(phase, PhaseRef):
+        return phase
+    name = str(getattr(phase, "value", phase))
+    kind: PhaseKind = "warmup" if name.lower().startswith("warm") else "profiling"
+    return PhaseRef(name, kind, index)
 
 
 def to_stats(tracker: PhaseTracker) -> PhaseStats:

@@ -14,7 +14,7 @@ import zmq
 from phase_bus.address import FORMS, Address
 from phase_bus.control import Ack, Beat, Goodbye, Hello, Welcome
 from phase_bus.errors import AddressError, WireError
-from phase_bus.files import lock_directory
+from phase_bus.files import lock_directory, unlock_directory
 from phase_bus.outbox import Outbox
 from phase_bus.session import Session
 from phase_bus.wire import WIRE_VERSION, decode_reply, encode_control
@@ -87,9 +87,7 @@ class BusLink:
             if self._outbox.in_flight_bytes > WINDOW_BYTES:
                 return False  # an acknowledgement will wake us
             try:
-                self.socket.send_multipart(
-                    message.frames, zmq.NOBLOCK, copy=message.size_bytes < 65536
-                )
+                self.socket.send_multipart(message.frames, zmq.NOBLOCK)
             except zmq.Again:
                 return True
             self._outbox.sent()
@@ -223,7 +221,7 @@ class DirectLink:
     def send(self) -> bool:
         """Send what the outbox has; return True if the socket must become writable for the rest."""
         while (message := self._outbox.peek()) is not None:
-            self.socket.send_multipart(message.frames, copy=message.size_bytes < 65536)
+            self.socket.send_multipart(message.frames)
             self._outbox.sent()
             self._outbox.acknowledge(message.seq)
         return False
@@ -239,4 +237,4 @@ class DirectLink:
         """Say goodbye and close the socket."""
         self.socket.close()
         if self._lock is not None:
-            self._lock.close()
+            unlock_directory(self._lock)

@@ -97,7 +97,8 @@ class RecordBatch:
     def _per_row(self, name: str) -> list[Any]:
         values, lengths = self.values(name), self._column(name).lengths
         if lengths is None:
-            return values.tolist()
+            plain: list[Any] = values.tolist()
+            return plain
         ends = np.cumsum(np.frombuffer(lengths, "<u4"))[:-1]
         return [part.tolist() for part in np.split(values, ends)]
 

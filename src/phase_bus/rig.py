@@ -132,9 +132,7 @@ class Rig:
 
     async def _start_display(self) -> None:
         ready = asyncio.Event()
-        self._runner = ConsumerRunner(
-            self.progress, self._own, receipts=False, on_ready=ready.set
-        )
+        self._runner = ConsumerRunner(self.progress, self._own, receipts=False, on_ready=ready.set)
         self._display = asyncio.create_task(self._runner.run())
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait((waiting, self._display), return_when=asyncio.FIRST_COMPLETED)

@@ -84,6 +84,11 @@ class Child:
         """Its exit code, None while it runs, negative for a signal."""
         return None if self._process is None else self._process.returncode
 
+    async def wait(self) -> None:
+        """Wait for its end."""
+        if self._process is not None:
+            await self._process.wait()
+
     def speak(self) -> None:
         """From now on let its lines be seen, those kept so far first."""
         self._quiet = False
@@ -252,8 +257,7 @@ class Supervisor:
         return info is not None and info.state == "ready"
 
     async def _watch(self, child: Child) -> None:
-        while child.returncode is None:
-            await asyncio.sleep(_POLL_S)
+        await child.wait()
         if not child.ending:
             self._on_death(child.name, describe_exit(child.returncode))
 

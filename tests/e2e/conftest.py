@@ -70,7 +70,7 @@ class Workplace:
         except subprocess.TimeoutExpired:
             number = self._processes.index(process)
             said = (self.directory / f"{number}.err").read_text()
-            pytest.fail(f"{process.args} did not end within {timeout_s} s; it said:\n{said[-4000:]}")
+            pytest.fail(f"{process.args!r} did not end within {timeout_s} s; it said:\n{said[-4000:]}")
         return Finished(process.returncode, self.stdout(process), self.stderr(process))
 
     def run(self, *arguments: str, timeout_s: float = 90.0, **environment: str) -> Finished:

@@ -126,9 +126,7 @@ def test_an_interrupted_run_ends_as_cancelled(
     url = mock_llm()
     process = workplace.phase_bus("exec", *SINKS, "--", *aiperf(url, "--benchmark-duration", "60"))
     events = workplace.directory / "events.jsonl"
-    wait_for(
-        lambda: events.exists() and events_of(workplace, "phase_start"), "the phase's start", 60.0
-    )
+    wait_for(lambda: events.exists() and events_of(workplace, "phase_start"), "the phase's start", 60.0)
     wait_for(
         lambda: (
             (workplace.directory / "summary.json").exists()
@@ -154,9 +152,7 @@ def test_a_killed_aiperf_leaves_a_lost_run(
     url = mock_llm()
     process = workplace.phase_bus("exec", *SINKS, "--", *aiperf(url, "--benchmark-duration", "60"))
     events = workplace.directory / "events.jsonl"
-    wait_for(
-        lambda: events.exists() and events_of(workplace, "phase_start"), "the phase's start", 60.0
-    )
+    wait_for(lambda: events.exists() and events_of(workplace, "phase_start"), "the phase's start", 60.0)
     (command,) = (
         child
         for child in psutil.Process(process.pid).children()
@@ -194,13 +190,17 @@ def test_attach_follows_from_outside(
     """`phase-bus attach` publishes phases and AIPerf's results without the plugin."""
     url = mock_llm()
     address = f"ipc://{workplace.directory}/bus"
-    up = workplace.phase_bus("up", "--address", address, "--with", "logging:log_file=events.jsonl,json=true")
+    up = workplace.phase_bus(
+        "up", "--address", address, "--with", "logging:log_file=events.jsonl,json=true"
+    )
     wait_for(lambda: "consumers ready" in workplace.stderr(up), "the bus", 30.0)
     ipc = workplace.directory / "ipc"
     ipc.mkdir()
     attach = workplace.phase_bus("attach", "--ipc-path", str(ipc), "--address", address)
     wait_for(lambda: "phase events and results only" in workplace.stderr(attach), "attach", 30.0)
-    command = aiperf(url, "--request-count", "100", "--warmup-request-count", "5", "--zmq-ipc-path", str(ipc))
+    command = aiperf(
+        url, "--request-count", "100", "--warmup-request-count", "5", "--zmq-ipc-path", str(ipc)
+    )
     profile = workplace.finish(workplace.start(*command))
     assert profile.returncode == 0, profile.stdout
     assert workplace.finish(attach).returncode == 0

@@ -14,7 +14,10 @@ CASES = {
     "command not found": (["exec", "--", "no-such-program"], ["no-such-program", "not found"]),
     "unknown command": (["exce"], ["no command 'exce'", "did you mean 'exec'"]),
     "unknown option": (["exec", "--wiht", "x", "--", "true"], ["--wiht", "--with"]),
-    "unknown consumer": (["exec", "--with", "loging", "--", "true"], ["'loging'", "did you mean 'logging'"]),
+    "unknown consumer": (
+        ["exec", "--with", "loging", "--", "true"],
+        ["'loging'", "did you mean 'logging'"],
+    ),
     "unknown module": (["consume", "no_module:Class"], ["no_module"]),
     "unknown consumer option": (
         ["exec", "--with", "metrics:outptu=x", "--", "true"],

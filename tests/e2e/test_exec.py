@@ -41,9 +41,7 @@ def child_of(process_id: int, *words: str) -> psutil.Process:
 
 def test_several_sinks_see_one_whole_run(workplace: Workplace) -> None:
     """Three consumers each handle everything, and the result is shown."""
-    done = workplace.run(
-        "exec", *LOGGING, *METRICS, *AGGREGATOR, "--", *SIMULATE, "-n", "3000", "-r", "0"
-    )
+    done = workplace.run("exec", *LOGGING, *METRICS, *AGGREGATOR, "--", *SIMULATE, "-n", "3000", "-r", "0")
     assert done.returncode == 0, done.stderr
     (run,) = runs_of(workplace)
     assert run["complete"]

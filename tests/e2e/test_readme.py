@@ -73,14 +73,12 @@ def test_the_table_names_the_commands_there_are(workplace: Workplace) -> None:
     assert sorted(listed) == sorted(there)
     for name in listed:
         text = workplace.run(name, "--help").stdout
-        assert "Examples" in text, name
+        assert "For example:" in text, name
         assert f"phase-bus {name}" in text, name
 
 
 @pytest.mark.aiperf
-def test_exec_around_aiperf(
-    workplace: Workplace, mock_llm: Callable[..., str], tokenizer: Path
-) -> None:
+def test_exec_around_aiperf(workplace: Workplace, mock_llm: Callable[..., str], tokenizer: Path) -> None:
     """The README's line with AIPerf, against a mock server and with a local tokenizer."""
     (workplace.directory / "tok").symlink_to(tokenizer)
     command = starting("phase-bus exec --with logging:log_file=phases.log")

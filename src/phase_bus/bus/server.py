@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from types import FrameType
 from typing import IO
 
 import zmq
@@ -35,7 +34,7 @@ from phase_bus.control import (
 )
 from phase_bus.errors import AddressError, WireError
 from phase_bus.events import EventBase, Heartbeat, RunComplete
-from phase_bus.files import lock_directory
+from phase_bus.files import lock_directory, unlock_directory
 from phase_bus.outbox import Outbox
 from phase_bus.wire import (
     Header,
@@ -143,7 +142,7 @@ class Bus:
             if time.monotonic() >= self._next_tick_s:
                 self._tick()
 
-    def stop(self, signum: int = 0, frame: FrameType | None = None) -> None:
+    def stop(self, *_signal: object) -> None:
         """End :meth:`run` after the current message; usable as a signal handler."""
         if not self._stop:
             self._stop = True
@@ -156,13 +155,13 @@ class Bus:
         signal.signal(signal.SIGINT, self.stop)
 
     def close(self) -> None:
-        """End the runs that are going on, and close the sockets; ZeroMQ removes their ipc files."""
+        """End the runs that are going on, close the sockets, and remove the ipc files."""
         self._end_runs("the bus was stopped")
         for sock in (self._router, self._xpub):
             sock.close(linger=500)
         self._context.term()
-        for lock in self._locks:  # the file stays: taking it away would race with the next bus
-            lock.close()
+        for lock in self._locks:
+            unlock_directory(lock)
         self._locks.clear()
         os.close(self._wake_read)
         os.close(self._wake_write)
@@ -217,7 +216,7 @@ class Bus:
         self._events += 1
         parsed = parse_topic(topic)
         run = self._ledger.count(parsed, topic.decode(), header)
-        self._xpub.send_multipart((topic, header_frame, payload), copy=len(payload) < 65536)
+        self._xpub.send_multipart((topic, header_frame, payload))
         if run is not None and parsed.kind == "run_complete":
             event = decode_event(topic, payload)
             if isinstance(event, RunComplete):

@@ -37,7 +37,7 @@ def attach(
     AIPerf's event bus. Give it the directory that AIPerf got by --zmq-ipc-path, or the host it got by
     --zmq-host. It waits for AIPerf to start, and ends with the run.
 
-    Examples:
+    For example:
 
         phase-bus attach --ipc-path /tmp/aiperf-ipc
 

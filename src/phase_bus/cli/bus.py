@@ -28,7 +28,7 @@ def bus(
     Publishers and consumers may come before or after it. It keeps events in memory only: a consumer
     that comes late, or falls behind by more than the high-water mark, misses events and reports it.
 
-    Examples:
+    For example:
 
         phase-bus bus --address ipc:///tmp/my-bus
 

@@ -37,7 +37,7 @@ def consume(
     It waits for the bus if there is none yet. The first signal lets it finish what has arrived and write
     out; a second one ends it at once.
 
-    Examples:
+    For example:
 
         phase-bus consume logging --set verbose=true
 

@@ -14,7 +14,7 @@ from phase_bus.registry import Registry
 def consumers(*, tag: str | None = None, json: JsonOption = False) -> None:
     """List the consumers that can be started by name, with their options.
 
-    Examples:
+    For example:
 
         phase-bus consumers
 
@@ -30,9 +30,7 @@ def consumers(*, tag: str | None = None, json: JsonOption = False) -> None:
         options = [str(option) for option in options_of(registry.resolve(entry.name)).values()]
         rows.append((entry, options))
     if json:
-        document = [
-            {**msgspec.to_builtins(entry), "options": options} for entry, options in rows
-        ]
+        document = [{**msgspec.to_builtins(entry), "options": options} for entry, options in rows]
         print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
         return
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))

@@ -63,7 +63,7 @@ def doctor(
 
     Exits with 1 if something is wrong.
 
-    Examples:
+    For example:
 
         phase-bus doctor
 

@@ -33,7 +33,7 @@ def exec_command(
     COMMAND may hold several runs one after another, or none. What phase-bus itself shows goes to
     standard error; standard input, output and the terminal are COMMAND's.
 
-    Examples:
+    For example:
 
         phase-bus exec --with logging --with aggregator -- aiperf profile -m my-model --url ...
 

@@ -31,7 +31,7 @@ def simulate(
     The records have the metrics that AIPerf's have; the numbers are drawn at random, the same for the
     same seed.
 
-    Examples:
+    For example:
 
         phase-bus exec --with aggregator -- phase-bus simulate --requests 10000 --rate 2000
 

@@ -16,7 +16,7 @@ from phase_bus.control import Status
 def status(*, address: AddressOption = None, json: JsonOption = False) -> None:
     """Show who is on the bus, and how the runs are.
 
-    Examples:
+    For example:
 
         phase-bus status
 

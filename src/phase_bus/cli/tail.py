@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ class Printer(Consumer):
     def __init__(self, json: bool, count: int) -> None:
         self.json = json
         self.left = count
-        self.done = lambda: None
+        self.done: Callable[[], None] = lambda: None
 
     async def on_event(self, event: EventBase) -> None:
         """Print one event."""
@@ -55,7 +56,7 @@ def tail(
 
     A topic is '<kind>.<run id>$'; request records are on 'records.<partition>.<run id>$'.
 
-    Examples:
+    For example:
 
         phase-bus tail
 

@@ -27,7 +27,7 @@ def up(
 
     Several runs may come and go. Ctrl-C or SIGTERM lets the consumers finish and ends everything.
 
-    Examples:
+    For example:
 
         phase-bus up -c bus.yaml
 
