@@ -22,10 +22,6 @@ def check_writable(path: Path, option: str) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    if path.exists() and not path.is_file():
-        raise ConfigError(
-            f"{option}: {str(path)!r} is no ordinary file; give another one with {option}=..."
-        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         existed = path.exists()
@@ -85,6 +81,9 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; the old content is still there.
     """
+    if path.exists() and not path.is_file():
+        path.write_text(text)  # a device, such as standard output: not to be replaced
+        return
     descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w") as file:

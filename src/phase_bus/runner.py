@@ -91,6 +91,7 @@ class ConsumerRunner:
         self._sub.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self._connected_to = ""
         self._readable = _Readable(self._sub)
+        self._conversing: _Readable | None = None
         self._session = Session(self._hello, self._beat, time.monotonic())
 
     async def run(self) -> None:
@@ -197,7 +198,7 @@ class ConsumerRunner:
     async def _converse(self) -> None:
         """Keep the bus informed, and find it again when it was restarted."""
         dealer = self._dealer()
-        readable = _Readable(dealer)
+        readable = self._conversing = _Readable(dealer)
         started_s = time.monotonic()
         complained = False
         try:
@@ -257,7 +258,7 @@ class ConsumerRunner:
     def _become_ready(self) -> None:
         if self.state == "starting":
             self.state = "ready"
-            self._session.beat_now(time.monotonic())
+            self._tell_news()
             if self._on_ready is not None:
                 self._on_ready()
 
@@ -349,9 +350,14 @@ class ConsumerRunner:
         for run_id in list(self._handled)[:-REMEMBERED_RUNS]:
             del self._handled[run_id]
             self._accounts.pop(run_id, None)
-        self._session.beat_now(time.monotonic())
+        self._tell_news()
 
     # ---- what the bus is told ----
+
+    def _tell_news(self) -> None:
+        self._session.beat_now(time.monotonic())
+        if self._conversing is not None:
+            self._conversing.look_again()
 
     def _hello(self) -> Hello:
         return Hello(
