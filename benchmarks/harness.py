@@ -178,12 +178,12 @@ class Child:
     Args:
         part: a function of a module; its first argument is a connection on which it says when it is
             ready, by sending something (an address, for instance).
-        arguments: its other arguments.
+        arguments, named: its other arguments.
     """
 
-    def __init__(self, part: Callable[..., None], *arguments: Any) -> None:
+    def __init__(self, part: Callable[..., None], *arguments: Any, **named: Any) -> None:
         self._ours, theirs = _context.Pipe()
-        self._process = _context.Process(target=part, args=(theirs, *arguments), daemon=True)
+        self._process = _context.Process(target=part, args=(theirs, *arguments), kwargs=named, daemon=True)
         self._process.start()
         theirs.close()
 

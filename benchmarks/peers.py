@@ -91,15 +91,20 @@ class Timing(Consumer):
         self._counts[self._place] = count + 1
 
 
-def bare_consumer(ready: Connection, endpoint: str, counts: Any, place: int) -> None:
-    """Receive and count, nothing else."""
+def bare_consumer(ready: Connection, endpoint: str, counts: Any, place: int, *, by_frame: bool) -> None:
+    """Receive and count, nothing else: with ``recv_multipart``, or with a ``recv`` for each frame."""
     sub = _sub(endpoint)
     ready.send(endpoint)
     count = 0
+    recv, recv_multipart = sub.recv, sub.recv_multipart
     while True:
-        if sub.recv_multipart()[0] == NOTHING:
+        topic = recv() if by_frame else recv_multipart()[0]
+        if topic == NOTHING:
             counts[place] = -1  # the subscription is in force; the parent resets it
             continue
+        if by_frame:
+            recv()
+            recv()
         count += 1
         counts[place] = count
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import tempfile
 import threading
@@ -48,9 +47,9 @@ def wait_until_or_last(leak: object) -> object:
 
 def _open_files() -> dict[str, str]:
     found = {}
-    for fd in os.listdir("/proc/self/fd"):
+    for link in Path("/proc/self/fd").iterdir():
         try:
-            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+            found[link.name] = str(link.readlink())
         except OSError:  # the directory's own descriptor, closed by now
             continue
     return found

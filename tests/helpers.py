@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 import zmq
 
@@ -33,7 +33,7 @@ DEADLINE_S = 20.0
 FAST = BusOptions(heartbeat_s=0.1)
 
 
-def wait_until(condition: Callable[[], T], timeout_s: float = DEADLINE_S) -> T:
+def wait_until(condition: Callable[[], T | Literal[False]], timeout_s: float = DEADLINE_S) -> T:
     """Return the condition's first true value; fail the test if there is none in time."""
     deadline_s = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -42,7 +42,7 @@ def wait_until(condition: Callable[[], T], timeout_s: float = DEADLINE_S) -> T:
     return value
 
 
-async def until(condition: Callable[[], T], timeout_s: float = DEADLINE_S) -> T:
+async def until(condition: Callable[[], T | Literal[False]], timeout_s: float = DEADLINE_S) -> T:
     """Like :func:`wait_until`, while the event loop goes on."""
     deadline_s = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -164,7 +164,7 @@ class RawClient:
 
     def reply(self, timeout_s: float = DEADLINE_S) -> Reply:
         """Return the next reply."""
-        assert self.socket.poll(timeout_s * 1000), "no reply"
+        assert self.socket.poll(int(timeout_s * 1000)), "no reply"
         return decode_reply(self.socket.recv())
 
     def status(self) -> Status:
@@ -197,7 +197,7 @@ class Subscriber:
         self._sub.connect(parsed.endpoint(welcome.events))
         ready = f"ready.{uuid.uuid4().hex}$".encode()
         self._sub.subscribe(ready)
-        while self._sub.poll(DEADLINE_S * 1000):
+        while self._sub.poll(int(DEADLINE_S * 1000)):
             if self._sub.recv_multipart()[0] == ready:
                 return
         raise AssertionError("the bus does not greet")

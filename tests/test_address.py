@@ -14,8 +14,13 @@ from phase_bus.errors import AddressError
 @pytest.mark.parametrize(
     "text",
     [
-        "ipc:///tmp/x", "tcp://127.0.0.1:5555", "tcp://*:0", "tcp://[::1]:80", "tcp://my-host.example:65535",
-        "direct+tcp://127.0.0.1:0", "direct+ipc:///tmp/x",
+        "ipc:///tmp/x",
+        "tcp://127.0.0.1:5555",
+        "tcp://*:0",
+        "tcp://[::1]:80",
+        "tcp://my-host.example:65535",
+        "direct+tcp://127.0.0.1:0",
+        "direct+ipc:///tmp/x",
     ],
 )
 def test_round_trip(text: str) -> None:
@@ -26,8 +31,20 @@ def test_round_trip(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "localhost:5555", "http://x:1", "ipc://", "tcp://", "tcp://host", "tcp://host:", "tcp://:5",
-        "tcp://host:65536", "tcp://host:-1", "tcp://host:²", "tcp://ho st:1", "direct+", "tcp://h:" + "9" * 5000,
+        "",
+        "localhost:5555",
+        "http://x:1",
+        "ipc://",
+        "tcp://",
+        "tcp://host",
+        "tcp://host:",
+        "tcp://:5",
+        "tcp://host:65536",
+        "tcp://host:-1",
+        "tcp://host:²",
+        "tcp://ho st:1",
+        "direct+",
+        "tcp://h:" + "9" * 5000,
         "ipc://~no-such-user-at-all/x",
     ],
 )

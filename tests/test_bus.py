@@ -113,7 +113,10 @@ def test_a_hello_that_is_ahead(bus: BusThread) -> None:
     """What another bus has acknowledged can not come again, and is not waited for."""
     with RawClient(bus.address) as client:
         greet(client)
-        assert greet(client, Hello(client_id=CLIENT_ID, role="publisher", name="raw", next_seq=50)).last_seq == 49
+        assert (
+            greet(client, Hello(client_id=CLIENT_ID, role="publisher", name="raw", next_seq=50)).last_seq
+            == 49
+        )
         client.publish(start(50), SOURCE, 50)
         assert client.reply() == Ack(seq=50)
 
@@ -199,7 +202,10 @@ def test_end_runs(bus: BusThread) -> None:
         last_ack(client, 3)
         for _ in range(2):
             assert client.ask(EndRuns(reason="it is over")) == Heard(bus_id=bus.bus.bus_id)
-        assert {run.run_id: run.status for run in client.status().runs} == {"open": "lost", "done": "completed"}
+        assert {run.run_id: run.status for run in client.status().runs} == {
+            "open": "lost",
+            "done": "completed",
+        }
         done, lost = wait_until(lambda: len(e := subscriber.of(RunComplete)) == 2 and e)
         assert (done.run_id, lost.run_id) == ("done", "open")
         assert (lost.status, lost.reason) == ("lost", "it is over")
@@ -289,7 +295,9 @@ def test_a_second_bus_on_the_same_port() -> None:
 @pytest.mark.parametrize(
     "addresses",
     [
-        ("direct+tcp://127.0.0.1:0",), ("tcp://127.0.0.1:0", "tcp://127.0.0.1:0"), ("ipc:///proc/nowhere",),
+        ("direct+tcp://127.0.0.1:0",),
+        ("tcp://127.0.0.1:0", "tcp://127.0.0.1:0"),
+        ("ipc:///proc/nowhere",),
         ("tcp://192.0.2.1:5555",),
     ],
 )
@@ -308,7 +316,7 @@ def test_both_schemes_at_once(ipc_dir: Path) -> None:
                 one.publish(start(1, "one"))
                 other.publish(start(2, "other"))
             for subscriber in over_tcp, over_ipc:
-                wait_until(lambda s=subscriber: {e.run_id for e in s.of(PhaseStart)} == {"one", "other"})
+                wait_until(lambda: {e.run_id for e in subscriber.of(PhaseStart)} == {"one", "other"})  # noqa: B023
 
 
 def test_a_killed_buses_files_are_no_obstacle(bus_process: BusProcess) -> None:
@@ -321,7 +329,10 @@ def test_a_killed_buses_files_are_no_obstacle(bus_process: BusProcess) -> None:
 
 def test_sigterm(bus_process: BusProcess, ipc_dir: Path) -> None:
     """SIGTERM ends a bus soon, with exit code 0, runs ended, and no socket files left."""
-    with RawClient(bus_process.address) as client, Subscriber(bus_process.address, "run_complete.") as subscriber:
+    with (
+        RawClient(bus_process.address) as client,
+        Subscriber(bus_process.address, "run_complete.") as subscriber,
+    ):
         greet(client)
         client.publish(start(), SOURCE, 1)
         last_ack(client, 1)

@@ -80,14 +80,25 @@ def test_round_trip(metrics: Rows, fields: Rows) -> None:
 
 
 anything = st.one_of(
-    st.none(), st.integers(), st.floats(), st.booleans(), st.text(), st.binary(),
-    st.lists(st.one_of(st.integers(), st.floats(), st.none(), st.text())), st.just(object()),
-    st.builds(np.int64, ints), st.builds(np.float32, st.floats(width=32)), st.characters(categories=["Cs"]),
+    st.none(),
+    st.integers(),
+    st.floats(),
+    st.booleans(),
+    st.text(),
+    st.binary(),
+    st.lists(st.one_of(st.integers(), st.floats(), st.none(), st.text())),
+    st.just(object()),
+    st.builds(np.int64, ints),
+    st.builds(np.float32, st.floats(width=32)),
+    st.characters(categories=["Cs"]),
     st.dictionaries(st.text(), st.integers()),
 )
 
 
-@given(st.lists(st.dictionaries(st.sampled_from("abc"), anything)), st.sampled_from(["summary", "omit", "full"]))
+@given(
+    st.lists(st.dictionaries(st.sampled_from("abc"), anything)),
+    st.sampled_from(["summary", "omit", "full"]),
+)
 def test_nothing_raises(metrics: Rows, lists: ListMode) -> None:
     """Whatever the values are, a batch is built that a reader can read."""
     batch, unusable = batch_of(metrics, lists=lists)
@@ -177,7 +188,7 @@ def test_unusable_values_are_counted(values: list[Any], kept: list[Any], count: 
 def test_names_that_are_no_strings() -> None:
     """A key that is no string is counted; an enum's is its value."""
 
-    class Name(str, enum.Enum):
+    class Name(enum.StrEnum):
         TTFT = "ttft"
 
     batch, unusable = batch_of([{Name.TTFT: 1, 5: 2}])  # type: ignore[dict-item]

@@ -82,8 +82,16 @@ async def handler(self: Consumer, event: EventBase) -> None:
 @pytest.mark.parametrize(
     ("name", "body", "message"),
     [
-        ("on_phase_complet", handler, "on_phase_complet handles no kind of event; did you mean 'on_phase_complete'?"),
-        ("on_phase_start", lambda self, event: None, "must be written 'async def on_phase_start(self, event)'"),
+        (
+            "on_phase_complet",
+            handler,
+            "on_phase_complet handles no kind of event; did you mean 'on_phase_complete'?",
+        ),
+        (
+            "on_phase_start",
+            lambda self, event: None,
+            "must be written 'async def on_phase_start(self, event)'",
+        ),
         ("other", handler, "handles nothing; define 'async def on_phase_complete(self, event)'"),
     ],
 )
@@ -111,7 +119,15 @@ def test_description() -> None:
 
 def test_conversion_from_text() -> None:
     """Text from the command line becomes what the type hints say."""
-    texts = {"path": "~/x", "threshold_s": "5", "count": "7", "verbose": "true", "names": "[a, b]", "mode": "b", "label": "8"}
+    texts = {
+        "path": "~/x",
+        "threshold_s": "5",
+        "count": "7",
+        "verbose": "true",
+        "names": "[a, b]",
+        "mode": "b",
+        "label": "8",
+    }
     consumer = build_consumer(Sink, "sink", texts)
     assert isinstance(consumer, Sink)
     assert consumer.values == (Path("~/x").expanduser(), 5.0, 7, True, ["a", "b"], "b", "8")
@@ -129,7 +145,11 @@ def test_conversion_from_values() -> None:
     ("values", "option", "message"),
     [
         ({}, "path", "is required; give path=..."),
-        ({"path": "x", "treshold_s": 1}, "treshold_s", "there is no such option; did you mean 'threshold_s'?"),
+        (
+            {"path": "x", "treshold_s": 1},
+            "treshold_s",
+            "there is no such option; did you mean 'threshold_s'?",
+        ),
         ({"path": "x", "count": "many"}, "count", "'many' does not fit count: int = 3"),
         ({"path": "x", "count": 1.5}, "count", "1.5 does not fit count: int = 3"),
         ({"path": "x", "mode": "c"}, "mode", "'c' does not fit mode"),

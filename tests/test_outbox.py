@@ -18,7 +18,9 @@ START = PhaseStart(run_id="r", phase=PHASE, ts_ns=1)
 
 def records(size_bytes: int = 1000, run_id: str = "r") -> Records:
     """A batch of records of about a size."""
-    return Records(run_id=run_id, phase=PHASE, count=5, columns={"x": Column("b1", memoryview(bytes(size_bytes)))})
+    return Records(
+        run_id=run_id, phase=PHASE, count=5, columns={"x": Column("b1", memoryview(bytes(size_bytes)))}
+    )
 
 
 def send_all(outbox: Outbox) -> list[int]:
@@ -40,7 +42,10 @@ def test_numbers() -> None:
         headers.append(unpack_header(message.frames[1]))
         outbox.sent()
     assert [(h.source_seq, h.topic_seq, h.records) for h in headers] == [
-        (1, 1, 0), (2, 1, 5), (3, 2, 5), (4, 2, 0)
+        (1, 1, 0),
+        (2, 1, 5),
+        (3, 2, 5),
+        (4, 2, 0),
     ]
 
 

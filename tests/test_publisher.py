@@ -60,7 +60,7 @@ def test_a_batch_is_closed_by_its_age(bus: BusThread) -> None:
     with Subscriber(bus.address) as subscriber, Publisher(bus.address, batch_s=0.01) as publisher:
         for number in range(1, 6):
             publisher.record("r", PHASE, {"n": 1}, {})
-            wait_until(lambda number=number: record_count(subscriber.of(Records)) == number, 5)
+            wait_until(lambda: record_count(subscriber.of(Records)) == number, 5)  # noqa: B023
 
 
 def test_partitions_go_round(bus: BusThread) -> None:
@@ -286,12 +286,12 @@ def test_bus_killed_and_started_again(bus_process: BusProcess) -> None:
         for generation in range(3):
             with Subscriber(bus_process.address, "phase_start.") as subscriber:
                 publisher.publish(start(generation * 1000))
-                wait_until(lambda s=subscriber: s.of(PhaseStart))
+                wait_until(lambda: subscriber.of(PhaseStart))
                 for number in range(1, 500):
                     publisher.publish(start(generation * 1000 + number))
-                wait_until(lambda s=subscriber: len(s.of(PhaseStart)) >= 100)
+                wait_until(lambda: len(subscriber.of(PhaseStart)) >= 100)
                 bus_process.kill()
-                wait_until(lambda p=publisher: not p._inbox)
+                wait_until(lambda: not publisher._inbox)
                 subscriber.read()
                 received += [event.ts_ns for event in subscriber.of(PhaseStart)]
                 assert [h.source_seq for h in subscriber.headers] == sorted(

@@ -109,7 +109,7 @@ async def test_nothing_after_ready_is_lost(bus: BusThread) -> None:
                 publisher.record("r", PHASE, {"n": 1}, {})
                 publisher.publish(start())
                 publisher.complete_run("r", "completed")
-                await until(lambda c=consumer: len(c.events) == 3)
+                await until(lambda: len(consumer.events) == 3)  # noqa: B023
 
 
 async def test_life(bus: BusThread) -> None:
@@ -181,7 +181,7 @@ class Healthy(Consumer):
 
 async def until_handled(bus: BusThread, name: str) -> None:
     """Wait until a consumer has told the bus that it handled the run's end."""
-    while "r" not in (await info_of(bus, name)).handled_runs:
+    while "r" not in (await info_of(bus, name)).handled_runs:  # noqa: ASYNC110 - the bus is asked
         await asyncio.sleep(0.01)
 
 
@@ -193,7 +193,9 @@ async def test_gaps_and_repetitions(bus: BusThread) -> None:
         async with running(consumer, bus.address):
             for seq, topic_seq in enumerate((1, 2, 2, 5, 4, 6), 1):
                 client.publish(start(topic_seq), SOURCE, seq, topic_seq)
-            end = RunComplete(run_id="r", status="completed", published={"phase_start.r$": 6, "other.r$": 3})
+            end = RunComplete(
+                run_id="r", status="completed", published={"phase_start.r$": 6, "other.r$": 3}
+            )
             client.publish(end, SOURCE, 7, 1)
             (receipt,) = await until(lambda: subscriber.of(Receipt))
     assert [event.ts_ns for event in consumer.events[:-1]] == [1, 2, 5, 6]
@@ -260,7 +262,7 @@ async def test_the_bus_learns_news_at_once(ipc_dir: Path) -> None:
     with BusThread(f"ipc://{ipc_dir}", options=options) as bus:
         async with running(Recorder(), bus.address):
             begin_s = time.monotonic()
-            while (await info_of(bus)).state != "ready":
+            while (await info_of(bus)).state != "ready":  # noqa: ASYNC110 - the bus is asked
                 await asyncio.sleep(0.01)
             with Publisher(bus.address) as publisher:
                 publisher.complete_run("r", "completed")
@@ -443,7 +445,9 @@ asyncio.run(main())
 """
 
 
-def start_program(address: str, *, sleep: float = 0.0, extra: str = "", **options: Any) -> subprocess.Popen[str]:
+def start_program(
+    address: str, *, sleep: float = 0.0, extra: str = "", **options: Any
+) -> subprocess.Popen[str]:
     """Start a consumer in a process of its own, and wait until it is ready."""
     program = textwrap.dedent(_PROGRAM).format(sleep=sleep, extra=extra)
     process = subprocess.Popen(

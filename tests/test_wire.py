@@ -81,8 +81,11 @@ def test_every_kind_is_tried() -> None:
 
 
 @given(
-    st.binary(min_size=16, max_size=16), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1),
-    st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1),
+    st.binary(min_size=16, max_size=16),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 2**64 - 1),
 )
 def test_header(source: bytes, source_seq: int, topic_seq: int, records: int, offset: int) -> None:
     """A header of 48 bytes holds what it is given."""
@@ -95,8 +98,7 @@ def test_header_bytes() -> None:
     """The layout is what the documentation says."""
     packed = Header(bytes(range(16)), 2, 3, 4, 5).pack()
     assert packed.hex() == (
-        "01000000" "04000000" "000102030405060708090a0b0c0d0e0f"
-        "0200000000000000" "0300000000000000" "0500000000000000"
+        "0100000004000000000102030405060708090a0b0c0d0e0f020000000000000003000000000000000500000000000000"
     )
 
 
@@ -143,8 +145,12 @@ def test_unknown_kind() -> None:
 @pytest.mark.parametrize(
     "payload",
     [
-        b"", b"\xc1", msgspec.msgpack.encode({"kind": "phase_start"}), msgspec.msgpack.encode([1]),
-        encode_event(Heartbeat()), msgspec.msgpack.encode({"kind": "brand_new", "run_id": "r"}),
+        b"",
+        b"\xc1",
+        msgspec.msgpack.encode({"kind": "phase_start"}),
+        msgspec.msgpack.encode([1]),
+        encode_event(Heartbeat()),
+        msgspec.msgpack.encode({"kind": "brand_new", "run_id": "r"}),
     ],
 )
 def test_bad_payload(payload: bytes) -> None:

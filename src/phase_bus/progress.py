@@ -157,14 +157,14 @@ class Progress(Consumer):
             return
         self._shown_s = now_s
         phase = self._phase(event)
-        parts = [self._title(event).ljust(12)]
+        parts = [self._title(event)]
         progress = phase.stats.progress(time.time_ns())
         if progress is not None:
-            parts.append(f"{progress:4.0%}")
+            parts.append(f"{progress:.0%}")
         done = max(phase.records, phase.stats.completed)
-        parts.append(f"{done:>7} requests")
+        parts.append(f"{done:,} requests")
         if phase.records:
-            parts.append(f"{(phase.records - phase.shown_records) / elapsed_s:6.0f} req/s")
+            parts.append(f"{(phase.records - phase.shown_records) / elapsed_s:,.0f} req/s")
         for name, label in zip(_LATENCIES, ("latency", "TTFT"), strict=True):
             if phase.latencies_ns[name]:
                 p50, p99 = np.percentile(np.concatenate(phase.latencies_ns[name]), (50, 99)) / 1e6

@@ -63,7 +63,19 @@ class Simulation:
         self._phases.append(("profiling", requests))
 
     def run(self) -> None:
-        """Publish the whole run; returns when the last event is handed to the publisher."""
+        """Publish the whole run; returns when the last event is handed to the publisher.
+
+        Raises:
+            KeyboardInterrupt: the user had enough; the run ends as cancelled.
+        """
+        try:
+            self._run()
+        except KeyboardInterrupt:
+            self._publisher.complete_run(self.run_id, "cancelled", "interrupted")
+            raise
+        self._publisher.complete_run(self.run_id, "completed")
+
+    def _run(self) -> None:
         publish = self._publisher.publish
         publish(RunStart(run_id=self.run_id, producer="phase-bus simulate", models=("simulated",)))
         refs = [
@@ -77,7 +89,6 @@ class Simulation:
         publish(PhasesConfigured(run_id=self.run_id, phases=tuple(plans)))
         for ref, (_, count) in zip(refs, self._phases, strict=True):
             self._run_phase(ref, count)
-        self._publisher.complete_run(self.run_id, "completed")
 
     def _run_phase(self, ref: PhaseRef, count: int) -> None:
         publish = self._publisher.publish

@@ -85,13 +85,26 @@ def test_the_aggregator_agrees_with_aiperf(
     assert metrics["phases"]["profiling"]["counts"]["completed"] == phase_of(run)["requests"]
 
 
-def test_failed_requests_are_counted_as_aiperf_counts_them(
+def test_failed_requests_and_a_killed_consumer(
     workplace: Workplace, mock_llm: Callable[..., str], aiperf: Callable[..., list[str]]
 ) -> None:
-    """One request in ten fails: the same counts, the errors by type, the other numbers unharmed."""
+    """One request in ten fails: the same counts as AIPerf's, errors by type, other numbers unharmed.
+
+    In the middle one consumer is killed (SIGKILL), which changes nothing for AIPerf and the others.
+    """
     url = mock_llm("--tokens", "64", "--fail-every", "10")
-    done = workplace.run("exec", *SINKS, "--", *aiperf(url, "--request-count", "300"))
+    process = workplace.phase_bus("exec", *SINKS, "--", *aiperf(url, "--request-count", "300"))
+    wait_for(lambda: "profiling started" in workplace.stderr(process), "the phase's start")
+    (victim,) = (
+        child
+        for child in psutil.Process(process.pid).children()
+        if "consume metrics" in " ".join(child.cmdline())
+    )
+    victim.kill()
+    done = workplace.finish(process)
     assert done.returncode == 0, done.stderr
+    assert "consumer metrics was ended by SIGKILL" in done.stderr
+    assert [end["status"] for end in events_of(workplace, "run_complete")] == ["completed"]
     run = result_of(workplace)
     phase = phase_of(run)
     assert run["status"] == "completed"
