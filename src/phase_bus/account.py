@@ -57,9 +57,7 @@ class RunAccount:
         for topic, published in end.published.items():
             if topic not in topics and topic.encode().startswith(wanted):
                 topics[topic] = TopicReceipt(published=published)
-        return Receipt(
-            run_id=self.run_id, consumer=consumer, consumer_id=consumer_id, topics=topics
-        )
+        return Receipt(run_id=self.run_id, consumer=consumer, consumer_id=consumer_id, topics=topics)
 
     def complaints(self, receipt: Receipt) -> Iterator[str]:
         """Yield a line for each topic that was not handled in full."""

@@ -149,9 +149,7 @@ def build_consumer(cls: type[Consumer], name: str, values: Mapping[str, Any]) ->
     for option in values:
         if option not in options:
             raise OptionError(name, option, f"there is no such option{suggest(option, options)}")
-    converted = {
-        option: _convert(name, options[option], value) for option, value in values.items()
-    }
+    converted = {option: _convert(name, options[option], value) for option, value in values.items()}
     for option, described in options.items():
         if described.required and option not in converted:
             raise OptionError(name, option, f"is required; give {option}=...")
@@ -181,9 +179,7 @@ def _convert(consumer: str, option: Option, value: Any) -> Any:
             return msgspec.convert(attempt, option.type, strict=False, dec_hook=_convert_other)
         except (msgspec.ValidationError, NotImplementedError, TypeError, ValueError) as caught:
             error = error or caught
-    raise OptionError(
-        consumer, option.name, f"{value!r} does not fit {option}: {error}"
-    ) from error
+    raise OptionError(consumer, option.name, f"{value!r} does not fit {option}: {error}") from error
 
 
 def _convert_other(kind: type, value: Any) -> Any:

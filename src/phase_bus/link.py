@@ -58,7 +58,11 @@ class BusLink:
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], address: Address, outbox: Outbox, name: str,
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: Address,
+        outbox: Outbox,
+        name: str,
         linger_ms: int,
     ) -> None:
         address.check_connectable()
@@ -194,8 +198,12 @@ class DirectLink:
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], address: Address, outbox: Outbox,
-        linger_ms: int, high_water_mark: int = 10_000,
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: Address,
+        outbox: Outbox,
+        linger_ms: int,
+        high_water_mark: int = 10_000,
     ) -> None:
         self._outbox = outbox
         self._lock = lock_directory(address) if address.scheme == "ipc" else None

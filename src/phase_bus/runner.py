@@ -336,9 +336,7 @@ class ConsumerRunner:
             flushed = True
         except Exception:
             flushed = False
-            logger.exception(
-                "consumer %r could not write out run %s", self.consumer.name, event.run_id
-            )
+            logger.exception("consumer %r could not write out run %s", self.consumer.name, event.run_id)
         receipt = run.receipt(event, self._wanted, self.consumer.name, self.client_id)
         for line in run.complaints(receipt):
             logger.warning("consumer %r, run %s: %s", self.consumer.name, event.run_id, line)
@@ -406,9 +404,7 @@ class _Readable:
         self._event = asyncio.Event()
         self._fd = int(sock.getsockopt(zmq.FD))
 
-    async def wait(
-        self, other: asyncio.Task[bool] | None = None, timeout_s: float | None = None
-    ) -> None:
+    async def wait(self, other: asyncio.Task[bool] | None = None, timeout_s: float | None = None) -> None:
         """Return when the socket may be readable, when ``other`` is done, or after a time."""
         self._event.clear()
         if int(self._sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
@@ -418,9 +414,7 @@ class _Readable:
         waiting = asyncio.ensure_future(self._event.wait())
         others = () if other is None else (other,)
         try:
-            await asyncio.wait(
-                (waiting, *others), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait((waiting, *others), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiting.cancel()
             loop.remove_reader(self._fd)

@@ -26,9 +26,7 @@ class Session:
         now_s: the time now.
     """
 
-    def __init__(
-        self, hello: Callable[[], Hello], beat: Callable[[], Beat], now_s: float
-    ) -> None:
+    def __init__(self, hello: Callable[[], Hello], beat: Callable[[], Beat], now_s: float) -> None:
         self.welcome: Welcome | None = None
         self._hello = hello
         self._beat = beat

@@ -177,9 +177,7 @@ class Ledger:
     def open_runs(self, source: bytes | None = None) -> list[Run]:
         """Return the runs that are going on, of one source or of all."""
         return [
-            run
-            for run in self.runs.values()
-            if run.status == "running" and source in (None, run.publisher)
+            run for run in self.runs.values() if run.status == "running" and source in (None, run.publisher)
         ]
 
     def client_infos(self, now_s: float) -> tuple[ClientInfo, ...]:

@@ -341,9 +341,7 @@ class Bus:
 
     def _bind(self, address: Address) -> Address:
         if address.direct:
-            raise AddressError(
-                str(address), "is that of a publisher in direct mode", "leave 'direct+' out"
-            )
+            raise AddressError(str(address), "is that of a publisher in direct mode", "leave 'direct+' out")
         if address.scheme == "ipc":
             return self._bind_ipc(address)
         control = self._bind_socket(self._router, address, address.control)
@@ -372,9 +370,7 @@ class Bus:
             raise AddressError(
                 str(address),
                 "is in use" if in_use else f"cannot be bound: {error}",
-                "choose another port, or end what uses it"
-                if in_use
-                else "give an address of this machine",
+                "choose another port, or end what uses it" if in_use else "give an address of this machine",
             ) from None
         return sock.getsockopt_string(zmq.LAST_ENDPOINT)
 
