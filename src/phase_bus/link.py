@@ -17,10 +17,11 @@ from phase_bus.errors import AddressError, WireError
 from phase_bus.files import lock_directory, unlock_directory
 from phase_bus.outbox import Outbox
 from phase_bus.session import Session
-from phase_bus.wire import WIRE_VERSION, decode_reply, encode_control
+from phase_bus.wire import WIRE_VERSION, decode_reply, encode_control, send_frames
 
 logger = logging.getLogger("phase_bus.publisher")
 
+_NOBLOCK = int(zmq.NOBLOCK)
 WINDOW_BYTES = 8 << 20  # sent and not yet acknowledged: bounds what a lost connection sends again
 
 
@@ -91,7 +92,7 @@ class BusLink:
             if self._outbox.in_flight_bytes > WINDOW_BYTES:
                 return False  # an acknowledgement will wake us
             try:
-                self.socket.send_multipart(message.frames, zmq.NOBLOCK)
+                send_frames(self.socket, message.frames, _NOBLOCK)
             except zmq.Again:
                 return True
             self._outbox.sent()
@@ -229,7 +230,7 @@ class DirectLink:
     def send(self) -> bool:
         """Send what the outbox has; return True if the socket must become writable for the rest."""
         while (message := self._outbox.peek()) is not None:
-            self.socket.send_multipart(message.frames)
+            send_frames(self.socket, message.frames)
             self._outbox.sent()
             self._outbox.acknowledge(message.seq)
         return False

@@ -28,6 +28,7 @@ from phase_bus.wire import (
     decode_reply,
     encode_control,
     parse_topic,
+    receive_frames,
     topic_prefix,
     unpack_header,
 )
@@ -177,7 +178,7 @@ class ConsumerRunner:
         breath_s = time.monotonic() + _BREATH_S
         while True:
             try:
-                frames = self._sub.recv_multipart(zmq.NOBLOCK)
+                frames = receive_frames(self._sub)
             except zmq.Again:
                 return
             await self._take(frames)
@@ -264,13 +265,14 @@ class ConsumerRunner:
 
     # ---- one event ----
 
-    async def _take(self, frames: list[bytes]) -> None:
+    async def _take(self, frames: list[zmq.Frame]) -> None:
         try:
-            if frames[0] == self._ready_topic:
+            topic = frames[0].bytes
+            if topic == self._ready_topic:
                 self._become_ready()
                 return
-            topic, header_frame, payload = frames
-            header = unpack_header(header_frame, topic)
+            _, header_frame, payload = frames
+            header = unpack_header(header_frame.bytes, topic)
             run = self._account(topic)
             counts = run.arrived(topic, header)
             if counts is None:
@@ -281,7 +283,7 @@ class ConsumerRunner:
             logger.error("consumer %r: %s; set aside", self.consumer.name, error)
             return
         try:
-            event = decode_event(topic, payload)
+            event = decode_event(topic, payload.buffer)
         except WireError as error:
             self._failed += 1
             counts.failed += 1

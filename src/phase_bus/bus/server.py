@@ -42,6 +42,8 @@ from phase_bus.wire import (
     decode_request,
     encode_control,
     parse_topic,
+    receive_frames,
+    send_frames,
     unpack_header,
 )
 
@@ -172,15 +174,16 @@ class Bus:
     def _take_in(self) -> None:
         for _ in range(_DRAIN):
             try:
-                frames = self._router.recv_multipart(zmq.NOBLOCK)
+                frames = receive_frames(self._router)
             except zmq.Again:
                 self._end_asked_runs()  # all that their publishers had sent is in
                 break
             try:
                 if len(frames) == 4:
-                    self._ingest(*frames)
+                    name, topic, header, payload = frames
+                    self._ingest(name.bytes, topic.bytes, header.bytes, payload)
                 elif len(frames) == 2:
-                    self._answer(frames[0], decode_request(frames[1]))
+                    self._answer(frames[0].bytes, decode_request(frames[1].bytes))
                 else:
                     raise WireError(f"{len(frames) - 1} frames are neither an event nor a request")
             except WireError as error:
@@ -190,7 +193,7 @@ class Bus:
             self._reply(identity, ack)
         self._acks.clear()
 
-    def _ingest(self, identity: bytes, topic: bytes, header_frame: bytes, payload: bytes) -> None:
+    def _ingest(self, identity: bytes, topic: bytes, header_frame: bytes, payload: zmq.Frame) -> None:
         header = unpack_header(header_frame, topic)
         client = self._ledger.sources.get(header.source)
         if client is None or not client.here:
@@ -211,14 +214,14 @@ class Bus:
         self._acks[identity] = Ack(seq=header.source_seq)
         self._accept(topic, header, header_frame, payload)
 
-    def _accept(self, topic: bytes, header: Header, header_frame: bytes, payload: bytes) -> None:
+    def _accept(self, topic: bytes, header: Header, header_frame: bytes, payload: zmq.Frame) -> None:
         """Handle an event that is new. The durable journal will have its place here."""
         self._events += 1
         parsed = parse_topic(topic)
         run = self._ledger.count(parsed, topic.decode(), header)
-        self._xpub.send_multipart((topic, header_frame, payload))
+        send_frames(self._xpub, (topic, header_frame, payload))
         if run is not None and parsed.kind == "run_complete":
-            event = decode_event(topic, payload)
+            event = decode_event(topic, payload.bytes)
             if isinstance(event, RunComplete):
                 self._ledger.end(run, event.status, event.ts_ns)
 
@@ -270,7 +273,7 @@ class Bus:
     def _reply(self, identity: bytes, reply: Reply) -> None:
         # A ROUTER lets go of what is for a peer that is gone; the peer asks again if it is not.
         with suppress(zmq.Again):
-            self._router.send_multipart((identity, encode_control(reply)), zmq.NOBLOCK)
+            send_frames(self._router, (identity, encode_control(reply)), int(zmq.NOBLOCK))
 
     # ---- subscribers ----
 
@@ -286,7 +289,7 @@ class Bus:
             except zmq.Again:
                 return
             if message[:1] == b"\x01" and message[1:].startswith(_READY):
-                self._xpub.send_multipart((message[1:], _NO_HEADER, b""))
+                send_frames(self._xpub, (message[1:], _NO_HEADER, b""))
 
     # ---- time ----
 
@@ -329,7 +332,7 @@ class Bus:
         message = self._own.peek()
         assert message is not None
         self._own.acknowledge(message.seq)
-        self._xpub.send_multipart(message.frames)
+        send_frames(self._xpub, message.frames)
 
     # ---- sockets ----
 
