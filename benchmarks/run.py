@@ -55,31 +55,36 @@ class Budget(Struct, frozen=True):
     why: str = ""
 
 
+# Profiled on 2026-11-22, commits 0769b96 (records) and f4180b8 (the rest): one thread, warm, cProfile
+# and parts timed alone. That machine's speed varied by a factor of two: shares count for more than times.
 _COLUMNS = (
-    "of some 10 µs, 5.5 go into building columns (0.9 to compare rows' keys, 0.7 + 0.3 to turn rows into "
-    "columns, 0.7 to pack numbers, 0.6 for the list metric, the rest by column), 1.9 into taking a record "
-    "from the inbox (match statement, hash of the phase, RecordBuilder.add), 2.5 into the call (1.4 for "
-    "the dict of fields, 0.7 for the NamedTuple). A batch has a fixed cost of 250 µs, so small batches "
-    "cost more. Rows in msgpack would take 0.7 µs where columns take 5.5, at the consumers' expense."
+    "A record, in one thread and warm, takes 6 µs, half of AIPerf's 12: building columns 3.3 (comparing "
+    "rows' keys 0.6 to 0.9, turning rows into columns 0.6 to 0.9, the list metric 0.6, packing numbers "
+    "0.4), taking it from the inbox 1.1 (match statement, hash of the phase, RecordBuilder.add), the call "
+    "1.5 (dict of fields 0.7, NamedTuple 0.4). The rest of the figure is two threads at one GIL and cold "
+    "caches. A batch has a fixed cost of some 250 µs, so the small batches of a slow run cost more for "
+    "each record. A prototype that sends rows in msgpack took 1.9 µs (0.16 of AIPerf's); consumers would "
+    "pay the rest."
 )
 _EVENT = (
-    "phase_ref and phase_stats 2.0 µs, the event 0.2, encoding 0.6 (AIPerf's: 5); the rest is sending: "
-    "numbering and header 1.4, the topic built and counted twice 0.6, and send_multipart 8 where three "
-    "sends take 2.4."
+    "A phase event, warm: phase_ref and phase_stats 2.0 µs, the event 0.2, encoding 0.6 (AIPerf's: 5), "
+    "numbering and header 1.4, the topic built twice 0.4, three sends 2.4, then the acknowledgement; "
+    "AIPerf's side only encodes, and sends nothing."
 )
 _FRAMES = (
-    "small events: two thirds of the bus's time and 40 % of a consumer's are pyzmq's own multipart calls "
-    "(enum and typing overhead): recv_multipart of three frames 8 to 10 µs, send_multipart 8, where a recv "
-    "and a send for each frame take 1.7 and 2.4. Beside it a consumer needs 7 µs an event (topic taken "
-    "apart twice 2.7, header 1.1, decoding 1.5) and the bus 7 (topic 1.4, header 1.1, counting 2)."
+    "Small events: of the bus's time sending three frames takes 41 %, receiving four 20 %, the header "
+    "8 %, counting 4 %; of a consumer's, receiving 24 %, the header 16 %, decoding 9 %, the account 13 %, "
+    "the rest is the Python of _take and _drain. The bare loop by frame needs 3 µs an event in all."
 )
 _BATCHES = (
-    "64 KiB: recv without copy=False takes 70 µs, with it 4; the bus and every consumer copy. Encoding "
-    "takes 40 µs and decoding 18. Publisher, bus and consumers share the cores."
+    "64 KiB: the publisher encodes (40 µs) and copies into ZeroMQ (20 to 30 µs; 9 with copy=False), each "
+    "consumer decodes (18 µs), and every hop through a socket copies in the kernel; three to five "
+    "processes share two cores."
 )
 _SINKS = (
-    "the slow side is lean: 1.4 kB of plain msgpack, decoded in some 10 µs and appended. What limits "
-    "ours is the one publisher: 10 µs a record, most of it columns."
+    "Records to three sinks: the lean side sends 1.4 kB of plain msgpack, decoded and appended. What "
+    "limits ours, by adding up CPU rather than by a profile, is the publisher (11 µs a record, against "
+    "2 to 3 in each consumer), mostly building columns."
 )
 
 BUDGETS = (
