@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class PhaseBusError(Exception):
@@ -61,6 +62,20 @@ class ConsumerNotFoundError(PhaseBusError):
 
 class ConsumerDefinitionError(PhaseBusError):
     """A consumer class that is not one, for instance a handler for a kind that does not exist."""
+
+
+class JournalError(PhaseBusError):
+    """A journal that cannot be opened, read or written.
+
+    Attributes:
+        path: its file.
+        reason: what is wrong.
+    """
+
+    def __init__(self, path: Path, reason: str, remedy: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"journal {str(path)!r}: {reason}; {remedy}")
 
 
 class OptionError(ConfigError):

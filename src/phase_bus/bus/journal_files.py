@@ -1,0 +1,268 @@
+"""The journal's file: its tables, opening it, keeping others out, and saying what is wrong with it.
+
+Tables of ``journal.sqlite``:
+
+- ``events``: one row an event. What its columns hold besides the frames is covered by ``crc``.
+- ``streams``: one row for each topic of each source: what its events have in common, and their counts.
+- ``runs``, ``checkpoints``, ``dead_letters``: as their names say.
+- ``past``: one row: how far the journal had come, how much was pruned of it, and its id.
+- ``past_sources``: the last sequence of sources all of whose events were pruned.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import sqlite3
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+from zlib import crc32
+
+from phase_bus.errors import JournalError
+
+FILE_NAME = "journal.sqlite"
+SCHEMA_VERSION = 1
+
+_LOCK_NAME = "journal.lock"
+_PAGE_BYTES = 8192
+_CHECKPOINT_PAGES = 2000
+_WAL_KEPT_BYTES = 64 << 20
+_BUSY_S = 5.0
+_NUMBERS = struct.Struct("<QQQQq")
+
+_SCHEMA = """
+CREATE TABLE events (
+    offset INTEGER PRIMARY KEY, stream INTEGER NOT NULL, plain INTEGER NOT NULL,
+    source_seq INTEGER NOT NULL, records INTEGER NOT NULL, event_number INTEGER NOT NULL,
+    ts_ns INTEGER NOT NULL, crc INTEGER NOT NULL, header BLOB NOT NULL, payload BLOB NOT NULL
+);
+CREATE INDEX plain_events ON events (offset, stream) WHERE plain = 1;
+CREATE TABLE streams (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, topic BLOB NOT NULL, source BLOB NOT NULL,
+    run_id TEXT NOT NULL, kind TEXT NOT NULL, first_offset INTEGER NOT NULL,
+    last_offset INTEGER NOT NULL DEFAULT 0, last_seq INTEGER NOT NULL DEFAULT 0,
+    events INTEGER NOT NULL DEFAULT 0, records INTEGER NOT NULL DEFAULT 0,
+    size_bytes INTEGER NOT NULL DEFAULT 0, UNIQUE (topic, source)
+);
+CREATE INDEX streams_of_runs ON streams (run_id);
+CREATE TABLE runs (
+    run_id TEXT PRIMARY KEY, status TEXT NOT NULL, started_ns INTEGER NOT NULL, ended_ns INTEGER,
+    publisher TEXT NOT NULL DEFAULT '', pruning INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE checkpoints (consumer TEXT PRIMARY KEY, offset INTEGER NOT NULL, state BLOB);
+CREATE TABLE dead_letters (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, consumer TEXT NOT NULL, offset INTEGER NOT NULL,
+    run_id TEXT NOT NULL, kind TEXT NOT NULL, error TEXT NOT NULL, traceback TEXT NOT NULL,
+    ts_ns INTEGER NOT NULL, attempts INTEGER NOT NULL, UNIQUE (consumer, offset)
+);
+CREATE TABLE past (
+    id INTEGER PRIMARY KEY CHECK (id = 1), offset INTEGER NOT NULL, event_number INTEGER NOT NULL,
+    pruned INTEGER NOT NULL, journal_id TEXT NOT NULL
+);
+CREATE TABLE past_sources (source BLOB PRIMARY KEY, last_seq INTEGER NOT NULL, ts_ns INTEGER NOT NULL);
+INSERT INTO past VALUES (1, 0, 0, 0, lower(hex(randomblob(16))));
+"""
+
+_DAMAGED = (
+    "the file is damaged",
+    "'phase-bus journal verify' says where; move it away, and a new one is begun",
+)
+_UNWRITABLE = ("cannot be written to", "give the bus a directory that it may write to")
+# By SQLite's primary result code: what it means for the user, and what to do.
+_MEANINGS = {
+    sqlite3.SQLITE_FULL: ("the disk is full", "free some space, or lower the journal's limits"),
+    sqlite3.SQLITE_IOERR: ("the disk cannot be read or written", "look at the disk and its space"),
+    sqlite3.SQLITE_READONLY: _UNWRITABLE,
+    sqlite3.SQLITE_PERM: _UNWRITABLE,
+    sqlite3.SQLITE_CANTOPEN: ("cannot be opened", "see that the file and its directory are accessible"),
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
+    sqlite3.SQLITE_BUSY: ("another process keeps it locked", "end that process, and try again"),
+    sqlite3.SQLITE_LOCKED: ("another process keeps it locked", "end that process, and try again"),
+}
+
+# What damage to the schema, or to a text, looks like to SQLite and Python: like somebody's mistake.
+_SCHEMA_DAMAGE = re.compile("no such (table|column|index)|unsupported file format|Could not decode")
+
+
+@contextmanager
+def failing_clearly(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors that a user can do something about into a :class:`JournalError`."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", None)
+        if code in (None, sqlite3.SQLITE_ERROR) and _SCHEMA_DAMAGE.search(str(error)):
+            code = sqlite3.SQLITE_CORRUPT
+        meaning = _MEANINGS.get((code or 0) & 0xFF)
+        if meaning is None:
+            raise
+        reason, remedy = meaning
+        raise JournalError(path, f"{reason} ({error})", remedy) from error
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    try:
+        with failing_clearly(path):
+            yield
+    except UnicodeDecodeError as error:  # SQLite's message quotes a damaged schema
+        reason, remedy = _DAMAGED
+        raise JournalError(path, f"{reason} ({error.reason})", remedy) from error
+
+
+def lock(directory: Path) -> IO[str]:
+    """Make a journal's directory, and keep other buses off it until the returned file is closed.
+
+    The lock is on a file beside the journal: closing a file that SQLite has open would end its locks.
+
+    Raises:
+        JournalError: another bus has it, or the directory cannot be written to.
+    """
+    path = directory / FILE_NAME
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / _LOCK_NAME).open("a")
+    except OSError as error:
+        reason, remedy = _UNWRITABLE
+        raise JournalError(path, f"{reason} ({error.strerror})", remedy) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise JournalError(
+            path, "is in use by another bus", "choose another directory, or end that bus"
+        ) from error
+    return file
+
+
+def open_for_writing(path: Path) -> sqlite3.Connection:
+    """Open a journal, or begin one.
+
+    Raises:
+        JournalError: it cannot be written, is damaged, or is none that this version knows.
+    """
+    with _opening(path):
+        db = sqlite3.connect(path, _BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # both count for a new file only
+            version = _check_version(db, path)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA secure_delete = OFF")  # on in some builds: pruning would write zeros
+            db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+            db.execute(f"PRAGMA journal_size_limit = {_WAL_KEPT_BYTES}")
+            if version == 0:
+                db.executescript(
+                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
+                )
+            # Whether one may write shows only here: SQLite opens what it can at least read.
+            db.executescript("BEGIN IMMEDIATE; UPDATE past SET id = 1; COMMIT")
+        except BaseException:
+            db.close()
+            raise
+    return db
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """Open a journal that a bus may be writing, or that none has open any more.
+
+    Raises:
+        JournalError: there is none, it is damaged, or is none that this version knows.
+    """
+    if not path.is_file():
+        raise JournalError(path, "there is no such file", "give a bus's journal, or its directory")
+    with _opening(path):
+        try:
+            return _connect_to_read(path, "mode=ro")
+        except sqlite3.OperationalError:
+            # A read-only directory has no place for the file that readers and the writer share. Without
+            # a write-ahead log there is no writer.
+            if path.with_name(f"{path.name}-wal").exists():
+                raise
+            return _connect_to_read(path, "immutable=1")
+
+
+def _connect_to_read(path: Path, how: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?{how}"
+    db = sqlite3.connect(uri, _BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
+    try:
+        if _check_version(db, path) == 0:
+            raise JournalError(path, "is empty", "give another one, or start a bus on it first")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _check_version(db: sqlite3.Connection, path: Path) -> int:
+    """Return the schema's version, 0 for a new file."""
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if version > SCHEMA_VERSION:
+        raise JournalError(
+            path,
+            f"is of schema version {version}, and this program knows {SCHEMA_VERSION}",
+            "use the newer phase-bus that wrote it, or choose another directory",
+        )
+    if names and (version < SCHEMA_VERSION or not {"events", "streams", "past"} <= names):
+        raise JournalError(path, "is not a journal of phase-bus", "choose another directory")
+    if version and not names:
+        raise JournalError(path, *_DAMAGED)
+    return version
+
+
+def stream_crc(topic: bytes, source: bytes, run_id: str, kind: str) -> int:
+    """Return the checksum of what a stream's events have in common, where :func:`event_crc` goes on."""
+    return crc32(b"\0".join((topic, source, run_id.encode(), kind.encode())))
+
+
+def event_crc(
+    start: int,
+    numbers: tuple[int, int, int, int, int],
+    header: bytes,
+    payload: bytes,
+) -> int:
+    """Return an event's checksum.
+
+    Args:
+        start: its :func:`stream_crc`.
+        numbers: offset, source sequence, records, event number, time.
+        header: its header.
+        payload: its payload.
+    """
+    return crc32(payload, crc32(header, crc32(_NUMBERS.pack(*numbers), start)))
+
+
+def vacuum(db: sqlite3.Connection, pages: int) -> bool:
+    """Give some of the file's unused pages back to the disk; return whether there were any."""
+    before = free_pages(db)
+    if before:
+        # It has a step for each page and no result, and execute() stops after one step of such.
+        db.executescript(f"PRAGMA incremental_vacuum({pages})")
+    return before > 0 and free_pages(db) < before
+
+
+def free_pages(db: sqlite3.Connection) -> int:
+    """Return the number of pages that hold nothing."""
+    return int(db.execute("PRAGMA freelist_count").fetchone()[0])
+
+
+def used_bytes(db: sqlite3.Connection) -> int:
+    """Return the size of the pages that hold something."""
+    (pages,) = db.execute("PRAGMA page_count").fetchone()
+    (size,) = db.execute("PRAGMA page_size").fetchone()
+    return (int(pages) - free_pages(db)) * int(size)
+
+
+def size_on_disk(path: Path) -> int:
+    """Return the bytes that a journal takes, its write-ahead log included."""
+    total = 0
+    for part in (path, path.with_name(f"{path.name}-wal")):
+        with suppress(FileNotFoundError):
+            total += part.stat().st_size
+    return total
