@@ -61,7 +61,7 @@ def test_events_are_acknowledged_and_passed_on(bus: BusThread) -> None:
         assert last_ack(client, 5) == Ack(seq=5)
         events = wait_until(lambda: len(e := subscriber.read()) == 5 and e)
         assert events == [start(seq) for seq in range(1, 6)]
-        assert subscriber.headers[4] == Header(SOURCE, 5, 5)
+        assert subscriber.headers[4] == Header(SOURCE, 5, 5, offset=5, event_number=5)
         assert greet(client).last_seq == 5
 
 

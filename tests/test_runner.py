@@ -113,13 +113,15 @@ async def test_nothing_after_ready_is_lost(bus: BusThread) -> None:
 
 
 async def test_life(bus: BusThread) -> None:
-    """start, a flush at the run's end, a flush before stop, stop."""
+    """start, flushes at the run's end and before stop, stop."""
     consumer = Recorder()
     async with running(consumer, bus.address):
         with Publisher(bus.address) as publisher:
             publisher.complete_run("r", "completed")
             await until(lambda: "flush" in consumer.calls)
-    assert consumer.calls == ["start", "flush", "flush", "stop"]
+    assert [consumer.calls[0], *consumer.calls[-2:]] == ["start", "flush", "stop"]
+    assert set(consumer.calls[1:-1]) == {"flush"}
+    assert len(consumer.calls) >= 4
 
 
 async def test_handlers_run_one_after_another(bus: BusThread) -> None:
@@ -168,7 +170,7 @@ async def test_a_failing_handler(bus: BusThread, caplog: pytest.LogCaptureFixtur
     assert (topic.published, topic.received, topic.handled, topic.failed) == (10, 10, 8, 2)
     assert not by_name["recorder"].complete
     assert by_name["healthy"].complete
-    assert caplog.text.count("consumer 'recorder' failed on a phase_start event of run r") == 2
+    assert caplog.text.count("failed on a phase_start event of run r; it is set aside") == 2
 
 
 class Healthy(Consumer):
@@ -406,7 +408,7 @@ async def test_bus_killed_and_started_again(scheme: str, ipc_dir: Path) -> None:
                 await until(lambda: isinstance(consumer.events[-1], RunComplete))
                 end = consumer.events[-1]
                 assert isinstance(end, RunComplete)
-                account = runner._accounts["r"].topics[b"phase_start.r$"]
+                account = runner._dispatcher._accounts["r"].topics[b"phase_start.r$"]
         numbers = [event.ts_ns for event in consumer.events[:-1] if event.ts_ns < 1000]
         assert numbers == sorted(set(numbers))
         assert account.received == account.handled == len(consumer.events) - 1

@@ -86,19 +86,23 @@ def test_every_kind_is_tried() -> None:
     st.integers(0, 2**64 - 1),
     st.integers(0, 2**32 - 1),
     st.integers(0, 2**64 - 1),
+    st.integers(0, 2**64 - 1),
 )
-def test_header(source: bytes, source_seq: int, topic_seq: int, records: int, offset: int) -> None:
-    """A header of 48 bytes holds what it is given."""
-    header = Header(source, source_seq, topic_seq, records, offset)
-    assert len(header.pack()) == 48
+def test_header(
+    source: bytes, source_seq: int, topic_seq: int, records: int, offset: int, number: int
+) -> None:
+    """A header of 56 bytes holds what it is given."""
+    header = Header(source, source_seq, topic_seq, records, offset, number)
+    assert len(header.pack()) == 56
     assert unpack_header(header.pack()) == header
 
 
 def test_header_bytes() -> None:
     """The layout is what the documentation says."""
-    packed = Header(bytes(range(16)), 2, 3, 4, 5).pack()
+    packed = Header(bytes(range(16)), 2, 3, 4, 5, 6).pack()
     assert packed.hex() == (
-        "0100000004000000000102030405060708090a0b0c0d0e0f020000000000000003000000000000000500000000000000"
+        "0100000004000000000102030405060708090a0b0c0d0e0f"
+        "0200000000000000030000000000000005000000000000000600000000000000"
     )
 
 

@@ -2,42 +2,64 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+
+from msgspec import Struct, field
 
 from phase_bus.events import Receipt, RunComplete, TopicReceipt
 from phase_bus.wire import Header
 
 
-class TopicCounts:
-    """What became of one topic so far, in events."""
+class TopicCounts(Struct):
+    """What became of one topic so far, in events. ``last_seqs``: the last sequence, by source."""
 
-    def __init__(self) -> None:
-        self.last_seqs: dict[bytes, int] = {}  # by source
-        self.received = 0
-        self.missed = 0
-        self.handled = 0
-        self.failed = 0
+    last_seqs: dict[bytes, int] = field(default_factory=dict)
+    received: int = 0
+    replayed: int = 0
+    repeated: int = 0
+    missed: int = 0
+    handled: int = 0
+    failed: int = 0
 
 
-class RunAccount:
-    """What one consumer received of one run."""
+class RunAccount(Struct):
+    """What one consumer received of one run.
 
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
-        self.topics: dict[bytes, TopicCounts] = {}
+    Attributes:
+        run_id: which run.
+        topics: the counts, by topic.
+        worst_lag_ns: the longest time from an event's happening to its being handled.
+    """
 
-    def arrived(self, topic: bytes, header: Header) -> TopicCounts | None:
-        """Count an event that arrived; return its topic's counts, or None for a repetition."""
+    run_id: str
+    topics: dict[bytes, TopicCounts] = field(default_factory=dict)
+    worst_lag_ns: int = 0
+
+    def counts(self, topic: bytes) -> TopicCounts:
+        """Return a topic's counts."""
         counts = self.topics.get(topic)
         if counts is None:
             counts = self.topics[topic] = TopicCounts()
-        last = counts.last_seqs.get(header.source, 0)
-        if header.topic_seq <= last:
-            return None
-        counts.missed += header.topic_seq - last - 1
-        counts.last_seqs[header.source] = header.topic_seq
-        counts.received += 1
         return counts
+
+    def knows(self, topic: bytes, header: Header) -> bool:
+        """Return whether an event was counted already."""
+        return header.topic_seq <= self.counts(topic).last_seqs.get(header.source, 0)
+
+    def arrived(self, topic: bytes, header: Header, *, replayed: bool) -> TopicCounts:
+        """Count an event that arrived for the first time; return its topic's counts."""
+        counts = self.counts(topic)
+        last = counts.last_seqs.get(header.source, 0)
+        counts.missed += max(header.topic_seq - last - 1, 0)
+        counts.last_seqs[header.source] = max(header.topic_seq, last)
+        counts.received += 1
+        counts.replayed += replayed
+        return counts
+
+    def handled_at(self, ts_ns: int) -> None:
+        """Note that an event which happened at a time is handled now."""
+        self.worst_lag_ns = max(self.worst_lag_ns, time.time_ns() - ts_ns)
 
     def receipt(
         self, end: RunComplete, wanted: tuple[bytes, ...], consumer: str, consumer_id: str
@@ -47,6 +69,8 @@ class RunAccount:
             topic: TopicReceipt(
                 published=end.published.get(topic),
                 received=counts.received,
+                replayed=counts.replayed,
+                repeated=counts.repeated,
                 missed=counts.missed,
                 handled=counts.handled,
                 failed=counts.failed,
@@ -57,7 +81,13 @@ class RunAccount:
         for topic, published in end.published.items():
             if topic not in topics and topic.encode().startswith(wanted):
                 topics[topic] = TopicReceipt(published=published)
-        return Receipt(run_id=self.run_id, consumer=consumer, consumer_id=consumer_id, topics=topics)
+        return Receipt(
+            run_id=self.run_id,
+            consumer=consumer,
+            consumer_id=consumer_id,
+            topics=topics,
+            worst_lag_s=self.worst_lag_ns / 1e9,
+        )
 
     def complaints(self, receipt: Receipt) -> Iterator[str]:
         """Yield a line for each topic that was not handled in full."""

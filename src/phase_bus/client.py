@@ -10,7 +10,7 @@ from typing import Self
 import zmq
 
 from phase_bus.address import Address
-from phase_bus.control import EndRuns, Reply, Request, Status, StatusRequest
+from phase_bus.control import EndRuns, RemoveDeadLetter, Reply, Request, Status, StatusRequest
 from phase_bus.errors import BusUnreachableError
 from phase_bus.wire import decode_reply, encode_control
 
@@ -55,6 +55,19 @@ class BusClient:
             BusUnreachableError: no answer came in time.
         """
         self._ask(EndRuns(reason=reason), timeout_s, None)
+
+    def remove_dead_letter(self, letter_id: int, saved: bytes | None, timeout_s: float = 3.0) -> None:
+        """Let the bus forget a dead letter that was handled after all.
+
+        Args:
+            letter_id: its number.
+            saved: what to keep with the consumer's position instead of what is there, None to leave it.
+            timeout_s: how long to wait for the answer.
+
+        Raises:
+            BusUnreachableError: no answer came in time.
+        """
+        self._ask(RemoveDeadLetter(letter_id=letter_id, saved=saved), timeout_s, None)
 
     def close(self) -> None:
         """Close the socket."""

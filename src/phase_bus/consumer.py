@@ -37,9 +37,13 @@ class Consumer:
     Attributes:
         name: what the user calls this consumer; set before :meth:`start`.
         log: a structlog logger.
+        offset: while a handler runs, its event's place in the bus's journal; 0 without one.
+        journal_id: which journal offsets are of; set before :meth:`position` is called.
     """
 
     name: str = ""
+    offset: int = 0
+    journal_id: str = ""
     log: Any = structlog.get_logger("phase_bus.consumer")
     _publish: Callable[[EventBase], None] | None = None
 
@@ -47,10 +51,29 @@ class Consumer:
         """Prepare: called once, before the first event. An exception here ends the process."""
 
     async def flush(self) -> None:
-        """Write out what is buffered: called after each run's end, and before :meth:`stop`."""
+        """Write out what is buffered: called every second, after each run's end, and before :meth:`stop`.
+
+        The consumer's position moves only when it succeeds; an exception has it tried again.
+        """
 
     async def stop(self) -> None:
         """Let go of everything: called once, last."""
+
+    async def position(self) -> int | None:
+        """Say up to which offset this consumer has stored everything, if it keeps that with its data.
+
+        Called once, after :meth:`start`. One that stores data and offset in one transaction gets every
+        event after it and is exactly-once. None leaves it to the bus, which remembers the last offset
+        that was flushed: then an event may come twice after a crash.
+        """
+        return None
+
+    def state(self) -> bytes | None:
+        """Return what is to be kept with the position, for a consumer whose results live in memory."""
+        return None
+
+    def restore(self, state: bytes) -> None:
+        """Go on from a state that an earlier process of this name left. Called before any event."""
 
     def publish(self, event: EventBase) -> None:
         """Put an event on the bus, for other consumers. Never blocks, never raises."""

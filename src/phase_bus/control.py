@@ -17,6 +17,26 @@ Role: TypeAlias = Literal["publisher", "consumer", "client"]
 State: TypeAlias = Literal["starting", "ready", "stopping", "stopped", "failed", "silent"]
 
 
+class DeadLetterNote(Struct, frozen=True, kw_only=True):
+    """An event that a consumer could not handle and has set aside.
+
+    Attributes:
+        offset: the event's place in the journal.
+        run_id: its run.
+        kind: its kind.
+        error: the exception in one line.
+        traceback: the exception in full.
+        attempts: how often it was tried.
+    """
+
+    offset: int
+    run_id: str
+    kind: str
+    error: str
+    traceback: str = ""
+    attempts: int = 1
+
+
 class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
     """A client introduces itself, at its start and whenever the bus does not know it.
 
@@ -56,12 +76,24 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
         events: where live events are published.
         heartbeat_s: how often the bus wants to hear from the client, in seconds.
         last_seq: for a publisher, the last source sequence the bus has, 0 for none.
+        replay: where past events can be fetched, None if the bus keeps none.
+        journal_id: which journal offsets are of; empty without one.
+        offset: the offset of the last event the bus took in.
+        event_number: the number of events that are no records among them.
+        checkpoint: for a consumer, the offset up to which one of its name has finished, None for never.
+        state: the state that was kept with it, if any.
     """
 
     bus_id: str
     events: Endpoint
     heartbeat_s: float
     last_seq: int = 0
+    replay: Endpoint | None = None
+    journal_id: str = ""
+    offset: int = 0
+    event_number: int = 0
+    checkpoint: int | None = None
+    state: bytes | None = None
 
 
 class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
@@ -76,6 +108,10 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
         failed: events its handlers failed on (consumer), or dropped (publisher).
         sent_seq: for a publisher, the last source sequence it sent. If the bus does not have it by now,
             it was lost with a connection, and the bus asks for it.
+        position: for a consumer, the offset up to which all is handled and written out, None to leave
+            its checkpoint where it is.
+        saved: the consumer's state at that position, if it has one.
+        dead_letters: what it has set aside since the last beat that was heard.
     """
 
     client_id: str
@@ -85,6 +121,9 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
     received: int = 0
     failed: int = 0
     sent_seq: int = 0
+    position: int | None = None
+    saved: bytes | None = None
+    dead_letters: tuple[DeadLetterNote, ...] = ()
 
 
 class Goodbye(Struct, frozen=True, kw_only=True, tag_field="op", tag="goodbye"):
@@ -99,10 +138,12 @@ class Heard(Struct, frozen=True, kw_only=True, tag_field="op", tag="heard"):
     Attributes:
         bus_id: which bus answers.
         known: False asks the client to say hello again.
+        dead_letters: the offsets of those that the bus has taken over from the beat.
     """
 
     bus_id: str
     known: bool = True
+    dead_letters: tuple[int, ...] = ()
 
 
 class Ack(Struct, frozen=True, kw_only=True, tag_field="op", tag="ack"):
@@ -115,6 +156,50 @@ class Ack(Struct, frozen=True, kw_only=True, tag_field="op", tag="ack"):
 
     seq: int
     resend: bool = False
+
+
+class Refused(Struct, frozen=True, kw_only=True, tag_field="op", tag="refused"):
+    """The bus could not keep a publisher's events: it has none after ``seq``.
+
+    Attributes:
+        seq: the last source sequence that it has.
+        reason: why, in words (the disk is full ...). To be tried again in a while.
+    """
+
+    seq: int
+    reason: str
+
+
+class Fetch(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch"):
+    """Ask the replay socket for past events.
+
+    Attributes:
+        after: the offset after which they are wanted.
+        records: whether batches of records are wanted too.
+        limit_bytes: how much at once, in bytes, but at least one event.
+    """
+
+    after: int
+    records: bool
+    limit_bytes: int = 1 << 20
+
+
+class Fetched(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched"):
+    """The answer's first frame; after it come three frames for each event.
+
+    Attributes:
+        after: what was asked.
+        offset: where a reader stands that has handled these events.
+        event_number: the event number there.
+        end: whether there was nothing more when it was read.
+        error: why the journal could not be read, empty if it could.
+    """
+
+    after: int
+    offset: int
+    event_number: int
+    end: bool
+    error: str = ""
 
 
 class StatusRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="status"):
@@ -131,6 +216,18 @@ class EndRuns(Struct, frozen=True, kw_only=True, tag_field="op", tag="end_runs")
     reason: str
 
 
+class RemoveDeadLetter(Struct, frozen=True, kw_only=True, tag_field="op", tag="remove_dead_letter"):
+    """A dead letter was handled after all, by a process that is no consumer on the bus.
+
+    Attributes:
+        letter_id: its number.
+        saved: what is to be kept with the consumer's position from now on, None to leave it as it is.
+    """
+
+    letter_id: int
+    saved: bytes | None = None
+
+
 class ClientInfo(Struct, frozen=True, kw_only=True):
     """What the bus knows of a publisher or consumer. ``age_s``: seconds since it was last heard."""
 
@@ -145,6 +242,7 @@ class ClientInfo(Struct, frozen=True, kw_only=True):
     incomplete_runs: tuple[str, ...] = ()
     received: int = 0
     failed: int = 0
+    position: int | None = None
     age_s: float = 0.0
 
 
@@ -169,6 +267,8 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_repl
         uptime_s: seconds since its start.
         events: events taken in since then.
         dropped: messages it could not understand, and set aside.
+        offset: the offset of the last event.
+        journal: where the journal is, None without one.
         clients: publishers and consumers, those that left included while their runs are.
         runs: the runs since its start, the oldest first.
     """
@@ -179,10 +279,11 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_repl
     uptime_s: float
     events: int = 0
     dropped: int = 0
+    offset: int = 0
     journal: str | None = None
     clients: tuple[ClientInfo, ...] = ()
     runs: tuple[RunInfo, ...] = ()
 
 
-Request: TypeAlias = Hello | Beat | Goodbye | StatusRequest | EndRuns
-Reply: TypeAlias = Welcome | Heard | Ack | Status
+Request: TypeAlias = Hello | Beat | Goodbye | StatusRequest | EndRuns | Fetch | RemoveDeadLetter
+Reply: TypeAlias = Welcome | Heard | Ack | Refused | Status | Fetched

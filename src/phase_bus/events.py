@@ -272,7 +272,9 @@ class TopicReceipt(Struct, frozen=True, kw_only=True):
 
     Attributes:
         published: what the publisher says it published, None if it never said.
-        received: what arrived.
+        received: what arrived, live or from the journal.
+        replayed: what of it came from the journal.
+        repeated: what arrived once more, and was dropped.
         missed: gaps seen in the topic's sequence.
         handled: what the handlers accepted.
         failed: what a handler raised an exception on.
@@ -280,6 +282,8 @@ class TopicReceipt(Struct, frozen=True, kw_only=True):
 
     published: int | None = None
     received: int = 0
+    replayed: int = 0
+    repeated: int = 0
     missed: int = 0
     handled: int = 0
     failed: int = 0
@@ -292,11 +296,13 @@ class Receipt(EventBase, frozen=True, kw_only=True, tag="receipt"):
         consumer: the consumer's name.
         consumer_id: the consumer process's id.
         topics: the account, by topic.
+        worst_lag_s: the longest time from an event's happening to its being handled, in seconds.
     """
 
     consumer: str
     consumer_id: str = ""
     topics: dict[str, TopicReceipt] = {}
+    worst_lag_s: float = 0.0
 
     @property
     def complete(self) -> bool:

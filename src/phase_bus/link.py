@@ -12,7 +12,7 @@ from typing import Protocol
 import zmq
 
 from phase_bus.address import FORMS, Address
-from phase_bus.control import Ack, Beat, Goodbye, Hello, Welcome
+from phase_bus.control import Ack, Beat, Goodbye, Hello, Refused, Welcome
 from phase_bus.errors import AddressError, WireError
 from phase_bus.files import lock_directory, unlock_directory
 from phase_bus.outbox import Outbox
@@ -22,6 +22,7 @@ from phase_bus.wire import WIRE_VERSION, decode_reply, encode_control, send_fram
 logger = logging.getLogger("phase_bus.publisher")
 
 _NOBLOCK = int(zmq.NOBLOCK)
+_REFUSED_WAIT_S = 1.0
 WINDOW_BYTES = 8 << 20  # sent and not yet acknowledged: bounds what a lost connection sends again
 
 
@@ -74,6 +75,8 @@ class BusLink:
         self._linger_ms = linger_ms
         self._client_id = outbox.source.hex()
         self.events_dropped = 0
+        self._refused = ""
+        self._resume_s = 0.0  # until then the bus cannot keep anything
         self.socket = self._connect()
         self._session = Session(self._hello, self._beat, time.monotonic())
         self._was_connected = False
@@ -86,7 +89,7 @@ class BusLink:
 
     def send(self) -> bool:
         """Send what the outbox has; return True if the socket must become writable for the rest."""
-        if not self._session.connected:
+        if not self._session.connected or time.monotonic() < self._resume_s:
             return False
         while (message := self._outbox.peek()) is not None:
             if self._outbox.in_flight_bytes > WINDOW_BYTES:
@@ -114,6 +117,17 @@ class BusLink:
             if welcomed and isinstance(reply, Welcome):
                 self._outbox.acknowledge(reply.last_seq)
                 self._outbox.rewind()
+            elif isinstance(reply, Refused):
+                self._outbox.acknowledge(reply.seq)
+                self._outbox.rewind()
+                self._resume_s = time.monotonic() + _REFUSED_WAIT_S
+                if reply.reason != self._refused:
+                    self._refused = reply.reason
+                    logger.error(
+                        "phase-bus publisher %r: the bus cannot keep events: %s; they wait here",
+                        self._name,
+                        reply.reason,
+                    )
             elif isinstance(reply, Ack):
                 self._outbox.acknowledge(reply.seq)
                 if reply.resend:

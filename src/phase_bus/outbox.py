@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from phase_bus.events import EventBase, Records
-from phase_bus.wire import Header, encode_event, topic_of
+from phase_bus.wire import HEADER, WIRE_VERSION, encode_event, topic_of
 
 
 class Message(NamedTuple):
-    """An encoded event with its place among all of its source."""
+    """An encoded event with its place among all of its source.
+
+    Attributes:
+        seq: that place, from 1.
+        frames: topic, header, payload.
+        size_bytes: the size of the three.
+        records: how many request records are inside.
+    """
 
     seq: int
     frames: tuple[bytes, bytes, bytes]
     size_bytes: int
+    records: int = 0
 
 
 class Outbox:
@@ -42,6 +51,11 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._unsent) + len(self._unacked)
 
+    def __iter__(self) -> Iterator[Message]:
+        """Yield, in order, all that is not acknowledged."""
+        yield from self._unacked
+        yield from self._unsent
+
     @property
     def next_seq(self) -> int:
         """The lowest sequence number that is not acknowledged yet."""
@@ -64,8 +78,8 @@ class Outbox:
         """Whether something is to be sent."""
         return bool(self._unsent)
 
-    def put(self, event: EventBase) -> bool:
-        """Encode and keep an event; return False if it is a batch of records and there is no room.
+    def put(self, event: EventBase) -> bytes | None:
+        """Encode and keep an event; return its topic, or None if it is records and there is no room.
 
         Raises:
             TypeError, ValueError, OverflowError: the event holds something that msgpack cannot.
@@ -73,15 +87,22 @@ class Outbox:
         payload = encode_event(event)
         records = event.count if type(event) is Records else 0
         if records and self.size_bytes + len(payload) > self.limit_bytes:
-            return False
+            return None
         topic = topic_of(event)
-        self.last_seq += 1
-        self._topic_seqs[topic] += 1
-        header = Header(self.source, self.last_seq, self._topic_seqs[topic], records).pack()
-        message = Message(self.last_seq, (topic, header, payload), len(topic) + 48 + len(payload))
+        seq, topic_seq = self.last_seq + 1, self._topic_seqs[topic] + 1
+        header = HEADER.pack(WIRE_VERSION, records, self.source, seq, topic_seq, 0, 0)
+        self.last_seq = seq
+        self._topic_seqs[topic] = topic_seq
+        size_bytes = len(topic) + len(header) + len(payload)
+        self._unsent.append(Message(seq, (topic, header, payload), size_bytes, records))
+        self.size_bytes += size_bytes
+        return topic
+
+    def restore(self, message: Message) -> None:
+        """Keep a message that was numbered before; to be called in the order of the numbers."""
+        self.last_seq = message.seq
         self._unsent.append(message)
         self.size_bytes += message.size_bytes
-        return True
 
     def peek(self) -> Message | None:
         """Return the next message to send."""
@@ -110,6 +131,4 @@ class Outbox:
 
     def remaining(self) -> Counter[str]:
         """Return how many events of each topic are not acknowledged."""
-        return Counter(
-            message.frames[0].decode() for queue in (self._unacked, self._unsent) for message in queue
-        )
+        return Counter(message.frames[0].decode() for message in self)

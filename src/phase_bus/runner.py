@@ -1,4 +1,4 @@
-"""The process around a consumer: sockets, readiness, dispatch in order, signals, receipts."""
+"""The process around a consumer: sockets, readiness, live and replay, checkpoints, signals."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Literal, TypeAlias
 
+import msgspec
 import zmq
 
-from phase_bus.account import RunAccount
 from phase_bus.address import Address
-from phase_bus.consumer import Consumer, Handler, handlers_of, subscriptions_of
-from phase_bus.control import REMEMBERED_RUNS, Beat, Goodbye, Hello, State, Welcome
-from phase_bus.errors import WireError
-from phase_bus.events import EventBase, RunComplete
+from phase_bus.consumer import Consumer, handlers_of, subscriptions_of
+from phase_bus.control import Beat, Goodbye, Heard, Hello, State, Welcome
+from phase_bus.dispatcher import Dispatcher
+from phase_bus.errors import BusUnreachableError, WireError
+from phase_bus.events import KINDS, EventBase, RunComplete
+from phase_bus.follower import Follower, Verdict
 from phase_bus.publisher import Publisher
+from phase_bus.readable import Readable
+from phase_bus.replay_client import ReplayClient
 from phase_bus.session import Session
 from phase_bus.wire import (
     WIRE_VERSION,
-    decode_event,
+    Header,
     decode_reply,
     encode_control,
-    parse_topic,
     receive_frames,
     topic_prefix,
     unpack_header,
@@ -35,11 +39,21 @@ from phase_bus.wire import (
 
 logger = logging.getLogger("phase_bus.consumer")
 
-_ALWAYS = ("run_complete",)  # every consumer learns of the end of runs
+Origin: TypeAlias = Literal["checkpoint", "start", "now"] | int
+
+_RECORDS = topic_prefix("records")
+_RUN_COMPLETE = topic_prefix("run_complete")  # every consumer learns of the end of runs
+_HEARTBEAT = topic_prefix("heartbeat")
 _BREATH_S = 0.005  # how long handlers may run before heartbeats and signals get a turn
 _DRAIN_S = 10.0
+_FLUSH_S = 1.0
+_GREETING_S = 1.0  # how long the bus's greeting may take
 _RECEIPT_S = 2.0
 _COMPLAIN_AFTER_S = 3.0
+
+# The accounts of runs, and the consumer's own state: what is kept with a position.
+encode_saved = msgspec.msgpack.Encoder().encode
+decode_saved = msgspec.msgpack.Decoder(tuple[bytes, bytes | None]).decode
 
 
 class ConsumerRunner:
@@ -50,7 +64,9 @@ class ConsumerRunner:
         address: where the bus is.
         high_water_mark: events queued in this process at most.
         receipts: whether to publish a receipt at the end of each run.
-        topics: subscribe to these prefixes instead of those the handlers ask for.
+        topics: take these prefixes instead of those the handlers ask for.
+        origin: where to begin: at the ``checkpoint`` of the consumer's name (or the start, if there is
+            none), at the ``start`` of the journal, with what comes from ``now`` on, or after an offset.
         on_ready: called once all subscriptions are in force.
     """
 
@@ -62,6 +78,7 @@ class ConsumerRunner:
         high_water_mark: int = 1000,
         receipts: bool = True,
         topics: tuple[str, ...] | None = None,
+        origin: Origin = "checkpoint",
         on_ready: Callable[[], None] | None = None,
     ) -> None:
         address.check_connectable()
@@ -71,17 +88,29 @@ class ConsumerRunner:
         self.state: State = "starting"
         self._on_ready = on_ready
         self._receipts = receipts
-        self._handlers: dict[str, Handler] = handlers_of(consumer)
-        wanted = subscriptions_of(self._handlers) if topics is None else topics
+        self._origin = origin
+        handlers = handlers_of(consumer)
+        wanted = subscriptions_of(handlers) if topics is None else topics
         self._wanted = tuple(topic.encode() for topic in wanted)
-        always = tuple(topic_prefix(kind) for kind in _ALWAYS) if receipts else ()
-        self._subscriptions = tuple(dict.fromkeys((*self._wanted, *always)))
+        records = any(topic.startswith(_RECORDS) or not topic for topic in self._wanted)
+        self._follower = Follower(records=records)
+        # All kinds but records, wanted or not, so that no loss of an event can hide (docs/decisions/0007).
+        events = tuple(topic_prefix(kind) for kind in KINDS if kind != "records")
+        others = tuple(topic for topic in self._wanted if not topic.startswith((*events, _RECORDS)))
+        self._subscriptions = (*events, *others, _RECORDS) if records else (*events, *others)
+        if address.direct:
+            self._subscriptions = self._wanted
         self._ready_topic = f"ready.{self.client_id}$".encode()
-        self._accounts: dict[str, RunAccount] = {}
-        self._handled: dict[str, bool] = {}  # run id: whether everything was handled
-        self._received = 0
-        self._failed = 0
-        self._unknown: set[str] = set()
+        self._dispatcher = Dispatcher(consumer, handlers, self._wanted, self.client_id)
+        self._welcomed = asyncio.Event()
+        self._placed = False  # whether the place to begin at is known
+        self._moved = False  # whether it followed another stream before this one
+        self._journal_id = ""
+        self._bus_id = ""
+        self._flushed: tuple[int, bytes | None] | None = None  # position and state to be kept
+        self._flushed_events = 0  # how many events had been received when that was
+        self._next_flush_s = 0.0
+        self._next_greeting_s = 0.0
         self._stop = asyncio.Event()
         self._signals = 0
         self._publisher: Publisher | None = None
@@ -91,8 +120,9 @@ class ConsumerRunner:
         self._sub.setsockopt(zmq.RCVHWM, high_water_mark)
         self._sub.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self._connected_to = ""
-        self._readable = _Readable(self._sub)
-        self._conversing: _Readable | None = None
+        self._readable = Readable(self._sub)
+        self._replay: ReplayClient | None = None
+        self._conversing: Readable | None = None
         self._session = Session(self._hello, self._beat, time.monotonic())
 
     async def run(self) -> None:
@@ -111,7 +141,8 @@ class ConsumerRunner:
                     control.add_done_callback(lambda _: self.stop())
                 await self._receive()
                 self.state = "stopping"
-                await self.consumer.flush()
+                await self._flush()
+                self._tell_news()
             finally:
                 await self.consumer.stop()
         finally:
@@ -156,18 +187,104 @@ class ConsumerRunner:
     async def _receive(self) -> None:
         for prefix in self._subscriptions:
             self._sub.subscribe(prefix)
-        if self.address.direct:
-            self._connect(self.address.direct_events)
-            self._become_ready()
-        readable = self._readable
         stopping = asyncio.create_task(self._stop.wait())
         try:
+            if self.address.direct:
+                self._connect(self.address.direct_events)
+                self._become_ready()
+                self._follower.replaying = False
             while not self._stop.is_set():
-                await self._drain()
-                await readable.wait(stopping)
-            await self._drain(until_s=time.monotonic() + _DRAIN_S)
+                await self._step(stopping)
+            if not self._follower.replaying:
+                await self._drain(until_s=time.monotonic() + _DRAIN_S)
         finally:
             stopping.cancel()
+
+    @property
+    def _has_place(self) -> bool:
+        """Whether it has a place in the stream that it is connected to; there is none in direct mode."""
+        return self._placed or self.address.direct
+
+    async def _step(self, stopping: asyncio.Task[bool]) -> None:
+        """Read on: from the journal while something lacks there, else what has come live."""
+        if not self._has_place:
+            await self._find_place(stopping)
+        if self._follower.replaying and self._replay is not None and self.state != "starting":
+            await self._fetch()
+        else:
+            await self._drain()
+            await self._readable.wait(stopping, timeout_s=_FLUSH_S)
+            self._ask_for_greeting()
+        if time.monotonic() >= self._next_flush_s:
+            await self._flush_when_moved()
+
+    async def _find_place(self, stopping: asyncio.Task[bool]) -> None:
+        """Wait for the bus, and decide from which event on this consumer reads."""
+        while (welcome := self._session.welcome) is None:
+            self._welcomed.clear()
+            waiting = asyncio.create_task(self._welcomed.wait())
+            await asyncio.wait((waiting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if stopping.done():
+                return
+        self.consumer.journal_id = welcome.journal_id
+        stored = await self.consumer.position()
+        if welcome.bus_id != self._bus_id:
+            return  # that was the place in another one's stream
+        begin = self._begin(welcome, stored)
+        # What a consumer stored beyond its checkpoint is counted again, but not handled again.
+        self._dispatcher.done_offset = stored or 0
+        if welcome.replay is None:  # nothing is kept: begin with whatever comes from now on
+            head = (0, 0) if self._moved else (welcome.offset, welcome.event_number)
+            self._follower.stand_at(*head, replay=False)
+        else:
+            number = welcome.event_number if begin >= welcome.offset else None
+            self._follower.stand_at(begin, number if begin else 0, replay=True)
+        self._placed = True
+
+    def _begin(self, welcome: Welcome, stored: int | None) -> int:
+        """Return the offset after which to begin."""
+        origin = "checkpoint" if self._moved else self._origin
+        if isinstance(origin, int):
+            return origin
+        if origin == "now":
+            return welcome.offset
+        kept = welcome.checkpoint if origin == "checkpoint" else None
+        if kept is None or (stored is not None and stored < kept):
+            # Never here before, or its data were set back to before the checkpoint: there is no account
+            # of what it stored, so all is counted anew, but handled only after that.
+            return 0
+        self._restore(welcome.state)
+        return kept
+
+    def _restore(self, saved: bytes | None) -> None:
+        if saved is None:
+            return
+        accounts, state = decode_saved(saved)
+        self._dispatcher.restore(accounts)
+        if state is not None:
+            self.consumer.restore(state)
+
+    async def _fetch(self) -> None:
+        """Handle the next piece of the journal."""
+        assert self._replay is not None
+        try:
+            piece = await self._replay.fetch(self._follower.offset, records=self._follower.records)
+        except BusUnreachableError:
+            return  # it may have been restarted; the control connection finds out
+        breath_s = time.monotonic() + _BREATH_S
+        for topic, header, payload in piece.events:
+            await self._judge(topic, header, payload, replayed=True)
+            now_s = time.monotonic()
+            if now_s >= breath_s:
+                await asyncio.sleep(0)
+                breath_s = now_s + _BREATH_S
+            if now_s >= self._next_flush_s:
+                await self._flush_when_moved()
+            if self._stop.is_set() or not self._has_place:
+                return
+        if piece.end and self._has_place:
+            self._follower.caught_up(piece.offset, piece.event_number)
 
     async def _drain(self, until_s: float | None = None) -> None:
         """Handle all that has arrived, letting heartbeats and signals have their turns.
@@ -176,7 +293,7 @@ class ConsumerRunner:
             until_s: when to give up; by default as soon as the consumer is to stop.
         """
         breath_s = time.monotonic() + _BREATH_S
-        while True:
+        while self._has_place and (not self._follower.replaying or self.state == "starting"):
             try:
                 frames = receive_frames(self._sub)
             except zmq.Again:
@@ -186,7 +303,8 @@ class ConsumerRunner:
             if now_s >= breath_s:
                 await asyncio.sleep(0)
                 breath_s = now_s + _BREATH_S
-                if until_s is None and self._stop.is_set():
+                if until_s is None and (self._stop.is_set() or now_s >= self._next_flush_s):
+                    self._readable.look_again()
                     return
             if until_s is not None and now_s > until_s:
                 logger.warning(
@@ -199,7 +317,7 @@ class ConsumerRunner:
     async def _converse(self) -> None:
         """Keep the bus informed, and find it again when it was restarted."""
         dealer = self._dealer()
-        readable = self._conversing = _Readable(dealer)
+        readable = self._conversing = Readable(dealer)
         started_s = time.monotonic()
         complained = False
         try:
@@ -221,6 +339,7 @@ class ConsumerRunner:
         finally:
             if self._session.connected:
                 with suppress(zmq.Again):
+                    dealer.send(encode_control(self._beat()), zmq.NOBLOCK)
                     dealer.send(encode_control(Goodbye(client_id=self.client_id)), zmq.NOBLOCK)
             dealer.close(linger=200)
 
@@ -233,8 +352,28 @@ class ConsumerRunner:
             except WireError as error:
                 logger.warning("%s; set aside", error)
                 continue
+            if isinstance(reply, Heard):
+                self._dispatcher.forget_dead_letters(reply.dead_letters)
             if self._session.heard(reply, time.monotonic()) and isinstance(reply, Welcome):
-                self._connect(self.address.endpoint(reply.events))
+                self._be_welcomed(reply)
+
+    def _be_welcomed(self, welcome: Welcome) -> None:
+        self._connect(self.address.endpoint(welcome.events))
+        if welcome.replay is not None:
+            endpoint = self.address.endpoint(welcome.replay)
+            if self._replay is None:
+                self._replay = ReplayClient(self._context, endpoint)
+            else:
+                self._replay.connect(endpoint)
+        elif self._replay is not None:
+            self._replay.close()
+            self._replay = None
+        same = bool(welcome.journal_id) and welcome.journal_id == self._journal_id
+        if self._bus_id and self._bus_id != welcome.bus_id and not same:
+            # Another stream: the old one's offsets say nothing about it.
+            self._placed, self._moved, self._flushed = False, True, None
+        self._bus_id, self._journal_id = welcome.bus_id, welcome.journal_id
+        self._welcomed.set()
 
     def _connect(self, endpoint: str) -> None:
         if endpoint == self._connected_to:
@@ -247,6 +386,16 @@ class ConsumerRunner:
         # subscribed to before the connection is sent in the order of the alphabet.)
         self._sub.subscribe(self._ready_topic)
         self._readable.look_again()
+
+    def _ask_for_greeting(self) -> None:
+        """Subscribe to the bus's greeting again, should the first one have found the queue full."""
+        now_s = time.monotonic()
+        if self.state == "starting" and self._connected_to and now_s >= self._next_greeting_s:
+            if self._next_greeting_s:
+                self._sub.unsubscribe(self._ready_topic)
+                self._sub.subscribe(self._ready_topic)
+                self._readable.look_again()
+            self._next_greeting_s = now_s + _GREETING_S
 
     def _dealer(self) -> zmq.Socket[bytes]:
         dealer = self._context.socket(zmq.DEALER)
@@ -266,91 +415,96 @@ class ConsumerRunner:
     # ---- one event ----
 
     async def _take(self, frames: list[zmq.Frame]) -> None:
+        """Take a message of the live queue."""
         try:
             topic = frames[0].bytes
             if topic == self._ready_topic:
-                self._become_ready()
+                self._subscriptions_in_force()
                 return
             _, header_frame, payload = frames
             header = unpack_header(header_frame.bytes, topic)
-            run = self._account(topic)
-            counts = run.arrived(topic, header)
-            if counts is None:
-                return  # a repetition
-            self._received += 1
+            if topic.startswith(_HEARTBEAT) and not self.address.direct:
+                self._follower.heartbeat(header)
+                if self._replay is None and self._follower.replaying:
+                    self._follower.accept_lost_end(header)
+                return
+            if self.state == "starting" and self._replay is not None:
+                return  # the journal has it, and the sooner the bus's greeting is reached the better
         except (WireError, ValueError) as error:
-            self._failed += 1
+            self._dispatcher.failed += 1
             logger.error("consumer %r: %s; set aside", self.consumer.name, error)
             return
-        try:
-            event = decode_event(topic, payload.buffer)
-        except WireError as error:
-            self._failed += 1
-            counts.failed += 1
-            logger.error("consumer %r: %s; set aside", self.consumer.name, error)
-            return
-        if event is None:
-            self._skip_unknown(topic)
-            counts.handled += 1
-            return
-        handler = self._handlers.get(event.kind) or self._handlers.get("*")
-        if handler is None or await self._handle(handler, event):
-            counts.handled += 1
+        await self._judge(topic, header, payload.buffer, replayed=False)
+
+    async def _judge(
+        self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
+    ) -> None:
+        """Decide whether an event is the next, a repetition, or shows a hole; handle the next."""
+        if not self._placed:
+            repeated = self._dispatcher.knows(topic, header)
+        elif replayed:
+            repeated = self._follower.replayed(header) is Verdict.REPETITION
         else:
-            counts.failed += 1
-        if isinstance(event, RunComplete) and self._receipts:
-            await self._finish_run(event, run)
-
-    def _account(self, topic: bytes) -> RunAccount:
-        run_id = parse_topic(topic).run_id
-        account = self._accounts.get(run_id)
-        if account is None:
-            account = self._accounts[run_id] = RunAccount(run_id)
-        return account
-
-    async def _handle(self, handler: Handler, event: EventBase) -> bool:
+            verdict = self._follower.live(header)
+            if verdict is Verdict.HOLE:
+                if self._replay is not None:
+                    return  # it comes again, from the journal, after what lacks
+                self._follower.accept_loss(header)
+            repeated = verdict is Verdict.REPETITION or self._dispatcher.knows(topic, header)
+        if not topic.startswith((*self._wanted, _RUN_COMPLETE)):
+            return
+        if repeated:
+            self._dispatcher.repetition(topic)
+            return
         try:
-            await handler(event)
-        except Exception:
-            self._failed += 1
-            logger.exception(
-                "consumer %r failed on a %s event of run %s; it goes on with the next",
-                self.consumer.name,
-                event.kind,
-                event.run_id,
-            )
-            return False
-        return True
+            end = await self._dispatcher.take(topic, header, payload, replayed=replayed)
+        except WireError as error:
+            logger.error("consumer %r: %s; set aside", self.consumer.name, error)
+            return
+        if end is not None and self._receipts:
+            await self._finish_run(end)
 
-    def _skip_unknown(self, topic: bytes) -> None:
-        kind = parse_topic(topic).kind
-        if kind not in self._unknown:
-            self._unknown.add(kind)
-            logger.warning(
-                "consumer %r: events of kind %r are newer than this phase-bus; skipped",
-                self.consumer.name,
-                kind,
-            )
+    def _subscriptions_in_force(self) -> None:
+        """All subscriptions count from now on, for the first time or again.
 
-    async def _finish_run(self, event: RunComplete, run: RunAccount) -> None:
-        try:
-            await self.consumer.flush()
-            flushed = True
-        except Exception:
-            flushed = False
-            logger.exception("consumer %r could not write out run %s", self.consumer.name, event.run_id)
-        receipt = run.receipt(event, self._wanted, self.consumer.name, self.client_id)
-        for line in run.complaints(receipt):
-            logger.warning("consumer %r, run %s: %s", self.consumer.name, event.run_id, line)
+        What was published before, and was not received, is in the journal only.
+        """
+        if self._replay is not None:
+            self._follower.replaying = True
+        self._become_ready()
+
+    async def _finish_run(self, end: RunComplete) -> None:
+        flushed = await self._flush()
+        receipt = self._dispatcher.receipt(end)
         self.publish(receipt)
         if self._publisher is not None:
             # The summary and the receipt are on the bus before the run counts as handled.
             await asyncio.to_thread(self._publisher.flush, _RECEIPT_S)
-        self._handled[event.run_id] = flushed and receipt.complete
-        for run_id in list(self._handled)[:-REMEMBERED_RUNS]:
-            del self._handled[run_id]
-            self._accounts.pop(run_id, None)
+        self._dispatcher.finished(end.run_id, whole=flushed and receipt.complete)
+        if flushed:
+            self._keep_position()  # again: it goes with the accounts, and they have changed
         self._tell_news()
+
+    async def _flush_when_moved(self) -> None:
+        if self._dispatcher.received != self._flushed_events:
+            await self._flush()
+        self._next_flush_s = time.monotonic() + _FLUSH_S
+
+    async def _flush(self) -> bool:
+        """Let the consumer write out, and remember the position if it could."""
+        try:
+            await self.consumer.flush()
+        except Exception:
+            logger.exception("consumer %r could not write out; trying again", self.consumer.name)
+            return False
+        self._flushed_events = self._dispatcher.received
+        self._keep_position()
+        return True
+
+    def _keep_position(self) -> None:
+        if self._placed and self._receipts:
+            saved = encode_saved((self._dispatcher.saved(), self.consumer.state()))
+            self._flushed = (self._follower.offset, saved)
 
     # ---- what the bus is told ----
 
@@ -366,18 +520,23 @@ class ConsumerRunner:
             name=self.consumer.name,
             pid=os.getpid(),
             host=socket.gethostname(),
-            subscriptions=tuple(topic.decode() for topic in self._subscriptions),
+            subscriptions=tuple(topic.decode() for topic in self._wanted),
             wire_version=WIRE_VERSION,
         )
 
     def _beat(self) -> Beat:
+        dispatcher = self._dispatcher
+        position, saved = self._flushed or (None, None)
         return Beat(
             client_id=self.client_id,
             state=self.state,
-            handled_runs=tuple(self._handled),
-            incomplete_runs=tuple(run_id for run_id, whole in self._handled.items() if not whole),
-            received=self._received,
-            failed=self._failed,
+            handled_runs=tuple(dispatcher.handled),
+            incomplete_runs=tuple(run_id for run_id, whole in dispatcher.handled.items() if not whole),
+            received=dispatcher.received,
+            failed=dispatcher.failed,
+            position=position,
+            saved=saved,
+            dead_letters=tuple(dispatcher.dead_letters),
         )
 
     async def _close(self, control: asyncio.Task[None] | None) -> None:
@@ -389,38 +548,7 @@ class ConsumerRunner:
             if self._publisher is not None:
                 await asyncio.to_thread(self._publisher.close)
         finally:
+            if self._replay is not None:
+                self._replay.close()
             self._sub.close(linger=0)
             self._context.destroy()
-
-
-class _Readable:
-    """Waits until a ZeroMQ socket has something, in asyncio.
-
-    A socket's descriptor is edge-triggered: it must be read until empty, and looked at again after
-    other calls on the socket (https://zguide.zeromq.org, zmq_getsockopt(3), ZMQ_FD). To asyncio it is
-    readable until that look: it is watched only while somebody waits, or the loop would spin.
-    """
-
-    def __init__(self, sock: zmq.Socket[bytes]) -> None:
-        self._sock = sock
-        self._event = asyncio.Event()
-        self._fd = int(sock.getsockopt(zmq.FD))
-
-    async def wait(self, other: asyncio.Task[bool] | None = None, timeout_s: float | None = None) -> None:
-        """Return when the socket may be readable, when ``other`` is done, or after a time."""
-        self._event.clear()
-        if int(self._sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            return
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._fd, self._event.set)
-        waiting = asyncio.ensure_future(self._event.wait())
-        others = () if other is None else (other,)
-        try:
-            await asyncio.wait((waiting, *others), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waiting.cancel()
-            loop.remove_reader(self._fd)
-
-    def look_again(self) -> None:
-        """End a wait: another call on the socket may have taken its signal."""
-        self._event.set()

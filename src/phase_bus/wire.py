@@ -4,10 +4,11 @@ An event is three frames: ``topic``, ``header``, ``payload``.
 
 - The topic is ``<kind>.<qualifier>$`` in UTF-8, where the qualifier is the run id, for records with the
   partition before it: ``phase_start.3f2a$``, ``records.07.3f2a$``. Subscribing to a prefix filters.
-- The header is 48 bytes, little-endian (:data:`HEADER`): wire version (u1), three zero bytes, the number
+- The header is 56 bytes, little-endian (:data:`HEADER`): wire version (u1), three zero bytes, the number
   of request records inside (u4), source (16 bytes, a UUID of the publisher), source sequence (u8), topic
-  sequence (u8), journal offset (u8, 0 while not journaled). Sequences count from 1 and have no holes: the
-  source's over all it publishes, the topic's over what that source publishes on the topic.
+  sequence (u8), and, given by the bus and 0 before, offset (u8) and event number (u8). All count from 1
+  and have no holes: the source's over all it publishes, the topic's over what that source publishes on
+  the topic, the offset over all that the bus took in, the event number over what of it is no records.
 - The payload is the event in msgpack, a map tagged by ``kind``.
 
 A control message between a client and the bus is one frame, msgpack tagged by ``op``
@@ -29,7 +30,7 @@ from phase_bus.errors import WireError
 from phase_bus.events import KINDS, Event, EventBase, Records
 
 WIRE_VERSION = 1
-HEADER = struct.Struct("<BxxxI16sQQQ")
+HEADER = struct.Struct("<BxxxI16sQQQQ")
 TOPIC_END = "$"
 
 # As plain numbers: combining pyzmq's enumerations costs more than sending.
@@ -49,7 +50,8 @@ class Header(NamedTuple):
         source_seq: the event's number among all of its source, from 1.
         topic_seq: the event's number among those of its source on its topic, from 1.
         records: how many request records the event carries.
-        offset: its place in the bus's journal, 0 without one.
+        offset: its place among all that the bus took in, from 1; 0 before the bus has it.
+        event_number: how many events up to and including this one are no records; likewise.
     """
 
     source: bytes
@@ -57,9 +59,10 @@ class Header(NamedTuple):
     topic_seq: int
     records: int = 0
     offset: int = 0
+    event_number: int = 0
 
     def pack(self) -> bytes:
-        """Return the header's 48 bytes."""
+        """Return the header's 56 bytes."""
         return HEADER.pack(
             WIRE_VERSION,
             self.records,
@@ -67,6 +70,7 @@ class Header(NamedTuple):
             self.source_seq,
             self.topic_seq,
             self.offset,
+            self.event_number,
         )
 
 
@@ -151,13 +155,13 @@ def unpack_header(frame: bytes | memoryview, topic: bytes = b"") -> Header:
     """
     if len(frame) < HEADER.size:
         raise WireError(f"a header has {HEADER.size} bytes, this one {len(frame)}", topic)
-    version, records, source, source_seq, topic_seq, offset = HEADER.unpack_from(frame)
+    version, records, source, source_seq, topic_seq, offset, number = HEADER.unpack_from(frame)
     if version != WIRE_VERSION:
         raise WireError(
             f"wire version {version} is not {WIRE_VERSION}; use the same phase-bus on both sides",
             topic,
         )
-    return Header(source, source_seq, topic_seq, records, offset)
+    return Header(source, source_seq, topic_seq, records, offset, number)
 
 
 def send_frames(socket: zmq.Socket[bytes], frames: Sequence[bytes | zmq.Frame], flags: int = 0) -> None:

@@ -7,9 +7,10 @@ from collections import Counter
 
 import msgspec
 
+from phase_bus.bus.journal_reader import JournalReader
 from phase_bus.control import Beat, ClientInfo, Hello, RunInfo
 from phase_bus.events import RunComplete, RunStatus
-from phase_bus.wire import Header, Topic
+from phase_bus.wire import Header, Topic, parse_topic
 
 _KEPT_CLIENTS = 200  # of those that left; the oldest are forgotten
 _KEPT_RUNS = 1000
@@ -23,6 +24,7 @@ class Client:
         info: what it last said of itself.
         heard_s: when, by :func:`time.monotonic`.
         last_seq: a publisher's last event taken in.
+        kept_seq: its last event in the stream.
         asked_seq: the missing event that a publisher was last asked to send again.
         identity: the ROUTER's name for its connection.
     """
@@ -30,7 +32,7 @@ class Client:
     def __init__(self, hello: Hello, identity: bytes, now_s: float) -> None:
         self.identity = identity
         self.heard_s = now_s
-        self.last_seq = hello.next_seq - 1
+        self.last_seq = self.kept_seq = hello.next_seq - 1
         self.asked_seq = 0
         self.info = ClientInfo(
             client_id=hello.client_id,
@@ -96,6 +98,33 @@ class Ledger:
         self.clients: dict[str, Client] = {}
         self.sources: dict[bytes, Client] = {}
         self.runs: dict[str, Run] = {}
+        self.orphans: dict[bytes, float] = {}  # publishers of runs that an earlier bus left open
+        self._past_seqs: dict[bytes, int] = {}
+
+    def recall(self, journal: JournalReader) -> None:
+        """Go on from what an earlier bus left: open runs, and what each publisher had delivered."""
+        self._past_seqs = journal.last_seqs()
+        now_s = time.monotonic()
+        for row in journal.runs():
+            run = Run(row.run_id, b"")
+            run.publisher_name, run.status = row.publisher, row.status
+            run.started_ns, run.ended_ns, run.records = row.started_ns, row.ended_ns, row.records
+            for topic, source, events in journal.topics(row.run_id):
+                if parse_topic(topic).kind in _OF_CONSUMERS:
+                    continue
+                run.publisher = run.publisher or source  # not the bus that said that it is lost
+                if source == run.publisher:
+                    run.published[topic.decode()] = events
+            self.runs[row.run_id] = run
+            if run.status == "running":
+                self.orphans[run.publisher] = now_s + self.silent_after_s
+
+    def newly_orphaned(self, now_s: float) -> list[bytes]:
+        """Return the publishers that did not come back after a restart of the bus."""
+        gone = [source for source, deadline_s in self.orphans.items() if now_s > deadline_s]
+        for source in gone:
+            del self.orphans[source]
+        return gone
 
     def hello(self, hello: Hello, identity: bytes, now_s: float) -> Client:
         """Take in a client that introduces itself, for the first time or again."""
@@ -106,11 +135,13 @@ class Ledger:
         client.identity = identity
         client.heard_s = now_s
         # Nobody can send again what was acknowledged: waiting for it would never end.
-        client.last_seq = max(client.last_seq, hello.next_seq - 1)
+        last_seq = self._past_seqs.pop(_source(hello.client_id), 0)
+        client.last_seq = client.kept_seq = max(client.last_seq, hello.next_seq - 1, last_seq)
         if not client.here:
             client.update(state="ready" if hello.role == "publisher" else "starting")
         if client.info.role == "publisher":
-            self.sources[bytes.fromhex(hello.client_id)] = client
+            self.sources[_source(hello.client_id)] = client
+            self.orphans.pop(_source(hello.client_id), None)
         return client
 
     def beat(self, beat: Beat, now_s: float) -> bool:
@@ -125,6 +156,7 @@ class Ledger:
             incomplete_runs=beat.incomplete_runs,
             received=beat.received,
             failed=beat.failed,
+            position=beat.position,
         )
         return True
 
@@ -198,6 +230,10 @@ class Ledger:
         ended = [run_id for run_id, run in self.runs.items() if run.status != "running"]
         for run_id in ended[:-_KEPT_RUNS]:
             del self.runs[run_id]
+
+
+def _source(client_id: str) -> bytes:
+    return bytes.fromhex(client_id)
 
 
 def lost(run: Run, reason: str) -> RunComplete:

@@ -9,15 +9,19 @@ import re
 import signal
 import time
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import IO
 
+import msgspec
 import zmq
 from msgspec import Struct
 
 from phase_bus.address import Address
-from phase_bus.bus.ledger import Client, Ledger, lost
+from phase_bus.bus.journal import Journal
+from phase_bus.bus.ledger import Client, Ledger, Run, lost
+from phase_bus.bus.replay import ReplayServer
+from phase_bus.bus.stream import Incoming, Stream
 from phase_bus.control import (
     Ack,
     Beat,
@@ -26,16 +30,18 @@ from phase_bus.control import (
     Goodbye,
     Heard,
     Hello,
+    Refused,
+    RemoveDeadLetter,
     Reply,
     Request,
     Status,
     StatusRequest,
     Welcome,
 )
-from phase_bus.errors import AddressError, WireError
+from phase_bus.errors import AddressError, JournalError, WireError
 from phase_bus.events import EventBase, Heartbeat, RunComplete
 from phase_bus.files import lock_directory, unlock_directory
-from phase_bus.outbox import Outbox
+from phase_bus.outbox import Message, Outbox
 from phase_bus.wire import (
     Header,
     decode_event,
@@ -49,6 +55,8 @@ from phase_bus.wire import (
 
 logger = logging.getLogger("phase_bus.bus")
 
+_PRUNE_EVERY_S = 60.0
+_PRUNE_BUDGET_S = 0.1
 _DRAIN = 1000  # messages taken in before replies are sent and timers looked at
 _CLIENT_ID = re.compile("[0-9a-f]{32}")
 _READY = b"ready."
@@ -79,9 +87,16 @@ class Bus:
     Args:
         addresses: where it can be reached: ipc, tcp, or both.
         options: how it behaves.
+        journal: where events are kept; the bus closes it. None keeps them in memory only: consumers
+            that are late or slow then lose events.
     """
 
-    def __init__(self, addresses: Sequence[Address], options: BusOptions | None = None) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        options: BusOptions | None = None,
+        journal: Journal | None = None,
+    ) -> None:
         self.options = options or BusOptions()
         self.bus_id = uuid.uuid4().hex
         self.addresses: tuple[Address, ...] = tuple(addresses)
@@ -89,10 +104,12 @@ class Bus:
         self._own = Outbox(uuid.uuid4().bytes, 0)  # numbers what the bus itself publishes
         self._started_s = time.monotonic()
         self._next_tick_s = 0.0
+        self._next_prune_s = 0.0
         self._events = 0
         self._bad = 0
         self._acks: dict[bytes, Ack] = {}
         self._stop = False
+        self._lost: dict[str, str] = {}  # runs whose end is still to be published, and why
         self._ending: list[tuple[bytes, str]] = []
         self._wake_read, self._wake_write = os.pipe()
         self._locks: list[IO[str]] = []
@@ -101,6 +118,13 @@ class Bus:
         self._router = self._socket(zmq.ROUTER)
         self._xpub = self._socket(zmq.XPUB)
         self._xpub.setsockopt(zmq.SNDHWM, self.options.high_water_mark)
+        self._journal = journal
+        self._stream = Stream(self._xpub, journal)
+        self._replay: ReplayServer | None = None
+        self._replay_port = 0
+        if journal is not None:
+            self._replay_router = self._socket(zmq.ROUTER)
+            self._ledger.recall(journal)
 
     # ---- life ----
 
@@ -119,6 +143,9 @@ class Bus:
                     "give one ipc address, one tcp address, or one of each",
                 )
         self.addresses = tuple(self._bind(address) for address in self.addresses)
+        if self._journal is not None:
+            self._replay = ReplayServer(self._replay_router, self._journal.path)
+            self._replay.start()
 
     def run(self, stop_on_eof: int | None = None) -> None:
         """Serve until SIGTERM, SIGINT or :meth:`stop`.
@@ -158,10 +185,18 @@ class Bus:
 
     def close(self) -> None:
         """End the runs that are going on, close the sockets, and remove the ipc files."""
-        self._end_runs("the bus was stopped")
+        # With a journal the next bus goes on with the runs; without one they are over.
+        if self._journal is None:
+            self._end_runs("the bus was stopped")
+        if self._replay is not None:
+            self._replay.close()
+        elif self._journal is not None:
+            self._replay_router.close()
         for sock in (self._router, self._xpub):
             sock.close(linger=500)
         self._context.term()
+        if self._journal is not None:
+            self._journal.close()
         for lock in self._locks:
             unlock_directory(lock)
         self._locks.clear()
@@ -189,9 +224,35 @@ class Bus:
             except WireError as error:
                 self._bad += 1
                 logger.warning("phase-bus bus: %s; set aside", error)
+            except JournalError as error:  # it cannot be read: the client asks again
+                logger.error("phase-bus bus: %s", error)
+        self._commit()
         for identity, ack in self._acks.items():
             self._reply(identity, ack)
         self._acks.clear()
+
+    def _commit(self) -> bool:
+        """Put into the stream what was taken in, and say if it is; else nothing is acknowledged."""
+        try:
+            taken = self._stream.commit()
+        except JournalError as error:
+            self._refuse(error)
+            return False
+        for client in self._ledger.sources.values():
+            client.kept_seq = client.last_seq
+        for incoming in taken:
+            self._count(incoming)
+        return True
+
+    def _refuse(self, error: JournalError) -> None:
+        """Tell the publishers that nothing since the last commit could be kept."""
+        logger.error("phase-bus bus: %s", error)
+        for client in self._ledger.sources.values():
+            client.last_seq = client.kept_seq
+            client.asked_seq = 0
+            if self._acks.pop(client.identity, None) is not None:
+                self._reply(client.identity, Refused(seq=client.kept_seq, reason=str(error)))
+        self._acks.clear()  # of connections that their publishers have replaced by now
 
     def _ingest(self, identity: bytes, topic: bytes, header_frame: bytes, payload: zmq.Frame) -> None:
         header = unpack_header(header_frame, topic)
@@ -200,6 +261,7 @@ class Bus:
             self._reply(identity, Heard(bus_id=self.bus_id, known=False))
             return
         client.heard_s = time.monotonic()
+        client.identity = identity  # it may have been connected anew, and not know
         expected = client.last_seq + 1
         if header.source_seq != expected:
             # A repetition is acknowledged again; a hole asks, once, for what is missing. Should that be
@@ -212,18 +274,49 @@ class Bus:
             return
         client.last_seq = header.source_seq
         self._acks[identity] = Ack(seq=header.source_seq)
-        self._accept(topic, header, header_frame, payload)
+        self._accept(topic, header, payload.bytes)
 
-    def _accept(self, topic: bytes, header: Header, header_frame: bytes, payload: zmq.Frame) -> None:
-        """Handle an event that is new. The durable journal will have its place here."""
+    def _accept(self, topic: bytes, header: Header, payload: bytes) -> None:
+        """Take in an event that is new."""
         self._events += 1
-        parsed = parse_topic(topic)
+        self._stream.add(Incoming(topic, parse_topic(topic), header, payload))
+
+    def _count(self, incoming: Incoming) -> None:
+        """Keep account of an event that is in the stream now."""
+        topic, parsed, header, payload = incoming
+        was = self._ledger.runs.get(parsed.run_id)
+        known = was is not None and was.status == "running"
         run = self._ledger.count(parsed, topic.decode(), header)
-        send_frames(self._xpub, (topic, header_frame, payload))
-        if run is not None and parsed.kind == "run_complete":
-            event = decode_event(topic, payload.bytes)
+        if run is None:
+            return
+        self._lost.pop(run.run_id, None)  # its publisher is back
+        if parsed.kind == RunComplete.kind:
+            try:
+                event = decode_event(topic, payload)
+            except WireError as error:
+                self._bad += 1
+                logger.warning("phase-bus bus: %s; the run is not ended by it", error)
+                return
             if isinstance(event, RunComplete):
                 self._ledger.end(run, event.status, event.ts_ns)
+                self._note(run)
+        elif not known:
+            self._note(run)
+
+    def _note(self, run: Run) -> None:
+        if self._journal is not None:
+            with self._told_only():
+                self._journal.note_run(
+                    run.run_id, run.status, run.started_ns, run.ended_ns, run.publisher_name
+                )
+
+    @contextmanager
+    def _told_only(self) -> Iterator[None]:
+        """Log that the journal cannot be written; for what is no event, and is written again later."""
+        try:
+            yield
+        except JournalError as error:
+            logger.error("phase-bus bus: %s", error)
 
     # ---- requests ----
 
@@ -234,7 +327,8 @@ class Bus:
                 self._reply(identity, self._welcome(request, identity, now_s))
             case Beat():
                 known = self._ledger.beat(request, now_s)
-                self._reply(identity, Heard(bus_id=self.bus_id, known=known))
+                kept = self._keep_position(request) if known else ()
+                self._reply(identity, Heard(bus_id=self.bus_id, known=known, dead_letters=kept))
                 client = self._ledger.clients.get(request.client_id)
                 if known and client is not None and request.sent_seq > client.last_seq:
                     self._acks[identity] = Ack(seq=client.last_seq, resend=True)
@@ -246,16 +340,49 @@ class Bus:
                 self._reply(identity, self._status(now_s))
             case EndRuns(reason=reason):
                 self._ending.append((identity, reason))
+            case RemoveDeadLetter(letter_id=letter_id, saved=saved):
+                if self._journal is not None:
+                    with self._told_only():
+                        self._journal.settle_dead_letter(letter_id, saved)
+                        self._reply(identity, Heard(bus_id=self.bus_id))
+
+    def _keep_position(self, beat: Beat) -> tuple[int, ...]:
+        """Keep how far a consumer has come, and what it has set aside, as one; return what was kept."""
+        offsets = tuple(letter.offset for letter in beat.dead_letters)
+        if self._journal is None or (beat.position is None and not offsets):
+            return offsets
+        name = self._ledger.clients[beat.client_id].info.name
+        kept: tuple[int, ...] = ()
+        with self._told_only():
+            with self._journal.transaction():
+                for letter in beat.dead_letters:
+                    self._journal.add_dead_letter(
+                        consumer=name, ts_ns=time.time_ns(), **msgspec.structs.asdict(letter)
+                    )
+                if beat.position is not None:
+                    self._journal.commit(name, beat.position, beat.saved)
+            kept = offsets
+        return kept  # noqa: RET504 - empty after an error, which was only told
 
     def _welcome(self, hello: Hello, identity: bytes, now_s: float) -> Welcome:
         if not _CLIENT_ID.fullmatch(hello.client_id):
             raise WireError(f"client id {hello.client_id!r:.100} is not 32 hex digits")
+        self._commit()  # so that the head below is the head
         client = self._ledger.hello(hello, identity, now_s)
+        kept = None
+        if self._journal is not None and hello.role == "consumer":
+            kept = self._journal.checkpoint(hello.name)
         return Welcome(
             bus_id=self.bus_id,
             events=Endpoint(ipc_name="events.ipc", tcp_port=self._events_port),
             heartbeat_s=self.options.heartbeat_s,
             last_seq=client.last_seq,
+            replay=Endpoint(ipc_name="replay.ipc", tcp_port=self._replay_port) if self._journal else None,
+            journal_id=self._journal.journal_id if self._journal else "",
+            offset=self._stream.head.offset,
+            event_number=self._stream.head.event_number,
+            checkpoint=kept.offset if kept else None,
+            state=kept.state if kept else None,
         )
 
     def _status(self, now_s: float) -> Status:
@@ -266,6 +393,8 @@ class Bus:
             uptime_s=now_s - self._started_s,
             events=self._events,
             dropped=self._bad,
+            offset=self._stream.head.offset,
+            journal=str(self._journal.path) if self._journal else None,
             clients=self._ledger.client_infos(now_s),
             runs=tuple(run.info() for run in self._ledger.runs.values()),
         )
@@ -307,7 +436,15 @@ class Bus:
                 self.options.silent_after_s,
             )
             self._publisher_gone(client, "its publisher fell silent")
-        self._send_own(Heartbeat(bus_id=self.bus_id))
+        for source in self._ledger.newly_orphaned(now_s):
+            self._end_runs("its publisher did not come back after a restart of the bus", source)
+        self._end_lost_runs()
+        self._beat()
+        if self._journal is not None and now_s >= self._next_prune_s:
+            self._next_prune_s = now_s + _PRUNE_EVERY_S
+            with self._told_only():
+                for run_id in self._journal.prune(time.time_ns(), _PRUNE_BUDGET_S):
+                    logger.info("phase-bus bus: run %s was pruned from the journal", run_id)
 
     def _publisher_gone(self, client: Client, reason: str) -> None:
         if client.info.role == "publisher":
@@ -320,19 +457,38 @@ class Bus:
             self._reply(identity, Heard(bus_id=self.bus_id))
 
     def _end_runs(self, reason: str, source: bytes | None = None) -> None:
+        self._commit()
         for run in self._ledger.open_runs(source):
             logger.warning("phase-bus bus: run %s is lost: %s", run.run_id, reason)
-            event = lost(run, reason)
-            self._ledger.end(run, event.status, event.ts_ns)
-            self._send_own(event)
+            self._lost[run.run_id] = reason
+        self._end_lost_runs()
 
-    def _send_own(self, event: EventBase) -> None:
-        """Publish something the bus itself has to say."""
+    def _end_lost_runs(self) -> None:
+        """Publish the end of runs that are lost; what the journal cannot take now comes later."""
+        for run_id, reason in list(self._lost.items()):
+            run = self._ledger.runs[run_id]
+            event = lost(run, reason)
+            message = self._own_message(event)
+            self._accept(message.frames[0], unpack_header(message.frames[1]), message.frames[2])
+            if not self._commit():
+                return
+            self._lost.pop(run_id, None)
+            self._ledger.end(run, event.status, event.ts_ns)
+            self._note(run)
+
+    def _beat(self) -> None:
+        """Say that the bus is alive, and where the stream stands: after this nothing older comes."""
+        topic, header, payload = self._own_message(Heartbeat(bus_id=self.bus_id)).frames
+        placed = unpack_header(header)._replace(**self._stream.head._asdict())
+        send_frames(self._xpub, (topic, placed.pack(), payload))
+
+    def _own_message(self, event: EventBase) -> Message:
+        """Number something the bus itself has to say."""
         self._own.put(event)
         message = self._own.peek()
         assert message is not None
         self._own.acknowledge(message.seq)
-        send_frames(self._xpub, message.frames)
+        return message
 
     # ---- sockets ----
 
@@ -357,12 +513,18 @@ class Bus:
             # The next port is only a custom, for firewalls; clients are told which one it is.
             events = self._bind_socket(self._xpub, address, f"tcp://{address.host}:0")
         self._events_port = _port(events)
+        if self._journal is not None:
+            replay = self._bind_socket(self._replay_router, address, f"tcp://{address.host}:0")
+            self._replay_port = _port(replay)
         return Address("tcp", host=address.host, port=port)
 
     def _bind_ipc(self, address: Address) -> Address:
         self._locks.append(lock_directory(address))
         self._bind_socket(self._router, address, address.control)
         self._bind_socket(self._xpub, address, address.direct_events)
+        if self._journal is not None:
+            replay = address.endpoint(Endpoint(ipc_name="replay.ipc"))
+            self._bind_socket(self._replay_router, address, replay)
         return address
 
     def _bind_socket(self, sock: zmq.Socket[bytes], address: Address, endpoint: str) -> str:

@@ -1,0 +1,90 @@
+"""The replay socket: past events for consumers that lack them, read beside the bus's own loop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+import zmq
+
+from phase_bus.bus.journal import JournalReader
+from phase_bus.control import Fetch, Fetched
+from phase_bus.errors import JournalError, WireError
+from phase_bus.wire import decode_request, encode_control, receive_frames, send_frames
+
+logger = logging.getLogger("phase_bus.bus")
+
+_LOOK_MS = 200
+_LARGEST = 8 << 20
+
+
+class ReplayServer:
+    """Answers :class:`~phase_bus.control.Fetch` from a thread and a database connection of its own.
+
+    A consumer asks for one bounded piece at a time, so a slow one costs no memory here.
+
+    Args:
+        socket: a bound ROUTER; from :meth:`start` on it belongs to the thread.
+        path: the journal's file.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], path: Path) -> None:
+        self._socket = socket
+        self._path = path
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="phase-bus-replay", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering, and close the socket."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._socket.close(linger=0)
+
+    def _main(self) -> None:
+        reader: JournalReader | None = None
+        try:
+            while not self._stop.is_set():
+                if not self._socket.poll(_LOOK_MS):
+                    continue
+                try:
+                    frames = receive_frames(self._socket)
+                    reader = reader or JournalReader(self._path)
+                    self._answer(reader, [frame.bytes for frame in frames])
+                except WireError as error:
+                    logger.warning("phase-bus bus: %s; set aside", error)
+                except JournalError as error:
+                    logger.error("phase-bus bus: %s", error)
+                    self._tell_failure(frames[0].bytes, error)
+                except Exception:  # whatever one consumer asked for, the others go on reading
+                    logger.exception("phase-bus bus: a request for replay failed; set aside")
+        finally:
+            if reader is not None:
+                reader.close()
+
+    def _answer(self, reader: JournalReader, frames: list[bytes]) -> None:
+        if len(frames) != 2 or not isinstance(fetch := decode_request(frames[1]), Fetch):
+            raise WireError("the replay socket answers nothing but a fetch")
+        head = reader.head
+        entries = reader.read(
+            fetch.after, records=fetch.records, limit_bytes=min(fetch.limit_bytes, _LARGEST)
+        )
+        # The head was read first: with nothing to hand over, all up to it is of no interest.
+        reached = entries[-1] if entries else head
+        answer = Fetched(
+            after=fetch.after,
+            offset=max(reached.offset, fetch.after),
+            event_number=reached.event_number,
+            end=not entries,
+        )
+        parts = [part for e in entries for part in (e.topic, e.header, e.payload)]
+        send_frames(self._socket, [frames[0], encode_control(answer), *parts], int(zmq.NOBLOCK))
+
+    def _tell_failure(self, identity: bytes, error: JournalError) -> None:
+        answer = Fetched(after=0, offset=0, event_number=0, end=False, error=str(error))
+        send_frames(self._socket, [identity, encode_control(answer)], int(zmq.NOBLOCK))

@@ -1,0 +1,80 @@
+"""The one ordered stream of a bus: gives offsets, writes the journal, fans out."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import zmq
+
+from phase_bus.bus.journal import Entry, Head, Journal
+from phase_bus.wire import Header, Topic, send_frames
+
+
+class Incoming(NamedTuple):
+    """An event that is taken in, and not yet in the stream."""
+
+    topic: bytes
+    parsed: Topic
+    header: Header
+    payload: bytes
+
+
+class Stream:
+    """Puts events in order: each gets the next offset, is journaled, and only then published.
+
+    Args:
+        socket: the XPUB.
+        journal: where events are kept, None to keep none.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], journal: Journal | None) -> None:
+        self._socket = socket
+        self._journal = journal
+        self.head = journal.head if journal is not None else Head(0, 0)
+        self._pending: list[Incoming] = []
+
+    def add(self, incoming: Incoming) -> None:
+        """Take an event in; :meth:`commit` puts it into the stream."""
+        self._pending.append(incoming)
+
+    def commit(self) -> list[Incoming]:
+        """Put all that was taken in into the stream, in one transaction, and publish it.
+
+        Returns:
+            What is in the stream now and was not before.
+
+        Raises:
+            JournalError: it cannot be written; nothing of it is in the stream then, nor ever will be.
+        """
+        if not self._pending:
+            return []
+        pending, self._pending = self._pending, []
+        offset, number = self.head
+        now_ns = time.time_ns()
+        entries = []
+        for topic, parsed, header, payload in pending:
+            offset += 1
+            number += parsed.kind != "records"
+            placed = header._replace(offset=offset, event_number=number)
+            entries.append(
+                Entry(
+                    offset=offset,
+                    topic=topic,
+                    header=placed.pack(),
+                    payload=payload,
+                    run_id=parsed.run_id,
+                    kind=parsed.kind,
+                    source=header.source,
+                    source_seq=header.source_seq,
+                    records=header.records,
+                    event_number=number,
+                    ts_ns=now_ns,
+                )
+            )
+        if self._journal is not None:
+            self._journal.append(entries)
+        self.head = Head(offset, number)
+        for entry in entries:
+            send_frames(self._socket, (entry.topic, entry.header, entry.payload))
+        return pending

@@ -1,0 +1,51 @@
+"""Waiting for ZeroMQ sockets in asyncio, without a task a message."""
+
+from __future__ import annotations
+
+import asyncio
+
+import zmq
+
+
+class Readable:
+    """Waits until a ZeroMQ socket has something, in asyncio.
+
+    A socket's descriptor is edge-triggered: it must be read until empty, and looked at again after
+    other calls on the socket (https://zguide.zeromq.org, zmq_getsockopt(3), ZMQ_FD). To asyncio it is
+    readable until that look: it is watched only while somebody waits, or the loop would spin.
+    """
+
+    def __init__(self, sock: zmq.Socket[bytes]) -> None:
+        self._sock = sock
+        self._event = asyncio.Event()
+        self._fd = int(sock.getsockopt(zmq.FD))
+        self._watching: asyncio.AbstractEventLoop | None = None
+
+    async def wait(self, other: asyncio.Task[bool] | None = None, timeout_s: float | None = None) -> None:
+        """Return when the socket may be readable, when ``other`` is done, or after a time."""
+        self._event.clear()
+        if int(self._sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            return
+        self._watching = loop = asyncio.get_running_loop()
+        loop.add_reader(self._fd, self._event.set)
+        waiting = asyncio.ensure_future(self._event.wait())
+        others = () if other is None else (other,)
+        try:
+            await asyncio.wait((waiting, *others), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+            self._unwatch()
+
+    def look_again(self) -> None:
+        """End a wait: another call on the socket may have taken its signal."""
+        self._event.set()
+
+    def release(self) -> None:
+        """End a wait for good, before the socket is closed: its descriptor will be somebody else's."""
+        self._unwatch()
+        self._event.set()
+
+    def _unwatch(self) -> None:
+        if self._watching is not None:
+            self._watching.remove_reader(self._fd)
+            self._watching = None
