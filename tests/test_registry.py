@@ -77,7 +77,7 @@ consumers:
 def test_our_own_consumers_are_found_without_an_installation(plugin: Plugin) -> None:
     """With no entry point at all the built-in consumers are there, with what the file says of them."""
     found = Registry.load()
-    assert list(found.consumers) == ["logging", "metrics", "aggregator", "alerting"]
+    assert list(found.consumers) == ["logging", "metrics", "aggregator", "alerting", "sql"]
     entry = found.consumers["logging"]
     assert entry.target == "phase_bus_consumers.logging:PhaseLogger"
     assert entry.plugin == "phase-bus-consumers"

@@ -1,0 +1,194 @@
+"""The SQL sink: runs, phases, events and records in SQLite or PostgreSQL, each exactly once.
+
+What the rows are is in ``sql_rows``, what the database is told in ``sql_database``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from typing import Any
+
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_delay,
+    stop_never,
+    wait_random_exponential,
+)
+from tenacity.stop import stop_base
+
+from phase_bus.consumer import Consumer
+from phase_bus.errors import ConfigError, PhaseBusError
+from phase_bus.events import EventBase, Records
+
+try:
+    import sqlalchemy as sa
+except ModuleNotFoundError as _error:
+    raise ModuleNotFoundError(
+        "SQLAlchemy is missing; install it with: pip install 'phase-bus[sql]'"
+    ) from _error
+
+from phase_bus_consumers.sql_database import append, error_line, insert_missing, open_database, upsert
+from phase_bus_consumers.sql_rows import Batch, Tables, record_rows
+
+_FLUSH_S = 10.0  # how long a flush tries before the runner is told
+_MOST_WAIT_S = 5.0
+
+
+class SqlSink(Consumer):
+    """Write runs, phases, events and request records to SQLite or PostgreSQL, each exactly once.
+
+    Rows and the offset up to which they go are written in one transaction, so that whatever is killed
+    whenever, no row is missing or doubled. A database that cannot be written to is tried again until
+    it can; meanwhile the sink takes no more events. An offset behind the stored one is skipped as already
+    stored, so that a dead letter cannot be given again (``phase-bus dead-letters retry`` refuses to): only
+    another database or ``prefix``, which takes the whole journal again, takes its event too.
+
+    Args:
+        url: the database as SQLAlchemy writes it: ``sqlite:///FILE`` or
+            ``postgresql://USER:PASSWORD@HOST/DATABASE``. A password is better left out and kept in
+            ``PGPASSWORD`` or ``~/.pgpass``.
+        batch_rows: rows in a transaction; fewer if a second is over first.
+        prefix: what the tables' names begin with.
+    """
+
+    def __init__(
+        self,
+        url: str = "sqlite:///phase-bus.db",
+        batch_rows: int = 5000,
+        prefix: str = "phase_bus_",
+    ) -> None:
+        if batch_rows < 1:
+            raise ValueError(f"batch_rows must be at least 1, not {batch_rows}")
+        if not re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]{0,39})?", prefix):
+            raise ValueError(f"prefix must be at most 40 letters, digits and _, not {prefix!r}")
+        self._url = url
+        self._batch_rows = batch_rows
+        self._tables = Tables(prefix)
+        self._engine: sa.Engine | None = None
+        self._lock = asyncio.Lock()
+        self._batch = Batch("", 0)
+        self._writing: Batch | None = None
+        self._bus_journal: str | None = None
+
+    async def start(self) -> None:
+        self._engine = await asyncio.to_thread(open_database, self._url, self._tables)
+
+    async def position(self) -> int | None:
+        await self._write(stop_never)
+        self._bus_journal = self.journal_id
+        # Without a journal there are no offsets: the events of this process are numbered by itself.
+        self._batch = Batch(self.journal_id or f"live-{uuid.uuid4().hex}", 0)
+        stored = await self._insist(stop_after_delay(_FLUSH_S), self._stored, self._batch.journal_id)
+        self._batch.base = self._batch.last = stored
+        return stored if self.journal_id else None
+
+    async def flush(self) -> None:
+        await self._write(stop_after_delay(_FLUSH_S))
+
+    async def stop(self) -> None:
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.dispose)
+
+    async def on_records(self, event: Records) -> None:
+        offset = await self._offset()
+        if offset > self._batch.last:
+            rows = record_rows(self._batch.journal_id, offset, event)
+            self._batch.add_records(offset, event, rows)
+            await self._write_if_full()
+
+    async def on_event(self, event: EventBase) -> None:
+        offset = await self._offset()
+        if offset > self._batch.last:
+            self._batch.add(offset, event)
+            await self._write_if_full()
+
+    async def _offset(self) -> int:
+        if self._bus_journal != self.journal_id:
+            await self.position()
+        return self.offset if self.journal_id else self._batch.last + 1
+
+    # ---- writing: in a thread, again and again until it is done ----
+
+    async def _write_if_full(self) -> None:
+        if len(self._batch) >= self._batch_rows:
+            await self._write(stop_never)
+
+    async def _write(self, stop: stop_base) -> None:
+        async with self._lock:
+            while self._writing is not None or len(self._batch):
+                if self._writing is None:
+                    self._writing = self._batch
+                    self._batch = Batch(self._writing.journal_id, self._writing.last)
+                await self._insist(stop, self._store, self._writing)
+                self._writing = None
+
+    async def _insist(self, stop: stop_base, work: Any, argument: Any) -> Any:
+        """Do blocking work in a thread; again after an error, whichever it is: the rows stay here."""
+        retrying = AsyncRetrying(
+            stop=stop,
+            wait=wait_random_exponential(multiplier=0.1, max=_MOST_WAIT_S),
+            retry=retry_if_exception(_may_pass),
+            before_sleep=self._complain,
+            reraise=True,
+        )
+        return await retrying(asyncio.to_thread, self._afresh, work, argument)
+
+    def _afresh(self, work: Any, argument: Any) -> Any:
+        assert self._engine is not None, "start() comes first"
+        try:
+            with self._engine.begin() as connection:
+                return work(connection, argument)
+        except Exception:
+            self._engine.dispose()  # the next attempt shall not get the same broken connection
+            raise
+
+    def _complain(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        self.log.warning(
+            "the database did not take the rows; trying again",
+            reason=error_line(error, self._url),
+            attempt=state.attempt_number,
+        )
+
+    def _stored(self, connection: sa.Connection, journal_id: str) -> int:
+        """Return the offset up to which the journal is in the tables, and make its row if need be."""
+        positions = self._tables.positions
+        new = {"journal_id": journal_id, "consumer": self.name, "position": 0}
+        insert_missing(connection, positions, new)
+        which = positions.c.journal_id == journal_id
+        row = connection.execute(sa.select(positions).where(which)).one()
+        if row.consumer != self.name:
+            raise ConfigError(
+                f"consumer {self.name!r}: {row.consumer!r} already writes this bus's events to "
+                f"{positions.name!r} and its tables; use that name, or set another prefix=..."
+            )
+        return int(row.position)
+
+    def _store(self, connection: sa.Connection, batch: Batch) -> None:
+        """Write a batch and its position, but for what another process of the same name, or an attempt
+        whose answer was lost, has written already."""
+        tables = self._tables
+        which = tables.positions.c.journal_id == batch.journal_id
+        column = tables.positions.c.position
+        stored = connection.scalar(sa.select(column).where(which).with_for_update())
+        if stored is None or stored < batch.base:
+            raise PhaseBusError(
+                f"consumer {self.name!r}: the database has lost rows that were in it (position "
+                f"{batch.base} before, {stored} now); restart the consumer to write them again"
+            )
+        if stored >= batch.last:
+            return
+        append(connection, tables.events, batch.events, stored)
+        append(connection, tables.records, batch.records, stored)
+        upsert(connection, tables.runs, batch.runs.values())
+        upsert(connection, tables.phases, batch.phases.values())
+        upsert(connection, tables.summaries, batch.summaries.values())
+        connection.execute(sa.update(tables.positions).where(which).values(position=batch.last))
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, Exception) and not isinstance(error, ConfigError)
