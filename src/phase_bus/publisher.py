@@ -6,6 +6,7 @@ import atexit
 import logging
 import math
 import os
+import shlex
 import threading
 import time
 import uuid
@@ -13,40 +14,35 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self, TypeAlias
 
 import zmq
+from msgspec import Struct
 
 from phase_bus.address import Address, default_address
-from phase_bus.columns import ListMode, RecordBuilder, as_text
-from phase_bus.events import Drop, EventBase, PhaseProgress, PhaseRef, Records, RunComplete, RunStatus
+from phase_bus.batcher import Batcher, RawRecord
+from phase_bus.columns import ListMode, as_text
+from phase_bus.drops import Drops
+from phase_bus.events import EventBase, PhaseProgress, PhaseRef, Records, RunComplete, RunStatus
 from phase_bus.link import BusLink, DirectLink, Link
 from phase_bus.outbox import Outbox
-from phase_bus.wire import topic_of
+from phase_bus.spool import prepare_directory, write_spool
 
 logger = logging.getLogger("phase_bus.publisher")
 
-PARTITIONS = 16
 _RAW_RECORD_BYTES = 4096  # what a record not yet encoded is taken to occupy; AIPerf's has some 3.5 kB
-_DROP_EVERY_S = 1.0
 _IDLE_WAIT_S = 1.0
 _CLOSING_WAIT_S = 0.02
+_ENDING_S, _SPOOLING_S = 1.0, 10.0  # how long the thread may take to end when its time is over
 _AWAKE, _UNTIL_BATCH_IS_DUE, _IDLE = range(3)  # what the thread does, for those who may wake it
 
 
 _publishers: weakref.WeakSet[Publisher] = weakref.WeakSet()
 
 
-class _Record(NamedTuple):
-    run_id: str
-    phase: PhaseRef
-    metrics: Mapping[str, Any]
-    fields: Mapping[str, Any]
-    error: tuple[str, str, int | None] | None
-
-
-class _Complete(NamedTuple):
+class _Complete(Struct, frozen=True):  # no tuple: those are records
     run_id: str
     status: RunStatus
     reason: str
@@ -58,14 +54,15 @@ class _Flush:
         self.acknowledged = False
 
 
+_Inbox: TypeAlias = deque[RawRecord | EventBase | _Complete | _Flush]
+
+
 class _Run:
     """What was published of one run so far."""
 
     def __init__(self) -> None:
-        self.published: Counter[str] = Counter()
+        self.published: Counter[bytes] = Counter()
         self.records = 0
-        self.dropped: Counter[str] = Counter()
-        self.batches = 0
 
 
 class Publisher:
@@ -85,6 +82,10 @@ class Publisher:
         batch_records: a batch of records is closed at this size ...
         batch_s: ... or at this age, in seconds.
         linger_s: how long ZeroMQ may go on sending once closed, in seconds.
+        spool_dir: where a file is left of what the bus had not acknowledged by the end, for
+            ``phase-bus replay`` to deliver (:mod:`phase_bus.spool`). Not in direct mode, where nobody
+            acknowledges anything. A full buffer drops records all the same: the file is written at
+            the end, and no larger than the buffer.
 
     Raises:
         AddressError: the address is malformed, or cannot be bound.
@@ -101,29 +102,26 @@ class Publisher:
         batch_records: int = 256,
         batch_s: float = 0.05,
         linger_s: float = 0.2,
+        spool_dir: str | Path | None = None,
     ) -> None:
         self.name = as_text(name)
         self.source = uuid.uuid4().bytes
-        self._lists = lists
         self._batch_records = batch_records
-        self._batch_s = batch_s
-        self._inbox: deque[EventBase | _Record | _Complete | _Flush] = deque()
+        self._inbox: _Inbox = deque()
         self._inbox_limit = max(buffer_bytes // _RAW_RECORD_BYTES, 2 * batch_records)
-        self._refused: Counter[tuple[str, PhaseRef]] = Counter()  # records the inbox had no room for
-        # Reentrant, since a signal handler may publish while the thread it interrupts does.
-        self._refused_lock = threading.RLock()
         self._outbox = Outbox(self.source, buffer_bytes)
-        self._builders: dict[tuple[str, PhaseRef], RecordBuilder] = {}
+        refusal = f"more than {self._inbox_limit} records waited to be encoded"
+        self._drops = Drops(self.name, refusal, self._warn_once)
+        self._batcher = Batcher(lists, batch_records, batch_s, self._put, self._drops, self._warn_once)
         self._runs: dict[str, _Run] = {}
-        self._drops: dict[str, Drop] = {}
-        self._next_drop_s = 0.0
         self._flushes: list[tuple[int, _Flush]] = []
         self._warned: set[str] = set()
         self._deadline_s: float | None = None
         self._sleep = _AWAKE
-        self._batch_due_s: float | None = None
         self._broken = False
         self._undelivered: Counter[str] = Counter()
+        self._spool_dir: Path | None = None
+        self._spooled: Path | None = None
         parsed = Address.parse(bind or address or default_address())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         linger_ms = int(linger_s * 1000)
@@ -136,6 +134,8 @@ class Publisher:
             else:
                 self.address = str(parsed)
                 self._link = BusLink(self._context, parsed, self._outbox, self.name, linger_ms)
+                if spool_dir:
+                    self._spool_dir = Path(os.path.expanduser(spool_dir)).absolute()  # noqa: PTH111 - never raises
         except BaseException:
             self._context.destroy(linger=0)
             raise
@@ -167,17 +167,22 @@ class Publisher:
     @property
     def pending(self) -> int:
         """How many events and records wait to be sent or acknowledged."""
-        return len(self._inbox) + len(self._outbox) + self._unbuilt()
+        return len(self._inbox) + len(self._outbox) + len(self._batcher)
 
     @property
     def undelivered(self) -> dict[str, int]:
         """After :meth:`close`: how many events of each topic the bus never acknowledged."""
         return dict(self._undelivered)
 
+    @property
+    def spooled(self) -> Path | None:
+        """After :meth:`close`: the file in which they are, if there is one."""
+        return self._spooled
+
     def publish(self, event: EventBase) -> None:
         """Publish an event. Never blocks, never raises; the order of calls is kept."""
         if type(event) is Records and len(self._inbox) * self._batch_records >= self._inbox_limit:
-            self._refuse(event.run_id, event.phase, event.count)
+            self._drops.refuse(event.run_id, event.phase, event.count)
             return
         self._inbox.append(event)
         if self._sleep:
@@ -202,9 +207,9 @@ class Publisher:
         """
         waiting = len(self._inbox)
         if waiting >= self._inbox_limit:
-            self._refuse(run_id, phase, 1)
+            self._drops.refuse(run_id, phase, 1)
             return
-        self._inbox.append(_Record(run_id, phase, metrics, fields, error))
+        self._inbox.append((run_id, phase, metrics, fields, error))
         if self._sleep == _IDLE or (self._sleep and waiting >= self._batch_records):
             self._wake()
 
@@ -229,19 +234,23 @@ class Publisher:
     def close(self, timeout_s: float = 2.0) -> None:
         """Deliver what is pending, for at most ``timeout_s`` seconds, and end the thread.
 
-        What the bus did not acknowledge by then is logged and stands in :attr:`undelivered`.
+        What the bus did not acknowledge by then is logged, stands in :attr:`undelivered`, and is
+        written to a file if there is a ``spool_dir``: that is begun when the time is over.
         """
-        atexit.unregister(self.close)
         if self._deadline_s is None:
             self._deadline_s = time.monotonic() + timeout_s
             self._wake()
         if threading.current_thread() is not self._thread:
-            self._thread.join(timeout_s + 1.0)
+            self._thread.join(timeout_s + (_SPOOLING_S if self._spool_dir else _ENDING_S))
+        # Only now: a program that ends meanwhile waits for the thread once more, and for its file.
+        if not self._thread.is_alive():
+            atexit.unregister(self.close)
 
     # ---- from here on: the publisher's own thread ----
 
     def _main(self) -> None:
         try:
+            self._check_spool()
             self._loop()
         except Exception:
             logger.exception("phase-bus: the publisher failed; nothing more will be published")
@@ -256,8 +265,10 @@ class Publisher:
         while not self._finished():
             now_s = time.monotonic()
             closing = self._deadline_s is not None
-            self._take_inbox()
-            self._close_due_batches(now_s, closing)
+            self._take_inbox(self._inbox)
+            self._batcher.close_due(now_s)
+            if closing:
+                self._batcher.close_all()
             self._tell_drops(now_s, at_once=closing)
             wait_s = min(self._link.tick(now_s), _CLOSING_WAIT_S if closing else _IDLE_WAIT_S)
             want_write = self._link.send()
@@ -267,9 +278,9 @@ class Publisher:
                 link_socket = self._link.socket
             poller.register(link_socket, zmq.POLLIN | (zmq.POLLOUT if want_write else 0))
             self._sleep = _IDLE
-            if self._batch_due_s is not None:
+            if self._batcher.due_s is not None:
                 self._sleep = _UNTIL_BATCH_IS_DUE
-                wait_s = min(wait_s, self._batch_due_s - now_s)
+                wait_s = min(wait_s, self._batcher.due_s - now_s)
             if self._inbox:  # it came before the flag was up, so nobody will wake us
                 wait_s = 0.0
             poller.poll(math.ceil(max(wait_s, 0.0) * 1000))
@@ -280,14 +291,18 @@ class Publisher:
     def _finished(self) -> bool:
         if self._deadline_s is None:
             return False
-        pending = self._inbox or self._builders or self._refused or self._drops or len(self._outbox)
+        pending = self._inbox or self._batcher or self._drops or len(self._outbox)
         return not pending or time.monotonic() >= self._deadline_s
 
-    def _take_inbox(self) -> None:
-        while self._inbox:
-            item = self._inbox.popleft()
+    def _take_inbox(self, inbox: _Inbox) -> None:
+        add_record = self._batcher.add
+        while inbox:
+            item = inbox.popleft()
             try:
-                self._take(item)
+                if type(item) is tuple:
+                    add_record(item)
+                else:
+                    self._take(item)  # type: ignore[arg-type] # mypy does not leave the tuple out
             except Exception as error:
                 # One bad event must neither reach the benchmark nor end the thread.
                 self._warn_once(
@@ -296,85 +311,38 @@ class Publisher:
                 )
                 self._drop_unusable(item)
 
-    def _take(self, item: EventBase | _Record | _Complete | _Flush) -> None:
+    def _take(self, item: EventBase | _Complete | _Flush) -> None:
         match item:
-            case _Record(run_id, phase, metrics, fields, error):
-                builder = self._builders.get((run_id, phase))
-                if builder is None:
-                    builder = self._builders[run_id, phase] = RecordBuilder(self._lists)
-                builder.add(metrics, fields, error)
-                if len(builder) >= self._batch_records:
-                    self._close_batch(run_id, phase)
             case _Complete():
-                self._close_batches()
-                self._tell_refused()
+                self._batcher.close_all()
                 self._tell_drops(time.monotonic(), at_once=True)
                 self._put(self._run_complete(item))
                 self._runs.pop(item.run_id, None)
+                self._batcher.end_run(item.run_id)
             case _Flush():
-                self._close_batches()
+                self._batcher.close_all()
                 self._flushes.append((self._outbox.last_seq, item))
             case _:
                 if not isinstance(item, PhaseProgress):
-                    self._close_batches()  # what came before an event goes before it
+                    self._batcher.close_all()  # what came before an event goes before it
                 self._put(item)
 
-    def _close_due_batches(self, now_s: float, closing: bool) -> None:
-        if self._batch_due_s is None:
-            if self._builders:
-                self._batch_due_s = now_s + self._batch_s
-        elif now_s >= self._batch_due_s:
-            # It goes on ticking while records come, so that they need not wake this thread.
-            self._batch_due_s = now_s + self._batch_s if self._builders else None
-            self._close_batches()
-        if closing:
-            self._close_batches()
-        self._tell_refused()
-
-    def _close_batches(self) -> None:
-        for run_id, phase in list(self._builders):
-            self._close_batch(run_id, phase)
-
-    def _close_batch(self, run_id: str, phase: PhaseRef) -> None:
-        builder = self._builders.pop((run_id, phase))
-        try:
-            self._put_batch(run_id, phase, builder)
-        except Exception as error:
-            # Nothing is known to lead here, but it would be a poor reason to end the benchmark's story.
-            self._warn_once("batch", f"a batch of records could not be encoded: {error!r}")
-            self._drop_batch(run_id, phase, len(builder), "it could not be encoded")
-
-    def _put_batch(self, run_id: str, phase: PhaseRef, builder: RecordBuilder) -> None:
-        run = self._run(run_id)
-        columns, fields, errors, unusable = builder.build()
-        if unusable:
-            names = ", ".join(sorted(unusable))
-            self._warn_once(f"unusable {names}", f"values that are no numbers were left out: {names}")
-        partition = run.batches % PARTITIONS
-        batch = Records(
-            run_id=run_id,
-            phase=phase,
-            partition=partition,
-            count=len(builder),
-            columns=columns,
-            fields=fields,
-            errors=errors,
-        )
-        if self._put(batch):
-            run.batches += 1
-
     def _put(self, event: EventBase) -> bool:
-        if not self._outbox.put(event):
-            self._drop(event, f"the buffer of {self._outbox.limit_bytes} bytes is full")
+        topic = self._outbox.put(event)
+        if topic is None:
+            self._drops.add(event, f"the buffer of {self._outbox.limit_bytes} bytes is full")
             return False
         run = self._run(event.run_id)
-        run.published[topic_of(event).decode()] += 1
+        run.published[topic] += 1
         if isinstance(event, Records):
             run.records += event.count
         return True
 
     def _run(self, run_id: str) -> _Run:
-        return self._runs.setdefault(run_id, _Run())
+        run = self._runs.get(run_id)
+        if run is None:
+            run = self._runs[run_id] = _Run()
+        return run
 
     def _run_complete(self, end: _Complete) -> RunComplete:
         run = self._run(end.run_id)
@@ -382,60 +350,24 @@ class Publisher:
             run_id=end.run_id,
             status=end.status,
             reason=as_text(end.reason),
-            published=dict(run.published),
+            published={topic.decode(): count for topic, count in run.published.items()},
             records=run.records,
-            dropped=dict(run.dropped),
+            dropped=self._drops.end_run(end.run_id),
         )
-
-    def _drop(self, event: EventBase, reason: str) -> None:
-        records = event.count if isinstance(event, Records) else 0
-        try:
-            self._count_drop(event.run_id, topic_of(event).decode(), records, reason)
-        except Exception as error:  # of no kind, or of a run whose name is none
-            self._warn_once("topic", f"an event has no topic, and its loss is not counted: {error!r}")
-
-    def _drop_batch(self, run_id: str, phase: PhaseRef, count: int, reason: str) -> None:
-        self._drop(Records(run_id=run_id, phase=phase, count=count), reason)
 
     def _drop_unusable(self, item: object) -> None:
         reason = "it could not be encoded"
         if isinstance(item, EventBase):
-            self._drop(item, reason)
-        elif isinstance(item, _Record):
-            self._drop_batch(item.run_id, item.phase, 1, reason)
-
-    def _tell_refused(self) -> None:
-        """Account for records that had to be refused because this thread was behind."""
-        if not self._refused:
-            return
-        with self._refused_lock:
-            refused, self._refused = self._refused, Counter()
-        for (run_id, phase), count in refused.items():
-            reason = f"more than {self._inbox_limit} records waited to be encoded"
-            self._drop_batch(run_id, phase, count, reason)
-
-    def _count_drop(self, run_id: str, topic: str, records: int, reason: str) -> None:
-        self._run(run_id).dropped[topic] += 1
-        so_far = self._drops.get(run_id)
-        events = Counter(so_far.events if so_far else {})
-        events[topic] += 1
-        self._drops[run_id] = Drop(
-            run_id=run_id,
-            source=self.name,
-            reason=reason,
-            events=dict(events),
-            records=records + (so_far.records if so_far else 0),
-        )
-        if isinstance(self._link, BusLink):
-            self._link.events_dropped += 1
-        self._warn_once(reason, f"events are being dropped: {reason}")
+            self._drops.add(item, reason)
+        elif type(item) is tuple and len(item) > 1:
+            self._drops.add_records(item[0], item[1], 1, reason)
 
     def _tell_drops(self, now_s: float, *, at_once: bool) -> None:
-        if not self._drops or (now_s < self._next_drop_s and not at_once):
-            return
-        self._next_drop_s = now_s + _DROP_EVERY_S
-        for run_id in list(self._drops):
-            self._put(self._drops.pop(run_id))
+        self._drops.take_refused()
+        for event in self._drops.take(now_s, at_once=at_once):
+            self._put(event)
+        if isinstance(self._link, BusLink):
+            self._link.events_dropped = self._drops.total
 
     def _settle_flushes(self) -> None:
         if self._flushes:
@@ -450,19 +382,23 @@ class Publisher:
             self._warned.add(key)
             logger.warning("phase-bus publisher %r: %s", self.name, text)
 
+    # ---- the end ----
+
+    def _check_spool(self) -> None:
+        """Say early that the directory is no good; in this thread, since a disk may keep one waiting."""
+        if self._spool_dir is not None:
+            try:
+                prepare_directory(self._spool_dir)
+            except Exception as error:
+                self._warn_once("spool", f"what the bus will not take cannot be kept on disk: {error}")
+
     def _end(self) -> None:
-        self._undelivered = self._outbox.remaining()
         waiting, self._inbox = self._inbox, deque(maxlen=0)  # from now on everything falls through
-        lost = sum(not isinstance(item, _Flush) for item in waiting) + self._unbuilt()
-        if self._undelivered or lost:
-            logger.warning(
-                "phase-bus publisher %r: closed before %s had acknowledged everything; "
-                "not delivered: %s, and %d not yet encoded",
-                self.name,
-                self.address,
-                dict(self._undelivered) or "no events",
-                lost,
-            )
+        if self._spool_dir is not None:
+            self._spool(self._spool_dir, waiting)
+        self._undelivered = self._outbox.remaining()
+        if self._spooled is None:
+            self._log_undelivered(waiting)
         for flush in (*(flush for _, flush in self._flushes), *waiting):
             if isinstance(flush, _Flush):
                 flush.done.set()
@@ -473,6 +409,42 @@ class Publisher:
             os.close(self._wake_write)
             self._wake_write = -1
 
+    def _spool(self, directory: Path, waiting: _Inbox) -> None:
+        """Write down what is not acknowledged, and what was not even encoded."""
+        try:
+            self._take_inbox(waiting)
+            self._batcher.close_all()
+            self._tell_drops(time.monotonic(), at_once=True)
+            if not len(self._outbox):
+                return
+            self._spooled, head = write_spool(directory, self.name, self._outbox)
+        except Exception as error:
+            logger.error("phase-bus publisher %r: nothing could be left on disk: %s", self.name, error)
+            return
+        logger.warning(
+            "phase-bus publisher %r: closed before %s had acknowledged everything; %d events, with %d "
+            "request records in them, are in %s; deliver them with: phase-bus replay %s --address %s",
+            self.name,
+            self.address,
+            head.events,
+            head.records,
+            self._spooled,
+            shlex.quote(str(self._spooled)),
+            shlex.quote(self.address),
+        )
+
+    def _log_undelivered(self, waiting: _Inbox) -> None:
+        lost = sum(not isinstance(item, _Flush) for item in waiting) + len(self._batcher)
+        if self._undelivered or lost:
+            logger.warning(
+                "phase-bus publisher %r: closed before %s had acknowledged everything; "
+                "not delivered: %s, and %d not yet encoded",
+                self.name,
+                self.address,
+                dict(self._undelivered) or "no events",
+                lost,
+            )
+
     def _drain_pipe(self) -> None:
         try:
             while len(os.read(self._wake_read, 4096)) == 4096:
@@ -482,22 +454,15 @@ class Publisher:
 
     # ---- from any thread ----
 
-    def _unbuilt(self) -> int:
-        return sum(map(len, list(self._builders.values())))
-
     def _forget(self) -> None:
         """After a fork, in the child: the thread stayed behind, and the sockets are the parent's."""
         self._wake_lock = threading.RLock()
-        self._refused_lock = threading.RLock()
+        self._drops.renew_lock()
         self._wake_write = -1
         self._sleep = _AWAKE
         self._inbox = deque(maxlen=0)
         self._broken = True
         atexit.unregister(self.close)
-
-    def _refuse(self, run_id: str, phase: PhaseRef, count: int) -> None:
-        with self._refused_lock, suppress(TypeError):  # a run or phase that is none
-            self._refused[run_id, phase] += count
 
     def _wake(self) -> None:
         with self._wake_lock:  # the descriptor must not be closed, and be another file's, meanwhile

@@ -41,9 +41,11 @@ from phase_bus.publisher import Publisher
 logger = logging.getLogger("phase_bus.aiperf")
 
 # AIPerf kills its services 0.5 s after it told them to stop, and logs a warning for each that is still
-# alive then. These two together stay well below.
+# alive then. These two together stay well below. With a spool_dir, SPOOL_S of DELIVER_S is for the
+# file: what is begun later may not be finished when the process is killed.
 SETTLE_S = 0.15
 DELIVER_S = 0.15
+SPOOL_S = 0.07
 _STEP_S = 0.01
 _MIB = 1 << 20
 
@@ -57,11 +59,13 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         address: where the bus is; without one the plugin is off.
         buffer_mib: how much may wait for the bus, in MiB.
         lists: what becomes of metrics that are lists.
+        spool_dir: where what the bus had not taken by the end is left, for ``phase-bus replay``.
     """
 
     address: str = ""
     buffer_mib: float = 64.0
     lists: ListMode = "summary"
+    spool_dir: str = ""
 
 
 def read_options(variables: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
@@ -142,6 +146,7 @@ class PhaseBusExporter:
         self._end = RunEnd()
         self._finalized = False
         self._publisher = _publisher(options)
+        self._deliver_s = DELIVER_S - SPOOL_S if options.spool_dir else DELIVER_S
         self._record = self._publisher.record
         self._listener = _listener(run, self._on_message, self._on_tick)
 
@@ -243,7 +248,7 @@ class PhaseBusExporter:
 
     async def _close(self) -> None:
         """Close the publisher without holding up AIPerf's event loop; never wait for a bus not there."""
-        timeout_s = DELIVER_S if self._publisher.connected else 0.0
+        timeout_s = self._deliver_s if self._publisher.connected else 0.0
         # Not asyncio.to_thread: its threads keep a process alive, this one does not.
         closing = threading.Thread(
             target=self._publisher.close, args=(timeout_s,), name="phase-bus-close", daemon=True
@@ -270,6 +275,7 @@ def _publisher(options: Options) -> Publisher:
             name="aiperf",
             buffer_bytes=int(options.buffer_mib * _MIB),
             lists=options.lists,
+            spool_dir=options.spool_dir or None,
         )
     except PhaseBusError as error:
         raise _refused(str(error)) from None
