@@ -7,29 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from phase_bus.aggregation.metric import EXACT_LIMIT, Options
+from phase_bus.aggregation.result import RunResult
 from phase_bus.aggregation.sketch import RELATIVE_ERROR
 from phase_bus.aggregation.state import RunState
-from phase_bus.aggregation.summary import render_text, summarize
+from phase_bus.aggregation.summary import render_text
 from phase_bus.consumer import Consumer
 from phase_bus.errors import ConfigError
 from phase_bus.events import PhaseEvent, Records, RunComplete, RunStart, Summary
 from phase_bus.files import check_writable, write_whole
-from phase_bus.records import RecordBatch
 
 
-class _Run:
+class _Run(RunResult):
     """A run whose summary is not final yet."""
 
     def __init__(self, state: RunState) -> None:
-        self.state = state
-        self.end: RunComplete | None = None
+        super().__init__(state)
         self.told_s: float | None = None  # when its summary was last published, monotonic
+        self.changed = True  # since it was last written
 
-    @property
-    def final(self) -> bool:
-        return self.end is not None and self.state.records == self.end.records
+
+class _Saved(Struct):
+    runs: list[tuple[dict[str, Any], RunComplete | None]]
+    done: list[str]
 
 
 class ResultsAggregator(Consumer):
@@ -78,9 +80,23 @@ class ResultsAggregator(Consumer):
 
     async def flush(self) -> None:
         for run in self._runs.values():
-            self._summaries[run.state.run_id] = self._summary(run)
-            self._changed = True
+            if run.changed:
+                self._summaries[run.state.run_id] = run.summary()
+                run.changed = False
+                self._changed = True
         self._write()
+
+    def state(self) -> bytes:
+        runs = [(run.state.to_dict(), run.end) for run in self._runs.values()]
+        return msgspec.msgpack.encode(_Saved(runs, sorted(self._done)))
+
+    def restore(self, state: bytes) -> None:
+        saved = msgspec.msgpack.decode(state, type=_Saved)
+        self._done = set(saved.done)
+        for document, end in saved.runs:
+            run = _Run(RunState.from_dict(document))
+            run.end = end
+            self._runs[run.state.run_id] = run
 
     async def on_run_start(self, event: RunStart) -> None:
         if event.run_id not in self._done:
@@ -100,7 +116,8 @@ class ResultsAggregator(Consumer):
             self.log.warning("records came after all that were announced", run_id=event.run_id)
             return
         run = self._run(event.run_id)
-        run.state.update(RecordBatch(event))
+        run.take(event)
+        run.changed = True
         if run.end is None:
             self._tell_if_due(run)
         elif run.final:
@@ -111,7 +128,7 @@ class ResultsAggregator(Consumer):
         if event.run_id in self._done:
             return
         run = self._run(event.run_id)
-        run.end = event
+        run.take(event)
         if not run.final:
             self.log.warning(
                 "the summary is not complete",
@@ -132,9 +149,8 @@ class ResultsAggregator(Consumer):
         if event.run_id in self._done:
             return
         run = self._run(event.run_id)
-        phase = run.state.phase(event.phase)
-        phase.start_ns = phase.start_ns if event.stats.start_ns is None else event.stats.start_ns
-        phase.end_ns = phase.end_ns if event.stats.end_ns is None else event.stats.end_ns
+        run.changed = True
+        run.take(event)
         self._tell_if_due(run)
 
     def _tell_if_due(self, run: _Run) -> None:
@@ -147,7 +163,7 @@ class ResultsAggregator(Consumer):
             run.told_s = time.monotonic()
 
     def _tell(self, run: _Run) -> None:
-        run_id, summary = run.state.run_id, self._summary(run)
+        run_id, summary = run.state.run_id, run.summary()
         self._summaries[run_id] = summary
         self._changed = True
         self.publish(Summary(run_id=run_id, producer=self.name, final=run.final, result=summary))
@@ -158,9 +174,6 @@ class ResultsAggregator(Consumer):
         if run.final:
             del self._runs[run.state.run_id]
             self._done.add(run.state.run_id)
-
-    def _summary(self, run: _Run) -> dict[str, Any]:
-        return summarize(run.state, final=run.final, end=run.end)
 
     def _write(self) -> None:
         if not self._changed:

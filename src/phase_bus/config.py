@@ -10,6 +10,7 @@ import msgspec
 import yaml
 from msgspec import Struct, field
 
+from phase_bus.bus.journal import Limits
 from phase_bus.bus.server import BusOptions
 from phase_bus.errors import ConfigError, suggest
 
@@ -63,6 +64,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         address: where the bus can be reached: ``ipc://...``, ``tcp://...``, or both.
         consumers: the consumers to start.
         bus: how the bus behaves.
+        journal: whether the bus keeps a journal.
+        data: the directory of the journal; by default one of the bus's own.
+        limits: how much the journal keeps.
         ready_timeout_s: how long the consumers may take to become ready, in seconds.
         drain_timeout_s: how long they may take to handle a run's end, in seconds.
     """
@@ -70,6 +74,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     address: tuple[str, ...] = ()
     consumers: tuple[ConsumerConfig, ...] = ()
     bus: BusOptions = BusOptions()
+    journal: bool = True
+    data: str = ""
+    limits: Limits = Limits()
     ready_timeout_s: float = 30.0
     drain_timeout_s: float = 30.0
 

@@ -24,6 +24,7 @@ from phase_bus.events import (
     PhaseStart,
     PhaseStats,
     PhaseTimeout,
+    Receipt,
     Records,
     RunComplete,
     RunStart,
@@ -55,6 +56,7 @@ class Progress(Consumer):
         self.every_s = every_s
         self.results: dict[str, dict[str, Any]] = {}  # final summaries by run, the first producer's
         self.ended: dict[str, RunComplete] = {}
+        self.receipts: dict[tuple[str, str], Receipt] = {}
         self._phases: dict[tuple[str, int], _Phase] = {}
         self._runs: list[str] = []
         self._shown_s = time.monotonic()
@@ -134,6 +136,10 @@ class Progress(Consumer):
         )
         for key in [key for key in self._phases if key[0] == event.run_id]:
             del self._phases[key]
+
+    async def on_receipt(self, event: Receipt) -> None:
+        """Keep what a consumer says of a run; the last word counts."""
+        self.receipts[event.run_id, event.consumer] = event
 
     async def on_summary(self, event: Summary) -> None:
         """Keep a final result for the end."""

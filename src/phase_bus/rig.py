@@ -36,6 +36,7 @@ class Rig:
 
     Attributes:
         address: the address to give to others.
+        whole: whether every consumer handled everything, as far as is known; see :meth:`settle`.
     """
 
     def __init__(self, config: Config, console: Console, *, quiet: bool = False) -> None:
@@ -43,13 +44,14 @@ class Rig:
         self.progress = Progress(console)
         self.progress.name = "progress"
         self._quiet = quiet
+        self._bus_is_dead = False
         self._directory = Path(tempfile.mkdtemp(prefix="phase-bus-"))
         given = [Address.parse(text) for text in config.address]
         # We talk to the bus by ipc: at the address given, if there is one of that kind.
         own = next((a for a in given if a.scheme == "ipc"), None)
         self._own = own or Address("ipc", directory=str(self._directory))
         self.address = str(self._own)
-        self.dead: dict[str, str] = {}  # consumers that ended unexpectedly, and how
+        self.whole = True  # whether every consumer handled everything, as far as is known
         self._supervisor = Supervisor(config, self._own, self.progress.say, self._on_death)
         self._display: asyncio.Task[None] | None = None
         self._runner: ConsumerRunner | None = None
@@ -96,7 +98,10 @@ class Rig:
             if not unfinished:
                 self._tell_incomplete(status)
                 return
+            if self._bus_is_dead:
+                break
             if time.monotonic() > deadline_s:
+                self.whole = False
                 for child, run_id in unfinished:
                     self.progress.note(
                         f"[red]consumer {child.name} has not handled the end of run {run_id} within "
@@ -104,6 +109,7 @@ class Rig:
                     )
                 return
             await asyncio.sleep(_LOOK_S)
+        self.whole = False
         self.progress.note("[red]the bus does not answer: what consumers have handled is unknown[/]")
 
     def _unfinished(self, status: Status) -> Iterator[tuple[Child, str]]:
@@ -120,13 +126,15 @@ class Rig:
         for child in self._supervisor.consumers:
             info = self._supervisor.info(child, status)
             for run_id in info.incomplete_runs if info else ():
+                self.whole = False
                 self.progress.note(
                     f"[red]consumer {child.name} did not handle everything of run {run_id}[/]; "
                     "its lines above say what"
                 )
 
     def _on_death(self, name: str, how: str) -> None:
-        self.dead[name] = how
+        self.whole = False
+        self._bus_is_dead |= name == "bus"
         what = "the bus" if name == "bus" else f"consumer {name}"
         self.progress.note(f"[red]{what} {how}[/]; the benchmark goes on without it")
 

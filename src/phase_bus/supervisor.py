@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from phase_bus.address import Address
+from phase_bus.bus.journal import Limits
 from phase_bus.bus.server import BusOptions
 from phase_bus.client import BusClient
 from phase_bus.config import Config, ConsumerConfig
@@ -182,7 +183,7 @@ class Supervisor:
         addresses = list(self.config.address)
         if self.address not in map(Address.parse, addresses):
             addresses.append(str(self.address))
-        self._bus = Child("bus", _bus_arguments(addresses, self.config.bus), self._say)
+        self._bus = Child("bus", _bus_arguments(addresses, self.config), self._say)
         await self._bus.start()
         self._consumers = [
             Child(c.title, _consumer_arguments(c, str(self.address)), self._say)
@@ -274,12 +275,18 @@ def describe_exit(returncode: int | None) -> str:
     return f"ended with exit code {returncode}"
 
 
-def _bus_arguments(addresses: Sequence[str], options: BusOptions) -> list[str]:
+def _bus_arguments(addresses: Sequence[str], config: Config) -> list[str]:
     arguments = ["bus"]
     for address in addresses:
         arguments += ["--address", address]
     for name in BusOptions.__struct_fields__:
-        arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+        arguments += [f"--{name.replace('_', '-')}", str(getattr(config.bus, name))]
+    if not config.journal:
+        return [*arguments, "--no-journal"]
+    if config.data:
+        arguments += ["--data", config.data]
+    for name in Limits.__struct_fields__:
+        arguments += [f"--{name.replace('_', '-')}", str(getattr(config.limits, name))]
     return arguments
 
 

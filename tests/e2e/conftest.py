@@ -47,7 +47,7 @@ class Workplace:
         process = subprocess.Popen(
             arguments,
             cwd=self.directory,
-            env={**given, MARK: self.mark, **environment},
+            env={**given, "XDG_STATE_HOME": str(self.directory / "state"), MARK: self.mark, **environment},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,

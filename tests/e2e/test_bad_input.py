@@ -85,7 +85,7 @@ def test_a_directory_in_use(workplace: Workplace, tmp_path: Path) -> None:
     bus = workplace.phase_bus("bus", "--address", address)
     wait_for(lambda: "bus ready" in workplace.stdout(bus), "the bus")
     done = workplace.run("bus", "--address", address)
-    assert_one_line(done.returncode, done.stderr, address, "in use by another bus")
+    assert_one_line(done.returncode, done.stderr, str(tmp_path), "in use by another bus")
     assert workplace.run("status", "--address", address).returncode == 0
     bus.terminate()
     assert workplace.finish(bus).returncode == 0

@@ -82,14 +82,14 @@ def test_several_runs_in_one_command_are_kept_apart(workplace: Workplace) -> Non
 
 
 def test_a_killed_consumer_is_reported_and_changes_nothing_else(workplace: Workplace) -> None:
-    """SIGKILL of one consumer in a run: the command and the other consumers do not notice."""
+    """SIGKILL of one consumer in a run: the command and the other consumers do not notice; code 3."""
     process = workplace.phase_bus(
         "exec", *LOGGING, *METRICS, *AGGREGATOR, "--", *SIMULATE, "-n", "1500", "-r", "500"
     )
     wait_for(lambda: "profiling started" in workplace.stderr(process), "the run")
     child_of(process.pid, "consume", "metrics").kill()
     done = workplace.finish(process)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr
     assert "consumer metrics was ended by SIGKILL" in done.stderr
     (run,) = runs_of(workplace)
     assert run["complete"]
@@ -201,7 +201,7 @@ class Bad(Consumer):
 """
     )
     done = workplace.run("exec", "--with", "bad:Bad", "--", *SIMULATE, "-n", "100", "-r", "0")
-    assert done.returncode == 0
+    assert done.returncode == 3
     assert "no luck today" in done.stderr
     assert "consumer bad:Bad did not handle everything" in done.stderr
 
@@ -259,3 +259,40 @@ def test_consumers_in_any_order(workplace: Workplace, tmp_path: Path) -> None:
     for process in (consumer, bus):
         os.kill(process.pid, signal.SIGTERM)
         assert workplace.finish(process).returncode == 0
+
+
+@pytest.mark.slow
+def test_late_consumers_hold_the_same_as_the_first(workplace: Workplace) -> None:
+    """One that is there first, one that comes in the middle, one after the end: the same result."""
+    address = f"ipc://{workplace.directory}/bus"
+    bus = workplace.phase_bus("bus", "--address", address)
+    wait_for(lambda: "bus ready at" in workplace.stdout(bus), "the bus")
+
+    def consume(name: str) -> Any:
+        return workplace.phase_bus(
+            "consume", "aggregator", "--name", name, "--set", f"output={name}.json", "--address", address
+        )
+
+    def result(name: str) -> Any:
+        path = workplace.directory / f"{name}.json"
+        return workplace.json(path.name)["runs"].get("late") if path.exists() else None
+
+    consumers = [consume("first")]
+    wait_for(lambda: '"ready"' in workplace.run("status", "--json", "--address", address).stdout, "first")
+    run = workplace.phase_bus(
+        "simulate", "-n", "4000", "-r", "1000", "--run-id", "late", "--address", address
+    )
+    wait_for(lambda: (result("first") or {}).get("records", 0) > 500, "the middle of the run")
+    consumers.append(consume("second"))
+    assert workplace.finish(run).returncode == 0
+    wait_for(lambda: (result("first") or {}).get("final"), "the first one's result")
+    consumers.append(consume("third"))
+    for name in ("second", "third"):
+        wait_for(lambda name=name: (result(name) or {}).get("final"), f"the {name} one's result")  # type: ignore[misc]
+        assert result(name) == result("first")
+    for process in (*consumers, bus):
+        os.kill(process.pid, signal.SIGTERM)
+        assert workplace.finish(process).returncode == 0
+    receipts = workplace.run("receipts", "late")
+    assert receipts.returncode == 0, receipts.stderr
+    assert "third" in receipts.stdout

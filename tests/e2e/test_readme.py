@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from phase_bus.cli import main
 from tests.e2e.conftest import Workplace, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +60,9 @@ def test_every_command_is_run_by_a_test() -> None:
         "phase-bus simulate --requests 500",
         "phase-bus status",
         "phase-bus exec --with slow:SlowPhase",
+        "phase-bus runs",
+        "phase-bus report latest",
+        "phase-bus receipts latest",
     )
     assert [c for c in commands() if not c.startswith(known)] == []
     ci = (ROOT / ".ci" / "run").read_text()
@@ -65,16 +70,28 @@ def test_every_command_is_run_by_a_test() -> None:
     assert "\nmake test\n" in ci
 
 
-def test_the_table_names_the_commands_there_are(workplace: Workplace) -> None:
+def test_the_table_names_the_commands_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     """The table lists what `phase-bus --help` lists, and each has a --help with an example."""
-    listed = re.findall(r"^\| `phase-bus (\w+)` \|", README, re.MULTILINE)
-    shown = workplace.run("--help").stdout
-    there = re.findall(r"^│ (\w+) ", shown, re.MULTILINE)
-    assert sorted(listed) == sorted(there)
+    listed = re.findall(r"^\| `phase-bus ([\w-]+)` \|", README, re.MULTILINE)
+    assert sorted(listed) == sorted(commands_below(capsys))
     for name in listed:
-        text = workplace.run(name, "--help").stdout
-        assert "For example:" in text, name
-        assert f"phase-bus {name}" in text, name
+        for group in [[name, below] for below in commands_below(capsys, name)] or [[name]]:
+            text = shown(capsys, *group)
+            assert "For example:" in text, group
+            assert f"phase-bus {' '.join(group)}" in text, group
+
+
+def shown(capsys: pytest.CaptureFixture[str], *group: str) -> str:
+    """Return what a command's --help shows."""
+    with pytest.raises(SystemExit, match="0"):
+        main([*group, "--help"])
+    return capsys.readouterr().out
+
+
+def commands_below(capsys: pytest.CaptureFixture[str], *group: str) -> list[str]:
+    """Return the commands that a --help lists."""
+    _, _, commands = shown(capsys, *group).partition("─ Commands ─")
+    return re.findall(r"^│ (\w[\w-]+) ", commands, re.MULTILINE)
 
 
 @pytest.mark.aiperf
@@ -108,14 +125,28 @@ def test_a_bus_that_stays(workplace: Workplace) -> None:
     assert f"address: {given}" in text
     address = f"ipc://{workplace.directory}/bus"  # not the example's, so that tests do not meet
     (workplace.directory / "examples" / "bus.yaml").write_text(text.replace(given, address))
+    said: list[str] = []
     up = workplace.start(*words(starting("phase-bus up -c examples/bus.yaml")))
     wait_for(lambda: "consumers ready" in workplace.stderr(up), "the bus")
-    for command in (starting("phase-bus simulate --requests 500"), starting("phase-bus status")):
+    for start in ("simulate --requests 500", "status", "runs", "report latest", "receipts latest"):
+        command = starting(f"phase-bus {start}")
         done = workplace.finish(workplace.start(*words(command), PHASE_BUS_ADDRESS=address))
+        if start.startswith("simulate"):
+            wait_for(lambda: handled(workplace, address) >= 4, "all four consumers")
         assert done.returncode == 0, done.stderr
-    assert "slow-phases" in done.stdout
+        said.append(done.stdout)
+    assert "slow-phases" in said[1]
+    assert "completed" in said[2]
+    assert "Request Latency" in said[3]
+    assert "records" in said[4]
     os.kill(up.pid, signal.SIGTERM)
     assert workplace.finish(up).returncode == 0
+
+
+def handled(workplace: Workplace, address: str) -> int:
+    """Return how many consumers have handled a run."""
+    status = workplace.run("status", "--json", "--address", address)
+    return sum(bool(client["handled_runs"]) for client in json.loads(status.stdout)["clients"])
 
 
 def test_the_consumer_in_ten_lines(workplace: Workplace) -> None:

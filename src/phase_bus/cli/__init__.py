@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 from cyclopts import App, CycloptsError, UnknownCommandError
 
@@ -20,12 +21,31 @@ _COMMANDS = {
     "tail": ("tail:tail", "Print events as they come."),
     "attach": ("attach:attach", "Follow a run of AIPerf from outside, without the plugin."),
     "simulate": ("simulate:simulate", "Publish a synthetic run, for trying things without AIPerf."),
+    "runs": ("runs:runs", "List past runs."),
+    "report": ("report:report", "Show the result of a past run."),
+    "receipts": ("receipts:receipts", "Show what each consumer handled of a past run."),
+    "replay": ("replay:replay", "Publish past runs again, on another bus."),
+    "journal": ("", "Look at a bus's journal: info, verify, prune, export."),
+    "dead-letters": ("", "Look at events that a consumer failed on, and retry them."),
     "status": ("status:status", "Show who is on the bus, and how the runs are."),
     "doctor": ("doctor:doctor", "Say what is installed, and whether plugin and address work."),
 }
+_SUBCOMMANDS = {
+    "journal": {
+        "info": ("journal:info", "Say what a journal holds, and how far each consumer has come."),
+        "verify": ("journal:verify", "Read a whole journal and say what is damaged."),
+        "prune": ("journal:prune", "Delete the oldest finished runs until the limits hold."),
+        "export": ("journal:export", "Write events as JSON lines, or request records as Parquet."),
+    },
+    "dead-letters": {
+        "list": ("dead_letters:list_", "List the events that consumers failed on."),
+        "show": ("dead_letters:show", "Show an event with the exception."),
+        "retry": ("dead_letters:retry", "Give events to the consumer again."),
+    },
+}
 
 
-def build_app(chosen: str = "") -> App:
+def build_app(*chosen: str) -> App:
     """Return the command line, with every command unloaded; the chosen one explains itself in full."""
     app = App(
         name="phase-bus",
@@ -36,17 +56,27 @@ def build_app(chosen: str = "") -> App:
         result_action="return_value",
     )
     for name, (where, what) in _COMMANDS.items():
-        app.command(f"phase_bus.cli.{where}", name=name, help=None if name == chosen else what)
+        if name in _SUBCOMMANDS:
+            sub = App(name=name, help=what)
+            for sub_name, (sub_where, sub_what) in _SUBCOMMANDS[name].items():
+                _add(sub, sub_name, sub_where, None if chosen[:2] == (name, sub_name) else sub_what)
+            app.command(sub)
+        else:
+            _add(app, name, where, None if chosen[:1] == (name,) else what)
     return app
+
+
+def _add(app: App, name: str, where: str, what: str | None) -> None:
+    app.command(f"phase_bus.cli.{where}", name=name, help=what)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 when all is well, 2 for what the user can put right."""
     tokens = sys.argv[1:] if arguments is None else arguments
     try:
-        code = build_app(*tokens[:1])(tokens, exit_on_error=False, print_error=False)
+        code = build_app(*tokens[:2])(tokens, exit_on_error=False, print_error=False)
     except UnknownCommandError:
-        code = _complain(f"no command {tokens[0]!r}{suggest(tokens[0], _COMMANDS)}")
+        code = _complain(_unknown(tokens))
     except CycloptsError as error:
         code = _complain(f"{_one_line(error)}; see 'phase-bus {_command(tokens)}--help'")
     except PhaseBusError as error:
@@ -70,5 +100,15 @@ def _one_line(error: Exception) -> str:
     return text if text.endswith("...") else text.rstrip(".")
 
 
+def _unknown(tokens: list[str]) -> str:
+    known: dict[str, Any] = _SUBCOMMANDS.get(tokens[0], {})
+    if not known:
+        return f"no command {tokens[0]!r}{suggest(tokens[0], _COMMANDS)}"
+    return f"no command '{tokens[0]} {tokens[1]}'{suggest(tokens[1], known)}"
+
+
 def _command(tokens: list[str]) -> str:
-    return f"{tokens[0]} " if tokens and tokens[0] in _COMMANDS else ""
+    if not tokens or tokens[0] not in _COMMANDS:
+        return ""
+    subcommands = _SUBCOMMANDS.get(tokens[0], {})
+    return " ".join((tokens[0], *(t for t in tokens[1:2] if t in subcommands), ""))

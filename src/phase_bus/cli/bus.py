@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from phase_bus.address import Address, default_address
+from phase_bus.bus.journal import Journal, Limits
+from phase_bus.bus.places import journal_directory
 from phase_bus.bus.server import Bus, BusOptions
 from phase_bus.cli.options import AddressesOption, StopOnEof, configure_logging
 
 _DEFAULTS = BusOptions()
+_LIMITS = Limits()
 
 
 def bus(
@@ -20,13 +24,25 @@ def bus(
     heartbeat_s: float = _DEFAULTS.heartbeat_s,
     silent_after_s: float = _DEFAULTS.silent_after_s,
     high_water_mark: int = _DEFAULTS.high_water_mark,
+    data: Annotated[Path | None, Parameter(help="Directory of the journal. Default: by address.")] = None,
+    no_journal: Annotated[
+        bool,
+        Parameter(
+            negative=(),
+            help="Keep events in memory only. Given up: replay for late, slow and restarted consumers, "
+            "and every command that looks at past runs.",
+        ),
+    ] = False,
+    max_bytes: int = _LIMITS.max_bytes,
+    max_age_s: float = _LIMITS.max_age_s,
+    max_runs: int = _LIMITS.max_runs,
     max_message_bytes: Annotated[int, Parameter(show=False)] = _DEFAULTS.max_message_bytes,
     stop_on_eof: StopOnEof = False,
 ) -> None:
     """Run the bus: take events in, acknowledge them, fan them out to consumers.
 
-    Publishers and consumers may come before or after it. It keeps events in memory only: a consumer
-    that comes late, or falls behind by more than the high-water mark, misses events and reports it.
+    Publishers and consumers may come before or after it. Every event is in its journal before it is
+    acknowledged, so a consumer that is late, slow or restarted gets all of it from there.
 
     For example:
 
@@ -38,23 +54,31 @@ def bus(
         heartbeat_s: How often clients are to say that they are alive, in seconds.
         silent_after_s: Seconds of silence after which a client counts as gone; the runs of a
             publisher that is gone end as 'lost'.
-        high_water_mark: Events queued for each consumer at most.
+        high_water_mark: Events queued for each consumer at most; what is beyond waits in the journal.
+        max_bytes: The journal's size from which on its oldest finished runs are pruned.
+        max_age_s: The age from which on finished runs are pruned, in seconds.
+        max_runs: The number of runs kept.
     """
     configure_logging()
+    addresses = [Address.parse(text) for text in address or [default_address()]]
+    limits = Limits(max_bytes=max_bytes, max_age_s=max_age_s, max_runs=max_runs)
+    kept = None if no_journal else Journal(data or journal_directory(addresses[0]), limits)
     server = Bus(
-        [Address.parse(text) for text in address or [default_address()]],
+        addresses,
         BusOptions(
             heartbeat_s=heartbeat_s,
             silent_after_s=silent_after_s,
             high_water_mark=high_water_mark,
             max_message_bytes=max_message_bytes,
         ),
+        kept,
     )
     server.install_signals()
     try:
         server.bind()
         if not stop_on_eof:
-            print(f"bus ready at {' and '.join(map(str, server.addresses))}", flush=True)
+            where = f"journal in {kept.path}" if kept else "no journal: what a consumer misses is lost"
+            print(f"bus ready at {' and '.join(map(str, server.addresses))}; {where}", flush=True)
         server.run(stop_on_eof=sys.stdin.fileno() if stop_on_eof else None)
     finally:
         server.close()

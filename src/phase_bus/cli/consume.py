@@ -10,10 +10,12 @@ from cyclopts import Parameter
 
 from phase_bus.cli.options import (
     AddressOption,
+    FromOption,
     StopOnEof,
     configure_logging,
     key_values,
     parse_address,
+    parse_origin,
 )
 from phase_bus.consumer import build_consumer
 from phase_bus.errors import ConfigError
@@ -30,6 +32,7 @@ def consume(
         Parameter(name="--set", negative=(), help="An option of the consumer: key=value. Repeatable."),
     ] = None,
     name: str | None = None,
+    from_: FromOption = "checkpoint",
     stop_on_eof: StopOnEof = False,
 ) -> None:
     """Run one consumer, in this process, until Ctrl-C or SIGTERM.
@@ -43,17 +46,23 @@ def consume(
 
         phase-bus consume my_module:MyConsumer --address tcp://127.0.0.1:5670
 
+        phase-bus consume aggregator --from start
+
     Args:
         consumer: A name that 'phase-bus consumers' lists, or module:Class.
-        name: What to call it on the bus; by default the consumer's own name.
+        name: What to call it on the bus, which remembers by this name how far it has come; by default
+            the consumer's own name.
+        from_: Where to begin: 'checkpoint', where it left off (or the start, if it never ran); 'start',
+            the first event in the bus's journal; 'now', what comes from now on; or after an OFFSET.
     """
     configure_logging()
     where = parse_address(address)
+    origin = parse_origin(from_)
     cls = Registry.load().resolve(consumer)
     built = build_consumer(cls, name or consumer, key_values(set_))
 
     async def run() -> None:
-        runner = ConsumerRunner(built, where)
+        runner = ConsumerRunner(built, where, origin=origin)
         runner.install_signals()
         if stop_on_eof:
             runner.stop_on_eof(sys.stdin.fileno())

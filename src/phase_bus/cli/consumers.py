@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
-from phase_bus.cli.options import JsonOption
+from phase_bus.cli.options import JsonOption, make_console
 from phase_bus.consumer import options_of
 from phase_bus.registry import Registry
 
@@ -38,4 +37,4 @@ def consumers(*, tag: str | None = None, json: JsonOption = False) -> None:
         table.add_column(column, overflow="fold")
     for entry, options in rows:
         table.add_row(entry.name, entry.description, "\n".join(options), ", ".join(entry.tags))
-    Console(highlight=False).print(table)
+    make_console().print(table)

@@ -15,11 +15,10 @@ import msgspec
 import zmq
 from cyclopts import Parameter
 from msgspec import Struct
-from rich.console import Console
 
 from phase_bus import __version__
 from phase_bus.address import ADDRESS_VARIABLE, Address, default_address
-from phase_bus.cli.options import AddressOption, JsonOption
+from phase_bus.cli.options import AddressOption, JsonOption, make_console
 from phase_bus.client import BusClient
 from phase_bus.errors import PhaseBusError
 from phase_bus.registry import Registry
@@ -73,7 +72,7 @@ def doctor(
     if json:
         print(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
     else:
-        console = Console(highlight=False)
+        console = make_console()
         for f in findings:
             console.print(f"{_MARKS[f.verdict]} {f.subject:<12} {f.text}", soft_wrap=True)
     return int(any(f.verdict == "wrong" for f in findings))

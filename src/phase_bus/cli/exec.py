@@ -6,15 +6,20 @@ import asyncio
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 from cyclopts import Parameter
 from rich.console import Console
 
-from phase_bus.cli.options import AddressesOption, WithOption, configure_logging
+from phase_bus.bus.places import exec_journal_directory
+from phase_bus.cli.options import AddressesOption, WithOption, configure_logging, make_console
 from phase_bus.config import Config, load_config
 from phase_bus.errors import ConfigError
 from phase_bus.foreground import check_command, run_in_foreground
+from phase_bus.ledger_view import ledger_in_brief, ledger_table
 from phase_bus.rig import Rig
 from phase_bus.supervisor import describe_exit, environment, shell_code
+
+NOT_EVERYTHING_HANDLED = 3
 
 
 def exec_command(
@@ -28,7 +33,8 @@ def exec_command(
 
     Starts the bus and the consumers, waits until each is ready, runs COMMAND with the bus's address in
     its environment ($PHASE_BUS_ADDRESS), shows how the run goes, waits until every consumer has handled
-    the end of the run, prints the result, stops everything, and exits with COMMAND's exit code.
+    the end of the run, prints the result, stops everything, and exits with COMMAND's exit code; or with
+    3, if COMMAND succeeded and a consumer did not handle everything that was published for it.
 
     COMMAND may hold several runs one after another, or none. What phase-bus itself shows goes to
     standard error; standard input, output and the terminal are COMMAND's.
@@ -50,11 +56,14 @@ def exec_command(
         raise ConfigError("no command to run; write it after '--', as in: -- aiperf profile ...")
     check_command(command)
     configure_logging()
-    return asyncio.run(_run(command, load_config(config, with_ or [], address or []), quiet))
+    loaded = load_config(config, with_ or [], address or [])
+    if not loaded.data:
+        loaded = msgspec.structs.replace(loaded, data=str(exec_journal_directory()))
+    return asyncio.run(_run(command, loaded, quiet))
 
 
 async def _run(command: tuple[str, ...], config: Config, quiet: bool) -> int:
-    console = Console(stderr=True, highlight=False)
+    console = make_console(stderr=True)
     async with Rig(config, console, quiet=quiet) as rig:
         names = ", ".join(consumer.title for consumer in config.consumers) or "none"
         if not quiet:
@@ -63,8 +72,11 @@ async def _run(command: tuple[str, ...], config: Config, quiet: bool) -> int:
         await rig.settle(f"the command {describe_exit(returncode)} without ending the run")
         if not quiet:
             _print_results(rig, console)
+            _print_ledger(rig, console)
             if not rig.progress.ended:
                 rig.progress.note("the command published no run; 'phase-bus doctor' may say why")
+    if returncode == 0 and not rig.whole:
+        return NOT_EVERYTHING_HANDLED
     return shell_code(returncode)
 
 
@@ -74,3 +86,13 @@ def _print_results(rig: Rig, console: Console) -> None:
     for result in rig.progress.results.values():
         console.print()
         console.print(render_text(result, brief=True), soft_wrap=True, markup=False)
+
+
+def _print_ledger(rig: Rig, console: Console) -> None:
+    """Print for each run what became of its events at each consumer."""
+    for run_id in rig.progress.ended:
+        said = [receipt for (run, _), receipt in rig.progress.receipts.items() if run == run_id]
+        console.print(f"\nLedger of run {run_id}, in events:", markup=False)
+        console.print(ledger_table(ledger_in_brief(said)))
+        for name in sorted({c.title for c in rig.config.consumers} - {r.consumer for r in said}):
+            console.print(f"{name} gave no receipt", style="red")

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import structlog
 from cyclopts import Parameter
+from rich.console import Console
 
 from phase_bus.address import Address, default_address
 from phase_bus.errors import ConfigError
+
+if TYPE_CHECKING:
+    from phase_bus.runner import Origin
+
+_WIDE = 200
 
 AddressOption: TypeAlias = Annotated[
     str | None,
@@ -41,6 +47,7 @@ WithOption: TypeAlias = Annotated[
         "NAME:key=value,key=value. May be repeated.",
     ),
 ]
+FromOption: TypeAlias = Annotated[str, Parameter(name="--from")]
 # For processes that another phase-bus process starts.
 StopOnEof: TypeAlias = Annotated[bool, Parameter(name="--stop-on-eof", negative=(), show=False)]
 
@@ -63,6 +70,31 @@ def key_values(pairs: list[str] | None) -> dict[str, str]:
             raise ConfigError(f"--set {pair!r}: write --set key=value")
         values[key] = value
     return values
+
+
+def parse_origin(text: str, *, checkpoint: bool = True) -> Origin:
+    """Return where to begin to read: ``start``, ``now``, ``checkpoint``, or an offset.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    match text:
+        case "start":
+            return "start"
+        case "now":
+            return "now"
+        case "checkpoint" if checkpoint:
+            return "checkpoint"
+    if text.isascii() and text.isdigit() and len(text) < 19:
+        return int(text)
+    words = "'start', 'now', 'checkpoint'" if checkpoint else "'start', 'now'"
+    raise ConfigError(f"--from {text!r}: give {words} or the offset after which to begin")
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """Return a console for tables; into a file or pipe they get the width they need."""
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDE)
 
 
 def configure_logging() -> None:

@@ -8,7 +8,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from phase_bus.cli.options import AddressOption, JsonOption, parse_address
+from phase_bus.cli.options import AddressOption, JsonOption, make_console, parse_address
 from phase_bus.client import BusClient
 from phase_bus.control import Status
 
@@ -27,7 +27,7 @@ def status(*, address: AddressOption = None, json: JsonOption = False) -> None:
     if json:
         print(msgspec.json.format(msgspec.json.encode(reply), indent=2).decode())
         return
-    show_status(reply, Console(highlight=False))
+    show_status(reply, make_console())
 
 
 def show_status(status: Status, console: Console) -> None:

@@ -11,7 +11,14 @@ from typing import Annotated, Any
 import msgspec
 from cyclopts import Parameter
 
-from phase_bus.cli.options import AddressOption, JsonOption, configure_logging, parse_address
+from phase_bus.cli.options import (
+    AddressOption,
+    FromOption,
+    JsonOption,
+    configure_logging,
+    parse_address,
+    parse_origin,
+)
 from phase_bus.consumer import Consumer
 from phase_bus.events import EventBase, PhaseEvent, Records
 from phase_bus.records import RecordBatch, to_plain
@@ -49,6 +56,7 @@ def tail(
         list[str] | None,
         Parameter(negative=(), help="Only topics that begin so: 'phase_', 'records.', 'summary.' ..."),
     ] = None,
+    from_: FromOption = "now",
     json: JsonOption = False,
     count: int = 0,
 ) -> None:
@@ -62,20 +70,30 @@ def tail(
 
         phase-bus tail --topic phase_ --topic run_ --json
 
+        phase-bus tail --from start --topic run_
+
     Args:
+        from_: Where to begin: 'now', with what comes from now on; 'start', the first event in the bus's
+            journal; or after an OFFSET.
         count: End after so many events; 0 for never.
     """
     configure_logging()
     printer = Printer(json, count)
     printer.name = "tail"
     where = parse_address(address)
+    origin = parse_origin(from_, checkpoint=False)
 
     async def run() -> None:
         def ready() -> None:
             print(f"phase-bus: listening at {where}", file=sys.stderr, flush=True)
 
         runner = ConsumerRunner(
-            printer, where, receipts=False, topics=tuple(topic) if topic else None, on_ready=ready
+            printer,
+            where,
+            receipts=False,
+            topics=tuple(topic) if topic else None,
+            origin=origin,
+            on_ready=ready,
         )
         printer.done = runner.stop
         runner.install_signals()

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from phase_bus.address import default_address
-from phase_bus.cli.options import AddressesOption, WithOption, configure_logging
+from phase_bus.cli.options import AddressesOption, WithOption, configure_logging, make_console
 from phase_bus.config import Config, load_config
 from phase_bus.rig import Rig
 
@@ -49,7 +48,7 @@ async def _run(config: Config, quiet: bool) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(signum, stop.set)
-    async with Rig(config, Console(stderr=True, highlight=False), quiet=quiet) as rig:
+    async with Rig(config, make_console(stderr=True), quiet=quiet) as rig:
         names = ", ".join(consumer.title for consumer in config.consumers) or "none"
         if not quiet:
             rig.progress.note(f"bus ready at {rig.address}; consumers ready: {names}; Ctrl-C ends it")

@@ -1,0 +1,55 @@
+"""The result of one run: its state, its end, and when the two together are final."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from phase_bus.aggregation.state import RunState
+from phase_bus.aggregation.summary import summarize
+from phase_bus.events import (
+    EventBase,
+    PhaseComplete,
+    PhaseEvent,
+    PhaseProgress,
+    PhaseStart,
+    Records,
+    RunComplete,
+)
+from phase_bus.records import RecordBatch
+
+_WITH_TIMES = (PhaseStart, PhaseProgress, PhaseComplete)
+
+
+class RunResult:
+    """What the events of a run come to, whether they come live or from a journal.
+
+    Args:
+        state: the run's state, to go on with.
+
+    Attributes:
+        end: the run's end, once it is known.
+    """
+
+    def __init__(self, state: RunState) -> None:
+        self.state = state
+        self.end: RunComplete | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether as many records were counted as the run's end announced."""
+        return self.end is not None and self.state.records == self.end.records
+
+    def take(self, event: EventBase) -> None:
+        """Add what an event says; most kinds say nothing of the result."""
+        if isinstance(event, Records):
+            self.state.update(RecordBatch(event))
+        elif isinstance(event, RunComplete):
+            self.end = event
+        elif isinstance(event, PhaseEvent) and isinstance(event, _WITH_TIMES):
+            phase = self.state.phase(event.phase)
+            phase.start_ns = phase.start_ns if event.stats.start_ns is None else event.stats.start_ns
+            phase.end_ns = phase.end_ns if event.stats.end_ns is None else event.stats.end_ns
+
+    def summary(self) -> dict[str, Any]:
+        """Return the document of :func:`~phase_bus.aggregation.summary.summarize`."""
+        return summarize(self.state, final=self.final, end=self.end)

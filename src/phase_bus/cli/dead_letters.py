@@ -1,0 +1,161 @@
+"""``phase-bus dead-letters``: list, show, retry."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from cyclopts import Parameter
+
+from phase_bus.bus.journal_reader import JournalReader
+from phase_bus.bus.journal_rows import DeadLetter
+from phase_bus.cli.journals import OneDataOption, counted, make_table, one_journal, print_json
+from phase_bus.cli.options import AddressOption, JsonOption, configure_logging, make_console, parse_address
+from phase_bus.errors import ConfigError
+
+_ConsumerOption = Annotated[
+    str | None, Parameter(name="--consumer", help="Only what the consumer of this name set aside.")
+]
+
+
+def list_(
+    *, consumer: _ConsumerOption = None, data: OneDataOption = None, json: JsonOption = False
+) -> None:
+    """List the events that consumers failed on and set aside, the oldest first.
+
+    For example:
+
+        phase-bus dead-letters list
+
+        phase-bus dead-letters list --consumer alerting --json
+    """
+    with JournalReader(one_journal(data)) as reader:
+        letters = reader.dead_letters(consumer)
+        path = reader.path
+    if json:
+        print_json(letters)
+        return
+    console = make_console()
+    if not letters:
+        console.print(f"no dead letters in {path}", soft_wrap=True)
+        return
+    table = make_table("ID", "CONSUMER", "KIND", "RUN", "WHEN", "ATTEMPTS", "ERROR")
+    for letter in letters:
+        when = datetime.fromtimestamp(letter.ts_ns / 1e9).astimezone()
+        error = letter.error.replace("[", "\\[")
+        table.add_row(
+            str(letter.id),
+            letter.consumer,
+            letter.kind,
+            letter.run_id,
+            f"{when:%Y-%m-%d %H:%M:%S}",
+            str(letter.attempts),
+            error,
+        )
+    console.print(table)
+
+
+def show(letter_id: int, /, *, data: OneDataOption = None, json: JsonOption = False) -> None:
+    """Show one of them: the event, and the exception with its traceback.
+
+    For example:
+
+        phase-bus dead-letters show 3
+
+    Args:
+        letter_id: Its number, as 'phase-bus dead-letters list' shows it.
+    """
+    from phase_bus.dead_letters import event_of
+    from phase_bus.records import to_plain
+
+    with JournalReader(one_journal(data)) as reader:
+        (letter,) = _chosen(reader, (letter_id,), None)
+        event = to_plain(event_of(reader, letter))
+    if json:
+        print_json({**msgspec.to_builtins(letter), "event": event})
+        return
+    when = datetime.fromtimestamp(letter.ts_ns / 1e9).astimezone()
+    print(f"consumer {letter.consumer!r}, run {letter.run_id}, {letter.kind}, offset {letter.offset}")
+    print(f"set aside {when:%Y-%m-%d %H:%M:%S} after {letter.attempts} attempts: {letter.error}")
+    print(f"\n{letter.traceback.rstrip()}\n")
+    print_json(event)
+
+
+def retry(
+    *letter_ids: int,
+    all_: Annotated[bool, Parameter(name="--all", negative=(), help="All there are.")] = False,
+    consumer: _ConsumerOption = None,
+    with_: Annotated[
+        str | None,
+        Parameter(
+            name="--with",
+            help="The consumer as it was started: NAME or module:Class, with options as NAME:key=value. "
+            "Default: by its name, without options.",
+        ),
+    ] = None,
+    data: OneDataOption = None,
+    address: AddressOption = None,
+) -> int:
+    """Give events that a consumer failed on to it again; exit with 1 if it fails again.
+
+    The consumer is run here, in this process, for these events alone, and goes on from the state that
+    its last process left. So give it the options that it had, and see that it is not running. What it
+    handles is no dead letter any more. The bus may be running or not.
+
+    For example:
+
+        phase-bus dead-letters retry 3 --with alerting:threshold_s=30
+
+        phase-bus dead-letters retry --all --consumer my_module:MyConsumer
+
+    Args:
+        letter_ids: Their numbers, as 'phase-bus dead-letters list' shows them.
+    """
+    from phase_bus.dead_letters import open_retrier
+
+    if bool(letter_ids) == all_:
+        raise ConfigError("give the numbers of dead letters, or --all")
+    configure_logging()
+    path = one_journal(data)
+    with JournalReader(path) as reader:
+        letters = _chosen(reader, letter_ids, consumer)
+        names = sorted({letter.consumer for letter in letters})
+        if with_ is not None and len(names) > 1:
+            raise ConfigError(f"--with {with_!r}: these are of {', '.join(names)}; choose with --consumer")
+        failed = 0
+        with open_retrier(reader, parse_address(address)) as retrier:
+            for name in names:
+                mine = [letter for letter in letters if letter.consumer == name]
+                failed += asyncio.run(retrier.retry(name, with_ or name, mine))
+    print(
+        f"phase-bus: {counted(len(letters) - failed, 'dead letter')} handled, {failed} failed again",
+        file=sys.stderr,
+    )
+    return 1 if failed else 0
+
+
+def _chosen(reader: JournalReader, ids: tuple[int, ...], consumer: str | None) -> list[DeadLetter]:
+    """Return the dead letters of these numbers, or all.
+
+    Raises:
+        ConfigError: there is none of a number.
+    """
+    letters = reader.dead_letters(consumer)
+    if not ids:
+        return letters
+    there = {letter.id: letter for letter in letters}
+    for letter_id in ids:
+        if letter_id not in there:
+            raise ConfigError(
+                f"there is no dead letter {letter_id} in {_where(reader.path, consumer)}; "
+                "'phase-bus dead-letters list' shows which there are"
+            )
+    return [there[letter_id] for letter_id in ids]
+
+
+def _where(path: Path, consumer: str | None) -> str:
+    return repr(str(path)) if consumer is None else f"{str(path)!r} of consumer {consumer!r}"

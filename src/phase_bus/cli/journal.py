@@ -1,0 +1,179 @@
+"""``phase-bus journal``: info, verify, prune, export."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from cyclopts import Parameter
+from rich.filesize import decimal
+
+from phase_bus.bus.journal_files import FILE_NAME, size_on_disk
+from phase_bus.bus.journal_reader import JournalReader
+from phase_bus.bus.journal_rows import Limits
+from phase_bus.cli.journals import (
+    OneDataOption,
+    counted,
+    find_run,
+    journal_to_write,
+    make_table,
+    one_journal,
+    print_json,
+)
+from phase_bus.cli.options import JsonOption, make_console
+from phase_bus.errors import ConfigError, JournalError
+
+_LIMITS = Limits()
+
+
+def info(*, data: OneDataOption = None, json: JsonOption = False) -> None:
+    """Say what a journal holds, and how far each consumer has come in it.
+
+    For example:
+
+        phase-bus journal info
+
+        phase-bus journal info --data /var/lib/my-bus --json
+    """
+    with JournalReader(one_journal(data)) as reader:
+        told = reader.info()
+        letters = len(reader.dead_letters())
+    if json:
+        print_json({**msgspec.to_builtins(told), "head": told.head._asdict(), "dead_letters": letters})
+        return
+    console = make_console()
+    console.print(f"{told.path}: {decimal(told.size_bytes)}", soft_wrap=True)
+    since = ""
+    if told.oldest_ts_ns is not None:
+        since = f", since {datetime.fromtimestamp(told.oldest_ts_ns / 1e9).astimezone():%Y-%m-%d %H:%M:%S}"
+    console.print(
+        f"{counted(told.runs, 'run')}, {counted(told.events, 'event')}, "
+        f"{counted(told.records, 'record')}{since}; last offset {told.head.offset}; "
+        f"{counted(letters, 'dead letter')}"
+    )
+    if told.checkpoints:
+        table = make_table("CONSUMER", "POSITION", "BEHIND")
+        for consumer, offset in told.checkpoints.items():
+            table.add_row(consumer, str(offset), str(told.head.offset - offset))
+        console.print(table)
+
+
+def verify(*, data: OneDataOption = None, json: JsonOption = False) -> int:
+    """Read a whole journal and say what is damaged; exit with 1 if anything is.
+
+    For example:
+
+        phase-bus journal verify --data /var/lib/my-bus
+    """
+    path, events = one_journal(data), 0
+    try:
+        with JournalReader(path) as reader:
+            path, problems = reader.path, reader.verify()
+            events = 0 if problems else reader.info().events
+    except JournalError as error:
+        if "damaged" not in error.reason:  # not there, locked ...: that says nothing of its content
+            raise
+        problems = [error.reason]
+    if json:
+        print_json({"path": str(path), "problems": problems})
+    else:
+        for problem in problems:
+            print(problem)
+        print(
+            f"{path}: {counted(len(problems), 'problem')}"
+            if problems
+            else f"{path}: {events} events, all is well"
+        )
+    return 1 if problems else 0
+
+
+def prune(
+    *,
+    data: Annotated[Path, Parameter(help="The journal: its directory or file.")],
+    max_bytes: int = _LIMITS.max_bytes,
+    max_age_s: float = _LIMITS.max_age_s,
+    max_runs: int = _LIMITS.max_runs,
+    json: JsonOption = False,
+) -> None:
+    """Delete the oldest finished runs until the limits hold. No bus may have the journal meanwhile.
+
+    A bus prunes its own journal by itself, by the limits that it was given.
+
+    For example:
+
+        phase-bus journal prune --data /var/lib/my-bus --max-runs 10
+
+    Args:
+        max_bytes: The size that the journal may have.
+        max_age_s: The age that finished runs may have, in seconds.
+        max_runs: The number of runs that may stay.
+    """
+    from phase_bus.bus.journal import Journal
+
+    for value, name in ((max_bytes, "bytes"), (max_age_s, "age-s"), (max_runs, "runs")):
+        if not value >= 0:
+            raise ConfigError(f"--max-{name} {value}: must not be negative")
+    directory = journal_to_write(data)
+    path = directory / FILE_NAME
+    before = size_on_disk(path)
+    limits = Limits(max_bytes=max_bytes, max_age_s=max_age_s, max_runs=max_runs)
+    with Journal(directory, limits) as writer:
+        gone = writer.prune(time.time_ns())
+    after = size_on_disk(path)
+    if json:
+        print_json({"path": str(path), "pruned": gone, "size_bytes": after})
+        return
+    for run_id in gone:
+        print(run_id)
+    print(
+        f"phase-bus: {counted(len(gone), 'run')} pruned from {path}, {decimal(before)} before, "
+        f"{decimal(after)} now",
+        file=sys.stderr,
+    )
+
+
+def export(
+    *,
+    data: OneDataOption = None,
+    run: Annotated[
+        str | None, Parameter(name="--run", help="Only this run, or the 'latest'. Default: all.")
+    ] = None,
+    format: Literal["jsonl", "parquet"] = "jsonl",
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+) -> None:
+    """Write a journal's events to a file, for other programs.
+
+    As JSON lines, an event a line, or as Parquet, a request record a row; for the latter install
+    'phase-bus[parquet]'. A journal of any size needs little memory.
+
+    For example:
+
+        phase-bus journal export --run latest | jq .kind
+
+        phase-bus journal export --format parquet --output records.parquet
+
+    Args:
+        format: 'jsonl' or 'parquet'.
+        output: The file; by default, for JSON lines, standard output.
+    """
+    from phase_bus.export import export_jsonl, export_parquet
+
+    if format == "parquet" and output is None:
+        raise ConfigError("--format parquet: needs a file; give --output FILE")
+    run_id = None
+    if run is None:
+        path = one_journal(data)
+    else:
+        found = find_run(run, data)
+        path, run_id = found.journal, found.row.run_id
+    with JournalReader(path) as reader:
+        if format == "parquet":
+            assert output is not None
+            count, what = export_parquet(reader, run_id, output), "record"
+        else:
+            count, what = export_jsonl(reader, run_id, output), "event"
+        print(f"phase-bus: {counted(count, what)} of {reader.path} exported", file=sys.stderr)

@@ -1,0 +1,137 @@
+"""Finding journals and the runs in them, for the commands that look at the past."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeAlias
+
+import msgspec
+from cyclopts import Parameter
+from rich.table import Table
+
+from phase_bus.bus.journal_files import FILE_NAME
+from phase_bus.bus.journal_reader import JournalReader
+from phase_bus.bus.journal_rows import RunRow
+from phase_bus.bus.places import all_journals, state_directory
+from phase_bus.errors import ConfigError, JournalError, suggest
+
+DataOption: TypeAlias = Annotated[
+    Path | None,
+    Parameter(name="--data", help="A journal: its directory or file. Default: all of yours."),
+]
+OneDataOption: TypeAlias = Annotated[
+    Path | None,
+    Parameter(name="--data", help="The journal: its directory or file. Default: yours that was used last."),
+]
+
+LATEST = "latest"
+
+
+class Found(NamedTuple):
+    """A run, and the file of the journal it is in."""
+
+    journal: Path
+    row: RunRow
+
+
+def one_journal(data: Path | None) -> Path:
+    """Return the journal given, or the user's that was used last.
+
+    Raises:
+        ConfigError: the user has none.
+    """
+    if data is not None:
+        return data
+    found = all_journals()
+    if not found:
+        raise ConfigError(
+            f"there is no journal in {str(state_directory())!r}; run something with 'phase-bus exec' or "
+            "'phase-bus bus' first, or give --data DIRECTORY"
+        )
+    return found[0]
+
+
+def journal_to_write(data: Path) -> Path:
+    """Return the directory of a journal that there is.
+
+    Raises:
+        JournalError: there is none.
+        ConfigError: it is a file that no bus would write to.
+    """
+    with JournalReader(data) as reader:  # so that none is begun where there is none
+        path = reader.path
+    if path.name != FILE_NAME:
+        raise ConfigError(
+            f"--data {str(data)!r}: only a journal called {FILE_NAME!r} can be changed; rename it first"
+        )
+    return path.parent
+
+
+def find_runs(data: Path | None) -> list[Found]:
+    """Return the runs of a journal, or of all journals of the user, the newest last.
+
+    One of many journals that cannot be read is told of, and left out.
+
+    Raises:
+        JournalError: the journal given cannot be read.
+    """
+    runs = []
+    for path in all_journals() if data is None else [data]:
+        try:
+            with JournalReader(path) as reader:
+                runs += [Found(reader.path, row) for row in reader.runs()]
+        except JournalError as error:
+            if data is not None:
+                raise
+            print(f"phase-bus: {error}; left out", file=sys.stderr)
+    return sorted(runs, key=lambda found: found.row.started_ns)
+
+
+def find_run(run: str, data: Path | None) -> Found:
+    """Return a run by its id, or the ``latest``; of several of one id the newest.
+
+    Raises:
+        ConfigError: there is none.
+        JournalError: the journal given cannot be read.
+    """
+    runs = find_runs(data)
+    if run == LATEST:
+        wanted = [found for found in runs if found.row.status != "unknown"]
+    else:
+        wanted = [found for found in runs if found.row.run_id == run]
+    if not wanted:
+        where = f"journal {str(data)!r}" if data else f"any journal in {str(state_directory())!r}"
+        known = [found.row.run_id for found in runs[-10:]]
+        raise ConfigError(f"there is no run {run!r} in {where}{suggest(run, known)}")
+    if len(wanted) > 1 and run != LATEST:
+        print(
+            f"phase-bus: run {run} is in {len(wanted)} journals; this is the newest of them, in "
+            f"{wanted[-1].journal} (--data chooses another)",
+            file=sys.stderr,
+        )
+    return wanted[-1]
+
+
+def short_name(journal: Path) -> str:
+    """Return a journal's directory, without the place where all of the user's are."""
+    directory = journal.parent
+    return directory.name if directory.parent == state_directory() else str(directory)
+
+
+def make_table(*columns: str) -> Table:
+    """Return an empty table that looks like those of the other commands."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def counted(number: int, word: str) -> str:
+    """Return a number with its word: ``1 run``, ``2 runs``."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def print_json(document: Any) -> None:
+    """Print a document for scripts."""
+    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())

@@ -1,0 +1,139 @@
+"""``phase-bus replay``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from phase_bus.address import Address
+from phase_bus.bus.journal_reader import JournalReader
+from phase_bus.cli.journals import LATEST, counted
+from phase_bus.cli.options import AddressOption, configure_logging, parse_address
+from phase_bus.client import BusClient
+from phase_bus.control import Status
+from phase_bus.errors import ConfigError, suggest
+from phase_bus.past import PublishedInJournal
+from phase_bus.replayer import Replayer
+from phase_bus.spool import deliver_spool, is_spool
+
+
+def replay(
+    journal: Path,
+    *,
+    run: Annotated[
+        str | None, Parameter(name="--run", help="Only this run, or the 'latest'. Default: all.")
+    ] = None,
+    speed: Annotated[
+        float | None, Parameter(help="Divide the time between events by this. Default: 1.")
+    ] = None,
+    as_fast_as_possible: Annotated[
+        bool, Parameter(negative=(), help="Do not wait between events at all.")
+    ] = False,
+    run_id: Annotated[
+        str | None, Parameter(name="--run-id", help="Another id for the run, if the bus has it already.")
+    ] = None,
+    address: AddressOption = None,
+) -> int:
+    """Publish past runs again, on another bus.
+
+    Consumers there get what the publishers had published, in its order: run ids, times and numbers are
+    the old ones. Left out is what consumers and the old bus had added, and pauses between runs. A run
+    whose publisher had vanished is 'lost' there too, once the replay is over.
+
+    For example:
+
+        phase-bus replay ~/.local/state/phase-bus/exec-20260101-120000-4711 --as-fast-as-possible
+
+        phase-bus replay old.sqlite --run 3f2a9c01d4e5 --speed 10 --address tcp://127.0.0.1:5670
+
+    A publisher's spool file is delivered as it is, and renamed; the exit code is 1 if some of it was not:
+
+        phase-bus replay aiperf-20260101T120000Z-3f2a9c01.spool --address tcp://127.0.0.1:5670
+
+    Args:
+        journal: The journal's file or its directory, or a publisher's spool file.
+    """
+    configure_logging()
+    if speed is not None and (as_fast_as_possible or not speed > 0):
+        wrong = "give it, or --as-fast-as-possible" if as_fast_as_possible else "must be above 0"
+        raise ConfigError(f"--speed {speed:g}: {wrong}")
+    where = parse_address(address)
+    if where.direct:
+        raise ConfigError(f"address {str(where)!r}: a replay goes to a bus; leave 'direct+' out")
+    if is_spool(journal):
+        if run is not None or run_id is not None or speed is not None:
+            raise ConfigError("--run, --run-id and --speed are for journals; a spool is delivered as it is")
+        return _deliver(journal, where)
+    with JournalReader(journal) as reader:
+        run_ids = _chosen(reader, run)
+        if run_id is not None and len(run_ids) != 1:
+            raise ConfigError(f"--run-id {run_id!r}: there are {len(run_ids)} runs; choose one with --run")
+        published = PublishedInJournal(reader, run_ids)
+        with BusClient(where) as client:
+            _check_new(client.status(), [run_id] if run_id else run_ids, where)
+        console = Console(stderr=True)
+        columns = (TextColumn("replay"), MofNCompleteColumn(), TextColumn("events"), TimeElapsedColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            task = progress.add_task("replay", total=published.count)
+            with Replayer(
+                where,
+                speed=None if as_fast_as_possible else speed or 1.0,
+                run_id=run_id,
+                on_sent=lambda count: progress.update(task, completed=count),
+            ) as replayer:
+                replayer.publish(published)
+    print(
+        f"phase-bus: {counted(len(run_ids), 'run')}, {counted(replayer.events, 'event')}, "
+        f"{counted(replayer.records, 'record')} published again at {where}",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _deliver(spool: Path, where: Address) -> int:
+    """Deliver a spool file, say what became of it, and return the exit code."""
+    report = deliver_spool(spool, str(where))
+    delivered = report.events - report.remaining - report.known
+    text = f"{delivered} of {report.events + report.missing} events delivered to {where}"
+    if report.known:
+        text += f", {report.known} were there already"
+    if report.remaining:
+        text += f", {report.remaining} not acknowledged in time"
+    if report.damage:
+        text += f", {report.missing} cannot be read ({report.damage})"
+    print(f"phase-bus: {text}; the file is {report.path}", file=sys.stderr)
+    return 0 if report.complete else 1
+
+
+def _chosen(reader: JournalReader, run: str | None) -> list[str]:
+    """Return the ids of the runs to replay; those that only consumers talk of are none."""
+    known = [row.run_id for row in reader.runs() if row.status != "unknown"]
+    if run is None:
+        if not known:
+            raise ConfigError(f"there is no run in {str(reader.path)!r}; give another journal")
+        return known
+    if run == LATEST and known:
+        return known[-1:]
+    if run not in known:
+        raise ConfigError(f"there is no run {run!r} in {str(reader.path)!r}{suggest(run, known[-10:])}")
+    return [run]
+
+
+def _check_new(status: Status, run_ids: list[str], where: Address) -> None:
+    """See that the bus has none of the runs: its consumers would count everything twice.
+
+    Raises:
+        ConfigError: it has one.
+    """
+    there = {run.run_id for run in status.runs}
+    for run_id in run_ids:
+        if run_id in there:
+            raise ConfigError(
+                f"the bus at {where} has run {run_id!r} already; choose another bus, or another id with "
+                "--run-id"
+            )
