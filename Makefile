@@ -3,7 +3,7 @@
 #   make PYTHON=/path/to/python ... names the Python that .venv is made with
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench schemas clean
+.PHONY: help demo test test-slow chaos lint bench schemas clean
 
 export PYTHON
 
@@ -25,6 +25,9 @@ test: $(DEV)  ## Run the tests, but for the slow ones
 
 test-slow: $(DEV)  ## Run the slow tests
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+chaos: $(DEV)  ## Kill bus, consumers and connections at random, for some minutes
+	@PHASE_BUS_CHAOS_RECORDS=1000000 PHASE_BUS_CHAOS_KILLS=120 $(BIN)/python -m pytest -m chaos tests/chaos $(ARGS)
 
 lint: $(DEV)  ## Check style, format and types
 	$(BIN)/ruff check

@@ -1,0 +1,122 @@
+"""Consumers that write down what they got, for tests to check afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from pathlib import Path
+
+from phase_bus.consumer import Consumer
+from phase_bus.events import EventBase, PhaseStart, Records
+from phase_bus.wire import topic_of
+
+
+class Checking(Consumer):
+    """Append a line for each event: offset, topic, number of request records.
+
+    Args:
+        output: the file.
+        delay_s: how long to sleep at each event.
+    """
+
+    def __init__(self, output: Path, delay_s: float = 0.0) -> None:
+        self._output = output
+        self._delay_s = delay_s
+        self._file = -1
+
+    async def start(self) -> None:
+        self._file = os.open(self._output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    async def stop(self) -> None:
+        os.close(self._file)
+
+    async def on_records(self, event: Records) -> None:
+        await self._write(event, event.count)
+
+    async def on_event(self, event: EventBase) -> None:
+        await self._write(event, 0)
+
+    async def _write(self, event: EventBase, count: int) -> None:
+        # One call, so that a kill leaves a whole line or none; what is written survives a killed process.
+        os.write(self._file, f"{self.offset} {topic_of(event).decode()} {count}\n".encode())
+        if self._delay_s:
+            await asyncio.sleep(self._delay_s)
+
+
+def read_lines(output: Path) -> list[tuple[int, str, int]]:
+    """Return what a checking consumer wrote: offset, topic, number of records."""
+    if not output.exists():
+        return []
+    rows = (line.split() for line in output.read_text().splitlines())
+    return [(int(offset), topic, int(count)) for offset, topic, count in rows]
+
+
+class Once(Consumer):
+    """Store each phase event's number and its offset in SQLite, as one: exactly once.
+
+    Args:
+        output: the database.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._db: sqlite3.Connection | None = None
+
+    async def start(self) -> None:
+        self._db = sqlite3.connect(self._output)
+        self._db.execute("CREATE TABLE IF NOT EXISTS numbers (number INTEGER)")
+        self._db.execute("CREATE TABLE IF NOT EXISTS place (id INTEGER PRIMARY KEY, offset INTEGER)")
+        self._db.commit()
+
+    async def stop(self) -> None:
+        if self._db is not None:
+            self._db.close()
+
+    async def position(self) -> int | None:
+        assert self._db is not None
+        row = self._db.execute("SELECT offset FROM place").fetchone()
+        return int(row[0]) if row else None
+
+    async def flush(self) -> None:
+        assert self._db is not None
+        self._db.commit()
+
+    async def on_phase_start(self, event: PhaseStart) -> None:
+        assert self._db is not None
+        self._db.execute("INSERT INTO numbers VALUES (?)", (event.ts_ns,))
+        self._db.execute("INSERT OR REPLACE INTO place VALUES (1, ?)", (self.offset,))
+        if event.ts_ns % 7 == 0:
+            self._db.commit()
+        await asyncio.sleep(0.001)
+
+
+class Numbers(Consumer):
+    """Append the number of each phase event; batches of records are taken, and only counted.
+
+    Args:
+        output: the file.
+        delay_s: how long to sleep at each event and batch.
+    """
+
+    def __init__(self, output: Path, delay_s: float = 0.0) -> None:
+        self._output = output
+        self._delay_s = delay_s
+        self._file = -1
+        self._records = 0
+
+    async def start(self) -> None:
+        self._file = os.open(self._output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    async def stop(self) -> None:
+        os.close(self._file)
+
+    async def on_phase_start(self, event: PhaseStart) -> None:
+        os.write(self._file, b"%d\n" % event.ts_ns)
+        if self._delay_s:
+            await asyncio.sleep(self._delay_s)
+
+    async def on_records(self, event: Records) -> None:
+        self._records += event.count
+        if self._delay_s:
+            await asyncio.sleep(self._delay_s)

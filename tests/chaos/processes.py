@@ -1,0 +1,198 @@
+"""Processes that are killed and started again, and connections that are cut."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.helpers import DEADLINE_S, wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+class Killable:
+    """A Python process that can be killed and started again; its output goes to a file.
+
+    Args:
+        log: that file.
+        arguments: those of ``python``.
+    """
+
+    def __init__(self, log: Path, *arguments: str) -> None:
+        self.log = log
+        self.arguments = arguments
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def runs(self) -> bool:
+        """Whether the process is there."""
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        """Start it."""
+        env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *self.arguments],
+                cwd=ROOT,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill(self) -> None:
+        """End it by SIGKILL, if it is still there."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(DEADLINE_S)
+
+    def terminate(self) -> int:
+        """End it by SIGTERM; return its exit code."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(DEADLINE_S)
+
+    def tail(self) -> str:
+        """Return the end of its output."""
+        return f"{self.log.name}:\n" + "\n".join(self.log.read_text().splitlines()[-40:])
+
+
+class JournaledBus(Killable):
+    """A bus process with a journal in a directory; it keeps its address when it is started again.
+
+    Args:
+        directory: where its journal and its output are.
+        addresses: where it is; port 0 takes a free one at the first start.
+        options: more of ``phase-bus bus``.
+    """
+
+    def __init__(self, directory: Path, *addresses: str, options: tuple[str, ...] = ()) -> None:
+        self.directory = directory / "journal"
+        self.options = ("--heartbeat-s", "0.2", "--data", str(self.directory), *options)
+        super().__init__(directory / "bus.log")
+        self.addresses = addresses
+        self.start()
+        words = wait_until(self._ready_line).split(";")[0].removeprefix("bus ready at ")
+        self.addresses = tuple(words.split(" and "))
+
+    @property
+    def address(self) -> str:
+        """Its first address."""
+        return self.addresses[0]
+
+    def start(self) -> None:
+        """Start it."""
+        places = [part for address in self.addresses for part in ("--address", address)]
+        self.arguments = ("-m", "phase_bus", "bus", *places, *self.options)
+        super().start()
+
+    def _ready_line(self) -> str:
+        assert self.runs, self.tail()
+        lines = self.log.read_text().splitlines()
+        return next((line for line in lines if line.startswith("bus ready at ")), "")
+
+
+def consumer(directory: Path, kind: str, address: str, *settings: str, name: str = "") -> Killable:
+    """Return a process of ``phase-bus consume``, not started yet."""
+    name = name or kind.rpartition(":")[2].lower()
+    options = [part for setting in settings for part in ("--set", setting)]
+    return Killable(
+        directory / f"{name}.log",
+        "-m", "phase_bus", "consume", kind, "--name", name, "--address", address, *options,
+    )  # fmt: skip
+
+
+class Forwarder:
+    """Stands between a client and a TCP port, and can cut all connections.
+
+    Args:
+        port: where to forward to, on 127.0.0.1.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self.port = 0
+        self._threads: list[threading.Thread] = []
+        self._stop = threading.Event()
+        self.open()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cut()
+
+    def open(self) -> None:
+        """Listen, on the same port as before."""
+        self._stop = threading.Event()
+        listener = socket.create_server(("127.0.0.1", self.port), reuse_port=False)
+        self.port = listener.getsockname()[1]
+        self._start(self._accept, listener, self._stop)
+
+    def cut(self) -> None:
+        """Close everything; what was on its way is lost."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(DEADLINE_S)
+        self._threads.clear()
+
+    def _start(self, work: object, *arguments: object) -> None:
+        assert callable(work)
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self, listener: socket.socket, stop: threading.Event) -> None:
+        with listener:
+            while not stop.is_set():
+                if not select.select([listener], [], [], 0.02)[0]:
+                    continue
+                client, _ = listener.accept()
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._to), 1.0)
+                except OSError:
+                    client.close()
+                    continue
+                self._start(self._pump, client, server, stop)
+
+    def _pump(self, client: socket.socket, server: socket.socket, stop: threading.Event) -> None:
+        other = {client: server, server: client}
+        with client, server, suppress(OSError):
+            while not stop.is_set():
+                for ready in select.select([client, server], [], [], 0.02)[0]:
+                    data = ready.recv(1 << 16)
+                    if not data:
+                        return
+                    other[ready].sendall(data)
