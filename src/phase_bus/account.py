@@ -20,6 +20,7 @@ class TopicCounts(Struct):
     repeated: int = 0
     missed: int = 0
     handled: int = 0
+    written: int = 0
     failed: int = 0
 
 
@@ -61,6 +62,11 @@ class RunAccount(Struct):
         """Note that an event which happened at a time is handled now."""
         self.worst_lag_ns = max(self.worst_lag_ns, time.time_ns() - ts_ns)
 
+    def written(self) -> None:
+        """Note that all that was handled is written out."""
+        for counts in self.topics.values():
+            counts.written = counts.handled
+
     def receipt(
         self, end: RunComplete, wanted: tuple[bytes, ...], consumer: str, consumer_id: str
     ) -> Receipt:
@@ -73,6 +79,7 @@ class RunAccount(Struct):
                 repeated=counts.repeated,
                 missed=counts.missed,
                 handled=counts.handled,
+                written=counts.written,
                 failed=counts.failed,
             )
             for name, counts in self.topics.items()
@@ -94,6 +101,8 @@ class RunAccount(Struct):
         for topic, t in receipt.topics.items():
             if t.failed:
                 yield f"{t.failed} of {t.received} events on {topic} failed in the handler"
+            if t.written < t.handled:
+                yield f"{t.handled - t.written} events on {topic} were handled and not written out"
             lost = t.missed if t.published is None else t.published - t.received
             if lost > 0:
                 yield f"{lost} events on {topic} were published and never arrived"

@@ -120,6 +120,11 @@ class Dispatcher:
             logger.warning("consumer %r, run %s: %s", self._consumer.name, end.run_id, line)
         return receipt
 
+    def written(self) -> None:
+        """Note that the consumer has written out all that it has handled so far."""
+        for account in self._accounts.values():
+            account.written()
+
     def finished(self, run_id: str, *, whole: bool) -> None:
         """Note that a run's end is handled and written out."""
         self.handled.pop(run_id, None)

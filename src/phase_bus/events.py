@@ -277,6 +277,7 @@ class TopicReceipt(Struct, frozen=True, kw_only=True):
         repeated: what arrived once more, and was dropped.
         missed: gaps seen in the topic's sequence.
         handled: what the handlers accepted.
+        written: what of it the consumer's flush has confirmed.
         failed: what a handler raised an exception on.
     """
 
@@ -286,6 +287,7 @@ class TopicReceipt(Struct, frozen=True, kw_only=True):
     repeated: int = 0
     missed: int = 0
     handled: int = 0
+    written: int = 0
     failed: int = 0
 
 
@@ -306,9 +308,12 @@ class Receipt(EventBase, frozen=True, kw_only=True, tag="receipt"):
 
     @property
     def complete(self) -> bool:
-        """Whether everything published on the subscribed topics was handled."""
+        """Whether everything published on the subscribed topics was handled and written out."""
         return all(
-            t.missed == 0 and t.failed == 0 and (t.published is None or t.handled >= t.published)
+            t.missed == 0
+            and t.failed == 0
+            and t.written >= t.handled
+            and (t.published is None or t.handled >= t.published)
             for t in self.topics.values()
         )
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from phase_bus.events import Receipt, TopicReceipt
 from phase_bus.wire import parse_topic
 
-_COUNTS = ("received", "replayed", "repeated", "missed", "handled", "failed")
+_COUNTS = ("received", "replayed", "repeated", "missed", "handled", "written", "failed")
 
 
 class LedgerRow(Struct, frozen=True, kw_only=True):
@@ -26,6 +26,7 @@ class LedgerRow(Struct, frozen=True, kw_only=True):
         repeated: how many arrived once more, and were dropped.
         missed: how many are gaps in a topic's sequence.
         handled: how many the handlers accepted.
+        written: how many of them were confirmed by the consumer's flush.
         failed: how many a handler raised an exception on.
         worst_lag_s: the longest time, in seconds, from an event's happening to its being handled; over
             all kinds.
@@ -40,6 +41,7 @@ class LedgerRow(Struct, frozen=True, kw_only=True):
     repeated: int
     missed: int
     handled: int
+    written: int
     failed: int
     worst_lag_s: float
     whole: bool

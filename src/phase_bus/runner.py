@@ -108,6 +108,9 @@ class ConsumerRunner:
         self._journal_id = ""
         self._bus_id = ""
         self._flushed: tuple[int, bytes | None] | None = None  # position and state to be kept
+        self._kept: tuple[int, bytes | None] | None = None  # what of that the bus has heard
+        self._told: tuple[int, bytes | None] | None = None  # what of that the last beat said
+        self._ends: dict[str, RunComplete] = {}  # of runs whose receipts are to be given
         self._flushed_events = 0  # how many events had been received when that was
         self._next_flush_s = 0.0
         self._next_greeting_s = 0.0
@@ -142,6 +145,7 @@ class ConsumerRunner:
                 await self._receive()
                 self.state = "stopping"
                 await self._flush()
+                await self._give_receipts()  # also for what could not be written out: they say so
                 self._tell_news()
             finally:
                 await self.consumer.stop()
@@ -354,10 +358,12 @@ class ConsumerRunner:
                 continue
             if isinstance(reply, Heard):
                 self._dispatcher.forget_dead_letters(reply.dead_letters)
+                self._kept = self._told
             if self._session.heard(reply, time.monotonic()) and isinstance(reply, Welcome):
                 self._be_welcomed(reply)
 
     def _be_welcomed(self, welcome: Welcome) -> None:
+        self._kept = None  # tell it anew
         self._connect(self.address.endpoint(welcome.events))
         if welcome.replay is not None:
             endpoint = self.address.endpoint(welcome.replay)
@@ -474,32 +480,37 @@ class ConsumerRunner:
         self._become_ready()
 
     async def _finish_run(self, end: RunComplete) -> None:
-        flushed = await self._flush()
-        receipt = self._dispatcher.receipt(end)
-        self.publish(receipt)
-        if self._publisher is not None:
-            # The summary and the receipt are on the bus before the run counts as handled.
-            await asyncio.to_thread(self._publisher.flush, _RECEIPT_S)
-        self._dispatcher.finished(end.run_id, whole=flushed and receipt.complete)
-        if flushed:
-            self._keep_position()  # again: it goes with the accounts, and they have changed
-        self._tell_news()
+        self._ends[end.run_id] = end
+        await self._flush()
+
+    async def _give_receipts(self) -> None:
+        """Give the receipts of runs whose end was handled; the runs count as handled then."""
+        while self._ends:
+            run_id, end = self._ends.popitem()
+            receipt = self._dispatcher.receipt(end)
+            self.publish(receipt)
+            if self._publisher is not None:
+                # The summary and the receipt are on the bus before the run counts as handled.
+                await asyncio.to_thread(self._publisher.flush, _RECEIPT_S)
+            self._dispatcher.finished(run_id, whole=receipt.complete)
+            self._tell_news()
 
     async def _flush_when_moved(self) -> None:
         if self._dispatcher.received != self._flushed_events:
             await self._flush()
         self._next_flush_s = time.monotonic() + _FLUSH_S
 
-    async def _flush(self) -> bool:
-        """Let the consumer write out, and remember the position if it could."""
+    async def _flush(self) -> None:
+        """Let the consumer write out; if it could, give receipts and remember the position."""
         try:
             await self.consumer.flush()
         except Exception:
             logger.exception("consumer %r could not write out; trying again", self.consumer.name)
-            return False
+            return
         self._flushed_events = self._dispatcher.received
+        self._dispatcher.written()
+        await self._give_receipts()
         self._keep_position()
-        return True
 
     def _keep_position(self) -> None:
         if self._placed and self._receipts:
@@ -526,7 +537,9 @@ class ConsumerRunner:
 
     def _beat(self) -> Beat:
         dispatcher = self._dispatcher
-        position, saved = self._flushed or (None, None)
+        self._told = self._flushed
+        news = None if self._flushed is self._kept else self._flushed
+        position, saved = news or (None, None)
         return Beat(
             client_id=self.client_id,
             state=self.state,

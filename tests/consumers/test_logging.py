@@ -64,7 +64,7 @@ RUN = [
         run_id="r1",
         ts_ns=T0_NS,
         consumer="metrics",
-        topics={"phase_start.r1$": TopicReceipt(published=2, received=2, handled=2)},
+        topics={"phase_start.r1$": TopicReceipt(published=2, received=2, handled=2, written=2)},
     ),
 ]
 
