@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO
 
 import msgspec
 import zmq
@@ -21,11 +20,11 @@ from phase_bus.address import Address
 from phase_bus.bus.journal import Journal
 from phase_bus.bus.ledger import Client, Ledger, Run, lost
 from phase_bus.bus.replay import ReplayServer
+from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Incoming, Stream
 from phase_bus.control import (
     Ack,
     Beat,
-    Endpoint,
     EndRuns,
     Goodbye,
     Heard,
@@ -38,9 +37,8 @@ from phase_bus.control import (
     StatusRequest,
     Welcome,
 )
-from phase_bus.errors import AddressError, JournalError, WireError
+from phase_bus.errors import JournalError, WireError
 from phase_bus.events import EventBase, Heartbeat, RunComplete
-from phase_bus.files import lock_directory, unlock_directory
 from phase_bus.outbox import Message, Outbox
 from phase_bus.wire import (
     Header,
@@ -112,18 +110,12 @@ class Bus:
         self._lost: dict[str, str] = {}  # runs whose end is still to be published, and why
         self._ending: list[tuple[bytes, str]] = []
         self._wake_read, self._wake_write = os.pipe()
-        self._locks: list[IO[str]] = []
-        self._events_port = 0
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._router = self._socket(zmq.ROUTER)
-        self._xpub = self._socket(zmq.XPUB)
-        self._xpub.setsockopt(zmq.SNDHWM, self.options.high_water_mark)
+        self._sockets = BusSockets(self.options.high_water_mark, self.options.max_message_bytes)
+        self._router, self._xpub = self._sockets.router, self._sockets.xpub
         self._journal = journal
         self._stream = Stream(self._xpub, journal)
         self._replay: ReplayServer | None = None
-        self._replay_port = 0
         if journal is not None:
-            self._replay_router = self._socket(zmq.ROUTER)
             self._ledger.recall(journal)
 
     # ---- life ----
@@ -134,17 +126,9 @@ class Bus:
         Raises:
             AddressError: one is in use, or cannot be bound, or there are two of one scheme.
         """
-        schemes = [address.scheme for address in self.addresses]
-        for address in self.addresses:
-            if schemes.count(address.scheme) > 1:
-                raise AddressError(
-                    str(address),
-                    f"is not the only {address.scheme} address",
-                    "give one ipc address, one tcp address, or one of each",
-                )
-        self.addresses = tuple(self._bind(address) for address in self.addresses)
+        self.addresses = self._sockets.bind(self.addresses, replay=self._journal is not None)
         if self._journal is not None:
-            self._replay = ReplayServer(self._replay_router, self._journal.path)
+            self._replay = ReplayServer(self._sockets.replay, self._journal.path)
             self._replay.start()
 
     def run(self, stop_on_eof: int | None = None) -> None:
@@ -190,16 +174,9 @@ class Bus:
             self._end_runs("the bus was stopped")
         if self._replay is not None:
             self._replay.close()
-        elif self._journal is not None:
-            self._replay_router.close()
-        for sock in (self._router, self._xpub):
-            sock.close(linger=500)
-        self._context.term()
+        self._sockets.close()
         if self._journal is not None:
             self._journal.close()
-        for lock in self._locks:
-            unlock_directory(lock)
-        self._locks.clear()
         os.close(self._wake_read)
         os.close(self._wake_write)
         self._wake_read = self._wake_write = -1
@@ -374,10 +351,10 @@ class Bus:
             kept = self._journal.checkpoint(hello.name)
         return Welcome(
             bus_id=self.bus_id,
-            events=Endpoint(ipc_name="events.ipc", tcp_port=self._events_port),
+            events=self._sockets.events_endpoint,
             heartbeat_s=self.options.heartbeat_s,
             last_seq=client.last_seq,
-            replay=Endpoint(ipc_name="replay.ipc", tcp_port=self._replay_port) if self._journal else None,
+            replay=self._sockets.replay_endpoint if self._journal else None,
             journal_id=self._journal.journal_id if self._journal else "",
             offset=self._stream.head.offset,
             event_number=self._stream.head.event_number,
@@ -489,56 +466,3 @@ class Bus:
         assert message is not None
         self._own.acknowledge(message.seq)
         return message
-
-    # ---- sockets ----
-
-    def _socket(self, kind: int) -> zmq.Socket[bytes]:
-        sock = self._context.socket(kind)
-        sock.setsockopt(zmq.LINGER, 0)
-        sock.setsockopt(zmq.MAXMSGSIZE, self.options.max_message_bytes)
-        return sock
-
-    def _bind(self, address: Address) -> Address:
-        if address.direct:
-            raise AddressError(str(address), "is that of a publisher in direct mode", "leave 'direct+' out")
-        if address.scheme == "ipc":
-            return self._bind_ipc(address)
-        control = self._bind_socket(self._router, address, address.control)
-        port = _port(control)
-        try:
-            events = self._bind_socket(
-                self._xpub, address, f"tcp://{address.host}:{port + 1 if address.port else 0}"
-            )
-        except AddressError:
-            # The next port is only a custom, for firewalls; clients are told which one it is.
-            events = self._bind_socket(self._xpub, address, f"tcp://{address.host}:0")
-        self._events_port = _port(events)
-        if self._journal is not None:
-            replay = self._bind_socket(self._replay_router, address, f"tcp://{address.host}:0")
-            self._replay_port = _port(replay)
-        return Address("tcp", host=address.host, port=port)
-
-    def _bind_ipc(self, address: Address) -> Address:
-        self._locks.append(lock_directory(address))
-        self._bind_socket(self._router, address, address.control)
-        self._bind_socket(self._xpub, address, address.direct_events)
-        if self._journal is not None:
-            replay = address.endpoint(Endpoint(ipc_name="replay.ipc"))
-            self._bind_socket(self._replay_router, address, replay)
-        return address
-
-    def _bind_socket(self, sock: zmq.Socket[bytes], address: Address, endpoint: str) -> str:
-        try:
-            sock.bind(endpoint)
-        except zmq.ZMQError as error:
-            in_use = error.errno == zmq.EADDRINUSE
-            raise AddressError(
-                str(address),
-                "is in use" if in_use else f"cannot be bound: {error}",
-                "choose another port, or end what uses it" if in_use else "give an address of this machine",
-            ) from None
-        return sock.getsockopt_string(zmq.LAST_ENDPOINT)
-
-
-def _port(endpoint: str) -> int:
-    return int(endpoint.rpartition(":")[2])

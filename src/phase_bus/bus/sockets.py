@@ -1,0 +1,123 @@
+"""The bus's sockets, and where they are bound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import IO
+
+import zmq
+
+from phase_bus.address import Address
+from phase_bus.control import Endpoint
+from phase_bus.errors import AddressError
+from phase_bus.files import lock_directory, unlock_directory
+
+
+class BusSockets:
+    """A ROUTER for requests and intake, an XPUB for the live stream, a ROUTER for replay.
+
+    Args:
+        high_water_mark: events queued for each subscriber at most.
+        max_message_bytes: larger messages are refused.
+
+    Attributes:
+        router: requests, and events from publishers.
+        xpub: the live stream.
+        replay: past events; bound only for a bus with a journal.
+        events_endpoint: where clients find the live stream, once bound.
+        replay_endpoint: where they find past events.
+    """
+
+    def __init__(self, high_water_mark: int, max_message_bytes: int) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._locks: list[IO[str]] = []
+        self._max_message_bytes = max_message_bytes
+        self.router = self._socket(zmq.ROUTER)
+        self.xpub = self._socket(zmq.XPUB)
+        self.xpub.setsockopt(zmq.SNDHWM, high_water_mark)
+        self.replay = self._socket(zmq.ROUTER)
+        self.events_endpoint = Endpoint(ipc_name="events.ipc")
+        self.replay_endpoint = Endpoint(ipc_name="replay.ipc")
+
+    def bind(self, addresses: Sequence[Address], *, replay: bool) -> tuple[Address, ...]:
+        """Bind all addresses; return them with the ports that port 0 became.
+
+        Args:
+            addresses: one of each scheme at most.
+            replay: whether the replay socket is wanted.
+
+        Raises:
+            AddressError: one is in use, or cannot be bound, or there are two of one scheme.
+        """
+        schemes = [address.scheme for address in addresses]
+        for address in addresses:
+            if schemes.count(address.scheme) > 1:
+                raise AddressError(
+                    str(address),
+                    f"is not the only {address.scheme} address",
+                    "give one ipc address, one tcp address, or one of each",
+                )
+            if address.direct:
+                raise AddressError(
+                    str(address), "is that of a publisher in direct mode", "leave 'direct+' out"
+                )
+        return tuple(
+            self._bind_ipc(address, replay) if address.scheme == "ipc" else self._bind_tcp(address, replay)
+            for address in addresses
+        )
+
+    def close(self) -> None:
+        """Close all sockets, remove the ipc files, and let others have the directory."""
+        self.replay.close(linger=0)
+        for sock in (self.router, self.xpub):
+            sock.close(linger=500)
+        self._context.term()
+        for lock in self._locks:
+            unlock_directory(lock)
+        self._locks.clear()
+
+    def _socket(self, kind: int) -> zmq.Socket[bytes]:
+        sock = self._context.socket(kind)
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.setsockopt(zmq.MAXMSGSIZE, self._max_message_bytes)
+        return sock
+
+    def _bind_tcp(self, address: Address, replay: bool) -> Address:
+        port = _port(_bind(self.router, address, address.control))
+        try:
+            wanted = port + 1 if address.port else 0
+            events = _bind(self.xpub, address, f"tcp://{address.host}:{wanted}")
+        except AddressError:
+            # The next port is only a custom, for firewalls; clients are told which one it is.
+            events = _bind(self.xpub, address, f"tcp://{address.host}:0")
+        self.events_endpoint = Endpoint(ipc_name="events.ipc", tcp_port=_port(events))
+        if replay:
+            past = _bind(self.replay, address, f"tcp://{address.host}:0")
+            self.replay_endpoint = Endpoint(ipc_name="replay.ipc", tcp_port=_port(past))
+        return Address("tcp", host=address.host, port=port)
+
+    def _bind_ipc(self, address: Address, replay: bool) -> Address:
+        self._locks.append(lock_directory(address))
+        _bind(self.router, address, address.control)
+        _bind(self.xpub, address, address.direct_events)
+        if replay:
+            _bind(self.replay, address, address.endpoint(self.replay_endpoint))
+        return address
+
+
+def _bind(sock: zmq.Socket[bytes], address: Address, endpoint: str) -> str:
+    """Bind a socket; return the endpoint it got."""
+    try:
+        sock.bind(endpoint)
+    except zmq.ZMQError as error:
+        in_use = error.errno == zmq.EADDRINUSE
+        raise AddressError(
+            str(address),
+            "is in use" if in_use else f"cannot be bound: {error}",
+            "choose another port, or end what uses it" if in_use else "give an address of this machine",
+        ) from None
+    return sock.getsockopt_string(zmq.LAST_ENDPOINT)
+
+
+def _port(endpoint: str) -> int:
+    return int(endpoint.rpartition(":")[2])
