@@ -18,7 +18,8 @@ import zmq
 
 from phase_bus.address import Address
 from phase_bus.consumer import Consumer, handlers_of, subscriptions_of
-from phase_bus.control import Beat, Goodbye, Heard, Hello, State, Welcome
+from phase_bus.control import Beat, Heard, Hello, State, Welcome
+from phase_bus.conversation import Conversation
 from phase_bus.dispatcher import Dispatcher
 from phase_bus.errors import BusUnreachableError, WireError
 from phase_bus.events import KINDS, EventBase, RunComplete
@@ -26,12 +27,9 @@ from phase_bus.follower import Follower, Verdict
 from phase_bus.publisher import Publisher
 from phase_bus.readable import Readable
 from phase_bus.replay_client import ReplayClient
-from phase_bus.session import Session
 from phase_bus.wire import (
     WIRE_VERSION,
     Header,
-    decode_reply,
-    encode_control,
     receive_frames,
     topic_prefix,
     unpack_header,
@@ -49,7 +47,6 @@ _DRAIN_S = 10.0
 _FLUSH_S = 1.0
 _GREETING_S = 1.0  # how long the bus's greeting may take
 _RECEIPT_S = 2.0
-_COMPLAIN_AFTER_S = 3.0
 
 # The accounts of runs, and the consumer's own state: what is kept with a position.
 encode_saved = msgspec.msgpack.Encoder().encode
@@ -125,8 +122,14 @@ class ConsumerRunner:
         self._connected_to = ""
         self._readable = Readable(self._sub)
         self._replay: ReplayClient | None = None
-        self._conversing: Readable | None = None
-        self._session = Session(self._hello, self._beat, time.monotonic())
+        self._conversation = Conversation(
+            self._context,
+            address,
+            hello=self._hello,
+            beat=self._beat,
+            on_welcome=self._be_welcomed,
+            on_heard=self._be_heard,
+        )
 
     async def run(self) -> None:
         """Start the consumer, handle events until stopped, then finish and flush.
@@ -140,13 +143,13 @@ class ConsumerRunner:
             await self.consumer.start()
             try:
                 if not self.address.direct:
-                    control = asyncio.create_task(self._converse())
+                    control = asyncio.create_task(self._conversation.run())
                     control.add_done_callback(lambda _: self.stop())
                 await self._receive()
                 self.state = "stopping"
                 await self._flush()
                 await self._give_receipts()  # also for what could not be written out: they say so
-                self._tell_news()
+                self._conversation.tell_news()
             finally:
                 await self.consumer.stop()
         finally:
@@ -224,7 +227,7 @@ class ConsumerRunner:
 
     async def _find_place(self, stopping: asyncio.Task[bool]) -> None:
         """Wait for the bus, and decide from which event on this consumer reads."""
-        while (welcome := self._session.welcome) is None:
+        while (welcome := self._conversation.session.welcome) is None:
             self._welcomed.clear()
             waiting = asyncio.create_task(self._welcomed.wait())
             await asyncio.wait((waiting, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -318,50 +321,6 @@ class ConsumerRunner:
                 )
                 return
 
-    async def _converse(self) -> None:
-        """Keep the bus informed, and find it again when it was restarted."""
-        dealer = self._dealer()
-        readable = self._conversing = Readable(dealer)
-        started_s = time.monotonic()
-        complained = False
-        try:
-            while True:
-                now_s = time.monotonic()
-                was_connected = self._session.connected
-                request = self._session.due(now_s)
-                if was_connected and not self._session.connected:
-                    logger.warning("the bus at %s is silent; waiting for it", self.address)
-                if request is not None:
-                    with suppress(zmq.Again):  # not connected: the session repeats it
-                        dealer.send(encode_control(request), zmq.NOBLOCK)
-                waited_s = now_s - started_s
-                if not (self._session.connected or complained) and waited_s > _COMPLAIN_AFTER_S:
-                    complained = True
-                    logger.warning("no bus answers at %s yet; waiting for one", self.address)
-                self._read_replies(dealer)
-                await readable.wait(timeout_s=self._session.wait_s(time.monotonic()))
-        finally:
-            if self._session.connected:
-                with suppress(zmq.Again):
-                    dealer.send(encode_control(self._beat()), zmq.NOBLOCK)
-                    dealer.send(encode_control(Goodbye(client_id=self.client_id)), zmq.NOBLOCK)
-            dealer.close(linger=200)
-
-    def _read_replies(self, dealer: zmq.Socket[bytes]) -> None:
-        while True:
-            try:
-                reply = decode_reply(dealer.recv(zmq.NOBLOCK))
-            except zmq.Again:
-                return
-            except WireError as error:
-                logger.warning("%s; set aside", error)
-                continue
-            if isinstance(reply, Heard):
-                self._dispatcher.forget_dead_letters(reply.dead_letters)
-                self._kept = self._told
-            if self._session.heard(reply, time.monotonic()) and isinstance(reply, Welcome):
-                self._be_welcomed(reply)
-
     def _be_welcomed(self, welcome: Welcome) -> None:
         self._kept = None  # tell it anew
         self._connect(self.address.endpoint(welcome.events))
@@ -403,18 +362,14 @@ class ConsumerRunner:
                 self._readable.look_again()
             self._next_greeting_s = now_s + _GREETING_S
 
-    def _dealer(self) -> zmq.Socket[bytes]:
-        dealer = self._context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.LINGER, 0)
-        dealer.setsockopt(zmq.IMMEDIATE, 1)
-        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        dealer.connect(self.address.control)
-        return dealer
+    def _be_heard(self, heard: Heard) -> None:
+        self._dispatcher.forget_dead_letters(heard.dead_letters)
+        self._kept = self._told
 
     def _become_ready(self) -> None:
         if self.state == "starting":
             self.state = "ready"
-            self._tell_news()
+            self._conversation.tell_news()
             if self._on_ready is not None:
                 self._on_ready()
 
@@ -493,7 +448,7 @@ class ConsumerRunner:
                 # The summary and the receipt are on the bus before the run counts as handled.
                 await asyncio.to_thread(self._publisher.flush, _RECEIPT_S)
             self._dispatcher.finished(run_id, whole=receipt.complete)
-            self._tell_news()
+            self._conversation.tell_news()
 
     async def _flush_when_moved(self) -> None:
         if self._dispatcher.received != self._flushed_events:
@@ -518,11 +473,6 @@ class ConsumerRunner:
             self._flushed = (self._follower.offset, saved)
 
     # ---- what the bus is told ----
-
-    def _tell_news(self) -> None:
-        self._session.beat_now(time.monotonic())
-        if self._conversing is not None:
-            self._conversing.look_again()
 
     def _hello(self) -> Hello:
         return Hello(
