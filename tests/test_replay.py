@@ -414,6 +414,7 @@ async def test_bus_killed(scheme: str, ipc_dir: Path, tmp_path: Path) -> None:
         bus.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_consumer_killed(ipc_dir: Path, tmp_path: Path) -> None:
     """At least once, in order; only what came after the last checkpoint comes again."""
@@ -443,6 +444,7 @@ def test_consumer_killed(ipc_dir: Path, tmp_path: Path) -> None:
         bus.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_exactly_once(ipc_dir: Path, tmp_path: Path) -> None:
     """Data and offset in one transaction: kills leave neither a missing nor a double row."""

@@ -96,6 +96,7 @@ def test_a_killed_consumer_is_reported_and_changes_nothing_else(workplace: Workp
     assert events_of(workplace)[-1]["event"] == "run_complete"
 
 
+@pytest.mark.slow
 def test_a_killed_bus_does_not_touch_the_command(workplace: Workplace) -> None:
     """SIGKILL of the bus: the command goes on to its own end and code; the loss is told."""
     script = "import sys, time; open('go', 'w'); time.sleep(1); sys.exit(5)"

@@ -19,6 +19,8 @@ from phase_bus.client import BusClient
 from tests.e2e.conftest import Finished, Workplace, json_lines, wait_for
 from tests.e2e.test_bad_input import assert_one_line
 
+pytestmark = pytest.mark.slow  # each test starts a dozen processes
+
 SIMULATE = (sys.executable, "-m", "phase_bus", "simulate")
 AGGREGATOR = ("--with", "aggregator:output=summary.json")
 BAD = """

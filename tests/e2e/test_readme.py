@@ -95,6 +95,7 @@ def commands_below(capsys: pytest.CaptureFixture[str], *group: str) -> list[str]
     return re.findall(r"^│ (\w[\w-]+) ", commands, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.aiperf
 def test_exec_around_aiperf(workplace: Workplace, mock_llm: Callable[..., str], tokenizer: Path) -> None:
     """The README's line with AIPerf, against a mock server and with a local tokenizer."""
