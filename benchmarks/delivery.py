@@ -198,8 +198,8 @@ def measure(plan: Plan, report: Report) -> None:
         report.tables.append(Table(title, _header("zmq.proxy"), rows, _NOTE))
     report.notes.append(
         "At most 5,000 events (8 MiB) are in flight on either side, so nothing is dropped; the bare side "
-        "sends the very same frames, with their headers. The bus has no journal yet; its publisher is "
-        "acknowledged, the proxy's is not."
+        "sends the very same frames, with their headers. The bus journals every event first; its publisher "
+        "is acknowledged, the proxy's is not."
     )
     report.notes.append(
         "Bare: send_multipart and recv_multipart, as everybody writes it. By frame: a send and a recv for "

@@ -7,11 +7,13 @@ import logging
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import zmq
 
 from phase_bus.address import Address
+from phase_bus.bus.journal import Journal
 from phase_bus.bus.server import Bus, BusOptions
 from phase_bus.consumer import Consumer
 from phase_bus.events import EventBase
@@ -24,7 +26,9 @@ NOTHING = b"nothing"  # a bare message that only shows that a subscription is in
 def bus(ready: Connection, address: str) -> None:
     """Run a bus."""
     logging.getLogger("phase_bus.bus").setLevel(logging.ERROR)  # that a run never ends is intended here
-    server = Bus([Address.parse(address)], BusOptions(high_water_mark=HIGH_WATER_MARK))
+    where = Address.parse(address)
+    journal = Journal(Path(where.directory) / "journal")
+    server = Bus([where], BusOptions(high_water_mark=HIGH_WATER_MARK), journal)
     server.install_signals()
     try:
         server.bind()

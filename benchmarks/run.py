@@ -202,7 +202,7 @@ def _budgets(reports: list[Report]) -> str:
         if verdict.startswith("**missed") and budget.why:
             reasons.append(f"- {budget.why}")
     lines.append(
-        "| Replay from the journal, over live | above 1 | not measured | there is no journal yet |"
+        "| Replay from the journal, over live | above 1 | not measured | no benchmark for it yet |"
     )
     if reasons:
         lines.extend(["", "What the limit is, by profile:", "", *dict.fromkeys(reasons)])
