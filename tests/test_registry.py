@@ -230,3 +230,14 @@ except AttributeError:
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)}
     )
     assert ran.stdout == "fine\n", ran.stderr
+
+
+def test_a_consumer_whose_extra_is_missing_does_not_hide_the_others() -> None:
+    """`phase-bus consumers` lists all of them, and says what the one lacks."""
+    code = (
+        "import sys; sys.modules['sqlalchemy'] = None; from phase_bus.cli import main; main(['consumers'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "aggregator" in done.stdout
+    assert "phase-bus[sql]" in " ".join(done.stdout.split())

@@ -15,6 +15,7 @@ import msgspec
 import zmq
 from cyclopts import Parameter
 from msgspec import Struct
+from rich.markup import escape
 
 from phase_bus import __version__
 from phase_bus.address import ADDRESS_VARIABLE, Address, default_address
@@ -74,7 +75,7 @@ def doctor(
     else:
         console = make_console()
         for f in findings:
-            console.print(f"{_MARKS[f.verdict]} {f.subject:<12} {f.text}", soft_wrap=True)
+            console.print(f"{_MARKS[f.verdict]} {f.subject:<12} {escape(f.text)}", soft_wrap=True)
     return int(any(f.verdict == "wrong" for f in findings))
 
 
@@ -139,7 +140,8 @@ def _consumers() -> Iterator[Finding]:
         try:
             registry.resolve(name)
         except PhaseBusError as error:
-            yield Finding("wrong", "consumer", str(error))
+            # Often an extra that was not wanted here; a run that uses the consumer says so too.
+            yield Finding("note", "consumer", str(error))
     yield Finding("ok", "consumers", ", ".join(registry.consumers))
 
 
