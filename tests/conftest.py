@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import tempfile
 import threading
@@ -13,6 +14,19 @@ import psutil
 import pytest
 
 from tests.helpers import BusProcess, BusThread, wait_until
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say why a run with skipped tests fails in CI."""
+    if os.environ.get("CI") and (skipped := len(terminalreporter.stats.get("skipped", ()))):
+        terminalreporter.write_line(f"{skipped} tests were skipped: in CI everything they need is there")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI a skipped test is a failure: a missing dependency must not hide what it would show."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture
