@@ -18,12 +18,12 @@ from phase_bus.aiperf import plugin
 from phase_bus.bus.journal import Journal
 from phase_bus.bus.server import Bus, BusOptions
 from phase_bus.control import RunInfo
-from phase_bus.errors import BusUnreachableError
+from phase_bus.errors import BusUnreachableError, SpoolError
 from phase_bus.events import EventBase, PhaseComplete, PhaseRef, PhaseStart, Records, RunComplete
 from phase_bus.outbox import Outbox
 from phase_bus.publisher import Publisher
 from phase_bus.records import RecordBatch
-from phase_bus.spool import SpoolError, deliver_spool, is_spool, read_spool, write_spool
+from phase_bus.spool import deliver_spool, is_spool, read_spool, write_spool
 from phase_bus.wire import decode_event, unpack_header
 from tests.helpers import BusThread, RawClient, Subscriber, wait_until
 

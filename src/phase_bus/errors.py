@@ -78,6 +78,20 @@ class JournalError(PhaseBusError):
         super().__init__(f"journal {str(path)!r}: {reason}; {remedy}")
 
 
+class SpoolError(PhaseBusError):
+    """A file that is no spool, or cannot be read.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong.
+    """
+
+    def __init__(self, path: Path, reason: str, remedy: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"spool {str(path)!r}: {reason}; {remedy}")
+
+
 class OptionError(ConfigError):
     """An option that a consumer does not have, or a value that does not fit its type.
 

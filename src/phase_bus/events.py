@@ -361,6 +361,9 @@ Event: TypeAlias = (
     | Heartbeat
 )
 
+# What consumers and the bus say about a run; none of it means that a run has begun.
+BEGIN_NO_RUN = frozenset({"summary", "receipt", "drop"})
+
 KINDS: dict[str, type[EventBase]] = {str(t.__struct_config__.tag): t for t in get_args(Event)}
 for _name, _type in KINDS.items():
     _type.kind = _name  # msgspec keeps the tag in the type's configuration only

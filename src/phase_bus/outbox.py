@@ -73,11 +73,6 @@ class Outbox:
         """The size of what was sent and is not acknowledged."""
         return self._in_flight_bytes
 
-    @property
-    def has_unsent(self) -> bool:
-        """Whether something is to be sent."""
-        return bool(self._unsent)
-
     def put(self, event: EventBase) -> bytes | None:
         """Encode and keep an event; return its topic, or None if it is records and there is no room.
 

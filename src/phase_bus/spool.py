@@ -28,7 +28,7 @@ import zmq
 from msgspec import Struct
 
 from phase_bus.address import Address
-from phase_bus.errors import BusUnreachableError, PhaseBusError, WireError
+from phase_bus.errors import BusUnreachableError, SpoolError, WireError
 from phase_bus.link import BusLink
 from phase_bus.outbox import Message, Outbox
 from phase_bus.wire import unpack_header
@@ -43,20 +43,6 @@ _CRC = struct.Struct("<I")
 _BUFFER_BYTES = 1 << 20
 _LINGER_MS = 200
 _UNFIT = re.compile(r"[^\w.-]+", re.ASCII)  # for a file's name
-
-
-class SpoolError(PhaseBusError):
-    """A file that is no spool, or cannot be read.
-
-    Attributes:
-        path: the file.
-        reason: what is wrong.
-    """
-
-    def __init__(self, path: Path, reason: str, remedy: str) -> None:
-        self.path = path
-        self.reason = reason
-        super().__init__(f"spool {str(path)!r}: {reason}; {remedy}")
 
 
 class SpoolHead(Struct, frozen=True, kw_only=True):

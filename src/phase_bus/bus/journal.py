@@ -31,7 +31,7 @@ from phase_bus.bus.journal_rows import (
     RunRow,
 )
 from phase_bus.errors import JournalError
-from phase_bus.events import Records
+from phase_bus.events import BEGIN_NO_RUN, Records
 
 __all__ = [
     "Checkpoint",
@@ -48,8 +48,6 @@ __all__ = [
 RUNNING = "running"
 UNKNOWN = "unknown"
 
-# What consumers and the bus say of a run, maybe long after it was pruned: it begins none.
-_BEGINS_NO_RUN = frozenset({"summary", "receipt", "drop"})
 _PRUNED_AT_ONCE = 500  # offsets in one transaction
 _VACUUMED_AT_ONCE = 1000  # pages in one transaction
 
@@ -210,7 +208,7 @@ class Journal(JournalReader):
         find = "SELECT id FROM streams WHERE topic = ? AND source = ?"
         row = self._db.execute(find, (entry.topic, entry.source)).fetchone()
         if row is None:
-            orphan = entry.kind in _BEGINS_NO_RUN
+            orphan = entry.kind in BEGIN_NO_RUN
             status, ended_ns = (UNKNOWN, entry.ts_ns) if orphan else (RUNNING, None)
             self._db.execute(_BEGIN_RUN, (entry.run_id, status, entry.ts_ns, ended_ns))
             row = self._db.execute(

@@ -9,12 +9,11 @@ import msgspec
 
 from phase_bus.bus.journal_reader import JournalReader
 from phase_bus.control import Beat, ClientInfo, Hello, RunInfo
-from phase_bus.events import RunComplete, RunStatus
+from phase_bus.events import BEGIN_NO_RUN, RunComplete, RunStatus
 from phase_bus.wire import Header, Topic, parse_topic
 
 _KEPT_CLIENTS = 200  # of those that left; the oldest are forgotten
 _KEPT_RUNS = 1000
-_OF_CONSUMERS = frozenset({"summary", "receipt", "drop"})  # kinds that begin no run
 
 
 class Client:
@@ -110,7 +109,7 @@ class Ledger:
             run.publisher_name, run.status = row.publisher, row.status
             run.started_ns, run.ended_ns, run.records = row.started_ns, row.ended_ns, row.records
             for topic, source, events in journal.topics(row.run_id):
-                if parse_topic(topic).kind in _OF_CONSUMERS:
+                if parse_topic(topic).kind in BEGIN_NO_RUN:
                     continue
                 run.publisher = run.publisher or source  # not the bus that said that it is lost
                 if source == run.publisher:
@@ -187,7 +186,7 @@ class Ledger:
         """Count an event taken in; return its run, or None if it is of no run's publisher."""
         run = self.runs.get(topic.run_id)
         if run is None:
-            if topic.kind in _OF_CONSUMERS or not topic.run_id:
+            if topic.kind in BEGIN_NO_RUN or not topic.run_id:
                 return None
             run = self.runs[topic.run_id] = Run(topic.run_id, header.source)
             source = self.sources.get(header.source)

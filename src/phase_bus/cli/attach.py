@@ -17,9 +17,9 @@ from phase_bus.aiperf.attach import (
     run_attach,
     tcp_address,
 )
-from phase_bus.cli.options import AddressOption, configure_logging, parse_address
+from phase_bus.cli.options import AddressOption, check_delivered, configure_logging, parse_address
 from phase_bus.client import BusClient
-from phase_bus.errors import ConfigError, PhaseBusError
+from phase_bus.errors import ConfigError
 from phase_bus.publisher import Publisher
 
 
@@ -64,11 +64,7 @@ def attach(
     with Publisher(str(where), name="attach") as publisher:
         report = run_attach(source, publisher, run_id=run_id, timeout_s=timeout_s, stop=stop)
         publisher.flush(timeout_s=10.0)
-    if publisher.undelivered:
-        raise PhaseBusError(
-            f"{sum(publisher.undelivered.values())} events were not delivered to {where}; "
-            "is the bus still running?"
-        )
+    check_delivered(publisher)
     if report.status is None:
         print("phase-bus: AIPerf was not heard", file=sys.stderr)
         return 1

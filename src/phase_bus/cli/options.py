@@ -11,7 +11,10 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from phase_bus.address import Address, default_address
-from phase_bus.errors import ConfigError
+from phase_bus.errors import ConfigError, PhaseBusError
+
+if TYPE_CHECKING:
+    from phase_bus.publisher import Publisher
 
 if TYPE_CHECKING:
     from phase_bus.runner import Origin
@@ -89,6 +92,19 @@ def parse_origin(text: str, *, checkpoint: bool = True) -> Origin:
         return int(text)
     words = "'start', 'now', 'checkpoint'" if checkpoint else "'start', 'now'"
     raise ConfigError(f"--from {text!r}: give {words} or the offset after which to begin")
+
+
+def check_delivered(publisher: Publisher) -> None:
+    """See that a closed publisher has delivered everything.
+
+    Raises:
+        PhaseBusError: it has not.
+    """
+    if publisher.undelivered:
+        raise PhaseBusError(
+            f"{sum(publisher.undelivered.values())} events were not delivered to {publisher.address}; "
+            "is the bus still running?"
+        )
 
 
 def make_console(*, stderr: bool = False) -> Console:

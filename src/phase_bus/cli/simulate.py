@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from phase_bus.cli.options import AddressOption, configure_logging, parse_address
+from phase_bus.cli.options import AddressOption, check_delivered, configure_logging, parse_address
 from phase_bus.client import BusClient
 from phase_bus.errors import PhaseBusError
 from phase_bus.publisher import Publisher
@@ -73,8 +73,4 @@ def simulate(
             simulation.run()
             print(f"run {simulation.run_id}: {requests + warmup} records published", file=sys.stderr)
         publisher.flush(timeout_s=60.0)
-    if publisher.undelivered:
-        raise PhaseBusError(
-            f"{sum(publisher.undelivered.values())} events were not delivered to {where}; "
-            "is the bus still running?"
-        )
+    check_delivered(publisher)
