@@ -39,11 +39,18 @@ class Consumer:
         log: a structlog logger.
         offset: while a handler runs, its event's place in the bus's journal; 0 without one.
         journal_id: which journal offsets are of; set before :meth:`position` is called.
+        group: the group that processes of this class form unless the user names another; empty for none.
+            In a group, processes share the work of one consumer: each partition of the records has an
+            instance in one of them, and one more instance, the leader, has all events that are no records.
+        partition: in a group, the partition whose records this instance gets, None for the leader; set
+            before :meth:`start`.
     """
 
     name: str = ""
     offset: int = 0
     journal_id: str = ""
+    group: str = ""
+    partition: int | None = None
     log: Any = structlog.get_logger("phase_bus.consumer")
     _publish: Callable[[EventBase], None] | None = None
 
@@ -74,6 +81,19 @@ class Consumer:
 
     def restore(self, state: bytes) -> None:
         """Go on from a state that an earlier process of this name left. Called before any event."""
+
+    async def merge(self, states: Mapping[int, bytes]) -> None:
+        """Take over what the partitions of the group have come to; called on the leader only.
+
+        Called about once a second while something changes, and always before the leader's
+        ``on_run_complete``, which in a group comes when every partition has handled all of the run.
+
+        Args:
+            states: the latest kept :meth:`state` of each partition that changed, in the partitions' order.
+        """
+
+    def forget(self, run_id: str) -> None:
+        """Let go of a run that the whole group has handled; called on the instances of partitions."""
 
     def publish(self, event: EventBase) -> None:
         """Put an event on the bus, for other consumers. Never blocks, never raises."""
