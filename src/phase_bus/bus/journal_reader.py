@@ -161,6 +161,14 @@ class JournalReader:
         ).fetchone()
         return first or 0, last or 0
 
+    def last_offsets(self) -> dict[int, int]:
+        """Return the last offset in each partition of the records, as far as they are here."""
+        with failing_clearly(self.path):
+            rows = self._db.execute(
+                "SELECT partition, max(offset) FROM events GROUP BY partition"
+            ).fetchall()
+        return {partition: offset for partition, offset in rows if partition != NO_PARTITION}
+
     def last_seqs(self) -> dict[bytes, int]:
         """Return the last sequence of each source, by which a repetition is recognised."""
         with failing_clearly(self.path):

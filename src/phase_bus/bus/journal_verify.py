@@ -129,7 +129,12 @@ def _read_streams(db: sqlite3.Connection) -> dict[int, _Stream]:
         " s.size_bytes, s.last_seq, s.last_offset"
         " FROM streams AS s LEFT JOIN runs AS r ON r.run_id = s.run_id"
     )
-    return {row[0]: _Stream(*row[1:6], row[6:], stream_crc(*row[1:5]), _partition(row[1])) for row in rows}
+    return {
+        row[0]: _Stream(
+            row[1], row[2], row[3], row[4], row[5], row[6:], stream_crc(*row[1:5]), _partition(row[1])
+        )
+        for row in rows
+    }
 
 
 def _partition(topic: bytes) -> int | None:
