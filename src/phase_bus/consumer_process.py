@@ -17,17 +17,20 @@ import zmq
 from phase_bus.address import Address
 from phase_bus.control import Assigned, Beat, Heard, Hello, State, Welcome
 from phase_bus.conversation import Conversation
-from phase_bus.events import EventBase
+from phase_bus.events import KINDS, EventBase, Records
 from phase_bus.live import LiveQueue
 from phase_bus.publisher import Publisher
 from phase_bus.replay_client import ReplayClient
-from phase_bus.wire import WIRE_VERSION
+from phase_bus.wire import WIRE_VERSION, topic_prefix
 
 logger = logging.getLogger("phase_bus.consumer")
 
 BREATH_S = 0.005  # how long handlers may run before heartbeats and signals get a turn
 FLUSH_S = 1.0
 RECEIPT_S = 2.0
+
+# All kinds but records, wanted or not, so that no loss of an event can hide (docs/decisions/0007).
+EVENT_TOPICS = tuple(topic_prefix(kind) for kind in KINDS if kind != Records.kind)
 
 
 class ConsumerProcess(ABC):

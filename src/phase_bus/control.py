@@ -166,14 +166,14 @@ class Heard(Struct, frozen=True, kw_only=True, tag_field="op", tag="heard"):
         bus_id: which bus answers.
         known: False asks the client to say hello again.
         dead_letters: the offsets of those that the bus has taken over from the beat.
-        kept: the shares whose commits in the beat are kept.
+        kept: the shares whose commits in the beat are kept, with the positions in these.
         refused: the shares whose commits are refused: they were given to another member meanwhile.
     """
 
     bus_id: str
     known: bool = True
     dead_letters: tuple[int, ...] = ()
-    kept: tuple[int, ...] = ()
+    kept: dict[int, int] = {}
     refused: tuple[int, ...] = ()
 
 
@@ -184,11 +184,14 @@ class Assigned(Struct, frozen=True, kw_only=True, tag_field="op", tag="assigned"
         generation: the number of this assignment; it grows with every change in the group.
         shares: the shares, each with its token: the generation in which the member was given it. A
             commit that bears another token is refused.
+        release: the shares that it is to let go of, after a last commit. What it holds and is named
+            nowhere here has been given to another already.
         handled_runs: the latest runs of which the whole group has handled everything.
     """
 
     generation: int
     shares: dict[int, int] = {}
+    release: tuple[int, ...] = ()
     handled_runs: tuple[str, ...] = ()
 
 

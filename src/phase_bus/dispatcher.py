@@ -165,9 +165,9 @@ class Dispatcher:
             del self.handled[old]
             self.forget(old)
 
-    def forget(self, run_id: str) -> None:
-        """Let go of a run's account."""
-        self._accounts.pop(run_id, None)
+    def forget(self, run_id: str) -> bool:
+        """Let go of a run's account; return whether there was one."""
+        return self._accounts.pop(run_id, None) is not None
 
     def last_seq(self, topic: bytes, source: bytes) -> int:
         """Return the last sequence received of a source on a topic, 0 for none."""

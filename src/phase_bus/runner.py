@@ -13,11 +13,11 @@ import zmq
 
 from phase_bus.address import Address
 from phase_bus.consumer import Consumer, handlers_of, subscriptions_of
-from phase_bus.consumer_process import BREATH_S, FLUSH_S, ConsumerProcess
+from phase_bus.consumer_process import BREATH_S, EVENT_TOPICS, FLUSH_S, ConsumerProcess
 from phase_bus.control import Beat, Heard, Hello, Welcome
 from phase_bus.dispatcher import Dispatcher
 from phase_bus.errors import BusUnreachableError, WireError
-from phase_bus.events import KINDS, RunComplete
+from phase_bus.events import RunComplete
 from phase_bus.follower import Follower, Verdict
 from phase_bus.wire import Header, topic_prefix, unpack_header
 
@@ -29,9 +29,6 @@ _RECORDS = topic_prefix("records")
 _RUN_COMPLETE = topic_prefix("run_complete")  # every consumer learns of the end of runs
 _HEARTBEAT = topic_prefix("heartbeat")
 _DRAIN_S = 10.0
-
-# All kinds but records, wanted or not, so that no loss of an event can hide (docs/decisions/0007).
-EVENT_TOPICS = tuple(topic_prefix(kind) for kind in KINDS if kind != "records")
 
 
 class ConsumerRunner(ConsumerProcess):

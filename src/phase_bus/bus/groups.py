@@ -126,9 +126,13 @@ class Group:
 
     def assignment(self, member: str) -> Assigned:
         """Return what a member is to work on."""
-        shares = {n: s.token for n, s in self._shares.items() if s.owner == member == s.target}
-        runs = tuple(run_id for run_id, whole in self.handled.items() if whole)
-        return Assigned(generation=self.generation, shares=shares, handled_runs=runs)
+        held = {number: share for number, share in self._shares.items() if share.owner == member}
+        return Assigned(
+            generation=self.generation,
+            shares={n: share.token for n, share in held.items() if share.target == member},
+            release=tuple(n for n, share in held.items() if share.target != member),
+            handled_runs=tuple(run_id for run_id, whole in self.handled.items() if whole),
+        )
 
     def is_current(self, member: str) -> bool:
         """Return whether a member acts upon the latest assignment."""

@@ -11,18 +11,18 @@ import msgspec
 from phase_bus.bus.groups import Group
 from phase_bus.bus.journal import Journal
 from phase_bus.bus.journal_rows import checkpoint_name
-from phase_bus.control import Beat, Commit, DeadLetterNote
+from phase_bus.control import Beat, ClientInfo, Commit, DeadLetterNote
 from phase_bus.errors import JournalError
 
 logger = logging.getLogger("phase_bus.bus")
 
 
 class Kept:
-    """What of a beat is kept now: dead letters by their offsets, and shares whose commits were."""
+    """What of a beat is kept now: dead letters by their offsets; positions by share; and what is not."""
 
     def __init__(self) -> None:
         self.dead_letters: list[int] = []
-        self.shares: list[int] = []
+        self.shares: dict[int, int] = {}
         self.refused: list[int] = []
 
 
@@ -36,40 +36,31 @@ class Positions:
     def __init__(self, journal: Journal | None) -> None:
         self._journal = journal
 
-    def keep(self, name: str, beat: Beat, group: Group | None) -> Kept:
+    def keep(self, client: ClientInfo, beat: Beat, group: Group | None) -> Kept:
         """Keep what a consumer says it has done, all of it as one; what cannot be kept is logged.
 
         Args:
-            name: the consumer's, or its group's.
+            client: the consumer.
             beat: what it says.
             group: the group that it is a member of.
         """
-        commits = [c for c in beat.commits if group is not None and self._allowed(group, beat, c)]
+        commits = [c for c in beat.commits if group is not None and group.allows(beat.client_id, c)]
+        refused = [commit for commit in beat.commits if commit not in commits]
+        if refused:
+            tell_refused(client.group, client.pid, refused)
         kept = Kept()
         if self._journal is not None and (beat.position is not None or beat.dead_letters or commits):
             try:
                 with self._journal.transaction():
-                    self._write(self._journal, name, beat, commits)
+                    self._write(self._journal, client.name, beat, commits)
             except JournalError as error:
                 logger.error("phase-bus bus: %s", error)  # the consumer says it again
                 return kept
         notes = [*beat.dead_letters, *(note for commit in commits for note in commit.dead_letters)]
         kept.dead_letters = [note.offset for note in notes]
-        kept.shares = [commit.share for commit in commits]
-        kept.refused = [commit.share for commit in beat.commits if commit not in commits]
+        kept.shares = {commit.share: commit.position for commit in commits}
+        kept.refused = [commit.share for commit in refused]
         return kept
-
-    def _allowed(self, group: Group, beat: Beat, commit: Commit) -> bool:
-        allowed = group.allows(beat.client_id, commit)
-        if not allowed:
-            logger.warning(
-                "phase-bus bus: group %r: a late commit of %s at offset %d is refused: "
-                "it has been given to another member",
-                group.name,
-                checkpoint_name(group.name, commit.share),
-                commit.position,
-            )
-        return allowed
 
     def _write(self, journal: Journal, name: str, beat: Beat, commits: Sequence[Commit]) -> None:
         _set_aside(journal, name, beat.dead_letters)
@@ -79,6 +70,17 @@ class Positions:
             share = checkpoint_name(name, commit.share)
             _set_aside(journal, share, commit.dead_letters)
             journal.commit(share, commit.position, commit.saved)
+
+
+def tell_refused(group: str, pid: int, commits: Sequence[Commit]) -> None:
+    """Log that a member's commits came too late to count."""
+    logger.warning(
+        "phase-bus bus: group %r: late commits of the member with pid %d are refused: %s; these had been "
+        "given to others while it was silent",
+        group,
+        pid,
+        ", ".join(f"{checkpoint_name(group, c.share)} at offset {c.position}" for c in commits),
+    )
 
 
 def _set_aside(journal: Journal, consumer: str, letters: Sequence[DeadLetterNote]) -> None:

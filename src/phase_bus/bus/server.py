@@ -20,7 +20,7 @@ from phase_bus.address import Address
 from phase_bus.bus.groups import Group, Groups
 from phase_bus.bus.journal import Journal
 from phase_bus.bus.ledger import Client, Ledger, Run, lost
-from phase_bus.bus.positions import Positions
+from phase_bus.bus.positions import Positions, tell_refused
 from phase_bus.bus.replay import ReplayServer
 from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Incoming, Stream
@@ -333,25 +333,18 @@ class Bus:
     def _hear_beat(self, identity: bytes, beat: Beat, now_s: float) -> None:
         client = self._ledger.clients.get(beat.client_id)
         if client is None or not self._ledger.beat(beat, now_s):
-            for commit in beat.commits:
-                logger.warning(
-                    "phase-bus bus: a late commit of %r for share %d at offset %d is refused: "
-                    "the member fell silent, and its shares were given to others",
-                    client.info.name if client is not None else beat.client_id,
-                    commit.share,
-                    commit.position,
-                )
+            if client is not None and beat.commits:
+                tell_refused(client.info.group, client.info.pid, beat.commits)
             self._reply(identity, Heard(bus_id=self.bus_id, known=False))
             return
         group = self._groups.of(beat.client_id)
-        name = client.info.name if group is None else group.name
-        kept = self._positions.keep(name, beat, group)
+        kept = self._positions.keep(client.info, beat, group)
         self._reply(
             identity,
             Heard(
                 bus_id=self.bus_id,
                 dead_letters=tuple(kept.dead_letters),
-                kept=tuple(kept.shares),
+                kept=kept.shares,
                 refused=tuple(kept.refused),
             ),
         )
@@ -403,9 +396,7 @@ class Bus:
         infos = self._ledger.client_infos(now_s)
         groups = [(info, self._groups.of(info.client_id)) for info in infos]
         return tuple(
-            info
-            if group is None
-            else msgspec.structs.replace(info, group=group.name, shares=group.shares_of(info.client_id))
+            info if group is None else msgspec.structs.replace(info, shares=group.shares_of(info.client_id))
             for info, group in groups
         )
 
