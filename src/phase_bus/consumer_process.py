@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 import uuid
 from abc import ABC, abstractmethod
@@ -62,7 +61,6 @@ class ConsumerProcess(ABC):
         self.state: State = "starting"
         self._on_ready = on_ready
         self._stop = asyncio.Event()
-        self._signals = 0
         self._publisher: Publisher | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._live = LiveQueue(self._context, self.client_id, high_water_mark)
@@ -95,29 +93,6 @@ class ConsumerProcess(ABC):
             self._publisher = Publisher(str(self.address), name=f"{self.name} (results)")
         if self._publisher is not None:
             self._publisher.publish(event)
-
-    def install_signals(self) -> None:
-        """Let the first SIGTERM or SIGINT finish and flush, and a second one end at once."""
-        loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._on_signal, signum)
-
-    def stop_on_eof(self, descriptor: int) -> None:
-        """Finish when a file descriptor ends: the process at its other end is gone."""
-        loop = asyncio.get_running_loop()
-
-        def read() -> None:
-            if not os.read(descriptor, 4096):
-                loop.remove_reader(descriptor)
-                self.stop()
-
-        loop.add_reader(descriptor, read)
-
-    def _on_signal(self, signum: int) -> None:
-        self._signals += 1
-        if self._signals > 1:
-            os._exit(128 + signum)
-        self.stop()
 
     # ---- the bus ----
 

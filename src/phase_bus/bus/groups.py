@@ -13,10 +13,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 
 from phase_bus.control import EVENTS, Assigned, Beat, Commit, GroupInfo
 
 PARTITIONS = 16  # shares that every group has from the start; more come with the first record in them
+
+
+class Judgement(Enum):
+    """What becomes of a commit."""
+
+    KEEP = "keep"
+    REPETITION = "repetition"
+    REFUSE = "refuse"
 
 
 class Share:
@@ -27,6 +36,7 @@ class Share:
         token: the generation in which it was given to the owner.
         target: the member that is to hold it; not the owner while that is still to let go.
         asked: the generation in which the owner was asked to let go.
+        left: who let go of it last, with its token then: a last commit may come twice.
     """
 
     def __init__(self) -> None:
@@ -34,6 +44,7 @@ class Share:
         self.token = 0
         self.target: str | None = None
         self.asked = 0
+        self.left: tuple[str, int] | None = None
 
 
 class Group:
@@ -113,16 +124,20 @@ class Group:
         self.generation += changed
         self.handled = handled
         for share in free:
+            share.left = (beat.client_id, share.token)
             share.owner = None
             self._give_if_free(share)
         return changed
 
-    def allows(self, member: str, commit: Commit) -> bool:
-        """Say whether a member's commit counts; one that does not is counted as refused."""
+    def judge(self, member: str, commit: Commit) -> Judgement:
+        """Say what a member's commit is: to be kept, a repetition of its last one, or to be refused."""
         share = self._shares.get(commit.share)
-        allowed = share is not None and share.owner == member and share.token == commit.token
-        self.refused += not allowed
-        return allowed
+        if share is not None and (share.owner, share.token) == (member, commit.token):
+            return Judgement.KEEP
+        if share is not None and share.left == (member, commit.token):
+            return Judgement.REPETITION
+        self.refused += 1
+        return Judgement.REFUSE
 
     def assignment(self, member: str) -> Assigned:
         """Return what a member is to work on."""

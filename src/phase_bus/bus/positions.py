@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from phase_bus.bus.groups import Group
+from phase_bus.bus.groups import Group, Judgement
 from phase_bus.bus.journal import Journal
 from phase_bus.bus.journal_rows import checkpoint_name
 from phase_bus.control import Beat, ClientInfo, Commit, DeadLetterNote
@@ -44,8 +44,11 @@ class Positions:
             beat: what it says.
             group: the group that it is a member of.
         """
-        commits = [c for c in beat.commits if group is not None and group.allows(beat.client_id, c)]
-        refused = [commit for commit in beat.commits if commit not in commits]
+        by_judgement: dict[Judgement, list[Commit]] = {judgement: [] for judgement in Judgement}
+        for commit in beat.commits:
+            judgement = Judgement.REFUSE if group is None else group.judge(beat.client_id, commit)
+            by_judgement[judgement].append(commit)
+        commits, refused = by_judgement[Judgement.KEEP], by_judgement[Judgement.REFUSE]
         if refused:
             tell_refused(client.group, client.pid, refused)
         kept = Kept()
@@ -56,9 +59,10 @@ class Positions:
             except JournalError as error:
                 logger.error("phase-bus bus: %s", error)  # the consumer says it again
                 return kept
-        notes = [*beat.dead_letters, *(note for commit in commits for note in commit.dead_letters)]
+        known = commits + by_judgement[Judgement.REPETITION]
+        notes = [*beat.dead_letters, *(note for commit in known for note in commit.dead_letters)]
         kept.dead_letters = [note.offset for note in notes]
-        kept.shares = {commit.share: commit.position for commit in commits}
+        kept.shares = {commit.share: commit.position for commit in known}
         kept.refused = [commit.share for commit in refused]
         return kept
 
