@@ -9,13 +9,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import msgspec
 import pytest
 
 from phase_bus.address import Address
 from phase_bus.bus.journal import JournalReader
+from phase_bus.bus.journal_rows import DeadLetter
 from phase_bus.client import BusClient
 from phase_bus.consumer import Consumer, build_consumer
 from phase_bus.control import EVENTS, GroupInfo, Hello, Status
+from phase_bus.dead_letters import open_retrier
+from phase_bus.dispatcher import decode_saved
 from phase_bus.errors import ConfigError
 from phase_bus.events import PhaseRef, PhaseStart, Receipt, Records, Summary
 from phase_bus.group_runner import GroupRunner
@@ -296,3 +300,27 @@ async def test_a_handler_that_fails(kept: Kept) -> None:
     with JournalReader(kept.data) as reader:
         (letter,) = reader.dead_letters("totals/03")
     assert letter.error == "ValueError('three')"
+    # With the consumer mended, its partition's state takes the event in after all.
+    (result,) = await asyncio.to_thread(letter_retried, kept, letter)
+    assert result == {"r": [7, sum(range(21, 28))]}
+
+
+def letter_retried(kept: Kept, letter: DeadLetter) -> list[dict[str, list[int]]]:
+    """Retry a dead letter without the bus; return the states of its partition afterwards."""
+    kept.close()
+    try:
+        with (
+            JournalReader(kept.data) as reader,
+            open_retrier(reader, Address.parse(kept.address)) as retrier,
+        ):
+            use = f"{Totals.__module__}:{Totals.__qualname__}"
+            assert asyncio.run(retrier.retry(letter.consumer, use, [letter])) == 0
+            kept_now = reader.checkpoint(letter.consumer)
+            assert reader.dead_letters() == []
+    finally:
+        kept.open()
+    assert kept_now is not None
+    assert kept_now.state is not None
+    state = decode_saved(kept_now.state).state
+    assert state is not None
+    return [msgspec.msgpack.decode(state)[0]]

@@ -216,8 +216,9 @@ class JournalReader:
             return {consumer: Checkpoint(offset, state) for consumer, offset, state in rows}
 
     def dead_letters(self, consumer: str | None = None) -> list[DeadLetter]:
-        """Return what was set aside, by one consumer or by all, the oldest first."""
-        sql = f"{_DEAD_LETTERS} WHERE ?1 IS NULL OR consumer = ?1 ORDER BY id"
+        """Return what was set aside, by one consumer or group or by all, the oldest first."""
+        of_group = "substr(consumer, 1, length(?1) + 1) = ?1 || '/'"
+        sql = f"{_DEAD_LETTERS} WHERE ?1 IS NULL OR consumer = ?1 OR {of_group} ORDER BY id"
         return self._dead_letters(sql, consumer)
 
     def dead_letter(self, letter_id: int) -> DeadLetter | None:

@@ -51,6 +51,16 @@ def checkpoint_name(group: str, share: int) -> str:
     return f"{group}/events" if share == EVENTS else f"{group}/{share:02d}"
 
 
+def parse_checkpoint_name(name: str) -> tuple[str, int | None]:
+    """Return the group and share of a checkpoint's name, or a consumer's own name and None."""
+    group, slash, share = name.rpartition("/")
+    if slash and share == "events":
+        return group, EVENTS
+    if slash and share.isdecimal():
+        return group, int(share)
+    return name, None
+
+
 class Checkpoint(NamedTuple):
     """The offset up to which a consumer has finished, and its state there if it has one."""
 
