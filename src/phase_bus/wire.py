@@ -89,8 +89,13 @@ class Topic(NamedTuple):
 def topic_of(event: EventBase) -> bytes:
     """Return the topic an event travels on."""
     if type(event) is Records:
-        return f"records.{event.partition:02d}.{event.run_id}{TOPIC_END}".encode()
-    return f"{event.kind}.{event.run_id}{TOPIC_END}".encode()
+        return _topic(f"records.{event.partition:02d}", event.run_id)
+    return _topic(event.kind, event.run_id)
+
+
+@functools.lru_cache(maxsize=1024)
+def _topic(kind: str, run_id: str) -> bytes:
+    return f"{kind}.{run_id}{TOPIC_END}".encode()
 
 
 @functools.lru_cache(maxsize=4096)

@@ -23,6 +23,7 @@ from msgspec import Struct
 from phase_bus.aiperf.ending import RunEnd
 from phase_bus.aiperf.listener import BusListener
 from phase_bus.aiperf.mapping import (
+    RECORD_FIELDS,
     Outcome,
     ResultsMessage,
     decode,
@@ -275,6 +276,7 @@ def _publisher(options: Options) -> Publisher:
             name="aiperf",
             buffer_bytes=int(options.buffer_mib * _MIB),
             lists=options.lists,
+            field_names=RECORD_FIELDS,
             spool_dir=options.spool_dir or None,
         )
     except PhaseBusError as error:
