@@ -17,8 +17,6 @@ from phase_bus.client import BusClient
 from phase_bus.control import GroupInfo
 
 QUESTION = "How many records a second does a group aggregate with one worker, with two, in what memory?"
-    "How many records a second does a group aggregate with one worker, and with two? In how much memory?"
-)
 _RUN = "prepared"
 _LIMIT_S = 120.0
 _LOOK_S = 0.005
