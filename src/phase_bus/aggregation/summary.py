@@ -12,7 +12,7 @@ from rich.table import Table
 
 from phase_bus.aggregation.metric import MetricState
 from phase_bus.aggregation.state import PhaseState, RunState
-from phase_bus.aggregation.units import describe
+from phase_bus.aggregation.units import describe, format_number, readable_unit
 from phase_bus.events import RunComplete
 
 # AIPerf's list.
@@ -226,19 +226,11 @@ def _table(metrics: Mapping[str, Mapping[str, Any]], brief: bool) -> Table:
 
 
 def _row(metric: Mapping[str, Any]) -> list[str]:
-    unit, factor = ("ms", 1e-6) if metric["unit"] == "ns" else (metric["unit"], 1.0)
+    unit, factor = readable_unit(metric["unit"])
     title = metric["title"] + (f" ({unit})" if unit else "")
     cells = []
     for column in _COLUMNS:
         value = metric[column]
         mark = "~" if column.startswith("p") and not metric["exact"] else ""
-        cells.append("-" if value is None else mark + _number(value * factor))
+        cells.append("-" if value is None else mark + format_number(value * factor))
     return [title.replace("[", "\\["), *cells]
-
-
-def _number(value: float) -> str:
-    """Return a number in at most nine characters."""
-    size = abs(value)
-    if 0 < size < 0.01 or size >= 1e7:
-        return f"{value:.2e}"
-    return f"{value:,.{2 if size < 1e3 else 1 if size < 1e5 else 0}f}"
