@@ -10,8 +10,16 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from phase_bus.aggregation.histogram import count_ranges, count_values, edges
 from phase_bus.aggregation.moments import Moments
-from phase_bus.aggregation.sketch import RELATIVE_ERROR, DDSketch, FloatArray, interpolate, ranks
+from phase_bus.aggregation.sketch import (
+    RELATIVE_ERROR,
+    DDSketch,
+    FloatArray,
+    IntArray,
+    interpolate,
+    ranks,
+)
 
 EXACT_LIMIT = 16_384
 
@@ -117,6 +125,27 @@ class MetricState:
             found = state._sketch.quantiles(quantiles)
         result: list[float] = np.clip(found, state._min, state._max).tolist()
         return result
+
+    def histogram(self, bins: int) -> tuple[FloatArray, IntArray]:
+        """Return edges, shape (n + 1,), and how many values lie between them, shape (n,), for a plot.
+
+        The edges go from the least to the largest value, at equal distances, or at equal ratios where
+        all values are positive and span a decade. There are ``bins`` bins, or fewer where the values
+        differ too little for so many; both arrays are empty without values. Once the percentiles are
+        not exact, a count is shared out as if values lay evenly within a bin of the sketch.
+
+        Raises:
+            ValueError: ``bins`` is not at least 1.
+        """
+        state = self.settled()
+        if state._min is None or state._max is None:
+            return np.empty(0), np.empty(0, dtype=np.int64)
+        at = edges(state._min, state._max, bins)
+        if state._sketch is None:
+            return at, count_values(state._values(), at)
+        low, high, counts = state._sketch.ranges()
+        low, high = (np.clip(end, state._min, state._max) for end in (low, high))
+        return at, count_ranges(low, high, counts, at)
 
     def update(self, values: npt.NDArray[Any]) -> None:
         """Add a column of numbers, shape (n,). NaN and infinity are counted and set aside."""

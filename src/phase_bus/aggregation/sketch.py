@@ -219,6 +219,15 @@ class DDSketch:
             fraction,
         )
 
+    def ranges(self) -> tuple[FloatArray, FloatArray, IntArray]:
+        """Return the lower and upper ends of the bins that hold values, ascending, and their counts."""
+        negative, zeros, positive = self._negative, np.zeros(1), self._positive
+        up, down = self._edges(positive), -self._edges(negative)[::-1]
+        low = np.concatenate([down[:-1], zeros, up[:-1]])
+        high = np.concatenate([down[1:], zeros, up[1:]])
+        counts = np.concatenate([negative.counts[::-1], np.array([self._zeros]), positive.counts])
+        return low[counts > 0], high[counts > 0], counts[counts > 0]
+
     def copy(self) -> DDSketch:
         """Return a sketch of the same content that changes on its own."""
         return DDSketch.from_dict(self.to_dict())
@@ -269,3 +278,9 @@ class DDSketch:
         exponent = np.minimum(keys * self._log_gamma + math.log1p(-self.relative_error), 709.78)
         values: FloatArray = np.exp(exponent)
         return values
+
+    def _edges(self, bins: Bins) -> FloatArray:
+        """Return the ends of the bins, shape (number of bins + 1,)."""
+        keys = np.arange(bins.offset - 1, bins.offset + len(bins.counts))
+        edges: FloatArray = np.exp(np.minimum(keys * self._log_gamma, 709.78))
+        return edges
