@@ -34,7 +34,7 @@ def describe(name: str) -> MetricInfo:
 
 def readable_unit(unit: str) -> tuple[str, float]:
     """Return the unit that people read a metric in, and what to multiply its values by."""
-    return ("ms", 1e-6) if unit == "ns" else (unit, 1.0)
+    return {"ns": ("ms", 1e-6), "fraction": ("%", 100.0)}.get(unit, (unit, 1.0))
 
 
 def format_number(value: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from typing import Any
@@ -22,6 +22,11 @@ _FINE_BINS = 2000
 _DECADE = 10.0
 # Points are drawn as such where there are few of them, and where one stands alone between gaps.
 _MARKERS_UP_TO = 120
+# So many windows are more than a plot has room for: their running average is shown over them.
+_SMOOTH_FROM = 600
+_SMOOTH_PARTS = 200
+# The share of the width that a phase's name may need; one that is nearer to the last stands higher.
+_NAME_SHARE = 0.15
 
 
 def run_figures(summary: Mapping[str, Any], state: RunState | None) -> list[Figure]:
@@ -52,11 +57,12 @@ class _OverTime:
             return
         count, width_s = len(self.windows["requests"]), self.windows["width_s"]
         span_s = count * width_s
+        self._scale: float
         self._unit, self._scale = ("s", 1.0) if span_s <= 600 else ("min", 60.0)
         if span_s > 5 * 3600:
             self._unit, self._scale = "h", 3600.0
         self._x = [round((number + 0.5) * width_s / self._scale, 6) for number in range(count)]
-        self._range = [0.0, span_s / self._scale]
+        self._range: list[float] = [0.0, span_s / self._scale]
         self._shapes, self._annotations = self._mark(summary["phases"])
 
     def latencies(self, names: Iterable[str]) -> list[Figure]:
@@ -68,26 +74,27 @@ class _OverTime:
             if metric is None or not any(metric["count"]):
                 continue
             unit, factor = readable_unit(metric["unit"])
-            title = describe(name).title
-            traces = [
-                self._line(f"p{p}", _scaled(metric[f"p{p}"], factor), color, f"%{{y:,.4~g}} {escape(unit)}")
-                for p, color in ((99, HIGH), (50, LOW))
-            ]
+            traces = []
+            for p, color in ((99, HIGH), (50, LOW)):
+                values = _array(metric[f"p{p}"]) * factor
+                traces += self._lines(f"p{p}", values, color, unit, np.nanmedian, "median")
             caption = (
                 f"Of the requests that ended in each {self._width}, the median and the 99th percentile."
             )
-            figures.append(self._figure(f"{title} over time", caption, traces, f"{title} ({unit})", name))
+            figures.append(self._figure(f"{describe(name).title} over time", caption, traces, unit, name))
         return figures
 
     def throughput(self) -> Figure:
         """Return a plot of successful and failed requests a second."""
         assert self.windows is not None
-        width_s = self.windows["width_s"]
-        failed = [count / width_s for count in self.windows["failed"]]
+        good, failed = _array(self.windows["throughput"]), _array(self.windows["failed"])
         traces = [
-            self._line("successful", self.windows["throughput"], GOOD, "%{y:,.4~g} requests/s"),
-            self._line("failed", failed, FAILED, "%{y:,.4~g} requests/s", fill=True),
+            *self._lines("successful", good, GOOD, "requests/s", np.nanmean, "mean"),
+            *self._lines(
+                "failed", failed / self.windows["width_s"], FAILED, "requests/s", np.nanmean, "mean"
+            ),
         ]
+        traces[-1] |= {"fill": "tozeroy", "fillcolor": f"{FAILED}33"}
         caption = (
             f"Requests that ended in each {self._width}, a second; first and last are only partly filled."
         )
@@ -99,22 +106,39 @@ class _OverTime:
         width_s = self.windows["width_s"]
         return "second" if width_s == 1 else f"window of {width_s:g} s"
 
-    def _line(
-        self, name: str, values: Sequence[float | None], color: str, hover: str, *, fill: bool = False
-    ) -> dict[str, Any]:
-        trace = {
+    def _lines(
+        self,
+        name: str,
+        values: FloatArray,
+        color: str,
+        unit: str,
+        average: Callable[..., FloatArray],
+        average_name: str,
+    ) -> list[dict[str, Any]]:
+        """Return the line of one number; of many windows a pale one, with the running average over it."""
+        assert self.windows is not None
+        if len(values) <= _SMOOTH_FROM:
+            return [self._line(name, values, color, unit)]
+        around = len(values) // _SMOOTH_PARTS
+        over_s = (2 * around + 1) * self.windows["width_s"]
+        pale = self._line(name, values, color, unit)
+        pale |= {"opacity": 0.3, "showlegend": False, "hoverinfo": "skip", "hovertemplate": None}
+        pale["line"] = {"color": color, "width": 1}
+        smooth_name = f"{name}, {average_name} of {over_s:g} s"
+        return [pale, self._line(smooth_name, _running(values, around, average), color, unit)]
+
+    def _line(self, name: str, values: FloatArray, color: str, unit: str) -> dict[str, Any]:
+        return {
             "type": "scatter",
             "name": name,
             "x": self._x,
-            "y": values,
+            # Three digits more than anybody can see, and a third of the size.
+            "y": [None if math.isnan(value) else float(f"{value:.5g}") for value in values],
             "mode": "lines+markers" if _needs_markers(values) else "lines",
             "line": {"color": color, "width": 1.8},
             "marker": {"color": color, "size": 5},
-            "hovertemplate": f"{name} {hover}<extra></extra>",
+            "hovertemplate": f"{name} %{{y:,.4~g}} {escape(unit)}<extra></extra>",
         }
-        if fill:
-            trace |= {"fill": "tozeroy", "fillcolor": f"{color}33"}
-        return trace
 
     def _figure(
         self, title: str, caption: str, traces: list[dict[str, Any]], y_title: str, key: str
@@ -123,7 +147,6 @@ class _OverTime:
             "title": {"text": f"time since the start ({self._unit})"},
             "range": self._range,
             "hoverformat": ".4~g",
-            "ticksuffix": "",
         }
         look = layout(x_axis, {"title": {"text": escape(y_title)}, "rangemode": "tozero"})
         look |= {"shapes": self._shapes, "annotations": self._annotations, "hovermode": "x unified"}
@@ -134,6 +157,7 @@ class _OverTime:
         assert self.windows is not None
         shapes: list[Any] = []
         annotations: list[Any] = []
+        low = -math.inf  # where the last name on the lower line begins
         for number, phase in enumerate(phases):
             start_ns = _first(phase["start_ns"], phase["first_request_ns"])
             end_ns = _first(phase["end_ns"], phase["last_request_ns"])
@@ -144,6 +168,8 @@ class _OverTime:
             shapes.append(
                 {**band, "layer": "below", "line": {"width": 0}, "fillcolor": BAND[number % len(BAND)]}
             )
+            crowded = x0 - low < _NAME_SHARE * self._range[1]
+            low = low if crowded else x0
             annotations.append(
                 {
                     "x": x0,
@@ -151,8 +177,7 @@ class _OverTime:
                     "yref": "paper",
                     "xanchor": "left",
                     "yanchor": "bottom",
-                    # Names of short phases would lie on each other: every second one is higher.
-                    "yshift": 14 if number % 2 else 0,
+                    "yshift": 14 if crowded else 0,
                     "text": escape(phase["name"]),
                     "showarrow": False,
                     "font": {"size": 11, "color": "#57606a"},
@@ -162,7 +187,8 @@ class _OverTime:
 
     def _place(self, ts_ns: int) -> float:
         assert self.windows is not None
-        at = float(ts_ns - self.windows["start_ns"]) / 1e9 / self._scale
+        since_ns: int = ts_ns - self.windows["start_ns"]
+        at = since_ns / 1e9 / self._scale
         return min(max(at, self._range[0]), self._range[1])
 
 
@@ -186,7 +212,10 @@ def _distribution(summary: Mapping[str, Any], state: RunState) -> list[Figure]:
             # A warm-up is there to be looked at, but not in the way.
             trace["visible"] = "legendonly" if phase["kind"] == "warmup" else True
     title = describe(LATENCY).title
-    x_axis = {"title": {"text": f"{title} (ms)"}, "type": "log" if logarithmic else "linear"}
+    x_axis: dict[str, Any] = {"title": {"text": f"{title} (ms)"}}
+    if logarithmic:
+        ticks = _log_ticks(*(edges[[0, -1]] * readable_unit("ns")[1]).tolist())
+        x_axis |= {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,.10g}" for tick in ticks]}
     look = layout(x_axis, {"title": {"text": "% of the phase's requests"}, "rangemode": "tozero"})
     look |= {"showlegend": True, "hovermode": "closest"}
     caption = "Successful requests by latency. A click on a phase in the legend shows or hides it."
@@ -215,15 +244,32 @@ def _histogram(
     }
 
 
-def _scaled(values: Sequence[float | None], factor: float) -> list[float | None]:
-    return [None if value is None else value * factor for value in values]
+def _array(values: Sequence[float | None]) -> FloatArray:
+    """Return numbers as floats, NaN for None."""
+    return np.array(values, dtype=np.float64)
 
 
-def _needs_markers(values: Sequence[float | None]) -> bool:
-    if sum(value is not None for value in values) <= _MARKERS_UP_TO:
-        return True
-    around = zip([None, *values], values, [*values[1:], None], strict=False)
-    return any(before is None and value is not None and after is None for before, value, after in around)
+def _running(values: FloatArray, around: int, average: Callable[..., FloatArray]) -> FloatArray:
+    """Return the average of each value and as many before as after it; NaN where that one is."""
+    padded = np.pad(values, around, constant_values=np.nan)
+    empty = np.isnan(values)
+    result = np.full_like(values, np.nan)
+    near = np.lib.stride_tricks.sliding_window_view(padded, 2 * around + 1)
+    result[~empty] = average(near[~empty], axis=1)
+    return result
+
+
+def _needs_markers(values: FloatArray) -> bool:
+    there = np.pad(~np.isnan(values), 1)
+    alone = there[1:-1] & ~there[:-2] & ~there[2:]
+    return bool(there.sum() <= _MARKERS_UP_TO or alone.any())
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 times the powers of ten between two numbers."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def _first(*times: int | None) -> int | None:

@@ -17,7 +17,7 @@ from phase_bus.errors import ConfigError
 from phase_bus.reporting.figures import LATENCY, run_figures
 from phase_bus.reporting.source import PastRun
 from phase_bus.reporting.sweep_figures import sweep_figures
-from phase_bus.reporting.sweep_text import heading, notes, rows
+from phase_bus.reporting.sweep_text import OVERVIEW, heading, notes, overview, rows
 from phase_bus.reporting.theme import Figure
 
 _COLUMNS = ("count", "mean", "std", "min", "p50", "p90", "p95", "p99", "max")
@@ -77,6 +77,8 @@ def sweep_html(sweep: Mapping[str, Any]) -> str:
         sweep=sweep,
         left_out=[run for run in sweep["runs"] if run["left_out"]],
         heading=heading,
+        overview_columns=[title for _, _, title in OVERVIEW],
+        overview=list(overview(sweep)),
         rows=rows,
         notes=list(notes(sweep)),
         when=_when,
@@ -177,6 +179,8 @@ def _warnings(run: PastRun) -> list[str]:
 def _phase_cells(phase: Mapping[str, Any]) -> list[str]:
     """Return a phase's cells in the table of phases, after its name."""
     cells = [f"{phase[name]:,}" for name in ("requests", "successful", "failed")]
+    if phase["failed"]:
+        cells[-1] += f" ({phase['error_rate']:.2%})"
     for value in (phase["duration_s"], phase["request_throughput"], phase["output_token_throughput"]):
         cells.append("-" if value is None else format_number(value))
     for name, statistic in _IN_PHASES:
@@ -206,4 +210,4 @@ def _cell(metric: Mapping[str, Any] | None, statistic: str) -> str:
 
 def _when(ts_ns: int) -> str:
     """Return a time as people here write it, with its distance to UTC."""
-    return f"{datetime.fromtimestamp(ts_ns / 1e9).astimezone():%Y-%m-%d %H:%M:%S %z}"
+    return datetime.fromtimestamp(ts_ns // 10**9).astimezone().isoformat(sep=" ")

@@ -7,7 +7,11 @@ from html import escape
 from typing import Any
 
 from phase_bus.aggregation.units import readable_unit
-from phase_bus.reporting.theme import COLORS, Figure, layout
+from phase_bus.reporting.theme import COLORS, GOOD, HIGH, LOW, Figure, layout
+
+# Statistics are told apart by colour; where there are several phases, by the kind of line.
+_COLOR = {"value": LOW, "p50": LOW, "p99": HIGH, "mean": GOOD}
+_DASH = {"value": "solid", "p50": "solid", "p99": "dash", "mean": "dot"}
 
 
 def sweep_figures(sweep: Mapping[str, Any]) -> list[Figure]:
@@ -50,8 +54,11 @@ def _figure(
     several_phases: bool,
 ) -> Figure:
     unit, _ = readable_unit(metric["unit"])
+    phases = list(dict.fromkeys(phase for phase, _ in lines))
     traces = []
-    for number, ((phase, statistic), line) in enumerate(lines.items()):
+    for (phase, statistic), line in lines.items():
+        color = COLORS[phases.index(phase) % len(COLORS)] if several_phases else _COLOR[statistic]
+        dash = _DASH[statistic] if several_phases else "solid"
         words = [phase] if several_phases or statistic == "value" else []
         words += [] if statistic == "value" else [statistic]
         traces.append(
@@ -62,14 +69,14 @@ def _figure(
                 "x": line["x"],
                 "y": line["y"],
                 "error_y": {"type": "data", "array": line["above"], "thickness": 1.4, "width": 6},
-                "line": {"color": COLORS[number % len(COLORS)], "width": 1.8},
-                "marker": {"size": 7},
+                "line": {"color": color, "width": 1.8, "dash": dash},
+                "marker": {"color": color, "size": 7},
                 "text": line["text"],
                 "hovertemplate": "%{y:,.4~g} (%{text})<extra>" + escape(" ".join(words)) + "</extra>",
             }
         )
     x_axis = {"type": "category", "categoryorder": "array", "categoryarray": order}
-    look = layout(x_axis, {"title": {"text": escape(f"{metric['title']} ({unit})")}, "rangemode": "tozero"})
+    look = layout(x_axis, {"title": {"text": escape(unit)}, "rangemode": "tozero"})
     look |= {"showlegend": len(traces) > 1, "hovermode": "x unified"}
     caption = "Mean over the trials, with its 95% confidence interval where there are two or more."
     return Figure(key=name, title=metric["title"], caption=caption, data=traces, layout=look)

@@ -13,6 +13,16 @@ from rich.table import Table
 from phase_bus.aggregation.units import format_number, readable_unit
 
 _WIDTH = 100
+# What an overview has of each variation: metric, statistic, and what the column is called.
+OVERVIEW = (
+    ("request_throughput", "value", "requests/s"),
+    ("output_token_throughput", "value", "output tokens/s"),
+    ("error_rate", "value", "errors, %"),
+    ("request_latency", "p50", "latency p50, ms"),
+    ("request_latency", "p99", "latency p99, ms"),
+    ("time_to_first_token", "p50", "TTFT p50, ms"),
+    ("time_to_first_token", "p99", "TTFT p99, ms"),
+)
 _COLUMNS = ("mean of trials", "95% interval", "n", "pooled")
 
 
@@ -61,6 +71,25 @@ def rows(metrics: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str, s
                 str(trials["n"]),
                 "" if pooled is None else mark + format_number(pooled * factor),
             )
+
+
+def overview(sweep: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    """Yield for each phase of each variation its name, the trials, and the mean of :data:`OVERVIEW`."""
+    for variation in sweep["variations"]:
+        several = len(variation["phases"]) > 1
+        for phase in variation["phases"]:
+            name = f"{variation['name']}, {phase['name']}" if several else variation["name"]
+            cells = [_in_overview(phase["metrics"].get(key), statistic) for key, statistic, _ in OVERVIEW]
+            yield name, str(variation["trials"]), *cells
+
+
+def _in_overview(metric: Mapping[str, Any] | None, statistic: str) -> str:
+    if metric is None or statistic not in metric["statistics"]:
+        return "-"
+    trials, (_, factor) = metric["statistics"][statistic], readable_unit(metric["unit"])
+    mean = format_number(trials["mean"] * factor)
+    high = trials["ci95_high"]
+    return mean if high is None else f"{mean} \u00b1 {format_number((high - trials['mean']) * factor)}"
 
 
 def notes(sweep: Mapping[str, Any]) -> Iterable[str]:

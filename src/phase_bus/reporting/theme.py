@@ -44,9 +44,14 @@ def layout(x_axis: dict[str, Any], y_axis: dict[str, Any]) -> dict[str, Any]:
         "font": {"family": _FONT, "size": 12, "color": "#1f2937"},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 56, "r": 12, "t": 36, "b": 44},
-        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
+        "margin": {"l": 56, "r": 12, "t": 58, "b": 44},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#9ca3af", "activecolor": "#1f2937"},
+        "legend": {
+            "orientation": "h",
+            **{"x": 0.02, "xref": "container", "xanchor": "left"},
+            **{"y": 1, "yref": "container", "yanchor": "top"},
+        },
         "hoverlabel": {"bgcolor": "#ffffff", "font": {"family": _FONT}},
         "xaxis": {**axis, **x_axis},
-        "yaxis": {**axis, **y_axis},
+        "yaxis": {**axis, "tickformat": ",~g", **y_axis},
     }

@@ -4,6 +4,8 @@
   const config = {
     responsive: true,
     displaylogo: false,
+    // A touch screen would show it all the time, over the legend.
+    displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   };
   const places = [...document.querySelectorAll("[data-figure]")];
@@ -32,8 +34,12 @@
     place.on("plotly_relayout", (change) => follow(place, change));
   }
 
-  // Paper has another width than the screen.
-  const fit = () => places.forEach((place) => Plotly.Plots.resize(place));
-  window.addEventListener("beforeprint", fit);
-  window.addEventListener("afterprint", fit);
+  // Paper has another width than the screen, and is laid out only after this.
+  const PAPER_PX = 640;
+  window.addEventListener("beforeprint", () => {
+    for (const place of places) Plotly.relayout(place, { width: PAPER_PX });
+  });
+  window.addEventListener("afterprint", () => {
+    for (const place of places) Plotly.relayout(place, { width: null, autosize: true });
+  });
 })();
