@@ -24,6 +24,7 @@ from phase_bus.events import (
     RunComplete,
     RunStart,
     RunStatus,
+    Summary,
 )
 from phase_bus.wire import encode_event, topic_of
 
@@ -123,6 +124,27 @@ class Made:
                 fields={"request_start_ns": _column(starts_ns), "request_end_ns": _column(end_ns)},
                 errors=tuple(RecordError(int(row), "Internal Server Error", "no", 500) for row in failed),
             )
+
+
+# A run whose every text would do harm if it were taken for markup.
+HOSTILE = Made(
+    "<script>alert(1)</script>",
+    [Phase("<b>ph</b><script>alert(2)</script>", 5, 100, error_rate=0.1)],
+    status="lost",
+    reason="<img src=http://evil.example/x onerror=alert(5)>",
+    missing=5,
+    start={
+        "models": ("</script><script>alert(3)</script>",),
+        "urls": ("javascript:alert(1)", "http://x/?a=1&b=2"),
+        "label": "<svg onload=alert(4)>",
+        "variation": {"</style>": "<a href=http://evil.example/>"},
+    },
+)
+
+
+def a_summary(run_id: str, producer: str, result: dict[str, Any], *, final: bool = True) -> Summary:
+    """Return a summary as a consumer publishes it."""
+    return Summary(run_id=run_id, ts_ns=T0, producer=producer, final=final, result=result)
 
 
 def write_journal(directory: Path, *runs: Made) -> Path:

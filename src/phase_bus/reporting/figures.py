@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from typing import Any
@@ -22,9 +22,6 @@ _FINE_BINS = 2000
 _DECADE = 10.0
 # Points are drawn as such where there are few of them, and where one stands alone between gaps.
 _MARKERS_UP_TO = 120
-# So many windows are more than a plot has room for: their running average is shown over them.
-_SMOOTH_FROM = 600
-_SMOOTH_PARTS = 200
 # The share of the width that a phase's name may need; one that is nearer to the last stands higher.
 _NAME_SHARE = 0.15
 
@@ -74,10 +71,10 @@ class _OverTime:
             if metric is None or not any(metric["count"]):
                 continue
             unit, factor = readable_unit(metric["unit"])
-            traces = []
-            for p, color in ((99, HIGH), (50, LOW)):
-                values = _array(metric[f"p{p}"]) * factor
-                traces += self._lines(f"p{p}", values, color, unit, np.nanmedian, "median")
+            traces = [
+                self._line(f"p{p}", _array(metric[f"p{p}"]) * factor, color, unit)
+                for p, color in ((99, HIGH), (50, LOW))
+            ]
             caption = (
                 f"Of the requests that ended in each {self._width}, the median and the 99th percentile."
             )
@@ -87,12 +84,10 @@ class _OverTime:
     def throughput(self) -> Figure:
         """Return a plot of successful and failed requests a second."""
         assert self.windows is not None
-        good, failed = _array(self.windows["throughput"]), _array(self.windows["failed"])
+        failed = _array(self.windows["failed"]) / self.windows["width_s"]
         traces = [
-            *self._lines("successful", good, GOOD, "requests/s", np.nanmean, "mean"),
-            *self._lines(
-                "failed", failed / self.windows["width_s"], FAILED, "requests/s", np.nanmean, "mean"
-            ),
+            self._line("successful", _array(self.windows["throughput"]), GOOD, "requests/s"),
+            self._line("failed", failed, FAILED, "requests/s"),
         ]
         traces[-1] |= {"fill": "tozeroy", "fillcolor": f"{FAILED}33"}
         caption = (
@@ -105,27 +100,6 @@ class _OverTime:
         assert self.windows is not None
         width_s = self.windows["width_s"]
         return "second" if width_s == 1 else f"window of {width_s:g} s"
-
-    def _lines(
-        self,
-        name: str,
-        values: FloatArray,
-        color: str,
-        unit: str,
-        average: Callable[..., FloatArray],
-        average_name: str,
-    ) -> list[dict[str, Any]]:
-        """Return the line of one number; of many windows a pale one, with the running average over it."""
-        assert self.windows is not None
-        if len(values) <= _SMOOTH_FROM:
-            return [self._line(name, values, color, unit)]
-        around = len(values) // _SMOOTH_PARTS
-        over_s = (2 * around + 1) * self.windows["width_s"]
-        pale = self._line(name, values, color, unit)
-        pale |= {"opacity": 0.3, "showlegend": False, "hoverinfo": "skip", "hovertemplate": None}
-        pale["line"] = {"color": color, "width": 1}
-        smooth_name = f"{name}, {average_name} of {over_s:g} s"
-        return [pale, self._line(smooth_name, _running(values, around, average), color, unit)]
 
     def _line(self, name: str, values: FloatArray, color: str, unit: str) -> dict[str, Any]:
         return {
@@ -247,16 +221,6 @@ def _histogram(
 def _array(values: Sequence[float | None]) -> FloatArray:
     """Return numbers as floats, NaN for None."""
     return np.array(values, dtype=np.float64)
-
-
-def _running(values: FloatArray, around: int, average: Callable[..., FloatArray]) -> FloatArray:
-    """Return the average of each value and as many before as after it; NaN where that one is."""
-    padded = np.pad(values, around, constant_values=np.nan)
-    empty = np.isnan(values)
-    result = np.full_like(values, np.nan)
-    near = np.lib.stride_tricks.sliding_window_view(padded, 2 * around + 1)
-    result[~empty] = average(near[~empty], axis=1)
-    return result
 
 
 def _needs_markers(values: FloatArray) -> bool:

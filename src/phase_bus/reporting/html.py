@@ -48,6 +48,7 @@ def run_html(run: PastRun) -> str:
         )
     if any(not metric["exact"] for phase in phases for metric in phase["metrics"].values()):
         page_notes.append(f"~ percentiles within {summary['relative_error']:.2%} (too many values to keep)")
+    page_notes += _notes_on_windows(summary["overall"].get("windows"))
     return _render(
         "run.html",
         run_figures(summary, run.state),
@@ -174,6 +175,15 @@ def _warnings(run: PastRun) -> list[str]:
     elif not summary["overall"]["successful"]:
         warnings.append("No request succeeded: there are no latencies.")
     return warnings
+
+
+def _notes_on_windows(windows: Mapping[str, Any] | None) -> list[str]:
+    if windows is None:
+        return []
+    notes = [f"In the plots over time percentiles are within {windows['relative_error']:.2%}."]
+    if windows["unplaced"]:
+        notes.append(f"{windows['unplaced']:,} requests brought no time, and are in no plot over time.")
+    return notes
 
 
 def _phase_cells(phase: Mapping[str, Any]) -> list[str]:
