@@ -158,10 +158,12 @@ def test_a_simulated_sweep(workplace: Workplace) -> None:
     address = f"ipc://{workplace.directory}/bus"
     bus = workplace.phase_bus("bus", "--address", address)
     wait_for(lambda: "bus ready at" in workplace.stdout(bus), "the bus")
-    for concurrency, ttft_ms in (("1", "20"), ("8", "60")):
+    medians_ms = {1: 20, 8: 60}
+    for concurrency, ttft_ms in medians_ms.items():
         done = workplace.run(
             *("simulate", "-n", "400", "-r", "0", "--runs", "2", "--address", address),
-            *("--sweep-id", "try", "--variation", f"concurrency={concurrency}", "--ttft-ms", ttft_ms),
+            *("--sweep-id", "try", "--variation", f"concurrency={concurrency}"),
+            *("--ttft-ms", str(ttft_ms)),
         )
         assert done.returncode == 0, done.stderr
     bus.terminate()
@@ -174,7 +176,7 @@ def test_a_simulated_sweep(workplace: Workplace) -> None:
         ("concurrency=8", 0),
         ("concurrency=8", 1),
     ]
-    for variation, ttft_ms in zip(document["variations"], (20, 60), strict=True):
+    for variation, ttft_ms in zip(document["variations"], medians_ms.values(), strict=True):
         metric = variation["phases"][0]["metrics"]["time_to_first_token"]["statistics"]["p50"]
         assert metric["n"] == 2
         assert metric["mean"] == pytest.approx(ttft_ms * 1e6, rel=0.1)

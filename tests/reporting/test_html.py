@@ -73,7 +73,7 @@ def test_the_plots_have_a_point_for_each_window(tmp_path: Path) -> None:
     """And the numbers of the summary, in ms; a pause is a gap, not a line."""
     run = compute(write_journal(tmp_path, Made("r", THREE)), "r")
     windows = run.summary["overall"]["windows"]
-    figures = {figure.key: figure for figure in run_figures(run.summary, run.state)}
+    figures = {figure.key: figure for figure in run_figures(run.summary, run.phases)}
     assert list(figures) == [
         "request_latency",
         "distribution",
@@ -101,7 +101,7 @@ def test_the_plots_have_a_point_for_each_window(tmp_path: Path) -> None:
 
 def test_the_distribution_has_every_request_of_each_phase(tmp_path: Path) -> None:
     run = compute(write_journal(tmp_path, Made("r", THREE)), "r")
-    (figure,) = (f for f in run_figures(run.summary, run.state) if f.key == "distribution")
+    (figure,) = (f for f in run_figures(run.summary, run.phases) if f.key == "distribution")
     assert [trace["name"] for trace in figure.data] == ["warmup", "steady", "peak"]
     assert [trace["visible"] for trace in figure.data] == ["legendonly", True, True]
     for trace, phase in zip(figure.data, run.summary["phases"], strict=True):

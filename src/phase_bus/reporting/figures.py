@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from phase_bus.aggregation.sketch import FloatArray
-from phase_bus.aggregation.state import RunState
+from phase_bus.aggregation.state import PhaseState
 from phase_bus.aggregation.units import describe, readable_unit
 from phase_bus.reporting.theme import BAND, COLORS, FAILED, GOOD, HIGH, LOW, Figure, layout
 
@@ -26,19 +26,19 @@ _MARKERS_UP_TO = 120
 _NAME_SHARE = 0.15
 
 
-def run_figures(summary: Mapping[str, Any], state: RunState | None) -> list[Figure]:
+def run_figures(summary: Mapping[str, Any], phases: Sequence[PhaseState] | None) -> list[Figure]:
     """Return the plots that a run's summary has the numbers for.
 
     Args:
         summary: the run's summary.
-        state: what it was made from, for the distribution; without it there is none.
+        phases: what its phases were made from, for the distribution; without them there is none.
     """
     figures = []
     over_time = _OverTime(summary)
     if over_time.windows is not None:
         figures += over_time.latencies([LATENCY])
-    if state is not None:
-        figures += _distribution(summary, state)
+    if phases is not None:
+        figures += _distribution(summary, phases)
     if over_time.windows is not None:
         figures.append(over_time.throughput())
         figures += over_time.latencies([name for name in over_time.windows["metrics"] if name != LATENCY])
@@ -166,10 +166,11 @@ class _OverTime:
         return min(max(at, self._range[0]), self._range[1])
 
 
-def _distribution(summary: Mapping[str, Any], state: RunState) -> list[Figure]:
+def _distribution(summary: Mapping[str, Any], phases: Sequence[PhaseState]) -> list[Figure]:
     """Return the plot of how latencies are distributed, in bins that all phases have in common."""
-    shown = [(phase, state.phases[phase["index"]].metrics.get(LATENCY)) for phase in summary["phases"]]
-    metrics = [(phase, metric) for phase, metric in shown if metric is not None and metric.count]
+    found = [state.metrics.get(LATENCY) for state in phases]
+    pairs = zip(summary["phases"], found, strict=True)
+    metrics = [(phase, metric) for phase, metric in pairs if metric is not None and metric.count]
     if not metrics:
         return []
     histograms = [metric.histogram(_FINE_BINS) for _, metric in metrics]

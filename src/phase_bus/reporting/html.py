@@ -51,7 +51,7 @@ def run_html(run: PastRun) -> str:
     page_notes += _notes_on_windows(summary["overall"].get("windows"))
     return _render(
         "run.html",
-        run_figures(summary, run.state),
+        run_figures(summary, run.phases),
         title=f"Run {summary['run_id']}",
         summary=summary,
         ended=run.end is not None,

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from phase_bus.aggregation.result import RunResult
-from phase_bus.aggregation.state import RunState
+from phase_bus.aggregation.state import PhaseState, RunState
 from phase_bus.bus.journal_reader import JournalReader
 from phase_bus.errors import ConfigError, suggest
 from phase_bus.events import RunComplete, RunStart, Summary
@@ -23,14 +23,14 @@ class PastRun(Struct, frozen=True, kw_only=True):
         summary: its result, as :func:`~phase_bus.aggregation.summary.summarize` makes it.
         start: its start, None if that is not in the journal.
         end: its end, None while it goes on.
-        state: what the summary was made from, None if a consumer made it.
+        phases: what its phases were made from, in their order; None if a consumer made it.
         by: the consumer that made the summary, None if it was made from the journal's records.
     """
 
     summary: dict[str, Any]
     start: RunStart | None = None
     end: RunComplete | None = None
-    state: RunState | None = None
+    phases: list[PhaseState] | None = None
     by: str | None = None
 
     @property
@@ -58,7 +58,8 @@ def compute(journal: Path, run_id: str) -> PastRun:
                 result.take(event)
             if result.final:  # nothing changes it any more, in the aggregator neither
                 break
-    return PastRun(summary=result.summary(), start=start, end=result.end, state=result.state)
+    phases = [result.state.phases[index] for index in sorted(result.state.phases)]
+    return PastRun(summary=result.summary(), start=start, end=result.end, phases=phases)
 
 
 def published(journal: Path, run_id: str, consumer: str) -> PastRun:

@@ -135,7 +135,10 @@ class _Phase:
                 continue
             for statistic in STATISTICS:
                 self._add(name, statistic, summary["metrics"][name][statistic])
-            self.pooled.setdefault(name, MetricState(metrics[name].options)).merge(metrics[name])
+            if name in self.pooled:
+                self.pooled[name].merge(metrics[name])
+            else:
+                self.pooled[name] = metrics[name].copy()
 
     def document(self, interval: Callable[[int], float]) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
@@ -165,13 +168,13 @@ class _Variation:
         self._phases: dict[str, _Phase] = {}
 
     def add(self, run: PastRun, warmup: bool) -> None:
-        assert run.state is not None
+        assert run.phases is not None
         self.trials += 1
-        for summary in run.summary["phases"]:
+        for summary, state in zip(run.summary["phases"], run.phases, strict=True):
             if summary["kind"] == "warmup" and not warmup:
                 continue
             phase = self._phases.setdefault(summary["name"], _Phase(summary["name"], summary["kind"]))
-            phase.add(summary, run.state.phases[summary["index"]].metrics)
+            phase.add(summary, state.metrics)
 
     def document(self, interval: Callable[[int], float]) -> dict[str, Any]:
         return {
