@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from phase_bus.aggregation.metric import MetricState, Options
+from phase_bus.aggregation.metric import MetricState
+from phase_bus.aggregation.options import Options
 
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(11)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from phase_bus.aggregation.sketch import FloatArray, IntArray
+from phase_bus.aggregation.packing import FloatArray, IntArray
 
 # From this ratio of the largest value to the least on, bins are of equal ratio.
 _DECADE = 10.0

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from phase_bus.aggregation.sketch import FloatArray
-from phase_bus.aggregation.state import PhaseState
+from phase_bus.aggregation.packing import FloatArray
+from phase_bus.aggregation.phase import PhaseState
 from phase_bus.aggregation.units import describe, readable_unit
 from phase_bus.reporting.theme import BAND, COLORS, FAILED, GOOD, HIGH, LOW, Figure, layout
 

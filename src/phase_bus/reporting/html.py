@@ -169,7 +169,8 @@ def _warnings(run: PastRun) -> list[str]:
         dropped = sum(summary["dropped"].values())
         warnings.append(f"INCOMPLETE: the publisher had to drop {dropped:,} events.")
     if run.end is not None and not summary["final"] and not summary["missing_records"]:
-        warnings.append("This summary was made before all records had arrived.")
+        announced = f"the run's end announced {summary['expected_records']:,}"
+        warnings.append(f"The records are {summary['records']:,}, but {announced}.")
     if not summary["records"]:
         warnings.append("The run has no request records: there is nothing to plot.")
     elif not summary["overall"]["successful"]:

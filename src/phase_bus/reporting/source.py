@@ -7,8 +7,9 @@ from typing import Any
 
 from msgspec import Struct
 
+from phase_bus.aggregation.phase import PhaseState
 from phase_bus.aggregation.result import RunResult
-from phase_bus.aggregation.state import PhaseState, RunState
+from phase_bus.aggregation.state import RunState
 from phase_bus.bus.journal_reader import JournalReader
 from phase_bus.errors import ConfigError, suggest
 from phase_bus.events import RunComplete, RunStart, Summary
@@ -58,8 +59,7 @@ def compute(journal: Path, run_id: str) -> PastRun:
                 result.take(event)
             if result.final:  # nothing changes it any more, in the aggregator neither
                 break
-    phases = [result.state.phases[index] for index in sorted(result.state.phases)]
-    return PastRun(summary=result.summary(), start=start, end=result.end, phases=phases)
+    return PastRun(summary=result.summary(), start=start, end=result.end, phases=result.state.phases())
 
 
 def published(journal: Path, run_id: str, consumer: str) -> PastRun:
