@@ -18,7 +18,7 @@ import pytest
 
 from tests.helpers import wait_until
 
-_OPTIONS = ("--headless", "--disable-gpu", "--no-first-run", "--window-size=1400,2000")
+_OPTIONS = ("--headless", "--disable-gpu", "--no-first-run")
 # So that a page that does fetch something is seen to try, and gets nothing.
 _NO_NETWORK = "--host-resolver-rules=MAP * ~NOTFOUND"
 _TIMEOUT_S = 60.0
@@ -33,11 +33,13 @@ class Seen:
         dom: the document after its scripts have run.
         complaints: what was said on the console, exceptions, and refusals by the page's policy.
         requests: the URLs that were asked for, that of the page left out.
+        width: how many pixels wide the page came out.
     """
 
     dom: str = ""
     complaints: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    width: int = 0
 
     def plot(self, key: str) -> str:
         """Return the part of the document that a plot takes."""
@@ -45,19 +47,21 @@ class Seen:
         return self.dom[start.start() :].partition("<figcaption")[0]
 
 
-def browse(page: Path, profile: Path) -> Seen:
-    """Open a page, let its scripts run, and return what came of it."""
+def browse(page: Path, profile: Path, width: int = 1400) -> Seen:
+    """Open a page in a window of that many pixels, let its scripts run, and return what came of it."""
     seen = Seen()
     with _Chromium(profile, seen) as chromium:
         target = chromium.ask("Target.createTarget", url="about:blank")["targetId"]
         chromium.ask("Target.attachToTarget", targetId=target, flatten=True)
         for domain in ("Runtime", "Log", "Network", "Page"):
             chromium.ask(f"{domain}.enable")
+        size = {"width": width, "height": 2000, "deviceScaleFactor": 1, "mobile": False}
+        chromium.ask("Emulation.setDeviceMetricsOverride", **size)
         chromium.ask("Page.navigate", url=page.as_uri())
         chromium.wait_for("Page.loadEventFired")
         chromium.ask("Runtime.evaluate", expression=_DRAWN, awaitPromise=True)
-        found = chromium.ask("Runtime.evaluate", expression="document.documentElement.outerHTML")
-        seen.dom = found["result"]["value"]
+        seen.dom = chromium.value("document.documentElement.outerHTML")
+        seen.width = chromium.value("document.documentElement.scrollWidth")
     seen.requests.remove(page.as_uri())
     return seen
 
@@ -129,6 +133,10 @@ class _Chromium:
         assert "error" not in message, message
         self._session = message["result"].get("sessionId", self._session)
         return message["result"]
+
+    def value(self, expression: str) -> Any:
+        """Return what an expression in the page comes to."""
+        return self.ask("Runtime.evaluate", expression=expression)["result"]["value"]
 
     def wait_for(self, event: str) -> None:
         """Return when an event has come."""

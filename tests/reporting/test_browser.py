@@ -53,6 +53,16 @@ def test_the_plots_are_drawn(tmp_path: Path, no_leaks: None) -> None:
         assert f">{phase}</text>" in seen.plot("request_latency")
 
 
+@pytest.mark.parametrize("width", [360, 800])
+def test_it_fits_a_narrow_window(tmp_path: Path, width: int) -> None:
+    """Tables scroll in themselves, plots are drawn as narrow as it takes."""
+    run = compute(write_journal(tmp_path, Made("r" * 60, THREE)), "r" * 60)
+    (tmp_path / "r.html").write_text(run_html(run), "utf-8")
+    seen = browse(tmp_path / "r.html", tmp_path / "profile", width)
+    assert seen.complaints == []
+    assert 0 < seen.width <= width
+
+
 @pytest.mark.parametrize(
     "made",
     [Made("r"), Made("r", [Phase("profiling", 20, 500, error_rate=1.0)]), HOSTILE],

@@ -121,6 +121,12 @@ def render_text(summary: Mapping[str, Any], *, brief: bool = False) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
+def in_reading_order(names: Iterable[str]) -> list[str]:
+    """Return metrics' names with those first that most people look at first, the others by name."""
+    order = {name: place for place, name in enumerate(_FIRST)}
+    return sorted(names, key=lambda name: (order.get(name, len(order)), name))
+
+
 def _phase(state: PhaseState, span: Span) -> dict[str, Any]:
     successful = state.requests - state.failed
     benchmark_s = _span_s(state.first_success_ns, state.last_success_ns)
@@ -239,10 +245,9 @@ def _table(metrics: Mapping[str, Mapping[str, Any]], brief: bool) -> Table:
     table.add_column("metric", ratio=1, overflow="fold")
     for column in _COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
-    order = {name: place for place, name in enumerate(_FIRST)}
-    shown = [name for name in metrics if name not in _SAID and (name in order or not brief)]
-    for name in sorted(shown, key=lambda n: (order.get(n, len(order)), n)):
-        table.add_row(*_row(metrics[name]))
+    for name in in_reading_order(metrics):
+        if name not in _SAID and (name in _FIRST or not brief):
+            table.add_row(*_row(metrics[name]))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime
 
 import msgspec
@@ -43,6 +44,8 @@ def runs(*, data: DataOption = None, json: JsonOption = False) -> None:
     table = make_table(
         "RUN", "STATUS", "STARTED", "DURATION", "EVENTS", "RECORDS", "SIZE", "PUBLISHER", "SWEEP", "JOURNAL"
     )
+    # AIPerf makes a sweep of one for every single run: nothing to show.
+    sizes = Counter(start.sweep_id for start in starts if start)
     for (path, row), start in zip(found, starts, strict=True):
         started = datetime.fromtimestamp(row.started_ns / 1e9).astimezone()
         table.add_row(
@@ -54,14 +57,14 @@ def runs(*, data: DataOption = None, json: JsonOption = False) -> None:
             str(row.records),
             decimal(row.size_bytes),
             row.publisher,
-            _sweep(start),
+            _sweep(start) if start and sizes[start.sweep_id] > 1 else "",
             short_name(path),
         )
     console.print(table)
 
 
-def _sweep(start: RunStart | None) -> str:
+def _sweep(start: RunStart) -> str:
     """Return the run's sweep and, after a ``#``, its trial."""
-    if start is None or start.sweep_id is None:
+    if start.sweep_id is None:
         return ""
     return start.sweep_id if start.trial is None else f"{start.sweep_id} #{start.trial}"

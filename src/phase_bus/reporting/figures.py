@@ -12,6 +12,7 @@ import numpy as np
 
 from phase_bus.aggregation.packing import FloatArray
 from phase_bus.aggregation.phase import PhaseState
+from phase_bus.aggregation.summary import in_reading_order
 from phase_bus.aggregation.units import describe, readable_unit
 from phase_bus.reporting.theme import BAND, COLORS, FAILED, GOOD, HIGH, LOW, Figure, layout
 
@@ -41,7 +42,8 @@ def run_figures(summary: Mapping[str, Any], phases: Sequence[PhaseState] | None)
         figures += _distribution(summary, phases)
     if over_time.windows is not None:
         figures.append(over_time.throughput())
-        figures += over_time.latencies([name for name in over_time.windows["metrics"] if name != LATENCY])
+        others = set(over_time.windows["metrics"]) - {LATENCY}
+        figures += over_time.latencies(in_reading_order(others))
     return figures
 
 

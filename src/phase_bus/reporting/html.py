@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from phase_bus import __version__
+from phase_bus.aggregation.summary import in_reading_order
 from phase_bus.aggregation.units import format_number, readable_unit
 from phase_bus.errors import ConfigError
 from phase_bus.reporting.figures import LATENCY, run_figures
@@ -202,7 +203,8 @@ def _phase_cells(phase: Mapping[str, Any]) -> list[str]:
 def _metric_rows(phase: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Return the title and cells of each of a phase's metrics."""
     found = []
-    for metric in phase["metrics"].values():
+    for name in in_reading_order(phase["metrics"]):
+        metric = phase["metrics"][name]
         unit, _ = readable_unit(metric["unit"])
         title = metric["title"] + (f" ({unit})" if unit else "")
         found.append((title, [_cell(metric, column) for column in _COLUMNS]))

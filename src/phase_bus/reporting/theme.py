@@ -53,5 +53,5 @@ def layout(x_axis: dict[str, Any], y_axis: dict[str, Any]) -> dict[str, Any]:
         },
         "hoverlabel": {"bgcolor": "#ffffff", "font": {"family": _FONT}},
         "xaxis": {**axis, **x_axis},
-        "yaxis": {**axis, "tickformat": ",~g", **y_axis},
+        "yaxis": {**axis, "tickformat": ",~g", **y_axis, "title": {"standoff": 12, **y_axis["title"]}},
     }
