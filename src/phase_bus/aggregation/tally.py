@@ -68,7 +68,10 @@ class Tally:
     def since(self, key: int) -> Tally:
         """Return a tally of the keys from this one on."""
         start = int(np.searchsorted(self.keys, key))
-        return Tally.of(self.keys[start:], self.counts[start:])
+        tally = Tally()
+        tally._keys, tally._counts = self.keys[start:].copy(), self.counts[start:].copy()
+        tally._size = len(tally._keys)
+        return tally
 
     def _reserve(self, needed: int, kept: int) -> None:
         if needed > len(self._keys):

@@ -8,39 +8,36 @@ and memory stays bounded however long a run goes on.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from phase_bus.aggregation.codes import BITS, WINDOW_ERROR, codes_of, values_of
 from phase_bus.aggregation.options import Options
-from phase_bus.aggregation.packing import FloatArray, IntArray, pack_counts, unpack_counts
+from phase_bus.aggregation.packing import IntArray, pack_counts, unpack_counts
 from phase_bus.aggregation.sketch import interpolate
 from phase_bus.aggregation.tally import Tally
 from phase_bus.records import RecordBatch
 
 WIDTH_NS = 1_000_000_000
 MAX_WINDOWS = 600
-WINDOW_ERROR = 0.02
 QUANTILES = {"p50": 0.5, "p99": 0.99}
 
 _END = "request_end_ns"
 # Records are looked into this many at a time: enough for numpy to be fast.
 _CHUNK = 4096
-# A metric's tally counts ``window << _BITS | code``, with a code for each bin of a sketch.
-_BITS = 18
-_ZERO = 1 << (_BITS - 1)  # the code of 0; larger ones are of positive values
-_FIRST_BIN = 1 << (_BITS - 3)  # what is added to a bin's number, negative for values below 1
-_LOG_GAMMA = math.log1p(WINDOW_ERROR) - math.log1p(-WINDOW_ERROR)
+# A metric's tally counts ``window << BITS | code of the value``.
+_CODE = (1 << BITS) - 1
 
 
 class Windows:
     """Requests, failures and the values of some metrics, by window.
 
     A value is counted in a bin as :class:`~phase_bus.aggregation.sketch.DDSketch` has them, but coarser:
-    percentiles are within :data:`WINDOW_ERROR`. A metric that is a list has no windows.
+    percentiles are within :data:`~phase_bus.aggregation.codes.WINDOW_ERROR`. A metric that is a list
+    has no windows.
 
     Attributes:
         unplaced: requests without a time at which they ended; they are in no window.
@@ -194,7 +191,7 @@ class Windows:
         if not usable.all():
             windows, values = windows[usable], values[usable]
         if len(values):
-            keys = windows >> self._level << _BITS | _codes(values.astype(np.float64))
+            keys = windows >> self._level << BITS | codes_of(values.astype(np.float64))
             self._metrics.setdefault(name, Tally()).add(keys)
 
     def _make_room(self, first: int, last: int) -> None:
@@ -217,10 +214,10 @@ class Windows:
         if first is not None:
             start = first << shift
             other._requests, other._failed = self._requests.since(start), self._failed.since(start)
-            other._metrics = {name: t.since(start << _BITS) for name, t in self._metrics.items()}
+            other._metrics = {name: t.since(start << BITS) for name, t in self._metrics.items()}
         if shift:
             for name, tally in other._metrics.items():
-                keys = tally.keys >> (_BITS + shift) << _BITS | (tally.keys & ((1 << _BITS) - 1))
+                keys = tally.keys >> (BITS + shift) << BITS | (tally.keys & _CODE)
                 other._metrics[name] = Tally.of(keys, tally.counts)
             other._requests = Tally.of(other._requests.keys >> shift, other._requests.counts)
             other._failed = Tally.of(other._failed.keys >> shift, other._failed.counts)
@@ -258,31 +255,6 @@ def _numbers(batch: RecordBatch, name: str) -> npt.NDArray[Any] | None:
     return values if values.dtype.kind in "ifb" else None
 
 
-def _codes(values: FloatArray) -> IntArray:
-    """Return the code of each finite value's bin; a larger value has a larger code, or the same."""
-    if values.min() > 0.0:
-        return _bins(values) + (_ZERO + _FIRST_BIN)
-    codes = np.full(len(values), _ZERO)
-    positive, negative = values > 0.0, values < 0.0
-    codes[positive] += _bins(values[positive]) + _FIRST_BIN
-    codes[negative] -= _bins(-values[negative]) + _FIRST_BIN
-    return codes
-
-
-def _bins(magnitudes: FloatArray) -> IntArray:
-    scaled = np.log(magnitudes)
-    scaled *= 1.0 / _LOG_GAMMA
-    return np.ceil(scaled, out=scaled).astype(np.int64)
-
-
-def _values_of(codes: IntArray) -> FloatArray:
-    """Return for each code the value that is off from both its bin's edges by WINDOW_ERROR."""
-    distance = codes - _ZERO
-    exponents = (np.abs(distance) - _FIRST_BIN) * _LOG_GAMMA + math.log1p(-WINDOW_ERROR)
-    values: FloatArray = np.sign(distance) * np.exp(np.minimum(exponents, 709.78))
-    return values
-
-
 def _dense(tally: Tally, first: int, last: int) -> IntArray:
     counts = np.zeros(last - first + 1, dtype=np.int64)
     counts[tally.keys - first] = tally.counts
@@ -291,8 +263,8 @@ def _dense(tally: Tally, first: int, last: int) -> IntArray:
 
 def _metric_columns(tally: Tally, first: int, last: int) -> dict[str, Any]:
     """Return a metric's counts and percentiles by window, these by linear interpolation between ranks."""
-    values, ends = _values_of(tally.keys & ((1 << _BITS) - 1)), np.cumsum(tally.counts)
-    after = np.searchsorted(tally.keys, np.arange(first, last + 2) << _BITS)
+    values, ends = values_of(tally.keys & _CODE), np.cumsum(tally.counts)
+    after = np.searchsorted(tally.keys, np.arange(first, last + 2) << BITS)
     below = np.concatenate([[0], ends])[after]  # how many values are in earlier windows
     counts = np.diff(below)
     filled = np.flatnonzero(counts)
@@ -310,7 +282,7 @@ def _metric_columns(tally: Tally, first: int, last: int) -> dict[str, Any]:
 
 def _pack_metric(tally: Tally) -> list[Any]:
     """Return a metric's tally for msgpack, its codes brought close together."""
-    windows, codes = tally.keys >> _BITS, tally.keys & ((1 << _BITS) - 1)
+    windows, codes = tally.keys >> BITS, tally.keys & _CODE
     lowest = int(codes.min())
     stride = int(codes.max()) - lowest + 1
     return [lowest, stride, *pack_counts(windows * stride + (codes - lowest), tally.counts)]
@@ -319,4 +291,4 @@ def _pack_metric(tally: Tally) -> list[Any]:
 def _unpack_metric(packed: list[Any]) -> Tally:
     lowest, stride = packed[:2]
     keys, counts = unpack_counts(packed[2:])
-    return Tally.of(keys // stride << _BITS | (keys % stride + lowest), counts)
+    return Tally.of(keys // stride << BITS | (keys % stride + lowest), counts)
