@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import sys
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def report(workplace: Workplace, *arguments: str, code: int = 0) -> Finished:
     return done
 
 
+@pytest.mark.slow
 def test_the_forms_of_a_run(workplace: Workplace, journals: Path) -> None:
     """All of them have the same numbers; a file gets what would be printed."""
     summary = json.loads(report(workplace, "one", "--json").stdout)
@@ -99,6 +101,7 @@ def test_html_on_a_terminal_goes_to_a_file(workplace: Workplace, journals: Path)
     assert (workplace.directory / "phase-bus-one.html").read_text("utf-8").startswith("<!doctype html>")
 
 
+@pytest.mark.slow
 def test_what_a_consumer_published(workplace: Workplace, journals: Path) -> None:
     """The last summary of that name; one in another form is printed as it is, and as nothing else."""
     by = json.loads(report(workplace, "one", "--by", "group", "--json").stdout)
@@ -111,6 +114,7 @@ def test_what_a_consumer_published(workplace: Workplace, journals: Path) -> None
     assert json.loads(report(workplace, "one", "--by", "other", "--json").stdout) == {"mine": True}
 
 
+@pytest.mark.slow
 def test_a_sweep_over_several_journals(workplace: Workplace, journals: Path) -> None:
     """All runs of it count, wherever they are; `latest` is the sweep of the newest run."""
     document = json.loads(report(workplace, "--sweep", "s", "--json").stdout)
@@ -180,6 +184,33 @@ def test_a_simulated_sweep(workplace: Workplace) -> None:
         metric = variation["phases"][0]["metrics"]["time_to_first_token"]["statistics"]["p50"]
         assert metric["n"] == 2
         assert metric["mean"] == pytest.approx(ttft_ms * 1e6, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.aiperf
+@pytest.mark.timeout(400)
+def test_a_sweep_of_aiperf(
+    workplace: Workplace, aiperf: Callable[..., list[str]], mock_llm: Callable[..., str]
+) -> None:
+    """Means and confidence intervals are those that AIPerf itself writes for each variation."""
+    options = ("--concurrency", "2,8", "--num-profile-runs", "2", "--request-count", "30")
+    command = workplace.phase_bus("exec", "--", *aiperf(mock_llm(), *options))
+    done = workplace.finish(command, 350.0)
+    assert done.returncode == 0, done.stderr[-4000:]
+    document = json.loads(report(workplace, "--sweep", "latest", "--json").stdout)
+    assert [run["trial"] for run in document["runs"]] == [0, 0, 1, 1]
+    assert len(document["variations"]) == 2
+    for variation in document["variations"]:
+        (concurrency,) = variation["variation"].values()
+        directory = f"aiperf-out/aggregate/concurrency_{concurrency}"
+        theirs = workplace.json(f"{directory}/profile_export_aiperf_aggregate.json")["metrics"]
+        ours = variation["phases"][0]["metrics"]
+        for metric in ("request_latency", "time_to_first_token", "inter_token_latency"):
+            for statistic, suffix in (("mean", "avg"), ("p50", "p50"), ("p99", "p99")):
+                found, expected = ours[metric]["statistics"][statistic], theirs[f"{metric}_{suffix}"]
+                assert found["n"] == 2
+                for name, key in (("mean", "mean"), ("ci95_low", "ci_low"), ("ci95_high", "ci_high")):
+                    assert found[name] / 1e6 == pytest.approx(expected[key], rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,16 @@ class _Plot:
     def figure(self, order: list[str]) -> Figure:
         """Return the plot, with the variations in this order."""
         traces = [trace for phase, statistic in self._points for trace in self._traces(phase, statistic)]
-        x_axis = {"type": "category", "categoryorder": "array", "categoryarray": order}
+        x_axis = {
+            "type": "category",
+            "categoryorder": "array",
+            "categoryarray": order,
+            "range": [-0.5, len(order) - 0.5],
+        }
         look = layout(x_axis, {"title": {"text": escape(self._unit)}, "rangemode": "tozero"})
         look |= {"showlegend": len(self._points) > 1, "hovermode": "x unified"}
+        if not look["showlegend"]:
+            look["margin"]["t"] = 12
         return Figure(key=self._name, title=self._title, caption=_CAPTION, data=traces, layout=look)
 
     def _traces(self, phase: str, statistic: str) -> list[dict[str, Any]]:
