@@ -102,6 +102,15 @@ def test_the_plots_have_a_point_for_each_window(tmp_path: Path) -> None:
     assert marked == pytest.approx([0, 3, 3, 23, 28, 38], abs=1.0)
 
 
+def test_time_counts_from_the_phase_not_from_the_first_answer(tmp_path: Path) -> None:
+    run = compute(write_journal(tmp_path, Made("r", [Phase("profiling", 100, 2)])), "r")
+    figure = run_figures(run.summary, run.phases)[0]
+    places = [x for x, y in zip(figure.data[0]["x"], figure.data[0]["y"], strict=True) if y is not None]
+    assert places == pytest.approx([25, 75], abs=1.0)
+    assert figure.layout["shapes"][0]["x0"] == 0
+    assert figure.layout["xaxis"]["range"][0] == 0
+
+
 def test_the_distribution_has_every_request_of_each_phase(tmp_path: Path) -> None:
     run = compute(write_journal(tmp_path, Made("r", THREE)), "r")
     (figure,) = (f for f in run_figures(run.summary, run.phases) if f.key == "distribution")

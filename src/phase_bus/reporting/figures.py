@@ -48,19 +48,23 @@ def run_figures(summary: Mapping[str, Any], phases: Sequence[PhaseState] | None)
 
 
 class _OverTime:
-    """Plots over the time since the run's first window."""
+    """Plots over the time since the first phase began."""
 
     def __init__(self, summary: Mapping[str, Any]) -> None:
         self.windows = summary["overall"].get("windows")
         if self.windows is None:
             return
         count, width_s = len(self.windows["requests"]), self.windows["width_s"]
-        span_s = count * width_s
+        starts_ns = (_first(phase["start_ns"], phase["first_request_ns"]) for phase in summary["phases"])
+        # The first request may end, and so the windows begin, long after the phase did.
+        self._start_ns = min([self.windows["start_ns"], *(ns for ns in starts_ns if ns is not None)])
+        before_s = (self.windows["start_ns"] - self._start_ns) / 1e9
+        span_s = before_s + count * width_s
         self._scale: float
         self._unit, self._scale = ("s", 1.0) if span_s <= 600 else ("min", 60.0)
         if span_s > 5 * 3600:
             self._unit, self._scale = "h", 3600.0
-        self._x = [round((number + 0.5) * width_s / self._scale, 6) for number in range(count)]
+        self._x = [round((before_s + (n + 0.5) * width_s) / self._scale, 6) for n in range(count)]
         self._range: list[float] = [0.0, span_s / self._scale]
         self._shapes, self._annotations = self._mark(summary["phases"])
 
@@ -162,9 +166,7 @@ class _OverTime:
         return shapes, annotations
 
     def _place(self, ts_ns: int) -> float:
-        assert self.windows is not None
-        since_ns: int = ts_ns - self.windows["start_ns"]
-        at = since_ns / 1e9 / self._scale
+        at = (ts_ns - self._start_ns) / 1e9 / self._scale
         return min(max(at, self._range[0]), self._range[1])
 
 
