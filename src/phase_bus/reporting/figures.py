@@ -57,7 +57,7 @@ class _OverTime:
         count, width_s = len(self.windows["requests"]), self.windows["width_s"]
         starts_ns = (_first(phase["start_ns"], phase["first_request_ns"]) for phase in summary["phases"])
         # The first request may end, and so the windows begin, long after the phase did.
-        self._start_ns = min([self.windows["start_ns"], *(ns for ns in starts_ns if ns is not None)])
+        self._start_ns: int = min([self.windows["start_ns"], *(ns for ns in starts_ns if ns is not None)])
         before_s = (self.windows["start_ns"] - self._start_ns) / 1e9
         span_s = before_s + count * width_s
         self._scale: float
