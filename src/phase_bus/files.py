@@ -82,11 +82,11 @@ def write_whole(path: Path, text: str) -> None:
         OSError: it cannot be written; the old content is still there.
     """
     if path.exists() and not path.is_file():
-        path.write_text(text)  # a device, such as standard output: not to be replaced
+        path.write_text(text, encoding="utf-8")  # a device, such as standard output: not to be replaced
         return
     descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             os.fchmod(file.fileno(), 0o666 & ~_umask())
             file.write(text)
         os.replace(aside, path)  # noqa: PTH105 - the rename is the point

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -39,6 +40,9 @@ class Simulation:
         error_rate: the share of requests that fail, 0 to 1.
         progress_s: seconds between progress events.
         seed: what the numbers are drawn from.
+        ttft_ms: the median time to the first token.
+        sweep: what the run's start says of the sweep it belongs to: ``sweep_id``, ``trial``, ``label``,
+            ``variation``.
     """
 
     def __init__(
@@ -52,12 +56,16 @@ class Simulation:
         error_rate: float = 0.01,
         progress_s: float = 0.5,
         seed: int = 0,
+        ttft_ms: float = 30.0,
+        sweep: Mapping[str, Any] | None = None,
     ) -> None:
         self.run_id = run_id or uuid.uuid4().hex[:12]
         self._publisher = publisher
         self._rate = rate
         self._error_rate = error_rate
         self._progress_s = progress_s
+        self._ttft_ns = ttft_ms * 1e6
+        self._sweep = dict(sweep or {})
         self._random = np.random.default_rng(seed)
         self._phases = [("warmup", warmup)] if warmup else []
         self._phases.append(("profiling", requests))
@@ -77,7 +85,11 @@ class Simulation:
 
     def _run(self) -> None:
         publish = self._publisher.publish
-        publish(RunStart(run_id=self.run_id, producer="phase-bus simulate", models=("simulated",)))
+        publish(
+            RunStart(
+                run_id=self.run_id, producer="phase-bus simulate", models=("simulated",), **self._sweep
+            )
+        )
         refs = [
             PhaseRef(name, "warmup" if name == "warmup" else "profiling", index)
             for index, (name, _) in enumerate(self._phases)
@@ -120,7 +132,7 @@ class Simulation:
         """Publish a chunk of records; return how many of them failed."""
         random = self._random
         failed = random.random(count) < self._error_rate
-        ttft_ns = random.lognormal(np.log(30e6), 0.3, count).astype(np.int64).tolist()
+        ttft_ns = random.lognormal(np.log(self._ttft_ns), 0.3, count).astype(np.int64).tolist()
         itl_ns = random.lognormal(np.log(2e6), 0.2, count).tolist()
         tokens = random.poisson(_OUTPUT_TOKENS, count).clip(2).tolist()
         for i in range(count):

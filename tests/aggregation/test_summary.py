@@ -28,7 +28,11 @@ def run_of(phases: dict[PhaseRef, list[Any]], options: Options = Options()) -> R
     for phase, latencies in phases.items():
         builder = RecordBuilder()
         for number, latency in enumerate(latencies):
-            fields = {"request_start_ns": T0 + number, "was_cancelled": False}
+            fields = {
+                "request_start_ns": T0 + number,
+                "request_end_ns": None if math.isnan(latency or 0) else T0 + number + (latency or 0),
+                "was_cancelled": False,
+            }
             if latency is None:
                 builder.add({"error_isl": 32}, fields, ("TimeoutError", "too late", None))
                 continue
@@ -98,6 +102,31 @@ def test_overall_is_over_all_phases() -> None:
     assert [p["name"] for p in summary["phases"]] == ["warmup", "profiling"]
     assert (overall["requests"], overall["failed"], overall["duration_s"]) == (4, 1, 4.0)
     assert overall["metrics"]["request_latency"]["mean"] == 300.0
+
+
+def test_windows_are_of_each_phase_and_of_all() -> None:
+    summary = summarize(run_of({WARMUP: [5 * 10**8, None], PROFILING: [10**9, 3 * 10**9, 3 * 10**9]}))
+    warmup, profiling = (phase["windows"] for phase in summary["phases"])
+    assert (warmup["start_ns"], warmup["requests"], warmup["failed"]) == (T0, [2], [1])
+    assert profiling["start_ns"] == T0 + 10**9
+    assert profiling["requests"] == [1, 0, 2]
+    latency = profiling["metrics"]["request_latency"]
+    assert latency["unit"] == "ns"
+    assert latency["p99"] == [pytest.approx(1e9, rel=0.02), None, pytest.approx(3e9, rel=0.02)]
+    overall = summary["overall"]["windows"]
+    assert (overall["requests"], overall["throughput"]) == ([2, 1, 0, 2], [1.0, 1.0, 0.0, 2.0])
+    recent = summarize(run_of({PROFILING: [10**9, 3 * 10**9]}), recent_windows=2)
+    assert recent["phases"][0]["windows"]["requests"] == recent["overall"]["windows"]["requests"] == [0, 1]
+
+
+def test_without_the_requests_end_there_are_no_windows() -> None:
+    builder = RecordBuilder()
+    builder.add({"request_latency": 5}, {})
+    tables = builder.build()[0]
+    run = RunState("run-1")
+    run.update(RecordBatch(Records(run_id="run-1", phase=PROFILING, count=1, metrics=tables)))
+    summary = summarize(run)
+    assert (summary["phases"][0]["windows"], summary["overall"]["windows"]) == (None, None)
 
 
 def test_missing_records_are_told() -> None:

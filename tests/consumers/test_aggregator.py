@@ -32,7 +32,7 @@ T0 = 1_795_354_391_000_000_000
 def records(run_id: str, latencies: list[int]) -> Records:
     builder = RecordBuilder()
     for latency in latencies:
-        builder.add({"request_latency": latency}, {"was_cancelled": False})
+        builder.add({"request_latency": latency}, {"was_cancelled": False, "request_end_ns": T0 + latency})
     metrics, fields, errors, _ = builder.build()
     return Records(
         run_id=run_id,
@@ -163,6 +163,34 @@ async def test_no_files_are_written_when_none_are_wanted(tmp_path: Path) -> None
     await whole_run(consumer, "a")
     assert told[-1].final
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [("request_latency, other", ["request_latency"]), ("*", ["request_latency"]), ("other", []), ("", [])],
+)
+async def test_which_metrics_have_windows_is_an_option(
+    tmp_path: Path, wanted: str, found: list[str]
+) -> None:
+    consumer, told = aggregator(tmp_path, window_metrics=wanted)
+    await consumer.start()
+    await whole_run(consumer, "a")
+    windows = told[-1].result["overall"]["windows"]
+    assert (windows["requests"], windows["width_s"], windows["start_ns"]) == ([4], 1.0, T0)
+    assert list(windows["metrics"]) == found
+
+
+async def test_a_run_goes_on_from_a_kept_state(tmp_path: Path) -> None:
+    consumer, _ = aggregator(tmp_path, interval_s=60)
+    await consumer.start()
+    await consumer.on_records(records("a", [10, 20, 30]))
+    later, told = aggregator(tmp_path, interval_s=60)
+    await later.start()
+    later.restore(consumer.state())
+    await later.on_records(records("a", [40]))
+    await later.on_run_complete(RunComplete(run_id="a", status="completed", records=4))
+    assert told[-1].final
+    assert told[-1].result["overall"]["metrics"]["request_latency"]["sum"] == 100.0
 
 
 @pytest.mark.parametrize(

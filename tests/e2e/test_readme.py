@@ -44,9 +44,10 @@ def words(command: str) -> list[str]:
 
 
 def starting(prefix: str) -> str:
-    """Return the README's only command that begins so."""
-    (found,) = (command for command in commands() if command.startswith(prefix))
-    return found
+    """Return the README's only command that begins so, or is just that."""
+    found = [command for command in commands() if command.startswith(prefix)]
+    (command,) = [command for command in found if command == prefix] or found
+    return command
 
 
 def test_every_command_is_run_by_a_test() -> None:
@@ -63,6 +64,8 @@ def test_every_command_is_run_by_a_test() -> None:
         "phase-bus exec --with slow:SlowPhase",
         "phase-bus runs",
         "phase-bus report latest",
+        "phase-bus simulate --sweep-id try",
+        "phase-bus report --sweep latest",
         "phase-bus receipts latest",
     )
     assert [c for c in commands() if not c.startswith(known)] == []
@@ -130,10 +133,13 @@ def test_a_bus_that_stays(workplace: Workplace) -> None:
     said: list[str] = []
     up = workplace.start(*words(starting("phase-bus up -c examples/bus.yaml")))
     wait_for(lambda: "consumers ready" in workplace.stderr(up), "the bus")
-    for start in ("simulate --requests 500", "status", "runs", "report latest", "receipts latest"):
+    for start in (
+        *("simulate --requests 500", "status", "runs", "report latest", "receipts latest"),
+        *("report latest --format html", "simulate --sweep-id try", "report --sweep latest"),
+    ):
         command = starting(f"phase-bus {start}")
         done = workplace.finish(workplace.start(*words(command), PHASE_BUS_ADDRESS=address))
-        if start.startswith("simulate"):
+        if start.startswith("simulate --requests"):
             wait_for(lambda: handled(workplace, address) >= 4, "all four consumers")
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
@@ -141,6 +147,8 @@ def test_a_bus_that_stays(workplace: Workplace) -> None:
     assert "completed" in said[2]
     assert "Request Latency" in said[3]
     assert "records" in said[4]
+    assert "distribution" in (workplace.directory / "report.html").read_text("utf-8")
+    assert "== concurrency=8: 3 complete trials ==" in said[7]
     os.kill(up.pid, signal.SIGTERM)
     assert workplace.finish(up).returncode == 0
 

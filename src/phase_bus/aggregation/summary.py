@@ -13,7 +13,7 @@ from rich.table import Table
 from phase_bus.aggregation.metric import MetricState
 from phase_bus.aggregation.phase import PhaseState
 from phase_bus.aggregation.state import RunState, Span
-from phase_bus.aggregation.units import describe
+from phase_bus.aggregation.units import describe, format_number, readable_unit
 from phase_bus.events import RunComplete
 
 # AIPerf's list.
@@ -119,6 +119,12 @@ def render_text(summary: Mapping[str, Any], *, brief: bool = False) -> str:
         error = summary["relative_error"]
         console.print(f"~ percentiles within {error:.2%} (too many values to keep)", markup=False)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def in_reading_order(names: Iterable[str]) -> list[str]:
+    """Return metrics' names with those first that most people look at first, the others by name."""
+    order = {name: place for place, name in enumerate(_FIRST)}
+    return sorted(names, key=lambda name: (order.get(name, len(order)), name))
 
 
 def _phase(state: PhaseState, span: Span) -> dict[str, Any]:
@@ -239,27 +245,18 @@ def _table(metrics: Mapping[str, Mapping[str, Any]], brief: bool) -> Table:
     table.add_column("metric", ratio=1, overflow="fold")
     for column in _COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
-    order = {name: place for place, name in enumerate(_FIRST)}
-    shown = [name for name in metrics if name not in _SAID and (name in order or not brief)]
-    for name in sorted(shown, key=lambda n: (order.get(n, len(order)), n)):
-        table.add_row(*_row(metrics[name]))
+    for name in in_reading_order(metrics):
+        if name not in _SAID and (name in _FIRST or not brief):
+            table.add_row(*_row(metrics[name]))
     return table
 
 
 def _row(metric: Mapping[str, Any]) -> list[str]:
-    unit, factor = ("ms", 1e-6) if metric["unit"] == "ns" else (metric["unit"], 1.0)
+    unit, factor = readable_unit(metric["unit"])
     title = metric["title"] + (f" ({unit})" if unit else "")
     cells = []
     for column in _COLUMNS:
         value = metric[column]
         mark = "~" if column.startswith("p") and not metric["exact"] else ""
-        cells.append("-" if value is None else mark + _number(value * factor))
+        cells.append("-" if value is None else mark + format_number(value * factor))
     return [title.replace("[", "\\["), *cells]
-
-
-def _number(value: float) -> str:
-    """Return a number in at most nine characters."""
-    size = abs(value)
-    if 0 < size < 0.01 or size >= 1e7:
-        return f"{value:.2e}"
-    return f"{value:,.{2 if size < 1e3 else 1 if size < 1e5 else 0}f}"

@@ -32,6 +32,19 @@ def describe(name: str) -> MetricInfo:
     return MetricInfo(name)
 
 
+def readable_unit(unit: str) -> tuple[str, float]:
+    """Return the unit that people read a metric in, and what to multiply its values by."""
+    return {"ns": ("ms", 1e-6), "fraction": ("%", 100.0)}.get(unit, (unit, 1.0))
+
+
+def format_number(value: float) -> str:
+    """Return a number in at most nine characters."""
+    size = abs(value)
+    if 0 < size < 0.01 or size >= 1e7:
+        return f"{value:.2e}"
+    return f"{value:,.{2 if size < 1e3 else 1 if size < 1e5 else 0}f}"
+
+
 # From the metric classes of AIPerf 0.13.0 (tag, header, unit).
 METRICS: dict[str, MetricInfo] = {
     "audio_duration": MetricInfo("Audio Duration", "sec"),

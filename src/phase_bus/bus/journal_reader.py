@@ -6,12 +6,12 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from phase_bus.bus.journal_files import FILE_NAME, failing_clearly, open_for_reading, size_on_disk
 from phase_bus.bus.journal_rows import Checkpoint, DeadLetter, Entry, Head, JournalInfo, RunRow
 from phase_bus.bus.journal_verify import find_problems
-from phase_bus.events import Receipt
+from phase_bus.events import EventBase, Receipt, RunStart
 from phase_bus.wire import NO_PARTITION, decode_event
 
 # CROSS JOIN keeps SQLite from turning the join around: events come in order, none is sorted.
@@ -32,6 +32,8 @@ _DEAD_LETTERS = (
 )
 _BY_PARTITION = "INDEXED BY events_by_partition"
 _NO_END = 2**63 - 1
+
+_E = TypeVar("_E", bound=EventBase)
 
 
 class JournalReader:
@@ -151,8 +153,24 @@ class JournalReader:
         Raises:
             WireError: one cannot be decoded.
         """
-        events = [decode_event(e.topic, e.payload) for e in self.of_kind(run_id, Receipt.kind)]
-        return [event for event in events if isinstance(event, Receipt)]
+        return self.events(run_id, Receipt)
+
+    def run_start(self, run_id: str) -> RunStart | None:
+        """Return the start of a run, None if it is not here.
+
+        Raises:
+            WireError: it cannot be decoded.
+        """
+        return next(iter(self.events(run_id, RunStart)), None)
+
+    def events(self, run_id: str, kind: type[_E]) -> list[_E]:
+        """Return all events of one kind, records excepted, of a run, in order.
+
+        Raises:
+            WireError: one cannot be decoded.
+        """
+        events = [decode_event(e.topic, e.payload) for e in self.of_kind(run_id, kind.kind)]
+        return [event for event in events if isinstance(event, kind)]
 
     def _range(self, run_id: str) -> tuple[int, int]:
         """Return a run's first and last offset."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
@@ -15,6 +16,7 @@ from phase_bus.bus.journal_reader import JournalReader
 from phase_bus.bus.journal_rows import RunRow
 from phase_bus.bus.places import all_journals, state_directory
 from phase_bus.errors import ConfigError, JournalError, suggest
+from phase_bus.events import RunStart
 
 DataOption: TypeAlias = Annotated[
     Path | None,
@@ -113,6 +115,41 @@ def find_run(run: str, data: Path | None) -> Found:
     return wanted[-1]
 
 
+def find_sweep(sweep_id: str, data: Path | None) -> tuple[str, list[Found]]:
+    """Return a sweep's id and its runs by that id, or the ``latest``, wherever they are, the oldest first.
+
+    A run that is in several journals is taken from where it came to last.
+
+    Raises:
+        ConfigError: there is none.
+        JournalError: a journal cannot be read.
+    """
+    found: dict[str, dict[str, Found]] = {}
+    runs = find_runs(data)
+    for run, start in zip(runs, run_starts(runs), strict=True):
+        if start is not None and start.sweep_id is not None:
+            others = found.pop(start.sweep_id, {})  # the sweep of the newest run comes last
+            found[start.sweep_id] = {**others, run.row.run_id: run}
+    chosen = next(reversed(found), sweep_id) if sweep_id == LATEST else sweep_id
+    if chosen not in found:
+        where = f"journal {str(data)!r}" if data else f"any journal in {str(state_directory())!r}"
+        known = list(found)[-10:]
+        raise ConfigError(f"there is no run of a sweep {sweep_id!r} in {where}{suggest(sweep_id, known)}")
+    return chosen, list(found[chosen].values())
+
+
+def run_starts(runs: list[Found]) -> list[RunStart | None]:
+    """Return the start of each run, None where the journal has none.
+
+    Raises:
+        JournalError, WireError: a journal cannot be read.
+    """
+    with ExitStack() as open_readers:
+        paths = dict.fromkeys(run.journal for run in runs)
+        readers = {path: open_readers.enter_context(JournalReader(path)) for path in paths}
+        return [readers[run.journal].run_start(run.row.run_id) for run in runs]
+
+
 def short_name(journal: Path) -> str:
     """Return a journal's directory, without the place where all of the user's are."""
     directory = journal.parent
@@ -132,6 +169,11 @@ def counted(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
+def format_json(document: Any) -> str:
+    """Return a document as JSON that people can read too."""
+    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+
+
 def print_json(document: Any) -> None:
     """Print a document for scripts."""
-    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+    print(format_json(document))

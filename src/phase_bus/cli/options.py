@@ -68,8 +68,8 @@ def parse_address(text: str | None) -> Address:
     return Address.parse(text or default_address())
 
 
-def key_values(pairs: list[str] | None) -> dict[str, str]:
-    """Read ``key=value`` pairs.
+def key_values(pairs: list[str] | None, option: str = "--set") -> dict[str, str]:
+    """Read ``key=value`` pairs that were given by an option.
 
     Raises:
         ConfigError: one has no ``=``.
@@ -78,7 +78,7 @@ def key_values(pairs: list[str] | None) -> dict[str, str]:
     for pair in pairs or ():
         key, equals, value = pair.partition("=")
         if not equals:
-            raise ConfigError(f"--set {pair!r}: write --set key=value")
+            raise ConfigError(f"{option} {pair!r}: write {option} key=value")
         values[key] = value
     return values
 

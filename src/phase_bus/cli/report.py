@@ -2,54 +2,149 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated, Any, Literal, TypeAlias
 
-from phase_bus.bus.journal_reader import JournalReader
-from phase_bus.cli.journals import DataOption, find_run, print_json
+from cyclopts import Parameter
+
+from phase_bus.cli.journals import DataOption, find_run, find_sweep, format_json, print_json
 from phase_bus.cli.options import JsonOption
-from phase_bus.past import read_entries
-from phase_bus.wire import decode_event
+from phase_bus.errors import ConfigError
+from phase_bus.files import write_whole
 
-if TYPE_CHECKING:
-    from phase_bus.aggregation.result import RunResult
+Format: TypeAlias = Literal["text", "json", "csv", "html"]
 
 
-def report(run: str, *, data: DataOption = None, json: JsonOption = False) -> None:
-    """Show the result of a past run, computed from the journal alone.
+def report(
+    run: str | None = None,
+    *,
+    sweep: str | None = None,
+    by: str | None = None,
+    warmup: Annotated[bool, Parameter(negative=())] = False,
+    format: Format | None = None,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    data: DataOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the result of a past run, or of all runs of a sweep, computed from the journals alone.
 
-    The numbers are those of the consumer 'aggregator' with its default options, whether or not one was
-    running.
+    The numbers of a run are those of the consumer 'aggregator' with its default options, whether or not
+    one was running.
+
+    html is one file with plots of latency over time, its distribution, throughput and errors; it needs
+    no network and can be sent to anybody. csv has a row for each phase and metric, with what is of the
+    phase as a whole (requests, failures, throughput) in columns of its own. html and --sweep need
+    'phase-bus[report]'.
+
+    With --sweep, runs of the same variation are repeated trials: for each variation there are the mean
+    of the trials' values, its 95% confidence interval by Student's t, and the percentiles over the
+    requests of all trials. Runs that are not complete are listed, and count for nothing else.
 
     For example:
 
         phase-bus report latest
 
-        phase-bus report 3f2a9c01d4e5 --json
+        phase-bus report 3f2a9c01d4e5 --format html --output report.html
+
+        phase-bus report latest --format csv > result.csv
+
+        phase-bus report latest --by aggregator --json
+
+        phase-bus report --sweep latest --format html
 
     Args:
         run: The run's id, as 'phase-bus runs' lists it, or 'latest'.
+        sweep: A sweep's id, or 'latest': report on all its runs in all journals.
+        by: Show the last summary of the run that this consumer published, instead of computing it.
+        warmup: Count warm-up phases in a sweep too.
+        format: 'text' (the default), 'json', 'csv' or 'html'.
+        output: The file to write to. By default it is printed; html on a terminal goes to
+            phase-bus-RUN.html.
     """
-    from phase_bus.aggregation.summary import render_text
+    if json and format not in (None, "json"):
+        raise ConfigError(f"--json and --format {format}: give one of them")
+    form: Format = "json" if json else format or "text"
+    if (run is None) == (sweep is None):
+        raise ConfigError("give a run's id or 'latest' ('phase-bus runs' lists them), or --sweep ID")
+    if sweep is not None and by is not None:
+        raise ConfigError("--by is for one run; with --sweep the result is computed")
+    if warmup and sweep is None:
+        raise ConfigError("--warmup is for --sweep; the report of a run has every phase")
+    if sweep is not None:
+        name, result = _sweep(sweep, data, warmup, form)
+    else:
+        assert run is not None
+        name, result = _run(run, data, by, form)
+    if form == "html" and output is None and sys.stdout.isatty():
+        in_a_file_name = re.sub(r"[^\w.-]+", "-", name)
+        output = Path(f"phase-bus-{in_a_file_name}.html")
+    _put(result, output)
+
+
+def _run(run: str, data: Path | None, by: str | None, form: Format) -> tuple[str, Any]:
+    from phase_bus.reporting.source import compute, published
 
     found = find_run(run, data)
-    summary = _result(found.journal, found.row.run_id).summary()
-    if json:
-        print_json(summary)
-    else:
-        print(render_text(summary), end="")
+    run_id = found.row.run_id
+    past = compute(found.journal, run_id) if by is None else published(found.journal, run_id, by)
+    if form == "json":
+        return run_id, past.summary
+    if past.summary.get("version") != 1 or "phases" not in past.summary:
+        raise ConfigError(f"--by {by!r}: its summary is in a form of its own; print it with --format json")
+    match form:
+        case "csv":
+            from phase_bus.reporting.csv_table import run_csv
+
+            return run_id, run_csv(past.summary)
+        case "html":
+            from phase_bus.reporting.html import run_html
+
+            return run_id, run_html(past)
+    from phase_bus.aggregation.summary import render_text
+
+    return run_id, render_text(past.summary)
 
 
-def _result(journal: Path, run_id: str) -> RunResult:
-    from phase_bus.aggregation.result import RunResult
-    from phase_bus.aggregation.state import RunState
+def _sweep(sweep: str, data: Path | None, warmup: bool, form: Format) -> tuple[str, Any]:
+    from phase_bus.reporting.source import compute
+    from phase_bus.reporting.sweep import Sweep
 
-    result = RunResult(RunState(run_id))
-    with JournalReader(journal) as reader:
-        for entry in read_entries(reader, run_id):
-            event = decode_event(entry.topic, entry.payload)
-            if event is not None:
-                result.take(event)
-            if result.final:  # nothing changes it any more, in the aggregator neither
-                break
-    return result
+    sweep_id, runs = find_sweep(sweep, data)
+    collected = Sweep(sweep_id, warmup=warmup)
+    for found in runs:
+        collected.add(found.journal, compute(found.journal, found.row.run_id))
+    document = collected.document()
+    match form:
+        case "json":
+            return sweep_id, document
+        case "csv":
+            from phase_bus.reporting.csv_table import sweep_csv
+
+            return sweep_id, sweep_csv(document)
+        case "html":
+            from phase_bus.reporting.html import sweep_html
+
+            return sweep_id, sweep_html(document)
+    from phase_bus.reporting.sweep_text import sweep_text
+
+    return sweep_id, sweep_text(document)
+
+
+def _put(result: Any, output: Path | None) -> None:
+    """Print a result, a text or a document for JSON, or write it to a file."""
+    if output is None:
+        if isinstance(result, str):
+            sys.stdout.buffer.write(result.encode())  # a page is in UTF-8 wherever it was made
+        else:
+            print_json(result)
+        return
+    text = result if isinstance(result, str) else format_json(result) + "\n"
+    try:
+        write_whole(output, text)
+    except OSError as error:
+        raise ConfigError(
+            f"--output {str(output)!r}: cannot be written ({error.strerror or error}); give another file"
+        ) from error
+    print(f"phase-bus: written to {output}", file=sys.stderr)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from phase_bus.cli.options import AddressOption, check_delivered, configure_logging, parse_address
+from phase_bus.cli.options import (
+    AddressOption,
+    check_delivered,
+    configure_logging,
+    key_values,
+    parse_address,
+)
 from phase_bus.client import BusClient
 from phase_bus.errors import PhaseBusError
 from phase_bus.publisher import Publisher
@@ -25,6 +32,11 @@ def simulate(
     runs: int = 1,
     seed: int = 0,
     run_id: str | None = None,
+    ttft_ms: float = 30.0,
+    sweep_id: str | None = None,
+    trial: int | None = None,
+    label: str | None = None,
+    variation: Annotated[list[str] | None, Parameter(negative=())] = None,
 ) -> None:
     """Publish a synthetic run of any size and rate, for trying things without AIPerf.
 
@@ -37,6 +49,8 @@ def simulate(
 
         phase-bus simulate --requests 1000000 --rate 0 --address tcp://127.0.0.1:5670
 
+        phase-bus simulate --sweep-id try --variation concurrency=8 --ttft-ms 45 --runs 3
+
     Args:
         requests: Requests of the profiling phase.
         rate: Requests a second; 0 for as fast as possible.
@@ -46,13 +60,23 @@ def simulate(
         runs: How many runs, one after another.
         seed: What the numbers are drawn from.
         run_id: The run's id; by default a new one. With several runs, '-2' and so on is added.
+        ttft_ms: The median time to the first token.
+        sweep_id: The sweep that the run belongs to. Several runs are then its trials, counted from 0.
+        trial: The number of the first run's trial.
+        label: The run's label in the sweep.
+        variation: A parameter that the sweep varies, as KEY=VALUE. May be repeated.
     """
     configure_logging()
     for value, name in ((requests, "requests"), (rate, "rate"), (warmup, "warmup"), (runs, "runs")):
         if value < 0:
             raise PhaseBusError(f"--{name} {value}: must not be negative")
+    if ttft_ms <= 0:
+        raise PhaseBusError(f"--ttft-ms {ttft_ms}: must be more than 0")
     if not 0 <= error_rate <= 1:
         raise PhaseBusError(f"--error-rate {error_rate}: must lie between 0 and 1")
+    varied = {key: _number_or_text(text) for key, text in key_values(variation, "--variation").items()}
+    if sweep_id is not None and trial is None:
+        trial = 0
     where = parse_address(address)
     if not where.direct:
         with BusClient(where) as client:
@@ -69,8 +93,22 @@ def simulate(
                 error_rate=error_rate,
                 progress_s=progress_s,
                 seed=seed + number - 1,
+                ttft_ms=ttft_ms,
+                sweep={
+                    "sweep_id": sweep_id,
+                    "trial": None if trial is None else trial + number - 1,
+                    "label": label,
+                    "variation": varied,
+                },
             )
             simulation.run()
             print(f"run {simulation.run_id}: {requests + warmup} records published", file=sys.stderr)
         publisher.flush(timeout_s=60.0)
     check_delivered(publisher)
+
+
+def _number_or_text(text: str) -> int | float | str:
+    for convert in (int, float):
+        with suppress(ValueError):
+            return convert(text)
+    return text

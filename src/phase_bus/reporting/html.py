@@ -1,0 +1,226 @@
+"""Results as one HTML file that needs nothing else: style, data and plotting library are inside."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+
+from phase_bus import __version__
+from phase_bus.aggregation.summary import in_reading_order
+from phase_bus.aggregation.units import format_number, readable_unit
+from phase_bus.errors import ConfigError
+from phase_bus.reporting.figures import LATENCY, run_figures
+from phase_bus.reporting.source import PastRun
+from phase_bus.reporting.sweep_figures import sweep_figures
+from phase_bus.reporting.sweep_text import OVERVIEW, heading, notes, overview, rows
+from phase_bus.reporting.theme import Figure
+
+_COLUMNS = ("count", "mean", "std", "min", "p50", "p90", "p95", "p99", "max")
+_IN_PHASES = (
+    (LATENCY, "p50"),
+    (LATENCY, "p99"),
+    ("time_to_first_token", "p50"),
+    ("time_to_first_token", "p99"),
+    ("inter_token_latency", "p50"),
+)
+
+
+def run_html(run: PastRun) -> str:
+    """Return a run's report.
+
+    Raises:
+        ConfigError: plotly or Jinja2 is not installed.
+    """
+    summary = run.summary
+    phases = list(summary["phases"])
+    if len(phases) > 1:
+        phases.append(summary["overall"])
+    page_notes = []
+    if run.by is not None:
+        page_notes.append(
+            f"The numbers are those that the consumer {run.by!r} published. The latencies' distribution is "
+            f"not among them: 'phase-bus report {summary['run_id']} --format html' without --by has it."
+        )
+    if any(not metric["exact"] for phase in phases for metric in phase["metrics"].values()):
+        page_notes.append(f"~ percentiles within {summary['relative_error']:.2%} (too many values to keep)")
+    page_notes += _notes_on_windows(summary["overall"].get("windows"))
+    return _render(
+        "run.html",
+        run_figures(summary, run.phases),
+        title=f"Run {summary['run_id']}",
+        summary=summary,
+        ended=run.end is not None,
+        facts=_facts(run),
+        warnings=_warnings(run),
+        phases=phases,
+        phase_cells=_phase_cells,
+        columns=_COLUMNS,
+        metric_rows=_metric_rows,
+        notes=page_notes,
+    )
+
+
+def sweep_html(sweep: Mapping[str, Any]) -> str:
+    """Return a sweep's report.
+
+    Raises:
+        ConfigError: plotly or Jinja2 is not installed.
+    """
+    return _render(
+        "sweep.html",
+        sweep_figures(sweep),
+        title=f"Sweep {sweep['sweep_id']}",
+        sweep=sweep,
+        left_out=[run for run in sweep["runs"] if run["left_out"]],
+        heading=heading,
+        overview_columns=[title for _, _, title in OVERVIEW],
+        overview=list(overview(sweep)),
+        rows=rows,
+        notes=list(notes(sweep)),
+        when=_when,
+    )
+
+
+def _render(template: str, figures: Sequence[Figure], **values: Any) -> str:
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+        from plotly.offline import get_plotlyjs
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"--format html: {error.name} is missing; install it with: pip install 'phase-bus[report]'"
+        ) from error
+    environment = Environment(
+        loader=PackageLoader("phase_bus.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["count"] = lambda number: f"{number:,}"
+    scripts = [get_plotlyjs(), _read("page.js")] if figures else []
+    return environment.get_template(template).render(
+        **values,
+        version=__version__,
+        style=_read("page.css"),
+        figures=figures,
+        data=_in_script({figure.key: figure for figure in figures}),
+        scripts=scripts,
+        # No script but these runs, and nothing is fetched, whatever might have got into the page.
+        policy="default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src "
+        + (" ".join(map(_hash, scripts)) or "'none'"),
+    )
+
+
+def _read(name: str) -> str:
+    return files("phase_bus.reporting").joinpath("templates", name).read_text("utf-8")
+
+
+def _hash(script: str) -> str:
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _in_script(data: Any) -> str:
+    """Return JSON that nothing in it can end the script element around."""
+    text = msgspec.json.encode(data).decode()
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _facts(run: PastRun) -> list[tuple[str, str]]:
+    """Return what is said of a run in its head, by name."""
+    start, summary = run.start, run.summary
+    facts = []
+    if start is not None:
+        varied = ", ".join(f"{key}={value}" for key, value in start.variation.items())
+        facts += [
+            ("started", _when(start.ts_ns)),
+            ("ended", _when(run.end.ts_ns) if run.end else "not yet"),
+            ("duration", f"{(run.end.ts_ns - start.ts_ns) / 1e9:,.1f} s" if run.end else ""),
+            ("load by", start.producer),
+            ("models", ", ".join(start.models)),
+            ("endpoints", ", ".join(start.urls)),
+            ("label", start.label or ""),
+            ("variation", varied),
+            ("sweep", start.sweep_id or ""),
+            ("trial", "" if start.trial is None else str(start.trial)),
+        ]
+    facts.append(("records", f"{summary['records']:,}"))
+    return [(name, value) for name, value in facts if value]
+
+
+def _warnings(run: PastRun) -> list[str]:
+    """Return what a reader must know before any number."""
+    summary = run.summary
+    warnings = []
+    if run.end is None:
+        warnings.append("The run has not ended: these are the numbers so far.")
+    elif summary["status"] != "completed" or run.end.reason:
+        reason = f": {run.end.reason}" if run.end.reason else ""
+        warnings.append(f"The run ended as {summary['status']}{reason}.")
+    if summary["missing_records"]:
+        missing, expected = summary["missing_records"], summary["expected_records"]
+        warnings.append(f"INCOMPLETE: {missing:,} of {expected:,} published records did not arrive.")
+    if summary["dropped"]:
+        dropped = sum(summary["dropped"].values())
+        warnings.append(f"INCOMPLETE: the publisher had to drop {dropped:,} events.")
+    if run.end is not None and not summary["final"] and not summary["missing_records"]:
+        announced = f"the run's end announced {summary['expected_records']:,}"
+        warnings.append(f"The records are {summary['records']:,}, but {announced}.")
+    if not summary["records"]:
+        warnings.append("The run has no request records: there is nothing to plot.")
+    elif not summary["overall"]["successful"]:
+        warnings.append("No request succeeded: there are no latencies.")
+    return warnings
+
+
+def _notes_on_windows(windows: Mapping[str, Any] | None) -> list[str]:
+    if windows is None:
+        return []
+    notes = [f"In the plots over time percentiles are within {windows['relative_error']:.2%}."]
+    if windows["unplaced"]:
+        notes.append(f"{windows['unplaced']:,} requests brought no time, and are in no plot over time.")
+    return notes
+
+
+def _phase_cells(phase: Mapping[str, Any]) -> list[str]:
+    """Return a phase's cells in the table of phases, after its name."""
+    cells = [f"{phase[name]:,}" for name in ("requests", "successful", "failed")]
+    if phase["failed"]:
+        cells[-1] += f" ({phase['error_rate']:.2%})"
+    for value in (phase["duration_s"], phase["request_throughput"], phase["output_token_throughput"]):
+        cells.append("-" if value is None else format_number(value))
+    for name, statistic in _IN_PHASES:
+        cells.append(_cell(phase["metrics"].get(name), statistic))
+    return cells
+
+
+def _metric_rows(phase: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return the title and cells of each of a phase's metrics."""
+    found = []
+    for name in in_reading_order(phase["metrics"]):
+        metric = phase["metrics"][name]
+        unit, _ = readable_unit(metric["unit"])
+        title = metric["title"] + (f" ({unit})" if unit else "")
+        found.append((title, [_cell(metric, column) for column in _COLUMNS]))
+    return found
+
+
+def _cell(metric: Mapping[str, Any] | None, statistic: str) -> str:
+    value = None if metric is None else metric[statistic]
+    if metric is None or value is None:
+        return "-"
+    if statistic == "count":
+        return f"{value:,}"
+    mark = "~" if statistic.startswith("p") and not metric["exact"] else ""
+    return mark + format_number(value * readable_unit(metric["unit"])[1])
+
+
+def _when(ts_ns: int) -> str:
+    """Return a time as people here write it, with its distance to UTC."""
+    return datetime.fromtimestamp(ts_ns // 10**9).astimezone().isoformat(sep=" ")

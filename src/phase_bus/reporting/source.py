@@ -1,0 +1,86 @@
+"""Where a report's numbers come from: the journal's records, or a summary that a consumer published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from phase_bus.aggregation.phase import PhaseState
+from phase_bus.aggregation.result import RunResult
+from phase_bus.aggregation.state import RunState
+from phase_bus.bus.journal_reader import JournalReader
+from phase_bus.errors import ConfigError, suggest
+from phase_bus.events import RunComplete, RunStart, Summary
+from phase_bus.past import read_entries
+from phase_bus.wire import decode_event
+
+
+class PastRun(Struct, frozen=True, kw_only=True):
+    """What is known of a run that is, or was, on a bus.
+
+    Attributes:
+        summary: its result, as :func:`~phase_bus.aggregation.summary.summarize` makes it.
+        start: its start, None if that is not in the journal.
+        end: its end, None while it goes on.
+        phases: what its phases were made from, in their order; None if a consumer made it.
+        by: the consumer that made the summary, None if it was made from the journal's records.
+    """
+
+    summary: dict[str, Any]
+    start: RunStart | None = None
+    end: RunComplete | None = None
+    phases: list[PhaseState] | None = None
+    by: str | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run ended as it should and everything it published is in the summary."""
+        return bool(
+            self.summary["status"] == "completed" and self.summary["final"] and not self.summary["dropped"]
+        )
+
+
+def compute(journal: Path, run_id: str) -> PastRun:
+    """Return a run with the result that its events in the journal come to.
+
+    Raises:
+        JournalError, WireError: the journal cannot be read.
+    """
+    result = RunResult(RunState(run_id))
+    start = None
+    with JournalReader(journal) as reader:
+        for entry in read_entries(reader, run_id):
+            event = decode_event(entry.topic, entry.payload)
+            if isinstance(event, RunStart):
+                start = event
+            elif event is not None:
+                result.take(event)
+            if result.final:  # nothing changes it any more, in the aggregator neither
+                break
+    return PastRun(summary=result.summary(), start=start, end=result.end, phases=result.state.phases())
+
+
+def published(journal: Path, run_id: str, consumer: str) -> PastRun:
+    """Return a run with the last summary of it that a consumer published.
+
+    Raises:
+        ConfigError: the consumer published none.
+        JournalError, WireError: the journal cannot be read.
+    """
+    with JournalReader(journal) as reader:
+        last = {event.producer: event for event in reader.events(run_id, Summary)}
+        if consumer not in last:
+            known = suggest(consumer, last) or "; no consumer did"
+            raise ConfigError(
+                f"--by {consumer!r}: no consumer of this name published a summary of run {run_id!r}{known}"
+            )
+        start = reader.run_start(run_id)
+        ends = reader.events(run_id, RunComplete)
+    return PastRun(
+        summary=last[consumer].result,
+        start=start,
+        end=ends[-1] if ends else None,
+        by=consumer,
+    )

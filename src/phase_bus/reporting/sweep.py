@@ -1,0 +1,254 @@
+"""The runs of one sweep taken together: repeated trials of each variation, and what they come to."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from phase_bus.aggregation.metric import MetricState
+from phase_bus.aggregation.units import describe
+from phase_bus.errors import ConfigError
+from phase_bus.events import RunStart
+from phase_bus.reporting.source import PastRun
+
+CONFIDENCE = 0.95
+
+# What is told of each metric, over the trials and over all their requests pooled.
+STATISTICS = ("mean", "p50", "p99")
+_POOLED = ("p50", "p90", "p95", "p99")
+_METRICS = (
+    "request_latency",
+    "time_to_first_token",
+    "inter_token_latency",
+    "output_token_throughput_per_user",
+)
+# What a phase's summary says of the phase as a whole: title and unit.
+_RATES = {
+    "request_throughput": ("Request Throughput", "requests/s"),
+    "output_token_throughput": ("Output Token Throughput", "tokens/s"),
+    "error_rate": ("Error Rate", "fraction"),
+}
+
+
+class Sweep:
+    """Collects the runs of a sweep, one at a time, so that none has to be kept.
+
+    Args:
+        sweep_id: the sweep's id.
+        warmup: whether warm-up phases count too.
+
+    Raises:
+        ConfigError: scipy is not installed.
+    """
+
+    def __init__(self, sweep_id: str, *, warmup: bool = False) -> None:
+        self.sweep_id = sweep_id
+        self._warmup = warmup
+        self._runs: list[dict[str, Any]] = []
+        self._variations: dict[bytes, _Variation] = {}
+        self._interval = _student_t()
+
+    def add(self, journal: Path, run: PastRun) -> None:
+        """Add a run; one that is not complete is listed, and counts for nothing else.
+
+        Raises:
+            ValueError: its start is not known, and so not what it varies.
+        """
+        if run.start is None:
+            raise ValueError("a run of a sweep has a start")
+        key, name = identify(run.start)
+        variation = self._variations.setdefault(key, _Variation(name, run.start.variation))
+        left_out = None if run.is_complete else _why_left_out(run)
+        self._runs.append(
+            {
+                "run_id": run.start.run_id,
+                "variation": name,
+                "trial": run.start.trial,
+                "label": run.start.label,
+                "started_ns": run.start.ts_ns,
+                "status": run.summary["status"],
+                "records": run.summary["records"],
+                "left_out": left_out,
+                "journal": str(journal),
+            }
+        )
+        if left_out is None:
+            variation.add(run, self._warmup)
+        else:
+            variation.left_out += 1
+
+    def document(self) -> dict[str, Any]:
+        """Return what the runs come to, ready for JSON.
+
+        - ``runs``: each with its variation, trial and status, and in ``left_out`` why it counts for
+          nothing else, None if it does count.
+        - ``variations``: the different parameters, with ``trials``, how many runs count, and
+          ``left_out``, how many do not; then for each of the ``phases`` the ``metrics``: in
+          ``statistics`` what each trial's value of it (``value`` for a rate, else ``mean``, ``p50``
+          and ``p99``) comes to, and in ``pooled`` the metric over the requests of all trials.
+        - A statistic has ``n`` (trials that have it), ``mean``, ``std`` (of the sample), the ends of
+          the confidence interval of the mean by Student's t, ``ci95_low`` and ``ci95_high``, None for
+          fewer than two trials, and the trials' ``values``.
+
+        Units are the raw ones of the bus: latencies are in ``ns``.
+        """
+        return {
+            "version": 1,
+            "sweep_id": self.sweep_id,
+            "confidence": CONFIDENCE,
+            "runs": self._runs,
+            "variations": [v.document(self._interval) for v in _ordered(self._variations.values())],
+        }
+
+
+def identify(start: RunStart) -> tuple[bytes, str]:
+    """Return by what a run's variation is told from the others, and what to call it.
+
+    Its parameters count. The run's label does so only without any: AIPerf's tells the trial.
+    """
+    varied = start.variation
+    if not varied:
+        return msgspec.json.encode(start.label), start.label or "no variation"
+    named = varied.get("label") or ", ".join(f"{key}={value}" for key, value in varied.items())
+    return msgspec.json.encode(varied, order="deterministic"), str(named)
+
+
+class _Phase:
+    """What the trials of one variation say of one phase."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.name = name
+        self.kind = kind
+        self.values: dict[tuple[str, str], list[float]] = {}
+        self.pooled: dict[str, MetricState] = {}
+
+    def add(self, summary: Mapping[str, Any], metrics: Mapping[str, MetricState]) -> None:
+        for rate in _RATES:
+            self._add(rate, "value", summary[rate])
+        for name in _METRICS:
+            if name not in metrics:
+                continue
+            for statistic in STATISTICS:
+                self._add(name, statistic, summary["metrics"][name][statistic])
+            if name in self.pooled:
+                self.pooled[name].merge(metrics[name])
+            else:
+                self.pooled[name] = metrics[name].copy()
+
+    def document(self, interval: Callable[[int], float]) -> dict[str, Any]:
+        metrics: dict[str, Any] = {}
+        for (name, statistic), values in self.values.items():
+            info = describe(name)
+            title, unit = _RATES.get(name, (info.title, info.unit))
+            pooled = _pooled(self.pooled[name]) if name in self.pooled else None
+            metric = metrics.setdefault(
+                name, {"title": title, "unit": unit, "statistics": {}, "pooled": pooled}
+            )
+            metric["statistics"][statistic] = _over_trials(values, interval)
+        return {"name": self.name, "kind": self.kind, "metrics": metrics}
+
+    def _add(self, name: str, statistic: str, value: float | None) -> None:
+        if value is not None:
+            self.values.setdefault((name, statistic), []).append(value)
+
+
+class _Variation:
+    """The trials of one variation."""
+
+    def __init__(self, name: str, varied: Mapping[str, Any]) -> None:
+        self.name = name
+        self.varied = {key: value for key, value in varied.items() if key != "label"}
+        self.trials = 0
+        self.left_out = 0
+        self._phases: dict[str, _Phase] = {}
+
+    def add(self, run: PastRun, warmup: bool) -> None:
+        assert run.phases is not None
+        self.trials += 1
+        for summary, state in zip(run.summary["phases"], run.phases, strict=True):
+            if summary["kind"] == "warmup" and not warmup:
+                continue
+            phase = self._phases.setdefault(summary["name"], _Phase(summary["name"], summary["kind"]))
+            phase.add(summary, state.metrics)
+
+    def document(self, interval: Callable[[int], float]) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "variation": self.varied,
+            "trials": self.trials,
+            "left_out": self.left_out,
+            "phases": [phase.document(interval) for phase in self._phases.values()],
+        }
+
+
+def _student_t() -> Callable[[int], float]:
+    """Return the function from the number of trials to the quantile of Student's t for an interval.
+
+    Raises:
+        ConfigError: scipy is not installed.
+    """
+    try:
+        from scipy.special import stdtrit
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "--sweep: scipy is missing; install it with: pip install 'phase-bus[report]'"
+        ) from error
+    return lambda n: float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+
+
+def _over_trials(values: Sequence[float], interval: Callable[[int], float]) -> dict[str, Any]:
+    n, mean = len(values), statistics.fmean(values)
+    std = statistics.stdev(values) if n > 1 else None
+    half = None if std is None else interval(n) * std / math.sqrt(n)
+    return {
+        "n": n,
+        "mean": mean,
+        "std": std,
+        "ci95_low": None if half is None else mean - half,
+        "ci95_high": None if half is None else mean + half,
+        "values": list(values),
+    }
+
+
+def _pooled(state: MetricState) -> dict[str, Any]:
+    percentiles = {name: state.percentile(float(name[1:])) for name in _POOLED}
+    return {
+        "count": state.count,
+        "mean": state.mean,
+        "min": state.min,
+        **percentiles,
+        "max": state.max,
+        "exact": state.exact,
+    }
+
+
+def _why_left_out(run: PastRun) -> str:
+    summary = run.summary
+    reasons = []
+    if summary["status"] == "running":
+        reasons.append("still running")
+    elif summary["status"] != "completed":
+        reason = run.end.reason if run.end else ""
+        reasons.append(f"{summary['status']}: {reason}" if reason else summary["status"])
+    if summary["missing_records"]:
+        reasons.append(f"{summary['missing_records']:,} of {summary['expected_records']:,} records missing")
+    if summary["dropped"]:
+        reasons.append(f"{sum(summary['dropped'].values()):,} events dropped by the publisher")
+    return "; ".join(reasons) or "more records than its end announced"
+
+
+def _ordered(variations: Iterable[_Variation]) -> list[_Variation]:
+    """Return variations by their parameters where these are numbers, else in the order of the runs."""
+    found = list(variations)
+    if all(_are_numbers(v.varied.values()) for v in found) and len({tuple(v.varied) for v in found}) == 1:
+        return sorted(found, key=lambda v: tuple(v.varied.values()))
+    return found
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)

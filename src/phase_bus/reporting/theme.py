@@ -1,0 +1,57 @@
+"""How plots look, and what a plot is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+# Okabe and Ito's colours, told apart also by people who are colour-blind (https://jfly.uni-koeln.de/color).
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+LOW, HIGH, GOOD, FAILED = COLORS[0], COLORS[1], COLORS[2], "#c1121f"
+# The phases' backgrounds, in turn.
+BAND = ("rgba(31, 41, 55, 0.035)", "rgba(31, 41, 55, 0.085)")
+
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_GRID = "#e5e7eb"
+
+
+class Figure(Struct, frozen=True, kw_only=True):
+    """A plot.
+
+    Attributes:
+        key: what tells it from the other plots of its page.
+        title: what it shows.
+        caption: what the numbers are.
+        data: plotly's traces.
+        layout: plotly's layout.
+        over_time: whether it is over the run's time: such plots are zoomed together.
+    """
+
+    key: str
+    title: str
+    caption: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+    over_time: bool = False
+
+
+def layout(x_axis: dict[str, Any], y_axis: dict[str, Any]) -> dict[str, Any]:
+    """Return a plot's layout with these axes. Texts in it are HTML: escape what comes from outside."""
+    axis = {"gridcolor": _GRID, "zerolinecolor": _GRID, "linecolor": "#9ca3af", "automargin": True}
+    return {
+        "autosize": True,
+        "font": {"family": _FONT, "size": 12, "color": "#1f2937"},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 56, "r": 12, "t": 58, "b": 44},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#9ca3af", "activecolor": "#1f2937"},
+        "legend": {
+            "orientation": "h",
+            **{"x": 0.02, "xref": "container", "xanchor": "left"},
+            **{"y": 1, "yref": "container", "yanchor": "top"},
+        },
+        "hoverlabel": {"bgcolor": "#ffffff", "font": {"family": _FONT}},
+        "xaxis": {**axis, **x_axis},
+        "yaxis": {**axis, "tickformat": ",~g", **y_axis, "title": {"standoff": 12, **y_axis["title"]}},
+    }
