@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import cast
 
 import msgspec
 import zmq
@@ -56,6 +57,7 @@ logger = logging.getLogger("phase_bus.bus")
 _PRUNE_EVERY_S = 60.0
 _PRUNE_BUDGET_S = 0.1
 _DRAIN = 1000  # messages taken in before replies are sent and timers looked at
+_LARGE_BYTES = 8192  # a payload from here on is passed on as it was received; copying less costs less
 _CLIENT_ID = re.compile("[0-9a-f]{32}")
 _READY = b"ready."
 _NO_HEADER = Header(source=bytes(16), source_seq=0, topic_seq=0).pack()
@@ -251,16 +253,20 @@ class Bus:
             return
         client.last_seq = header.source_seq
         self._acks[identity] = Ack(seq=header.source_seq)
-        self._accept(topic, header, payload.bytes)
+        view = payload.buffer
+        if len(view) < _LARGE_BYTES:
+            self._accept(topic, header, payload.bytes)
+        else:
+            self._accept(topic, header, cast("bytes", view), payload)
 
-    def _accept(self, topic: bytes, header: Header, payload: bytes) -> None:
+    def _accept(self, topic: bytes, header: Header, payload: bytes, frame: zmq.Frame | None = None) -> None:
         """Take in an event that is new."""
         self._events += 1
-        self._stream.add(Incoming(topic, parse_topic(topic), header, payload))
+        self._stream.add(Incoming(topic, parse_topic(topic), header, payload, frame or payload))
 
     def _count(self, incoming: Incoming) -> None:
         """Keep account of an event that is in the stream now."""
-        topic, parsed, header, payload = incoming
+        topic, parsed, header, payload, _ = incoming
         was = self._ledger.runs.get(parsed.run_id)
         known = was is not None and was.status == "running"
         run = self._ledger.count(parsed, topic.decode(), header)

@@ -12,12 +12,21 @@ from phase_bus.wire import Header, Topic, send_frames
 
 
 class Incoming(NamedTuple):
-    """An event that is taken in, and not yet in the stream."""
+    """An event that is taken in, and not yet in the stream.
+
+    Attributes:
+        topic: the topic frame.
+        parsed: the same, taken apart.
+        header: the header.
+        payload: the payload, or a view of it.
+        frame: what is to be sent as the payload: a large one as it was received, which copies nothing.
+    """
 
     topic: bytes
     parsed: Topic
     header: Header
     payload: bytes
+    frame: bytes | zmq.Frame
 
 
 class Stream:
@@ -53,7 +62,7 @@ class Stream:
         offset, number = self.head
         now_ns = time.time_ns()
         entries = []
-        for topic, parsed, header, payload in pending:
+        for topic, parsed, header, payload, _ in pending:
             offset += 1
             number += parsed.kind != "records"
             placed = header._replace(offset=offset, event_number=number)
@@ -75,6 +84,6 @@ class Stream:
         if self._journal is not None:
             self._journal.append(entries)
         self.head = Head(offset, number)
-        for entry in entries:
-            send_frames(self._socket, (entry.topic, entry.header, entry.payload))
+        for entry, incoming in zip(entries, pending, strict=True):
+            send_frames(self._socket, (entry.topic, entry.header, incoming.frame))
         return pending
