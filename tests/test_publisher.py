@@ -329,7 +329,7 @@ def test_bus_restart_while_nobody_listens(bus_process: BusProcess) -> None:
 
 def test_lost_with_a_connection(bus: BusThread, monkeypatch: pytest.MonkeyPatch) -> None:
     """Events lost on the way, with none after them, are noticed by a beat and sent again."""
-    swallowed = []
+    swallowed: list[Sequence[bytes | zmq.Frame]] = []
 
     def send(socket: zmq.Socket[bytes], frames: Sequence[bytes | zmq.Frame], flags: int = 0) -> None:
         if time.monotonic() < until_s:
