@@ -55,41 +55,43 @@ class Budget(Struct, frozen=True):
     why: str = ""
 
 
-# Profiled on 2026-11-22, commits 0769b96 (records) and f4180b8 (the rest): one thread, warm, cProfile
-# and parts timed alone. That machine's speed varied by a factor of two: shares count for more than times.
-_COLUMNS = (
-    "A record, in one thread and warm, takes 6 µs, half of AIPerf's 12: building columns 3.3 (comparing "
-    "rows' keys 0.6 to 0.9, turning rows into columns 0.6 to 0.9, the list metric 0.6, packing numbers "
-    "0.4), taking it from the inbox 1.1 (match statement, hash of the phase, RecordBuilder.add), the call "
-    "1.5 (dict of fields 0.7, NamedTuple 0.4). The rest of the figure is two threads at one GIL and cold "
-    "caches. A batch has a fixed cost of some 250 µs, so the small batches of a slow run cost more for "
-    "each record. A prototype that sends rows in msgpack took 1.9 µs (0.16 of AIPerf's); consumers would "
-    "pay the rest."
+# Profiled on 2026-11-22 with other work on the same two cores, so shares count for more than times: one
+# thread, the least of many short runs, and CPU by thread from /proc.
+_TABLES = (
+    "A record: the call 0.9 to 1.2 µs; in the publisher's thread some 4, of it packing 2.5 to 3: "
+    "picking 34 metrics out of the dict 0.7, struct.pack 0.3 to 0.6, the fields 0.6, a list's summary 0.6 "
+    "and encoding 0.1. Most of picking is waiting for memory: the values were made some ms before and are "
+    "in no cache any more, for AIPerf's own encoder neither. The rest of the figure is two threads at one "
+    "GIL. At 1,000 records/s half of the figure is the call itself, cold after each ms of sleep, and the "
+    "rest a batch of 100 with its wake-ups; batches of 50 ms cost a quarter more, of 200 ms a tenth less."
 )
 _EVENT = (
-    "A phase event, warm: phase_ref and phase_stats 2.0 µs, the event 0.2, encoding 0.6 (AIPerf's: 5), "
-    "numbering and header 1.4, the topic built twice 0.4, three sends 2.4, then the acknowledgement; "
-    "AIPerf's side only encodes, and sends nothing."
+    "A phase event, warm: phase_ref and phase_stats 1.9 µs, the event 0.2, encoding 0.5 (AIPerf's: 4.4), "
+    "topic, numbers, header and memory for them 1.4, three sends 1.3, keeping it until it is acknowledged "
+    "1 to 2; ZeroMQ's thread 1.3. AIPerf's side only encodes, and sends nothing."
 )
 _FRAMES = (
     "Small events: of the bus's time sending three frames takes 41 %, receiving four 20 %, the header "
     "8 %, counting 4 %; of a consumer's, receiving 24 %, the header 16 %, decoding 9 %, the account 13 %, "
-    "the rest is the Python of _take and _drain. The bare loop by frame needs 3 µs an event in all."
+    "the rest is the Python of _take and _drain. Since then a send costs half, 0.4 µs. The bare loop by "
+    "frame needs 3 µs an event in all."
 )
 _BATCHES = (
-    "64 KiB: the publisher encodes (40 µs) and copies into ZeroMQ (20 to 30 µs; 9 with copy=False), each "
-    "consumer decodes (18 µs), and every hop through a socket copies in the kernel; three to five "
-    "processes share two cores."
+    "64 KiB: the proxy writes nothing, and the bus writes each event to the journal's log and, when that "
+    "is copied back, to its file. It passes the received frame on without copying it, which took a third "
+    "off its time. The publisher encodes (40 µs) and copies into ZeroMQ (20 to 30 µs; uncopied it would be "
+    "9, but pyzmq starts a thread for it, which the benchmark's process is not to have); every hop copies "
+    "in the kernel; three to five processes share two cores."
 )
 _SINKS = (
     "Records to three sinks: the lean side sends 1.4 kB of plain msgpack, decoded and appended. What "
-    "limits ours, by adding up CPU rather than by a profile, is the publisher (11 µs a record, against "
-    "2 to 3 in each consumer), mostly building columns."
+    "limits ours, by adding up CPU rather than by a profile, is the publisher, at 4 to 6 µs a record with "
+    "the bus beside it on two cores."
 )
 
 BUDGETS = (
     Budget(
-        "A record, whole, of AIPerf's JSON encoding of it", "record_whole_ratio", 0.25, True, why=_COLUMNS
+        "A record, whole, of AIPerf's JSON encoding of it", "record_whole_ratio", 0.25, True, why=_TABLES
     ),
     Budget("A phase event, whole, of AIPerf's encoding", "event_whole_ratio", 1.0, True, why=_EVENT),
     Budget("Direct mode, 200 B, of a bare PUB/SUB loop", "direct_200B_phase-bus_ratio", 0.6, why=_FRAMES),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import zmq
 from phase_bus.errors import AddressError
 from phase_bus.events import Drop, EventBase, PhaseComplete, PhaseRef, PhaseStart, Records, RunComplete
 from phase_bus.publisher import Publisher
+from phase_bus.wire import send_frames
 from tests.helpers import BusProcess, BusThread, RawClient, Subscriber, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -226,16 +228,18 @@ def test_many_publishers(bus: BusThread) -> None:
     """Each publisher's events stay in order, and none is lost."""
     with Subscriber(bus.address) as subscriber:
         publishers = [Publisher(bus.address) for _ in range(10)]
-        for number in range(100):
+        for number in range(50):
             for index, publisher in enumerate(publishers):
                 publisher.publish(start(number, f"run-{index}"))
         for publisher in publishers:
             publisher.close()
             assert publisher.undelivered == {}
-        wait_until(lambda: len(subscriber.of(PhaseStart)) == 1000)
+        wait_until(
+            lambda: len(subscriber.of(PhaseStart)) == 500
+        )  # fewer than the bus queues for a subscriber
         for index in range(10):
             numbers = [e.ts_ns for e in subscriber.of(PhaseStart) if e.run_id == f"run-{index}"]
-            assert numbers == list(range(100))
+            assert numbers == list(range(50))
 
 
 def test_direct_mode() -> None:
@@ -323,42 +327,27 @@ def test_bus_restart_while_nobody_listens(bus_process: BusProcess) -> None:
         assert numbers == list(range(902 - len(numbers), 902))
 
 
-def test_lost_with_a_connection(bus: BusThread) -> None:
+def test_lost_with_a_connection(bus: BusThread, monkeypatch: pytest.MonkeyPatch) -> None:
     """Events lost on the way, with none after them, are noticed by a beat and sent again."""
+    swallowed: list[Sequence[bytes | zmq.Frame]] = []
+
+    def send(socket: zmq.Socket[bytes], frames: Sequence[bytes | zmq.Frame], flags: int = 0) -> None:
+        if time.monotonic() < until_s:
+            swallowed.append(frames)
+        else:
+            send_frames(socket, frames, flags)
+
     with Subscriber(bus.address, "phase_start.") as subscriber, Publisher(bus.address) as publisher:
         publisher.publish(start(0))
         assert publisher.flush(10)
-        link = publisher._link
-        real = link.socket
-
-        class Swallowing:
-            """A connection that breaks: what is sent is gone."""
-
-            def send_multipart(self, *args: object, **kwargs: object) -> None:
-                if time.monotonic() > self.until_s:
-                    link.socket = real
-                    real.send_multipart(*args, **kwargs)  # type: ignore[arg-type]
-
-            until_s = time.monotonic() + 0.3
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(real, name)
-
-        sends = link.send
-
-        def send() -> bool:
-            link.socket = Swallowing()  # type: ignore[assignment]
-            try:
-                return sends()
-            finally:
-                link.socket = real
-
-        link.send = send  # type: ignore[method-assign]
+        until_s = time.monotonic() + 0.3
+        monkeypatch.setattr("phase_bus.link.send_frames", send)
         for number in range(1, 11):
             publisher.publish(start(number))
         assert publisher.flush(10)
         wait_until(lambda: len(subscriber.of(PhaseStart)) == 11)
         assert [event.ts_ns for event in subscriber.of(PhaseStart)] == list(range(11))
+    assert swallowed
 
 
 def test_garbage_from_the_bus_is_survived() -> None:

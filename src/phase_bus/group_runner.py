@@ -34,7 +34,7 @@ _RUN_COMPLETE = topic_prefix("run_complete")
 _LOOK_S = 1.0  # between two looks at what the partitions have come to
 _LOOK_AT_END_S = 0.05  # likewise while the end of a run waits for them
 _SOON_S = 0.05
-_COMMITTED_BYTES_PER_S = 8 << 20  # by one member, beyond which it commits less often
+_COMMITTED_BYTES_PER_S = 2 << 20  # by one member, beyond which it commits less often
 
 
 class GroupRunner(ConsumerProcess):
@@ -307,7 +307,8 @@ class GroupRunner(ConsumerProcess):
         except BusUnreachableError:
             return
         states, leader.unmerged = dict(sorted(leader.unmerged.items())), {}
-        if states:
+        if states or not leader.merged:
+            leader.merged = True  # so that the instance knows that it leads, whatever comes
             try:
                 await leads.consumer.merge(states)
             except Exception:
@@ -416,6 +417,7 @@ class _Leader:
         ends: of runs whose receipts are to be given.
         handled: the runs whose end is handled and committed, and whether everything was handled.
         next_look_s: when to look at the partitions again.
+        merged: whether the leading instance has been handed anything yet.
     """
 
     def __init__(self) -> None:
@@ -425,6 +427,7 @@ class _Leader:
         self.ends: dict[str, RunComplete] = {}
         self.handled: dict[str, bool] = {}
         self.next_look_s = 0.0
+        self.merged = False
         self._accounts: dict[int, dict[str, RunAccount]] = {}
 
     def note(self, states: dict[int, tuple[int, bytes | None]]) -> None:

@@ -91,14 +91,15 @@ class BusLink:
         """Send what the outbox has; return True if the socket must become writable for the rest."""
         if not self._session.connected or time.monotonic() < self._resume_s:
             return False
-        while (message := self._outbox.peek()) is not None:
-            if self._outbox.in_flight_bytes > WINDOW_BYTES:
-                return False  # an acknowledgement will wake us
-            try:
-                send_frames(self.socket, message.frames, _NOBLOCK)
-            except zmq.Again:
-                return True
-            self._outbox.sent()
+        outbox, sock = self._outbox, self.socket
+        try:
+            while (message := outbox.peek()) is not None:
+                if outbox.in_flight_bytes > WINDOW_BYTES:
+                    return False  # an acknowledgement will wake us
+                send_frames(sock, message.frames, _NOBLOCK)
+                outbox.sent()
+        except zmq.Again:
+            return True
         return False
 
     def receive(self) -> None:

@@ -46,7 +46,7 @@ class Outbox:
         self.last_seq = 0
         self._unsent: deque[Message] = deque()
         self._unacked: deque[Message] = deque()
-        self._in_flight_bytes = 0
+        self.in_flight_bytes = 0  # the size of what was sent and is not acknowledged
         self._topic_seqs: Counter[bytes] = Counter()
 
     def __len__(self) -> int:
@@ -68,11 +68,6 @@ class Outbox:
     def sent_seq(self) -> int:
         """The highest sequence number that was sent, or needs no sending any more."""
         return self._unsent[0].seq - 1 if self._unsent else self.last_seq
-
-    @property
-    def in_flight_bytes(self) -> int:
-        """The size of what was sent and is not acknowledged."""
-        return self._in_flight_bytes
 
     def put(self, event: EventBase) -> bytes | None:
         """Encode and keep an event; return its topic, or None if it is records and there is no room.
@@ -108,13 +103,13 @@ class Outbox:
         """Note that the message of :meth:`peek` is on its way."""
         message = self._unsent.popleft()
         self._unacked.append(message)
-        self._in_flight_bytes += message.size_bytes
+        self.in_flight_bytes += message.size_bytes
 
     def acknowledge(self, seq: int) -> None:
         """Let go of everything up to and including a sequence number, sent or not."""
         while self._unacked and self._unacked[0].seq <= seq:
             size = self._unacked.popleft().size_bytes
-            self._in_flight_bytes -= size
+            self.in_flight_bytes -= size
             self.size_bytes -= size
         while self._unsent and self._unsent[0].seq <= seq:  # the bus has it from before
             self.size_bytes -= self._unsent.popleft().size_bytes
@@ -123,7 +118,7 @@ class Outbox:
         """Send again, in order, all that is not acknowledged."""
         self._unsent.extendleft(reversed(self._unacked))
         self._unacked.clear()
-        self._in_flight_bytes = 0
+        self.in_flight_bytes = 0
 
     def remaining(self) -> Counter[str]:
         """Return how many events of each topic are not acknowledged."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, starmap
+from itertools import chain, compress, repeat, starmap
 from numbers import Number
-from operator import itemgetter
+from operator import is_, itemgetter
 from typing import Any, TypeAlias
 
 import msgspec
@@ -65,7 +65,10 @@ class Packer:
     def _key(self, record: Record) -> _Key:
         """Return a record's names, and those of them that have no value."""
         names = tuple(record) if self._wanted is None else tuple(filter(record.__contains__, self._wanted))
-        return names, tuple(name for name in names if record[name] is None)
+        values = tuple(map(record.__getitem__, names))
+        if not any(map(is_, values, repeat(None))):
+            return names, ()
+        return names, tuple(name for name, value in zip(names, values, strict=True) if value is None)
 
     def _tables(self, key: _Key, group: _Group, count: int, unusable: Counter[str]) -> list[Table]:
         """Return the tables of records that have the same names."""
@@ -121,18 +124,16 @@ class _Group:
         self.rows = rows
 
     def split(self, key: Callable[[Any], Any]) -> dict[Any, _Group]:
-        """Return the records by a key."""
+        """Return the records by a key, of which there are few different ones."""
         keys = list(map(key, self.records))
-        if len(set(keys)) <= 1:
-            return dict.fromkeys(keys[:1], self)
+        different = dict.fromkeys(keys)
+        if len(different) <= 1:
+            return dict.fromkeys(different, self)
         rows = range(len(keys)) if self.rows is None else self.rows
-        parts: dict[Any, _Group] = {}
-        for value, record, row in zip(keys, self.records, rows, strict=True):
-            part = parts.get(value)
-            if part is None:
-                part = parts[value] = _Group([], [])
-            part.records.append(record)  # type: ignore[attr-defined] # the list above
-            part.rows.append(row)  # type: ignore[union-attr]
+        parts = {}
+        for value in different:
+            chosen = list(map(value.__eq__, keys))
+            parts[value] = _Group(list(compress(self.records, chosen)), list(compress(rows, chosen)))
         return parts
 
 

@@ -102,7 +102,7 @@ class Publisher:
         lists: ListMode = "summary",
         field_names: Sequence[str] | None = None,
         batch_records: int = 256,
-        batch_s: float = 0.05,
+        batch_s: float = 0.1,
         linger_s: float = 0.2,
         spool_dir: str | Path | None = None,
     ) -> None:

@@ -8,6 +8,7 @@ of AIPerf's objects, so that one function serves both.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -171,34 +172,77 @@ def phase_stats(source: Any) -> PhaseStats:
 _CREDIT_DEFAULTS = msgspec.structs.asdict(CreditStats())
 
 
-def _phase_stats(s: Mapping[str, Any]) -> PhaseStats:
-    sent, completed = s["final_requests_sent"], s["final_requests_completed"]
-    cancelled, errors = s["final_requests_cancelled"], s["final_request_errors"]
-    sent = s["requests_sent"] if sent is None else sent
-    completed = s["requests_completed"] if completed is None else completed
-    cancelled = s["requests_cancelled"] if cancelled is None else cancelled
+# Picked by one call each, as this is for every progress message. Of a count there is a final value once
+# it cannot change any more, and one that still does.
+_pick_counts = itemgetter(
+    "final_requests_sent",
+    "requests_sent",
+    "final_requests_completed",
+    "requests_completed",
+    "final_requests_cancelled",
+    "requests_cancelled",
+    "final_request_errors",
+    "request_errors",
+    "final_sent_sessions",
+    "sent_sessions",
+    "final_completed_sessions",
+    "completed_sessions",
+    "final_cancelled_sessions",
+    "cancelled_sessions",
+)
+_pick_rest = itemgetter(
+    "start_ns",
+    "sent_end_ns",
+    "requests_end_ns",
+    "total_expected_requests",
+    "expected_duration_sec",
+    "expected_num_sessions",
+    "expected_grace_period_sec",
+    "timeout_triggered",
+    "grace_period_timeout_triggered",
+    "was_cancelled",
+)
+
+
+def _phase_stats(known: Mapping[str, Any]) -> PhaseStats:
+    counts = _pick_counts(known)
+    final_sent, sent, final_completed, completed, final_cancelled, cancelled = counts[:6]
+    final_errors, errors, final_begun, begun, final_finished, finished, final_cut, cut = counts[6:]
+    sent = sent if final_sent is None else final_sent
+    completed = completed if final_completed is None else final_completed
+    cancelled = cancelled if final_cancelled is None else final_cancelled
     in_flight = sent - completed - cancelled
-    sessions, completed_sessions = s["final_sent_sessions"], s["final_completed_sessions"]
-    cancelled_sessions = s["final_cancelled_sessions"]
+    (
+        start_ns,
+        sent_end_ns,
+        end_ns,
+        expected_requests,
+        expected_duration_s,
+        expected_sessions,
+        grace_period_s,
+        timeout_triggered,
+        grace_period_timeout_triggered,
+        was_cancelled,
+    ) = _pick_rest(known)
     return PhaseStats(
         sent=sent,
         completed=completed,
         cancelled=cancelled,
-        errors=s["request_errors"] if errors is None else errors,
+        errors=errors if final_errors is None else final_errors,
         in_flight=in_flight if in_flight > 0 else 0,
-        sent_sessions=s["sent_sessions"] if sessions is None else sessions,
-        completed_sessions=(s["completed_sessions"] if completed_sessions is None else completed_sessions),
-        cancelled_sessions=(s["cancelled_sessions"] if cancelled_sessions is None else cancelled_sessions),
-        start_ns=s["start_ns"],
-        sent_end_ns=s["sent_end_ns"],
-        end_ns=s["requests_end_ns"],
-        expected_requests=s["total_expected_requests"],
-        expected_duration_s=s["expected_duration_sec"],
-        expected_sessions=s["expected_num_sessions"],
-        grace_period_s=s["expected_grace_period_sec"],
-        timeout_triggered=s["timeout_triggered"],
-        grace_period_timeout_triggered=s["grace_period_timeout_triggered"],
-        was_cancelled=s["was_cancelled"],
+        sent_sessions=begun if final_begun is None else final_begun,
+        completed_sessions=finished if final_finished is None else final_finished,
+        cancelled_sessions=cut if final_cut is None else final_cut,
+        start_ns=start_ns,
+        sent_end_ns=sent_end_ns,
+        end_ns=end_ns,
+        expected_requests=expected_requests,
+        expected_duration_s=expected_duration_s,
+        expected_sessions=expected_sessions,
+        grace_period_s=grace_period_s,
+        timeout_triggered=timeout_triggered,
+        grace_period_timeout_triggered=grace_period_timeout_triggered,
+        was_cancelled=was_cancelled,
     )
 
 

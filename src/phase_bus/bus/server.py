@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import cast
 
 import msgspec
 import zmq
@@ -60,6 +61,7 @@ logger = logging.getLogger("phase_bus.bus")
 _PRUNE_EVERY_S = 60.0
 _PRUNE_BUDGET_S = 0.1
 _DRAIN = 1000  # messages taken in before replies are sent and timers looked at
+_LARGE_BYTES = 8192  # a payload from here on is passed on as it was received; copying less costs less
 _CLIENT_ID = re.compile("[0-9a-f]{32}")
 _SETTLE_S = 0.2  # members that start together are to share the work at once
 _READY = b"ready."
@@ -263,16 +265,21 @@ class Bus:
             return
         client.last_seq = header.source_seq
         self._acks[identity] = Ack(seq=header.source_seq)
-        self._accept(topic, header, payload.bytes)
+        view = payload.buffer
+        if len(view) < _LARGE_BYTES:
+            self._accept(topic, header, payload.bytes)
+        else:
+            self._accept(topic, header, cast("bytes", view), payload)
 
-    def _accept(self, topic: bytes, header: Header, payload: bytes) -> None:
+    def _accept(self, topic: bytes, header: Header, payload: bytes, frame: zmq.Frame | None = None) -> None:
         """Take in an event that is new."""
         self._events += 1
-        self._stream.add(Incoming(topic, parse_topic(topic), header, payload, partition_of(topic)))
+        partition = partition_of(topic)
+        self._stream.add(Incoming(topic, parse_topic(topic), header, payload, partition, frame or payload))
 
     def _count(self, incoming: Incoming) -> None:
         """Keep account of an event that is in the stream now."""
-        topic, parsed, header, payload, _ = incoming
+        topic, parsed, header, payload, *_ = incoming
         was = self._ledger.runs.get(parsed.run_id)
         known = was is not None and was.status == "running"
         run = self._ledger.count(parsed, topic.decode(), header)

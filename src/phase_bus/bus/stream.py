@@ -12,13 +12,22 @@ from phase_bus.wire import NO_PARTITION, Header, Topic, send_frames
 
 
 class Incoming(NamedTuple):
-    """An event that is taken in, and not yet in the stream."""
+    """An event that is taken in, and not yet in the stream.
+
+    Attributes:
+        topic: the topic frame.
+        parsed: the same, taken apart.
+        header: the header.
+        payload: the payload, or a view of it.
+        frame: what is to be sent as the payload: a large one as it was received, which copies nothing.
+    """
 
     topic: bytes
     parsed: Topic
     header: Header
     payload: bytes
     partition: int
+    frame: bytes | zmq.Frame
 
 
 class Stream:
@@ -57,7 +66,7 @@ class Stream:
         now_ns = time.time_ns()
         entries = []
         last: dict[int, int] = {}
-        for topic, parsed, header, payload, partition in pending:
+        for topic, parsed, header, payload, partition, _ in pending:
             offset += 1
             if partition == NO_PARTITION:
                 number += 1
@@ -83,6 +92,6 @@ class Stream:
             self._journal.append(entries)
         self.head = Head(offset, number)
         self.partitions |= last
-        for entry in entries:
-            send_frames(self._socket, (entry.topic, entry.header, entry.payload))
+        for entry, incoming in zip(entries, pending, strict=True):
+            send_frames(self._socket, (entry.topic, entry.header, incoming.frame))
         return pending
