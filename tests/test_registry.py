@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import phase_bus_consumers
-from phase_bus import registry
+from phase_bus import plugin_file
 from phase_bus.consumer import Consumer, options_of
 from phase_bus.errors import ConsumerNotFoundError
 from phase_bus.registry import Registry
@@ -44,7 +44,7 @@ def _fresh_imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plugin:
     """Make plugin packages, and the entry points they would be installed with."""
     points: list[EntryPoint] = []
-    monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints(points).select(group=group))
+    monkeypatch.setattr(plugin_file, "entry_points", lambda group: EntryPoints(points).select(group=group))
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def make(name: str, content: str, init: str = "") -> str:
@@ -53,7 +53,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plugin:
         (package / "__init__.py").write_text(init)
         (package / "loud.py").write_text(CONSUMER)
         (package / "registry.yaml").write_text(content)
-        points.append(EntryPoint(name, f"{name}:registry.yaml", registry.GROUP))
+        points.append(EntryPoint(name, f"{name}:registry.yaml", plugin_file.GROUP))
         return name
 
     return make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from msgspec import Struct, field
 from phase_bus.bus.journal import Limits
 from phase_bus.bus.server import BusOptions
 from phase_bus.errors import ConfigError, suggest
+from phase_bus.registry import Registry
 
-_OPTION_START = re.compile(r",(?=[A-Za-z_]\w*=)")
+_OPTION_START = re.compile(r",(?=[A-Za-z_][\w.]*=)")
 _WHERE = re.compile(r" - at `\$?\.?(.*)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`")
 
@@ -23,7 +25,9 @@ class ConsumerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """A consumer to start.
 
     Attributes:
-        use: its name in the registry, or ``module:Class``.
+        use: its name in the registry, or ``module:Class``; ``hook:...``, ``hooks``, ``processor:...`` or
+            ``processors`` for what is to be called in one process; ``consumers`` for all consumers that
+            are loaded without being named.
         name: what to call it; the same as ``use`` by default.
         set: its options.
     """
@@ -94,7 +98,7 @@ def load_config(path: Path | None, extra: list[str], addresses: list[str]) -> Co
             have the same name.
     """
     config = Config() if path is None else _read(path)
-    consumers = (*config.consumers, *map(ConsumerConfig.parse, extra))
+    consumers = tuple(_all_named([*config.consumers, *map(ConsumerConfig.parse, extra)]))
     names: set[str] = set()
     for consumer in consumers:
         if consumer.title in names:
@@ -104,6 +108,24 @@ def load_config(path: Path | None, extra: list[str], addresses: list[str]) -> Co
             )
         names.add(consumer.title)
     return msgspec.structs.replace(config, consumers=consumers, address=tuple(addresses) or config.address)
+
+
+def _all_named(consumers: Sequence[ConsumerConfig]) -> Iterator[ConsumerConfig]:
+    """Yield consumers, ``consumers`` replaced by those that are loaded without being named."""
+    for consumer in consumers:
+        if consumer.use != "consumers":
+            yield consumer
+            continue
+        if consumer.set or consumer.name:
+            raise ConfigError(
+                "'consumers' stands for several and has no name or options; name the one you mean"
+            )
+        loaded = [entry.name for entry in Registry.load().consumers.values() if entry.auto_load]
+        if not loaded:
+            raise ConfigError(
+                "no consumer is loaded without being named; name one ('phase-bus consumers' lists them)"
+            )
+        yield from map(ConsumerConfig, loaded)
 
 
 def _read(path: Path) -> Config:

@@ -17,7 +17,6 @@ from phase_bus.cli.options import (
     parse_address,
     parse_origin,
 )
-from phase_bus.consumer import build_consumer
 from phase_bus.errors import ConfigError
 from phase_bus.registry import Registry
 from phase_bus.runner import ConsumerRunner
@@ -48,8 +47,13 @@ def consume(
 
         phase-bus consume aggregator --from start
 
+        phase-bus consume hook:my_module:MyHook --set log_file=phases.log
+
     Args:
-        consumer: A name that 'phase-bus consumers' lists, or module:Class.
+        consumer: A name that 'phase-bus consumers' lists, or module:Class; 'hook:NAME' or
+            'processor:NAME', also with module:Class for NAME and several by commas, runs classes that are
+            written for a phase hook's or post-processor's protocol; 'hooks' or 'processors' runs all that
+            are loaded without being named.
         name: What to call it on the bus, which remembers by this name how far it has come; by default
             the consumer's own name.
         from_: Where to begin: 'checkpoint', where it left off (or the start, if it never ran); 'start',
@@ -58,8 +62,7 @@ def consume(
     configure_logging()
     where = parse_address(address)
     origin = parse_origin(from_)
-    cls = Registry.load().resolve(consumer)
-    built = build_consumer(cls, name or consumer, key_values(set_))
+    built = Registry.load().build(consumer, name or consumer, key_values(set_))
 
     async def run() -> None:
         runner = ConsumerRunner(built, where, origin=origin)
