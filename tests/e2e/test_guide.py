@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -17,7 +19,8 @@ import pytest
 
 from tests.e2e.conftest import Workplace, json_lines, wait_for
 
-SIMULATE = (sys.executable, "-m", "phase_bus", "simulate", "-r", "0")
+PROGRAM = (sys.executable, "-m", "phase_bus")
+SIMULATE = (*PROGRAM, "simulate", "-r", "0")
 
 HOOKS = '''
 import json
@@ -367,3 +370,29 @@ def test_a_killed_processor_goes_on_where_it_was(workplace: Workplace, plugin: P
         os.kill(process.pid, signal.SIGTERM)
         assert workplace.finish(process).returncode == 0
     assert not directory.exists()
+
+
+@pytest.mark.slow
+def test_the_page_about_hooks(workplace: Workplace) -> None:
+    """What docs/guide/hooks.md shows: its files, and every command."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "guide" / "hooks.md").read_text()
+    for block in re.findall(r"```(?:python|yaml)\n# (.*?)```", page, re.DOTALL):
+        name, _, content = block.partition("\n")
+        path = workplace.directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    said = ""
+    commands = [
+        line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()
+    ]
+    for command in commands:
+        words = shlex.split(command.replace("-- phase-bus simulate", "-- phase-bus simulate -n 100 -r 300"))
+        line = [w for word in words for w in (PROGRAM if word == "phase-bus" else (word,))]
+        done = workplace.finish(workplace.start(*line))
+        assert done.returncode == 0, (command, done.stderr, done.stdout)
+        said += done.stdout + done.stderr
+    assert len(commands) == 6
+    assert "to ops: profiling is over" in said
+    assert "metrics=\"{'share': " in said
+    assert sum(line.startswith("profiling took 0.") for line in lines(workplace, "slow.txt")) == 2
+    assert len(lines(workplace, "all.log")) == 6

@@ -43,11 +43,12 @@ class HookConsumer(Consumer):
         self._called = _decode_state(state)
 
     async def _tell(self, event: PhaseEvent) -> None:
+        hooks = self._hooks(event.run_id)
         phase, tracker = to_phase(event.phase), EventTracker(event)
         key = f"{self.offset}/{event.run_id}/{event.kind}/{event.ts_ns}"
         called = self._called.setdefault(key, [])
         failures: dict[str, Exception] = {}
-        for part, hook in zip(self._parts, self._hooks(event.run_id), strict=True):
+        for part, hook in zip(self._parts, hooks, strict=True):
             method = getattr(hook, f"on_{event.kind}", None)
             if method is None or part.name in called:
                 continue
