@@ -243,7 +243,8 @@ def subscriptions_of(handlers: Mapping[str, Handler]) -> tuple[str, ...]:
 def _convert(owner: str, shown: str, option: Option, value: Any) -> Any:
     attempts = [value]
     if isinstance(value, str) and option.type is not str:
-        attempts.append(_yaml(value))  # so that lists, maps and null can be written too
+        meant = _yaml(value)  # so that lists, maps and null can be written too
+        attempts = [meant] if _is_object(meant) else [value, meant]
     error: Exception | None = None
     try:
         if option.type is Any:
@@ -283,12 +284,16 @@ def _convert_other(kind: type, value: Any) -> Any:
 
 def _made(value: Any) -> Any:
     """Return a value; ``{class: module:Class, option: value}`` becomes an object of that class."""
-    if not (isinstance(value, Mapping) and isinstance(value.get("class"), str)):
+    if not _is_object(value):
         return value
     target = value["class"]
     look_here_too()
     options = {name: given for name, given in value.items() if name != "class"}
     return build_object(import_class(target, target), target, options)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("class"), str)
 
 
 def _parameters(cls: type) -> list[inspect.Parameter]:
