@@ -11,14 +11,25 @@ import numpy.typing as npt
 
 from benchmarks import shapes
 from benchmarks.harness import Plan, Report, Table, alternate, installed, ratios, run, spread
+from phase_bus.aggregation.options import WINDOW_METRICS, Options
 from phase_bus.aggregation.sketch import DDSketch
 from phase_bus.aggregation.state import RunState
+from phase_bus.aggregation.summary import summarize
+from phase_bus.columns import RecordBuilder
+from phase_bus.events import Records
 from phase_bus.records import RecordBatch
 from phase_bus.wire import decode_event, encode_event, topic_of
 
 QUESTION = "How many values a second does a core aggregate, how exactly, in how much memory?"
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 _ERROR = 0.005
+_PARTITIONS = 16
+_OPTIONS = Options()
+_NO_WINDOWS = Options(window_metrics=())
+# Of the state whose size is measured: its metrics, and its records a second.
+_METRICS = 25
+_RATE = 100
+_START_NS = 1_795_354_391_000_000_000
 
 
 def main() -> Report:
@@ -38,13 +49,15 @@ def _latencies(count: int, seed: int = 0) -> npt.NDArray[np.float64]:
 
 
 def _speed(plan: Plan, report: Report) -> None:
-    full = [RecordBatch(shapes.batch(256, seed=seed)) for seed in range(8)]
-    large = [RecordBatch(shapes.batch(2048, seed=seed)) for seed in range(2)]
+    full, large = _batches(256), _batches(2048)
     column = _latencies(plan.count(2_000_000))
+    # Enough for every partition to be far beyond the exact limit, which only a run's beginning is not.
+    small, big = max(plan.count(1600), 640), max(plan.count(200), 80)
     sides: dict[str, Callable[[], float]] = {
-        "run_state_256": lambda: _run_state(full, plan.count(400)),
-        "run_state_decoded": lambda: _decoded(full, plan.count(400)),
-        "run_state_2048": lambda: _run_state(large, plan.count(50)),
+        "run_state_256": lambda: _run_state(full, small),
+        "run_state_no_windows": lambda: _run_state(full, small, _NO_WINDOWS),
+        "run_state_decoded": lambda: _decoded(full, small),
+        "run_state_2048": lambda: _run_state(large, big),
         "sketch_256": lambda: _sketch(column[: plan.count(512_000)], 256),
         "sketch_4096": lambda: _sketch(column, 4096),
     }
@@ -54,7 +67,8 @@ def _speed(plan: Plan, report: Report) -> None:
     values = alternate(sides, plan)
     titles = {
         "run_state_256": "RunState.update, AIPerf-shaped batches of 256",
-        "run_state_decoded": "the same, with decoding the event",
+        "run_state_no_windows": "the same, without percentiles over time",
+        "run_state_decoded": "with decoding the event",
         "run_state_2048": "RunState.update, batches of 2,048",
         "sketch_256": "our DDSketch.update, columns of 256",
         "sketch_4096": "our DDSketch.update, columns of 4,096",
@@ -82,8 +96,17 @@ def _speed(plan: Plan, report: Report) -> None:
         report.notes.append("The ddsketch package is not installed: that side is missing.")
 
 
-def _run_state(batches: list[RecordBatch], count: int) -> float:
-    state = RunState(shapes.RUN_ID)
+def _batches(size: int) -> list[RecordBatch]:
+    """Return one batch a partition."""
+    events = [shapes.batch(size, seed=seed) for seed in range(4)]
+    return [
+        RecordBatch(msgspec.structs.replace(events[n % len(events)], partition=n))
+        for n in range(_PARTITIONS)
+    ]
+
+
+def _run_state(batches: list[RecordBatch], count: int, options: Options = _OPTIONS) -> float:
+    state = RunState(shapes.RUN_ID, options)
     before_s = time.process_time()
     for number in range(count):
         state.update(batches[number % len(batches)])
@@ -147,39 +170,59 @@ def _errors(count: int) -> dict[str, float]:
 
 
 def _merges(plan: Plan, report: Report) -> None:
-    """Merging 16 partitions of a run, as a worker's end does."""
-    parts = []
-    for partition in range(16):
-        state = RunState(shapes.RUN_ID)
-        for _ in range(4):
-            state.update(RecordBatch(shapes.batch(256, seed=partition)))
-        parts.append(state)
+    """Merging 16 partitions of a run into a summary, as the leader of a group does."""
+    whole = RunState(shapes.RUN_ID)
+    for batch in _batches(256) * 8:
+        whole.update(batch)
 
     def merge() -> float:
         before_s = time.process_time()
-        whole = RunState(shapes.RUN_ID)
-        for part in parts:
-            whole.merge(part)
+        summarize(whole)
         return (time.process_time() - before_s) * 1e3
 
     found = spread(alternate({"merge": merge}, plan)["merge"])
     report.figures["merge_16_ms"] = found
-    report.notes.append(f"Merging the states of 16 partitions, 1,024 records each: {found.show()} ms.")
+    report.notes.append(f"A summary of 16 partitions, 2,048 records each: {found.show()} ms.")
 
 
 def _memory(report: Report) -> None:
-    """The size of the state at 1, 4 and 16 times the records, all beyond the exact limit."""
-    base = 80  # batches of 256
-    batches = [RecordBatch(shapes.batch(256, seed=seed)) for seed in range(16)]
-    rows, sizes = [], []
-    for times in (1, 4, 16):
-        state = RunState(shapes.RUN_ID)
-        for number in range(base * times):
-            state.update(batches[number % len(batches)])
-        sizes.append(len(msgspec.msgpack.encode(state.to_dict())))
-        rows.append([f"{times}x", f"{base * times * 256:,}", f"{sizes[-1] / 1024:,.0f}"])
-    report.figures["memory_growth_16x"] = spread([sizes[-1] / sizes[0]])
-    report.tables.append(Table("Size of a RunState", ["load", "records", "KiB"], rows))
+    """The size of a partition's state while exact, and at 1, 4 and 16 times the records beyond that."""
+    pool = [_lognormal(seed) for seed in range(4)]
+    rows, growth = [], []
+    for records in (1024, 62_464, 249_856, 999_424):
+        sizes = [_size(pool, records, options) for options in (_OPTIONS, _NO_WINDOWS)]
+        growth.append(sizes[1])
+        rows.append([f"{records:,}", *(f"{size / 1024:,.0f}" for size in sizes)])
+    report.figures["memory_growth_16x"] = spread([growth[3] / growth[1]])
+    report.tables.append(
+        Table(
+            f"Size of one partition's state, {_METRICS} metrics of lognormal values",
+            ["records", "KiB", "KiB without percentiles over time"],
+            rows,
+            f"{_RATE} records a second; four metrics have percentiles over time, in 600 windows at most.",
+        )
+    )
+
+
+def _size(pool: list[Records], records: int, options: Options) -> int:
+    state = RunState(shapes.RUN_ID, options)
+    for first in range(0, records, 1024):
+        builder = RecordBuilder()
+        for row in range(first, first + 1024):
+            builder.add({}, {"request_end_ns": _START_NS + row * 1_000_000_000 // _RATE})
+        event = msgspec.structs.replace(pool[first // 1024 % len(pool)], fields=builder.build()[1])
+        state.update(RecordBatch(event))
+    return len(msgspec.msgpack.encode(state.to_dict()))
+
+
+def _lognormal(seed: int) -> Records:
+    """Return 1,024 records in whose metrics no two values are equal: the worst case."""
+    builder = RecordBuilder()
+    names = [*WINDOW_METRICS, *(f"metric_{n}" for n in range(_METRICS - len(WINDOW_METRICS)))]
+    columns = [_latencies(1024, seed=seed * _METRICS + n).tolist() for n in range(_METRICS)]
+    for values in zip(*columns, strict=True):
+        builder.add(dict(zip(names, values, strict=True)), {})
+    return Records(run_id=shapes.RUN_ID, phase=shapes.PHASE, count=1024, columns=builder.build()[0])
 
 
 if __name__ == "__main__":

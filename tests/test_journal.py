@@ -710,7 +710,7 @@ def test_a_newer_schema_is_left_alone(tmp_path: Path, no_leaks: None) -> None:
     db.close()
     for opening in (Journal, JournalReader):
         with pytest.raises(
-            JournalError, match=r"schema version 99, and this program knows 1; use the newer"
+            JournalError, match=r"schema version 99, and this program knows 2; use the newer"
         ):
             opening(tmp_path)
 

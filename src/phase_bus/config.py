@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import yaml
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from phase_bus.bus.journal import Limits
 from phase_bus.bus.server import BusOptions
@@ -30,11 +30,13 @@ class ConsumerConfig(Struct, frozen=True, forbid_unknown_fields=True):
             are loaded without being named.
         name: what to call it; the same as ``use`` by default.
         set: its options.
+        workers: how many processes share its work, as a group of this name.
     """
 
     use: str
     name: str = ""
     set: dict[str, Any] = field(default_factory=dict)
+    workers: Annotated[int, Meta(ge=1)] = 1
 
     @property
     def title(self) -> str:
@@ -85,20 +87,24 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     drain_timeout_s: float = 30.0
 
 
-def load_config(path: Path | None, extra: list[str], addresses: list[str]) -> Config:
+def load_config(
+    path: Path | None, extra: list[str], addresses: list[str], workers: list[str] | None = None
+) -> Config:
     """Return the configuration of a file, with what the command line adds.
 
     Args:
         path: a YAML file, or None.
         extra: further consumers, as :meth:`ConsumerConfig.parse` reads them.
         addresses: addresses that replace the file's, if any.
+        workers: how many processes a consumer has, as ``NAME=N``.
 
     Raises:
         ConfigError: the file cannot be read, has an unknown key or a wrong value, or two consumers
-            have the same name.
+            have the same name; or ``workers`` name none of them, or no number.
     """
     config = Config() if path is None else _read(path)
-    consumers = tuple(_all_named([*config.consumers, *map(ConsumerConfig.parse, extra)]))
+    given = _all_named([*config.consumers, *map(ConsumerConfig.parse, extra)])
+    consumers = _with_workers(tuple(given), workers or [])
     names: set[str] = set()
     for consumer in consumers:
         if consumer.title in names:
@@ -126,6 +132,20 @@ def _all_named(consumers: Sequence[ConsumerConfig]) -> Iterator[ConsumerConfig]:
                 "no consumer is loaded without being named; name one ('phase-bus consumers' lists them)"
             )
         yield from map(ConsumerConfig, loaded)
+
+
+def _with_workers(consumers: tuple[ConsumerConfig, ...], workers: list[str]) -> tuple[ConsumerConfig, ...]:
+    by_name = {consumer.title: consumer for consumer in consumers}
+    for text in workers:
+        name, _, number = text.rpartition("=")
+        if name not in by_name:
+            raise ConfigError(
+                f"--workers {text!r}: no consumer is called {name!r}; write NAME=N{suggest(name, by_name)}"
+            )
+        if not number.isdecimal() or not int(number):
+            raise ConfigError(f"--workers {text!r}: {number!r} is no number of processes; write {name}=4")
+        by_name[name] = msgspec.structs.replace(by_name[name], workers=int(number))
+    return tuple(by_name.get(consumer.title, consumer) for consumer in consumers)
 
 
 def _read(path: Path) -> Config:

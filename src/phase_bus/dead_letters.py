@@ -10,15 +10,15 @@ from typing import TypeAlias
 from phase_bus.address import Address
 from phase_bus.bus.journal import Journal
 from phase_bus.bus.journal_reader import JournalReader
-from phase_bus.bus.journal_rows import DeadLetter
+from phase_bus.bus.journal_rows import Checkpoint, DeadLetter, parse_checkpoint_name
 from phase_bus.client import BusClient
 from phase_bus.config import ConsumerConfig
 from phase_bus.consumer import Consumer, handlers_of
-from phase_bus.control import Status
+from phase_bus.control import EVENTS, Status
+from phase_bus.dispatcher import decode_saved, encode_saved
 from phase_bus.errors import BusUnreachableError, ConfigError, JournalError, PhaseBusError
 from phase_bus.events import Event
 from phase_bus.registry import Registry
-from phase_bus.runner import decode_saved, encode_saved
 from phase_bus.wire import decode_event
 
 logger = logging.getLogger("phase_bus.consumer")
@@ -71,10 +71,15 @@ class Retrier:
         config = ConsumerConfig.parse(use)
         consumer = Registry.load().build(config.use, name, config.set)
         consumer.journal_id = self._reader.journal_id
+        group, share = parse_checkpoint_name(name)
+        if share == EVENTS:
+            consumer.name = group
+        elif share is not None:
+            consumer.partition = share
         try:
             await consumer.start()
             try:
-                return await self._give(consumer, letters)
+                return await self._give(consumer, self._reader.checkpoint(name), letters)
             finally:
                 await consumer.stop()
         except OSError as error:
@@ -84,20 +89,22 @@ class Retrier:
 
     def _check_alone(self, name: str) -> None:
         clients = self._status.clients if self._status is not None else ()
-        states = [c.state for c in clients if c.name == name and c.role == "consumer"]
+        group, _ = parse_checkpoint_name(name)
+        states = [c.state for c in clients if c.name in (name, group) and c.role == "consumer"]
         if "starting" in states or "ready" in states:
-            raise ConfigError(f"consumer {name!r} is running; stop it first, since it would not know")
+            raise ConfigError(f"consumer {group!r} is running; stop it first, since it would not know")
 
-    async def _give(self, consumer: Consumer, letters: Sequence[DeadLetter]) -> int:
+    async def _give(
+        self, consumer: Consumer, kept: Checkpoint | None, letters: Sequence[DeadLetter]
+    ) -> int:
         if await consumer.position() is not None:
             raise ConfigError(
                 f"consumer {consumer.name!r} keeps its position with its data, and takes no event twice; "
                 "to have it take all again, give it a new place for its data"
             )
-        kept = self._reader.checkpoint(consumer.name)
-        accounts, state = decode_saved(kept.state) if kept and kept.state else (None, None)
-        if state is not None:
-            consumer.restore(state)
+        saved = decode_saved(kept.state) if kept and kept.state else None
+        if saved is not None and saved.state is not None:
+            consumer.restore(saved.state)
         handlers = handlers_of(consumer)
         failed = 0
         for letter in letters:
@@ -115,9 +122,11 @@ class Retrier:
                 logger.exception("consumer %r failed again on dead letter %d", consumer.name, letter.id)
                 failed += 1
                 continue
-            state = consumer.state()
-            saved = encode_saved((accounts, state)) if accounts is not None and state is not None else None
-            self._settle(letter.id, saved)
+            if saved is None or (state := consumer.state()) is None:
+                self._settle(letter.id, None)
+            else:
+                saved.state = state
+                self._settle(letter.id, encode_saved(saved))
         return failed
 
 

@@ -142,6 +142,14 @@ class Registry(Struct, frozen=True):
             + suggest(name, self.of(kind)),
         )
 
+    def group_of(self, use: str) -> str:
+        """Return the group that processes of what ``use`` names form by themselves, empty for none.
+
+        Raises:
+            ConsumerNotFoundError: there is no such consumer.
+        """
+        return "" if is_adapted(use) else self.resolve(use).group
+
     def build(self, use: str, name: str, values: Mapping[str, Any]) -> Consumer:
         """Make what ``--with`` or ``consume`` name, ready to run.
 
@@ -155,11 +163,16 @@ class Registry(Struct, frozen=True):
         Raises:
             PhaseBusError: there is no such thing, or its options are not right.
         """
-        if use in ("hooks", "processors") or use.startswith(("hook:", "processor:")):
+        if is_adapted(use):
             from phase_bus.adapters import adapt  # numpy and all: only for who uses it
 
             return adapt(self, use, name, values)
         return build_consumer(self.resolve(use), name, values)
+
+
+def is_adapted(use: str) -> bool:
+    """Return whether this names hooks or processors, rather than a consumer."""
+    return use in ("hooks", "processors") or use.startswith(("hook:", "processor:"))
 
 
 def load_class(kind: Kind, name: str, target: str) -> Any:

@@ -346,6 +346,16 @@ def test_a_processor_that_raises(workplace: Workplace, plugin: Path) -> None:
     assert "in processor 'Fussy', phase 'profiling'" in done.stderr
 
 
+@pytest.mark.parametrize("option", [("--workers", "2"), ("--group", "team")])
+def test_whole_phases_cannot_be_shared_out(
+    workplace: Workplace, plugin: Path, option: tuple[str, str]
+) -> None:
+    """A hook or processor is not made to work on a part of a phase."""
+    done = workplace.run("consume", "processor:latency", *option)
+    assert done.returncode == 2
+    assert "leave --group and --workers out" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_killed_processor_goes_on_where_it_was(workplace: Workplace, plugin: Path) -> None:
     """Killed in the middle of a run and started again: no record lost, none doubled."""

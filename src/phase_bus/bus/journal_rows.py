@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from phase_bus.control import EVENTS
+
 
 class Entry(NamedTuple):
     """An event in the journal.
@@ -42,6 +44,21 @@ class Head(NamedTuple):
 
     offset: int
     event_number: int
+
+
+def checkpoint_name(group: str, share: int) -> str:
+    """Return the name under which the checkpoint of one share of a consumer group is kept."""
+    return f"{group}/events" if share == EVENTS else f"{group}/{share:02d}"
+
+
+def parse_checkpoint_name(name: str) -> tuple[str, int | None]:
+    """Return the group and share of a checkpoint's name, or a consumer's own name and None."""
+    group, slash, share = name.rpartition("/")
+    if slash and share == "events":
+        return group, EVENTS
+    if slash and share.isdecimal():
+        return group, int(share)
+    return name, None
 
 
 class Checkpoint(NamedTuple):

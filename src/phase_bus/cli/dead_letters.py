@@ -12,7 +12,7 @@ import msgspec
 from cyclopts import Parameter
 
 from phase_bus.bus.journal_reader import JournalReader
-from phase_bus.bus.journal_rows import DeadLetter
+from phase_bus.bus.journal_rows import DeadLetter, parse_checkpoint_name
 from phase_bus.cli.journals import OneDataOption, counted, make_table, one_journal, print_json
 from phase_bus.cli.options import AddressOption, JsonOption, configure_logging, make_console, parse_address
 from phase_bus.errors import ConfigError
@@ -124,13 +124,16 @@ def retry(
     with JournalReader(path) as reader:
         letters = _chosen(reader, letter_ids, consumer)
         names = sorted({letter.consumer for letter in letters})
-        if with_ is not None and len(names) > 1:
-            raise ConfigError(f"--with {with_!r}: these are of {', '.join(names)}; choose with --consumer")
+        consumers = {parse_checkpoint_name(name)[0] for name in names}
+        if with_ is not None and len(consumers) > 1:
+            raise ConfigError(
+                f"--with {with_!r}: these are of {', '.join(sorted(consumers))}; choose with --consumer"
+            )
         failed = 0
         with open_retrier(reader, parse_address(address)) as retrier:
             for name in names:
                 mine = [letter for letter in letters if letter.consumer == name]
-                failed += asyncio.run(retrier.retry(name, with_ or name, mine))
+                failed += asyncio.run(retrier.retry(name, with_ or parse_checkpoint_name(name)[0], mine))
     print(
         f"phase-bus: {counted(len(letters) - failed, 'dead letter')} handled, {failed} failed again",
         file=sys.stderr,
