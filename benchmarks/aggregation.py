@@ -15,8 +15,8 @@ from phase_bus.aggregation.options import WINDOW_METRICS, Options
 from phase_bus.aggregation.sketch import DDSketch
 from phase_bus.aggregation.state import RunState
 from phase_bus.aggregation.summary import summarize
-from phase_bus.columns import RecordBuilder
 from phase_bus.events import Records
+from phase_bus.record_builder import RecordBuilder
 from phase_bus.records import RecordBatch
 from phase_bus.wire import decode_event, encode_event, topic_of
 
@@ -222,7 +222,7 @@ def _lognormal(seed: int) -> Records:
     columns = [_latencies(1024, seed=seed * _METRICS + n).tolist() for n in range(_METRICS)]
     for values in zip(*columns, strict=True):
         builder.add(dict(zip(names, values, strict=True)), {})
-    return Records(run_id=shapes.RUN_ID, phase=shapes.PHASE, count=1024, columns=builder.build()[0])
+    return Records(run_id=shapes.RUN_ID, phase=shapes.PHASE, count=1024, metrics=builder.build()[0])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,13 @@ from benchmarks.harness import (
     run,
     spread,
 )
-from phase_bus.aiperf.mapping import phase_ref, phase_stats, record_error, record_fields
+from phase_bus.aiperf.mapping import (
+    RECORD_FIELDS,
+    phase_ref,
+    phase_stats,
+    record_error,
+    record_fields,
+)
 from phase_bus.events import PhaseProgress
 from phase_bus.publisher import Publisher
 
@@ -39,7 +45,7 @@ def measure(plan: Plan, report: Report) -> None:
     """Fill in the report."""
     with directory() as where, Child(peers.bus, f"ipc://{where}") as bus:
         bus.ready()
-        with Publisher(f"ipc://{where}") as publisher:
+        with Publisher(f"ipc://{where}", field_names=RECORD_FIELDS) as publisher:
             if not publisher.flush(10.0):
                 raise RuntimeError("the bus does not answer")
             _records(plan, report, publisher)

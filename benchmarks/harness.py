@@ -203,6 +203,11 @@ class Child:
         """The connection to it."""
         return self._ours
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid or 0
+
     def ready(self) -> Any:
         """Wait until it is ready; return what it said.
 

@@ -17,8 +17,10 @@ from phase_bus.bus.journal import Journal
 from phase_bus.bus.server import Bus, BusOptions
 from phase_bus.consumer import Consumer
 from phase_bus.events import EventBase
+from phase_bus.group_runner import GroupRunner
 from phase_bus.runner import ConsumerRunner
 from phase_bus.stopping import stop_on_signals
+from phase_bus_consumers.aggregator import ResultsAggregator
 
 HIGH_WATER_MARK = 20_000  # more than is ever in flight: nothing is dropped on either side
 NOTHING = b"nothing"  # a bare message that only shows that a subscription is in force
@@ -64,6 +66,24 @@ def consumer(ready: Connection, make: Callable[..., Consumer], address: str, *ar
             on_ready=lambda: ready.send(address),
         )
         stop_on_signals(runner.stop)
+        await runner.run()
+
+    asyncio.run(run())
+
+
+def member(ready: Connection, address: str, group: str) -> None:
+    """Run a member of a group of aggregators, from when it is told to."""
+
+    def build() -> Consumer:
+        made = ResultsAggregator(output=None)
+        made.name = group
+        return made
+
+    async def run() -> None:
+        runner = GroupRunner(build, group, Address.parse(address))
+        stop_on_signals(runner.stop)
+        ready.send(address)
+        await asyncio.to_thread(ready.recv)
         await runner.run()
 
     asyncio.run(run())

@@ -33,6 +33,7 @@ _HEARTBEAT = topic_prefix("heartbeat")
 _RUN_COMPLETE = topic_prefix("run_complete")
 _LOOK_S = 1.0  # between two looks at what the partitions have come to
 _LOOK_AT_END_S = 0.05  # likewise while the end of a run waits for them
+_SOON_S = 0.05
 _COMMITTED_BYTES_PER_S = 8 << 20  # by one member, beyond which it commits less often
 
 
@@ -265,6 +266,8 @@ class GroupRunner(ConsumerProcess):
                 return
         if piece.end:
             share.caught_up(piece.offset, piece.event_number)
+            # Who has come to the end of the journal may be the one for whom the end of a run waits.
+            self._next_flush_s = min(self._next_flush_s, time.monotonic() + _SOON_S)
 
     async def _give(
         self, share: GroupShare, topic: bytes, header: Header, payload: memoryview, *, replayed: bool

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from phase_bus.events import EventBase, Records
 from phase_bus.wire import HEADER, WIRE_VERSION, encode_event, topic_of
 
 
-class Message(NamedTuple):
+class Message(Struct, frozen=True, gc=False):
     """An encoded event with its place among all of its source.
 
     Attributes:

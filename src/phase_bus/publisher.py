@@ -12,7 +12,7 @@ import time
 import uuid
 import weakref
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +23,12 @@ from msgspec import Struct
 
 from phase_bus.address import Address, default_address
 from phase_bus.batcher import Batcher, RawRecord
-from phase_bus.columns import ListMode, as_text
 from phase_bus.drops import Drops
 from phase_bus.events import EventBase, PhaseProgress, PhaseRef, Records, RunComplete, RunStatus
 from phase_bus.link import BusLink, DirectLink, Link
 from phase_bus.outbox import Outbox
 from phase_bus.spool import prepare_directory, write_spool
+from phase_bus.tables import ListMode, as_text
 
 logger = logging.getLogger("phase_bus.publisher")
 
@@ -78,7 +78,8 @@ class Publisher:
         bind: direct mode: publish from this address, without a bus. Best effort.
         name: what the bus shows this publisher as.
         buffer_bytes: how much may wait for the bus.
-        lists: what becomes of metrics that are lists (:class:`~phase_bus.columns.RecordBuilder`).
+        lists: what becomes of metrics that are lists (:class:`~phase_bus.record_builder.RecordBuilder`).
+        field_names: which of the records' fields travel; None for all.
         batch_records: a batch of records is closed at this size ...
         batch_s: ... or at this age, in seconds.
         linger_s: how long ZeroMQ may go on sending once closed, in seconds.
@@ -99,6 +100,7 @@ class Publisher:
         name: str = "publisher",
         buffer_bytes: int = 64 << 20,
         lists: ListMode = "summary",
+        field_names: Sequence[str] | None = None,
         batch_records: int = 256,
         batch_s: float = 0.05,
         linger_s: float = 0.2,
@@ -112,7 +114,9 @@ class Publisher:
         self._outbox = Outbox(self.source, buffer_bytes)
         refusal = f"more than {self._inbox_limit} records waited to be encoded"
         self._drops = Drops(self.name, refusal, self._warn_once)
-        self._batcher = Batcher(lists, batch_records, batch_s, self._put, self._drops, self._warn_once)
+        self._batcher = Batcher(
+            lists, batch_records, batch_s, self._put, self._drops, self._warn_once, field_names
+        )
         self._runs: dict[str, _Run] = {}
         self._flushes: list[tuple[int, _Flush]] = []
         self._warned: set[str] = set()
@@ -283,10 +287,12 @@ class Publisher:
                 wait_s = min(wait_s, self._batcher.due_s - now_s)
             if self._inbox:  # it came before the flag was up, so nobody will wake us
                 wait_s = 0.0
-            poller.poll(math.ceil(max(wait_s, 0.0) * 1000))
+            ready = dict(poller.poll(math.ceil(max(wait_s, 0.0) * 1000)))
             self._sleep = _AWAKE
-            self._drain_pipe()
-            self._link.receive()
+            if self._wake_read in ready:
+                self._drain_pipe()
+            if link_socket in ready:
+                self._link.receive()
 
     def _finished(self) -> bool:
         if self._deadline_s is None:
@@ -312,19 +318,19 @@ class Publisher:
                 self._drop_unusable(item)
 
     def _take(self, item: EventBase | _Complete | _Flush) -> None:
+        if type(item) is PhaseProgress:  # the most frequent one; it may go before records
+            self._put(item)
+            return
+        self._batcher.close_all()  # what came before an event goes before it
         match item:
             case _Complete():
-                self._batcher.close_all()
                 self._tell_drops(time.monotonic(), at_once=True)
                 self._put(self._run_complete(item))
                 self._runs.pop(item.run_id, None)
                 self._batcher.end_run(item.run_id)
             case _Flush():
-                self._batcher.close_all()
                 self._flushes.append((self._outbox.last_seq, item))
             case _:
-                if not isinstance(item, PhaseProgress):
-                    self._batcher.close_all()  # what came before an event goes before it
                 self._put(item)
 
     def _put(self, event: EventBase) -> bool:
@@ -465,6 +471,7 @@ class Publisher:
         atexit.unregister(self.close)
 
     def _wake(self) -> None:
+        self._sleep = _AWAKE  # for others, who need not wake it again until it sleeps again
         with self._wake_lock:  # the descriptor must not be closed, and be another file's, meanwhile
             if self._wake_write >= 0:
                 with suppress(BlockingIOError):  # the pipe is full: a wake-up is under way

@@ -29,7 +29,7 @@ from phase_bus.control import Reply, Request
 from phase_bus.errors import WireError
 from phase_bus.events import KINDS, Event, EventBase, Records
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 HEADER = struct.Struct("<BxxxI16sQQQQ")
 TOPIC_END = "$"
 NO_PARTITION = -1  # of events that are no records
@@ -90,8 +90,13 @@ class Topic(NamedTuple):
 def topic_of(event: EventBase) -> bytes:
     """Return the topic an event travels on."""
     if type(event) is Records:
-        return f"records.{event.partition:02d}.{event.run_id}{TOPIC_END}".encode()
-    return f"{event.kind}.{event.run_id}{TOPIC_END}".encode()
+        return _topic(f"records.{event.partition:02d}", event.run_id)
+    return _topic(event.kind, event.run_id)
+
+
+@functools.lru_cache(maxsize=1024)
+def _topic(kind: str, run_id: str) -> bytes:
+    return f"{kind}.{run_id}{TOPIC_END}".encode()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -151,7 +156,7 @@ def encode_event(event: EventBase) -> bytes:
 def decode_event(topic: bytes, payload: bytes | memoryview) -> Event | None:
     """Return the event of a payload, or None for a kind that this version does not know.
 
-    Arrays inside a ``records`` event are views on ``payload``.
+    The tables of a ``records`` event are views on ``payload``.
 
     Raises:
         WireError: the payload is not an event of its topic's kind.

@@ -15,7 +15,6 @@ import pytest
 from phase_bus.adapters import processors, runs
 from phase_bus.adapters.processors import ProcessorConsumer, TooLateError
 from phase_bus.adapters.spill import PhaseResults, Spill
-from phase_bus.columns import RecordBuilder
 from phase_bus.consumer import Consumer
 from phase_bus.errors import ConfigError
 from phase_bus.events import (
@@ -27,6 +26,7 @@ from phase_bus.events import (
     RunComplete,
     Summary,
 )
+from phase_bus.record_builder import RecordBuilder
 from phase_bus.registry import Registry
 
 WARMUP, PROFILING = PhaseRef("warmup", "warmup", 0), PhaseRef("profiling", "profiling", 1)
@@ -140,8 +140,8 @@ def records(first: int, count: int, phase: PhaseRef = PROFILING, run_id: str = "
         error = ("Oops", "no", 500) if number % 10 == 9 else None
         metrics = {"request_latency": 1_500_000 * (number + 1)} if error is None else {"error_isl": 1}
         builder.add(metrics, {"session_num": number}, error)
-    columns, fields, errors, _ = builder.build()
-    return Records(run_id=run_id, phase=phase, count=count, columns=columns, fields=fields, errors=errors)
+    tables, fields, errors, _ = builder.build()
+    return Records(run_id=run_id, phase=phase, count=count, metrics=tables, fields=fields, errors=errors)
 
 
 def complete(sent: int, phase: PhaseRef = PROFILING, cancelled: int = 0) -> PhaseComplete:

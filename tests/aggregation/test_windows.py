@@ -16,9 +16,10 @@ from phase_bus.aggregation import windows as windows_module
 from phase_bus.aggregation.codes import WINDOW_ERROR
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.windows import MAX_WINDOWS, Windows
-from phase_bus.columns import ListMode, RecordBuilder
 from phase_bus.events import PhaseRef, Records
+from phase_bus.record_builder import RecordBuilder
 from phase_bus.records import RecordBatch
+from phase_bus.tables import ListMode
 
 T0_S = 1_795_354_391
 METRIC = "request_latency"
@@ -41,9 +42,9 @@ def batch_of(rows: list[tuple[Any, Any]], lists: ListMode = "summary") -> Record
         end_ns = None if at_s is None else T0_S * 10**9 + round(at_s * 1e9)
         error = ("TimeoutError", "", None) if value is None else None
         builder.add({} if value is None else {METRIC: value}, {"request_end_ns": end_ns}, error)
-    columns, fields, errors, _ = builder.build()
+    metrics, fields, errors, _ = builder.build()
     event = Records(
-        run_id="r", phase=PhaseRef("p"), count=len(rows), columns=columns, fields=fields, errors=errors
+        run_id="r", phase=PhaseRef("p"), count=len(rows), metrics=metrics, fields=fields, errors=errors
     )
     return RecordBatch(event)
 
@@ -219,9 +220,9 @@ def test_a_time_that_is_none_is_unplaced(at_s: float | None) -> None:
     end: Any = at_s if at_s is None or not math.isfinite(at_s) else round((T0_S + at_s) * 1e9)
     builder.add({METRIC: 5}, {"request_end_ns": end})
     builder.add({METRIC: 7}, {"request_end_ns": T0_S * 10**9})
-    columns, fields, _, _ = builder.build()
+    metrics, fields, _, _ = builder.build()
     windows.update(
-        RecordBatch(Records(run_id="r", phase=PhaseRef("p"), count=2, columns=columns, fields=fields))
+        RecordBatch(Records(run_id="r", phase=PhaseRef("p"), count=2, metrics=metrics, fields=fields))
     )
     result = windows.columns()
     assert result is not None
@@ -243,8 +244,8 @@ def test_strange_values_are_in_no_window() -> None:
 def test_which_metrics_have_windows_is_a_choice() -> None:
     builder = RecordBuilder("full")
     builder.add({"mine": 3, METRIC: 5, "chunks": [1, 2, 3], "model": "m"}, {"request_end_ns": T0_S * 10**9})
-    columns, fields, _, _ = builder.build()
-    batch = RecordBatch(Records(run_id="r", phase=PhaseRef("p"), count=1, columns=columns, fields=fields))
+    metrics, fields, _, _ = builder.build()
+    batch = RecordBatch(Records(run_id="r", phase=PhaseRef("p"), count=1, metrics=metrics, fields=fields))
     for wanted, expected in (
         (("mine", "model", "nothing"), ["mine"]),
         (("*",), ["mine", METRIC]),  # a list has none

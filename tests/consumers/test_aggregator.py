@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from phase_bus.columns import RecordBuilder
 from phase_bus.consumer import build_consumer
 from phase_bus.errors import ConfigError, OptionError
 from phase_bus.events import (
@@ -23,6 +22,7 @@ from phase_bus.events import (
     RunStart,
     Summary,
 )
+from phase_bus.record_builder import RecordBuilder
 from phase_bus_consumers.aggregator import ResultsAggregator
 
 PROFILING = PhaseRef("profiling", "profiling", 1)
@@ -33,12 +33,12 @@ def records(run_id: str, latencies: list[int]) -> Records:
     builder = RecordBuilder()
     for latency in latencies:
         builder.add({"request_latency": latency}, {"was_cancelled": False})
-    columns, fields, errors, _ = builder.build()
+    metrics, fields, errors, _ = builder.build()
     return Records(
         run_id=run_id,
         phase=PROFILING,
         count=len(latencies),
-        columns=columns,
+        metrics=metrics,
         fields=fields,
         errors=errors,
     )

@@ -15,7 +15,6 @@ from phase_bus.aggregation import metric
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.result import RunResult
 from phase_bus.aggregation.state import RunState
-from phase_bus.columns import RecordBuilder
 from phase_bus.consumer import build_consumer
 from phase_bus.events import (
     EventBase,
@@ -28,6 +27,7 @@ from phase_bus.events import (
     RunStart,
     Summary,
 )
+from phase_bus.record_builder import RecordBuilder
 from phase_bus_consumers.aggregator import ResultsAggregator
 
 WARMUP, PROFILING = PhaseRef("warmup", "warmup", 0), PhaseRef("profiling", "profiling", 1)
@@ -52,13 +52,13 @@ def records(draw: random.Random, phase: PhaseRef, number: int, run_id: str = "ru
             "max_response_timestamp": end_ns,
         }
         builder.add(metrics, fields)
-    columns, known, errors, _ = builder.build()
+    tables, known, errors, _ = builder.build()
     return Records(
         run_id=run_id,
         phase=phase,
         partition=number % PARTITIONS,
         count=count,
-        columns=columns,
+        metrics=tables,
         fields=known,
         errors=errors,
     )

@@ -113,6 +113,30 @@ def test_failed_requests_and_a_killed_consumer(
     assert_same_numbers(phase, workplace.json("aiperf-out/profile_export_aiperf.json"))
 
 
+def test_four_workers_of_which_one_is_killed(
+    workplace: Workplace, mock_llm: Callable[..., str], aiperf: Callable[..., list[str]]
+) -> None:
+    """Several processes share the aggregation: AIPerf's own numbers all the same, and nobody complains."""
+    url = mock_llm("--tokens", "64", "--fail-every", "10")
+    command = ("exec", *SINKS, "--workers", "aggregator=4", "--", *aiperf(url, "--request-count", "300"))
+    process = workplace.phase_bus(*command)
+    wait_for(lambda: "profiling started" in workplace.stderr(process), "the phase's start")
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "--group aggregator" in (line := " ".join(child.cmdline())) and "--workers" not in line
+    ]
+    assert len(workers) == 4
+    workers[1].kill()
+    done = workplace.finish(process)
+    assert done.returncode == 0, done.stderr
+    assert "was ended by SIGKILL; starting another in its place" in done.stderr + done.stdout
+    run = result_of(workplace)
+    assert run["complete"]
+    assert phase_of(run)["failed"] == 30
+    assert_same_numbers(phase_of(run), workplace.json("aiperf-out/profile_export_aiperf.json"))
+
+
 def test_requests_cut_at_the_end_of_the_grace_period(
     workplace: Workplace, mock_llm: Callable[..., str], aiperf: Callable[..., list[str]]
 ) -> None:

@@ -275,30 +275,16 @@ def _plain(variation: Any) -> dict[str, Any]:
     return plain
 
 
-def record_fields(metadata: Any) -> dict[str, Any]:
-    """Return what is told of a request besides its metrics, from a record's metadata.
+def record_fields(metadata: Any) -> Mapping[str, Any]:
+    """Return what is known of a request besides its metrics; :data:`RECORD_FIELDS` of it are wanted.
 
-    Written out, and read past AIPerf's attribute access: it runs for every request, and this takes
-    half the time of anything shorter.
+    It is the metadata's own dict, since this runs for every request in AIPerf's thread: what is wanted
+    is picked in the publisher's. Nobody changes a record's metadata once it is handed over.
     """
-    try:
-        known = metadata.__dict__
-        return {
-            "session_num": known["session_num"],
-            "x_request_id": known["x_request_id"],
-            "x_correlation_id": known["x_correlation_id"],
-            "conversation_id": known["conversation_id"],
-            "turn_index": known["turn_index"],
-            "credit_issued_ns": known["credit_issued_ns"],
-            "request_start_ns": known["request_start_ns"],
-            "request_ack_ns": known["request_ack_ns"],
-            "request_end_ns": known["request_end_ns"],
-            "worker_id": known["worker_id"],
-            "record_processor_id": known["record_processor_id"],
-            "was_cancelled": known["was_cancelled"],
-        }
-    except (AttributeError, KeyError):  # an AIPerf that has not all of them
+    known: Mapping[str, Any] | None = getattr(metadata, "__dict__", None)
+    if known is None:
         return {name: getattr(metadata, name) for name in RECORD_FIELDS if hasattr(metadata, name)}
+    return known
 
 
 RECORD_FIELDS = (

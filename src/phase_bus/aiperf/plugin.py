@@ -23,6 +23,7 @@ from msgspec import Struct
 from phase_bus.aiperf.ending import RunEnd
 from phase_bus.aiperf.listener import BusListener
 from phase_bus.aiperf.mapping import (
+    RECORD_FIELDS,
     Outcome,
     ResultsMessage,
     decode,
@@ -33,10 +34,10 @@ from phase_bus.aiperf.mapping import (
     run_start,
 )
 from phase_bus.aiperf.phase_log import PhaseLog
-from phase_bus.columns import ListMode
 from phase_bus.errors import PhaseBusError
 from phase_bus.events import Drop, PhasePlan, PhasesConfigured
 from phase_bus.publisher import Publisher
+from phase_bus.tables import ListMode
 
 logger = logging.getLogger("phase_bus.aiperf")
 
@@ -275,6 +276,7 @@ def _publisher(options: Options) -> Publisher:
             name="aiperf",
             buffer_bytes=int(options.buffer_mib * _MIB),
             lists=options.lists,
+            field_names=RECORD_FIELDS,
             spool_dir=options.spool_dir or None,
         )
     except PhaseBusError as error:
