@@ -1,6 +1,6 @@
 """The records of one phase, in a file, and as the sequence of dicts that a post-processor reads.
 
-The file holds the batches as they came, as packed, each after its length and its number of records. So
+The file holds the batches packed as they came, each after its length and its number of records. So
 memory holds the dicts of one batch at a time, however many records there are.
 """
 
