@@ -175,3 +175,62 @@ def test_type_hints_that_cannot_be_read() -> None:
 
     with pytest.raises(ConsumerDefinitionError, match="Decimal"):
         build_consumer(Hidden, "hidden", {"value": "1"})
+
+
+class Part:
+    """Something that an option may hold."""
+
+    def __init__(self, size: int = 1) -> None:
+        self.size = size
+
+
+class Whole(Consumer):
+    """Options of types that only Python knows."""
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        path: str | Path | None = None,
+        part: Part | None = None,
+        limit=5,
+        anything=None,
+    ) -> None:
+        self.values = (path, part and part.size, limit, anything)
+
+    async def on_phase_complete(self, event: EventBase) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"path": "x"}, ("x", None, 5, None)),
+        ({"path": Path("x"), "limit": "7"}, (Path("x"), None, 7, None)),
+        ({"part": f"{{class: {__name__}:Part, size: 3}}"}, (None, 3, 5, None)),
+        ({"part": {"class": f"{__name__}:Part"}, "anything": "[1, a]"}, (None, 1, 5, [1, "a"])),
+        ({"part": "null", "anything": "a: b: c"}, (None, None, 5, "a: b: c")),
+    ],
+)
+def test_options_that_are_objects_or_have_no_hint(
+    values: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    """A default is as good as a hint, and an object is named by its class."""
+    consumer = build_consumer(Whole, "whole", values)
+    assert isinstance(consumer, Whole)
+    assert consumer.values == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"part": "big"}, "write {class: module:Class, option: value}"),
+        ({"part": f"{{class: {__name__}:Sink, path: x}}"}, "Expected `Part"),
+        ({"part": f"{{class: {__name__}:Part, size: big}}"}, "option 'size': 'big' does not fit size"),
+        ({"part": f"{{class: {__name__}:Prt}}"}, "has no 'Prt'; did you mean 'Part'"),
+        ({"limit": "many"}, "'many' does not fit limit: int = 5"),
+        ({"path": 5}, "5 does not fit path: str | Path | None = None"),
+    ],
+)  # fmt: skip
+def test_objects_that_cannot_be_made(values: dict[str, Any], message: str) -> None:
+    """One line, with what would be right."""
+    with pytest.raises(OptionError) as caught:
+        build_consumer(Whole, "whole", values)
+    assert message in str(caught.value)

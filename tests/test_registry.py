@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 import phase_bus_consumers
-from phase_bus import registry
+from phase_bus import plugin_file
+from phase_bus.config import load_config
 from phase_bus.consumer import Consumer, options_of
-from phase_bus.errors import ConsumerNotFoundError
+from phase_bus.errors import ConfigError, ConsumerNotFoundError
 from phase_bus.registry import Registry
 
 Plugin = Callable[..., str]
@@ -41,10 +42,15 @@ def _fresh_imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plugin:
+def points() -> list[EntryPoint]:
+    """The entry points that there are."""
+    return []
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, points: list[EntryPoint]) -> Plugin:
     """Make plugin packages, and the entry points they would be installed with."""
-    points: list[EntryPoint] = []
-    monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints(points).select(group=group))
+    monkeypatch.setattr(plugin_file, "entry_points", lambda group: EntryPoints(points).select(group=group))
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def make(name: str, content: str, init: str = "") -> str:
@@ -53,7 +59,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plugin:
         (package / "__init__.py").write_text(init)
         (package / "loud.py").write_text(CONSUMER)
         (package / "registry.yaml").write_text(content)
-        points.append(EntryPoint(name, f"{name}:registry.yaml", registry.GROUP))
+        points.append(EntryPoint(name, f"{name}:registry.yaml", plugin_file.GROUP))
         return name
 
     return make
@@ -173,6 +179,67 @@ def test_no_plugin_takes_our_names(plugin: Plugin, caplog: pytest.LogCaptureFixt
         found = Registry.load()
     assert found.consumers["logging"].plugin == "phase-bus-consumers"
     assert "acme_loud.loud:Shout" in caplog.text
+
+
+def test_of_two_plugins_with_one_name_the_first_counts(
+    plugin: Plugin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the order of their packages' names; the other one is reported."""
+    plugin("acme_two", yaml_for("acme_two", "second").replace("name: acme_two", "name: acme"))
+    plugin("acme_one", yaml_for("acme_one", "first").replace("name: acme_one", "name: acme"))
+    with caplog.at_level(logging.WARNING):
+        found = Registry.load()
+    assert "first" in found.consumers
+    assert "second" not in found.consumers
+    assert "plugin 'acme' (acme_two:registry.yaml) is left out: acme_one:registry.yaml" in caplog.text
+
+
+HOOKS = """
+phase_hooks:
+  second: {class: acme_hooks.loud:Plain, priority: 60, tags: [logging]}
+  first: {class: acme_hooks.loud:Plain, priority: 40, auto_load: false, config_params: [a]}
+post_processors:
+  first: {class: acme_hooks.loud:Plain}
+"""
+
+
+@pytest.mark.parametrize(
+    ("group", "value"),
+    [
+        (plugin_file.GROUP, "acme_hooks:registry.yaml"),
+        (plugin_file.GROUP, "acme_hooks : registry.yaml"),
+        (plugin_file.GROUP, "acme_hooks"),
+        (plugin_file.AIPERF_GROUP, "acme_hooks:registry.yaml"),
+        (plugin_file.AIPERF_GROUP, "acme_hooks"),
+    ],
+)
+def test_hooks_and_processors(group: str, value: str, plugin: Plugin, points: list[EntryPoint]) -> None:
+    """They are found by whichever entry point, in the order of priority; what is not said has a default."""
+    name = plugin("acme_hooks", yaml_for("acme_hooks", extra=HOOKS))
+    points[:] = [EntryPoint(name, value, group), EntryPoint("x", "aiperf.plugin:plugins.yaml", group)]
+    if group == plugin_file.GROUP:
+        del points[1]
+    found = Registry.load()
+    assert [n for n, entry in found.hooks.items() if entry.plugin == name] == ["first", "second"]
+    first, second, processor = found.hooks["first"], found.hooks["second"], found.processors["first"]
+    assert (first.kind, first.use, first.auto_load, first.config_params) == (
+        "hook", "hook:first", False, ("a",),
+    )  # fmt: skip
+    assert (second.auto_load, second.tags, second.priority) == (True, ("logging",), 60)
+    assert (processor.use, processor.priority, processor.auto_load) == ("processor:first", 50, True)
+    assert found.consumers["shout"].use == "shout"
+    assert "acme_hooks" not in sys.modules
+
+
+def test_all_that_load_without_being_named(plugin: Plugin) -> None:
+    """``consumers`` stands for them, each in a process of its own."""
+    with pytest.raises(ConfigError, match="no consumer is loaded without being named"):
+        load_config(None, ["consumers"], [])
+    plugin("acme_loud", yaml_for("acme_loud").replace("auto_load: false", "auto_load: true"))
+    config = load_config(None, ["consumers", "logging"], [])
+    assert [consumer.title for consumer in config.consumers] == ["shout", "logging"]
+    with pytest.raises(ConfigError, match="stands for several"):
+        load_config(None, ["consumers:a=b"], [])
 
 
 def test_an_unknown_name_gets_a_suggestion() -> None:

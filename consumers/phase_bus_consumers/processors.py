@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,41 +61,74 @@ class ExampleMetricsProcessor:
             return ProcessingResult(False, len(results), error=f"bad result: {error}")
         return ProcessingResult(True, len(results), metrics)
 
-    def _metrics(self, results: Sequence[Result]) -> dict[str, Any]:
-        total = len(results)
-        successes = [result for result in results if _failure(result) is None]
-        latencies = sorted(
-            float(latency)
-            for result in successes
-            if (latency := result.get("latency_ms")) is not None and math.isfinite(latency)
-        )
-        rate = len(successes) / total if total else 0.0
+    def _metrics(self, results: Iterable[Result]) -> dict[str, Any]:
+        tally = _Tally()
+        for result in results:
+            tally.add(result)
+        return tally.metrics(self.percentiles)
+
+
+class _Tally:
+    """What is kept of results: counts, and the latencies, 8 bytes each."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.failures: Counter[str] = Counter()
+        self.latencies = array("d")
+
+    def add(self, result: Result) -> None:
+        """Count a result.
+
+        Raises:
+            AttributeError, TypeError, ValueError: it is none.
+        """
+        failure = _failure(result)
+        latency = result.get("latency_ms")
+        if failure is not None:
+            self.failures[failure] += 1
+        elif latency is not None and math.isfinite(latency):
+            self.latencies.append(float(latency))
+        self.total += 1
+
+    def update(self, other: _Tally) -> None:
+        """Count what another one has."""
+        self.total += other.total
+        self.failures.update(other.failures)
+        self.latencies.extend(other.latencies)
+
+    def metrics(self, percentiles: Sequence[float]) -> dict[str, Any]:
+        """Return the metrics."""
+        failed = self.failures.total()
+        rate = (self.total - failed) / self.total if self.total else 0.0
         return {
             "request_counts": {
-                "total": total,
-                "successful": len(successes),
-                "failed": total - len(successes),
+                "total": self.total,
+                "successful": self.total - failed,
+                "failed": failed,
             },
             "success_rate": rate,
-            "error_rate": 1.0 - rate if total else 0.0,
-            "errors": dict(Counter(f for r in results if (f := _failure(r)) is not None)),
-            "latency_ms": self._latency(latencies),
+            "error_rate": 1.0 - rate if self.total else 0.0,
+            "errors": dict(self.failures),
+            "latency_ms": self._latency(percentiles),
         }
 
-    def _latency(self, latencies: list[float]) -> dict[str, float]:
-        if not latencies:
+    def _latency(self, percentiles: Sequence[float]) -> dict[str, float]:
+        ordered = sorted(self.latencies)
+        if not ordered:
             return {}
         return {
-            "count": len(latencies),
-            "min": latencies[0],
-            "max": latencies[-1],
-            "mean": math.fsum(latencies) / len(latencies),
-            **{f"p{p:g}": nearest_rank(latencies, p) for p in self.percentiles},
+            "count": len(ordered),
+            "min": ordered[0],
+            "max": ordered[-1],
+            "mean": math.fsum(ordered) / len(ordered),
+            **{f"p{p:g}": nearest_rank(ordered, p) for p in percentiles},
         }
 
 
 class ExampleResultsAggregator:
     """Metrics of each phase and of all phases together.
+
+    Phases may be given one after another, as they complete, or all at once.
 
     Args:
         output_file: a JSON file to write them to, None for none. Its directory is created.
@@ -107,26 +141,48 @@ class ExampleResultsAggregator:
         processor: ExampleMetricsProcessor | None = None,
     ) -> None:
         self.output_file = None if output_file is None else Path(output_file)
-        self.processor = processor or ExampleMetricsProcessor()
+        self.percentiles = (processor or ExampleMetricsProcessor()).percentiles
+        self._phases: dict[str, _Tally] = {}
 
-    async def process(self, phases: Mapping[str, Sequence[Result]]) -> ProcessingResult:
-        """Return ``{"phases": {name: metrics}, "overall": metrics}`` for the results by phase."""
-        everything = [result for results in phases.values() for result in results]
-        overall = await self.processor.process(everything)
-        if not overall.success:
-            return overall
+    async def process(self, results: Sequence[Result] | Mapping[str, Sequence[Result]]) -> ProcessingResult:
+        """Return ``{"phases": {name: metrics}, "overall": metrics}`` for all the phases so far.
+
+        Args:
+            results: the results of the phase that each names as its ``phase``, added to those of the
+                phases before it; or the results of all phases by name, which are everything then.
+        """
+        try:
+            self._take(results)
+        except (AttributeError, TypeError, ValueError) as error:
+            return ProcessingResult(False, len(results), error=f"bad result: {error}")
+        overall = _Tally()
+        for tally in self._phases.values():
+            overall.update(tally)
         metrics = {
-            "phases": {n: (await self.processor.process(r)).metrics for n, r in phases.items()},
-            "overall": overall.metrics,
+            "phases": {name: tally.metrics(self.percentiles) for name, tally in self._phases.items()},
+            "overall": overall.metrics(self.percentiles),
         }
-        if self.output_file is not None:
-            try:
-                self.output_file.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(self.output_file, _json(metrics))
-            except OSError as error:
-                return ProcessingResult(False, len(everything), metrics, f"cannot write: {error}")
-        path = None if self.output_file is None else str(self.output_file)
-        return ProcessingResult(True, len(everything), metrics, output_file=path)
+        if self.output_file is None:
+            return ProcessingResult(True, overall.total, metrics)
+        try:
+            self.output_file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.output_file, _json(metrics))
+        except OSError as error:
+            return ProcessingResult(False, overall.total, metrics, f"cannot write: {error}")
+        return ProcessingResult(True, overall.total, metrics, output_file=str(self.output_file))
+
+    def _take(self, results: Sequence[Result] | Mapping[str, Sequence[Result]]) -> None:
+        phases: dict[str, _Tally] = {}
+        if isinstance(results, Mapping):
+            self._phases = {}
+            for name, of_phase in results.items():
+                phases[name] = _Tally()
+                for result in of_phase:
+                    phases[name].add(result)
+        else:
+            for result in results:
+                phases.setdefault(str(result.get("phase", "")), _Tally()).add(result)
+        self._phases |= phases
 
 
 def nearest_rank(ordered: Sequence[float], percentile: float) -> float:

@@ -91,7 +91,8 @@ class RunAccount(Struct):
                 failed=counts.failed,
             )
             for name, counts in self.topics.items()
-            if name.startswith(wanted) and (topic := name.decode()) != _own_topic(end)
+            # Its own topic is not among what the run's end counts; a failure there is told all the same.
+            if name.startswith(wanted) and ((topic := name.decode()) != _own_topic(end) or counts.failed)
         }
         for topic, published in end.published.items():
             if topic not in topics and topic.encode().startswith(wanted):

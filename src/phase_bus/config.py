@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +14,9 @@ from msgspec import Meta, Struct, field
 from phase_bus.bus.journal import Limits
 from phase_bus.bus.server import BusOptions
 from phase_bus.errors import ConfigError, suggest
+from phase_bus.registry import Registry
 
-_OPTION_START = re.compile(r",(?=[A-Za-z_]\w*=)")
+_OPTION_START = re.compile(r",(?=[A-Za-z_][\w.]*=)")
 _WHERE = re.compile(r" - at `\$?\.?(.*)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`")
 
@@ -23,7 +25,9 @@ class ConsumerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """A consumer to start.
 
     Attributes:
-        use: its name in the registry, or ``module:Class``.
+        use: its name in the registry, or ``module:Class``; ``hook:...``, ``hooks``, ``processor:...`` or
+            ``processors`` for what is to be called in one process; ``consumers`` for all consumers that
+            are loaded without being named.
         name: what to call it; the same as ``use`` by default.
         set: its options.
         workers: how many processes share its work, as a group of this name.
@@ -99,7 +103,8 @@ def load_config(
             have the same name; or ``workers`` name none of them, or no number.
     """
     config = Config() if path is None else _read(path)
-    consumers = _with_workers((*config.consumers, *map(ConsumerConfig.parse, extra)), workers or [])
+    given = _all_named([*config.consumers, *map(ConsumerConfig.parse, extra)])
+    consumers = _with_workers(tuple(given), workers or [])
     names: set[str] = set()
     for consumer in consumers:
         if consumer.title in names:
@@ -109,6 +114,24 @@ def load_config(
             )
         names.add(consumer.title)
     return msgspec.structs.replace(config, consumers=consumers, address=tuple(addresses) or config.address)
+
+
+def _all_named(consumers: Sequence[ConsumerConfig]) -> Iterator[ConsumerConfig]:
+    """Yield consumers, ``consumers`` replaced by those that are loaded without being named."""
+    for consumer in consumers:
+        if consumer.use != "consumers":
+            yield consumer
+            continue
+        if consumer.set or consumer.name:
+            raise ConfigError(
+                "'consumers' stands for several and has no name or options; name the one you mean"
+            )
+        loaded = [entry.name for entry in Registry.load().consumers.values() if entry.auto_load]
+        if not loaded:
+            raise ConfigError(
+                "no consumer is loaded without being named; name one ('phase-bus consumers' lists them)"
+            )
+        yield from map(ConsumerConfig, loaded)
 
 
 def _with_workers(consumers: tuple[ConsumerConfig, ...], workers: list[str]) -> tuple[ConsumerConfig, ...]:

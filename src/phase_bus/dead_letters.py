@@ -13,7 +13,7 @@ from phase_bus.bus.journal_reader import JournalReader
 from phase_bus.bus.journal_rows import Checkpoint, DeadLetter, parse_checkpoint_name
 from phase_bus.client import BusClient
 from phase_bus.config import ConsumerConfig
-from phase_bus.consumer import Consumer, build_consumer, handlers_of
+from phase_bus.consumer import Consumer, handlers_of
 from phase_bus.control import EVENTS, Status
 from phase_bus.dispatcher import decode_saved, encode_saved
 from phase_bus.errors import BusUnreachableError, ConfigError, JournalError, PhaseBusError
@@ -69,7 +69,7 @@ class Retrier:
         """
         self._check_alone(name)
         config = ConsumerConfig.parse(use)
-        consumer = build_consumer(Registry.load().resolve(config.use), name, config.set)
+        consumer = Registry.load().build(config.use, name, config.set)
         consumer.journal_id = self._reader.journal_id
         group, share = parse_checkpoint_name(name)
         if share == EVENTS:

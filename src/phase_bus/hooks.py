@@ -12,6 +12,8 @@ import numbers
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from phase_bus.events import (
@@ -55,6 +57,21 @@ class PhaseLifecycleHook(Protocol):
         """Be told that a phase's grace period ended with requests unanswered."""
 
 
+class EventTracker:
+    """A tracker made of an event, for a hook in a process of its own.
+
+    Attributes:
+        event: the event.
+    """
+
+    def __init__(self, event: PhaseEvent) -> None:
+        self.event = event
+
+    def create_stats(self) -> PhaseStats:
+        """Return the counts at the moment of the event."""
+        return self.event.stats
+
+
 class BasePhaseLifecycleHook:
     """A phase hook that does nothing: override what you want to know."""
 
@@ -89,21 +106,27 @@ class EventHook(BasePhaseLifecycleHook):
 
     async def on_phase_start(self, phase: Any, tracker: PhaseTracker) -> None:
         """Take a ``phase_start``."""
-        self.take(PhaseStart(run_id=self.run_id, phase=self.ref(phase), stats=to_stats(tracker)))
+        self._take(PhaseStart, phase, tracker)
 
     async def on_phase_sending_complete(self, phase: Any, tracker: PhaseTracker) -> None:
         """Take a ``phase_sending_complete``."""
-        self.take(PhaseSendingComplete(run_id=self.run_id, phase=self.ref(phase), stats=to_stats(tracker)))
+        self._take(PhaseSendingComplete, phase, tracker)
 
     async def on_phase_complete(self, phase: Any, tracker: PhaseTracker) -> None:
         """Take a ``phase_complete``."""
-        self.take(PhaseComplete(run_id=self.run_id, phase=self.ref(phase), stats=to_stats(tracker)))
+        self._take(PhaseComplete, phase, tracker)
 
     async def on_phase_timeout(self, phase: Any, tracker: PhaseTracker) -> None:
         """Take a ``phase_timeout``."""
         stats = to_stats(tracker)
-        cut = stats.cancelled or stats.in_flight
-        self.take(PhaseTimeout(run_id=self.run_id, phase=self.ref(phase), stats=stats, requests_cut=cut))
+        self._take(PhaseTimeout, phase, tracker, requests_cut=stats.cancelled or stats.in_flight)
+
+    def _take(self, kind: type[PhaseEvent], phase: Any, tracker: PhaseTracker, **more: Any) -> None:
+        if isinstance(tracker, EventTracker):
+            self.take(tracker.event)  # it has happened already, and says when
+        else:
+            ref, stats = self.ref(phase), to_stats(tracker)
+            self.take(kind(run_id=self.run_id, phase=ref, stats=stats, **more))
 
 
 class PublisherHook(EventHook):
@@ -154,11 +177,27 @@ def to_ref(phase: Any, index: int = 0) -> PhaseRef:
         phase: the phase; one whose name begins with ``warm`` is taken for a warm-up.
         index: its place among the run's phases, where the phase itself does not say.
     """
-    if isinstance(phase, PhaseRef):
-        return phase
+    ref = getattr(phase, "ref", phase)  # that of :func:`to_phase`
+    if isinstance(ref, PhaseRef):
+        return ref
     name = str(getattr(phase, "value", phase))
     kind: PhaseKind = "warmup" if name.lower().startswith("warm") else "profiling"
     return PhaseRef(name, kind, index)
+
+
+@lru_cache(maxsize=256)
+def to_phase(ref: PhaseRef) -> StrEnum:
+    """Return a phase as hooks know it: a text, and a member of an enum as AIPerf's ``CreditPhase`` is.
+
+    It equals the phase's name and AIPerf's own member of that value; ``value`` is the name, ``name`` the
+    same in capitals, ``ref`` the :class:`PhaseRef`.
+    """
+    name = ref.name.upper().strip("_") or "PHASE"
+    members = {name: ref.name}
+    phases = StrEnum("CreditPhase", members)  # type: ignore[misc]  # names are known at run time only
+    member: StrEnum = phases[name]
+    member.ref = ref  # type: ignore[attr-defined]
+    return member
 
 
 def to_stats(tracker: PhaseTracker) -> PhaseStats:

@@ -92,6 +92,26 @@ async def test_phases_are_aggregated_and_written(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]
 
 
+async def test_phases_may_come_one_after_another(tmp_path: Path) -> None:
+    """As they do on the bus; the same phase again takes the place of what it was."""
+    path = tmp_path / "results.json"
+    aggregator = ExampleResultsAggregator(output_file=path)
+    warmup = [{"phase": "warmup", "latency_ms": 10.0}]
+    profiling: list[dict[str, Any]] = [
+        {"phase": "profiling", "latency_ms": 20.0},
+        {"phase": "profiling", "error": "boom"},
+    ]
+    await aggregator.process(warmup)
+    await aggregator.process(profiling)
+    result = await aggregator.process(iter(warmup))  # type: ignore[arg-type]  # anything to go through
+    at_once = await ExampleResultsAggregator().process({"warmup": warmup, "profiling": profiling})
+    assert result.success
+    assert result.metrics == at_once.metrics == json.loads(path.read_text())
+    assert result.record_count == 3
+    bad = await aggregator.process([{"phase": "warmup", "latency_ms": "x"}])
+    assert "bad result" in str(bad.error)
+
+
 async def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     aggregator = ExampleResultsAggregator(output_file=tmp_path / "file" / "results.json")

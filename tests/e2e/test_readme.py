@@ -62,6 +62,8 @@ def test_every_command_is_run_by_a_test() -> None:
         "phase-bus simulate --requests 500",
         "phase-bus status",
         "phase-bus exec --with slow:SlowPhase",
+        "phase-bus exec --with hook:example_logging",
+        "phase-bus consumers --tag logging",
         "phase-bus runs",
         "phase-bus report latest",
         "phase-bus simulate --sweep-id try",
@@ -167,6 +169,17 @@ def test_the_consumer_in_ten_lines(workplace: Workplace) -> None:
     assert done.returncode == 0, done.stderr
     assert "slow phase" in done.stderr
     assert "profiling" in done.stderr
+
+
+def test_hooks_and_processors(workplace: Workplace) -> None:
+    """The README's hook writes its lines, the processor's result is told, and both are listed."""
+    done = workplace.finish(workplace.start(*words(starting("phase-bus exec --with hook:example_logging"))))
+    assert done.returncode == 0, done.stderr
+    assert "PHASE_COMPLETE: PROFILING" in (workplace.directory / "phases.log").read_text()
+    assert "processor=example_metrics record_count=2000" in done.stderr
+    listed = workplace.finish(workplace.start(*words(starting("phase-bus consumers --tag logging"))))
+    assert "hook:example_logging" in listed.stdout
+    assert "aggregator" not in listed.stdout
 
 
 def test_publishing_from_another_load_generator(workplace: Workplace) -> None:

@@ -18,12 +18,12 @@ from phase_bus.cli.options import (
     parse_address,
     parse_origin,
 )
-from phase_bus.consumer import Consumer, build_consumer
+from phase_bus.consumer import Consumer
 from phase_bus.consumer_process import ConsumerProcess
 from phase_bus.errors import ConfigError
 from phase_bus.group_runner import GroupRunner
 from phase_bus.group_share import check_shareable
-from phase_bus.registry import Registry
+from phase_bus.registry import Registry, is_adapted
 from phase_bus.runner import ConsumerRunner
 from phase_bus.stopping import stop_on_eof, stop_on_signals
 from phase_bus.workers import WorkerPool
@@ -63,8 +63,13 @@ def consume(
 
         phase-bus consume aggregator --group team --address tcp://10.0.0.5:5670
 
+        phase-bus consume hook:my_module:MyHook --set log_file=phases.log
+
     Args:
-        consumer: A name that 'phase-bus consumers' lists, or module:Class.
+        consumer: A name that 'phase-bus consumers' lists, or module:Class; 'hook:NAME' or
+            'processor:NAME', also with module:Class for NAME and several by commas, runs classes that are
+            written for a phase hook's or post-processor's protocol; 'hooks' or 'processors' runs all that
+            are loaded without being named.
         name: What to call it on the bus, which remembers by this name how far it has come; by default
             the consumer's own name.
         group: The group of processes that share the work, on this host or others; used instead of a name.
@@ -76,15 +81,21 @@ def consume(
     configure_logging()
     where = parse_address(address)
     origin = parse_origin(from_)
-    cls = Registry.load().resolve(consumer)
-    title = group or name or cls.group or consumer
+    registry = Registry.load()
+    own_group = registry.group_of(consumer)
+    title = group or name or own_group or consumer
     if name and group and name != group:
         raise ConfigError("--name and --group: a group is called by its own name; leave --name out")
+    if (group or workers > 1) and is_adapted(consumer):
+        raise ConfigError(
+            f"consumer {consumer!r}: hooks and processors are given whole phases, which cannot be shared "
+            "out; leave --group and --workers out"
+        )
 
     def build() -> Consumer:
-        return build_consumer(cls, title, key_values(set_))
+        return registry.build(consumer, title, key_values(set_))
 
-    if not (group or cls.group or workers > 1):
+    if not (group or own_group or workers > 1):
         asyncio.run(_run(title, lambda: ConsumerRunner(build(), where, origin=origin), until_eof=until_eof))
         return
     if origin != "checkpoint":

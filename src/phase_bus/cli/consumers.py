@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, Any
+
 import msgspec
+from cyclopts import Parameter
 from rich.markup import escape
 from rich.table import Table
 
-from phase_bus.cli.options import JsonOption, make_console
+from phase_bus.cli.options import JsonOption, configure_logging, make_console
 from phase_bus.consumer import options_of
-from phase_bus.errors import ConsumerNotFoundError
-from phase_bus.registry import Registry
+from phase_bus.errors import ConfigError, PhaseBusError
+from phase_bus.registry import Entry, Registry
+
+SOMETHING_WRONG = 2
 
 
-def consumers(*, tag: str | None = None, json: JsonOption = False) -> None:
-    """List the consumers that can be started by name, with their options.
+def consumers(
+    *files: Path,
+    tag: str | None = None,
+    validate: Annotated[bool, Parameter(negative=())] = False,
+    json: JsonOption = False,
+) -> int:
+    """List the consumers, phase hooks and post-processors that can be started by name.
 
     For example:
 
@@ -21,34 +32,66 @@ def consumers(*, tag: str | None = None, json: JsonOption = False) -> None:
 
         phase-bus consumers --tag logging --json
 
+        phase-bus consumers --validate my_plugin/registry.yaml
+
     Args:
+        files: With --validate: the files to check; by default those of all installed plugins.
         tag: Only those with this tag.
+        validate: Check registry.yaml files, import their classes, print a line for each mistake, and
+            exit with 2 if there is one.
     """
+    configure_logging()
+    if validate:
+        return _validate(files, json)
+    if files:
+        raise ConfigError(f"{str(files[0])!r}: files are given to check them; add --validate")
     registry = Registry.load()
-    entries = [e for e in registry.consumers.values() if tag is None or tag in e.tags]
-    rows = []
-    for entry in sorted(entries, key=lambda e: (e.priority, e.name)):
-        try:
-            options = [str(option) for option in options_of(registry.resolve(entry.name)).values()]
-            problem = ""
-        except ConsumerNotFoundError as error:  # an extra that is not installed; the others are there
-            options, problem = [], str(error)
-        rows.append((entry, options, problem))
+    entries = [entry for entry in registry.entries() if tag is None or tag in entry.tags]
+    rows = [(entry, *_options(registry, entry)) for entry in entries]
     if json:
         document = [
-            {**msgspec.to_builtins(entry), "options": options, "problem": problem}
+            {**msgspec.to_builtins(entry), "use": entry.use, "options": options, "problem": problem}
             for entry, options, problem in rows
         ]
-        print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
-        return
+        _print_json(document)
+        return 0
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in ("NAME", "DESCRIPTION", "OPTIONS", "TAGS"):
+    for column in ("NAME", "KIND", "PRIORITY", "AUTO", "DESCRIPTION", "OPTIONS", "TAGS", "PLUGIN"):
         table.add_column(column, overflow="fold")
     for entry, options, problem in rows:
         table.add_row(
-            entry.name,
+            entry.use,
+            entry.kind,
+            str(entry.priority),
+            "yes" if entry.auto_load else "no",
             escape(entry.description),
             escape("\n".join(options) or problem),
-            ", ".join(entry.tags),
+            escape(", ".join(entry.tags)),
+            escape(entry.plugin),
         )
     make_console().print(table)
+    return 0
+
+
+def _options(registry: Registry, entry: Entry) -> tuple[list[str], str]:
+    """Return the options of what an entry names, and what is wrong with it."""
+    try:
+        return [str(o) for o in options_of(registry.class_of(entry.kind, entry.name)).values()], ""
+    except PhaseBusError as error:  # an extra that is not installed; the others are there
+        return [], str(error)
+
+
+def _validate(files: tuple[Path, ...], json: bool) -> int:
+    from phase_bus.plugin_check import check_files, check_installed
+
+    findings = list(check_files(files) if files else check_installed())
+    if json:
+        _print_json(findings)
+    else:
+        for finding in findings:
+            print(finding)
+    return SOMETHING_WRONG if findings else 0
+
+
+def _print_json(document: Any) -> None:
+    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())

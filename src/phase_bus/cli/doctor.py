@@ -136,13 +136,13 @@ def _aiperf() -> Iterator[Finding]:
 
 def _consumers() -> Iterator[Finding]:
     registry = Registry.load()
-    for name in registry.consumers:
+    for entry in registry.entries():
         try:
-            registry.resolve(name)
+            registry.class_of(entry.kind, entry.name)
         except PhaseBusError as error:
             # Often an extra that was not wanted here; a run that uses the consumer says so too.
-            yield Finding("note", "consumer", str(error))
-    yield Finding("ok", "consumers", ", ".join(registry.consumers))
+            yield Finding("note", entry.kind, str(error))
+    yield Finding("ok", "consumers", ", ".join(entry.use for entry in registry.entries()))
 
 
 def _bus(address: str | None, timeout_s: float) -> Iterator[Finding]:

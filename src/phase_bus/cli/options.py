@@ -46,7 +46,7 @@ WithOption: TypeAlias = Annotated[
     Parameter(
         name="--with",
         negative=(),
-        help="A consumer to start: NAME, module:Class, or either with options: "
+        help="A consumer to start: NAME, module:Class, hook:NAME, processor:NAME, each with options as "
         "NAME:key=value,key=value. May be repeated.",
     ),
 ]

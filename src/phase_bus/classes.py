@@ -1,0 +1,63 @@
+"""Importing a class that is given as ``module:Class``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from phase_bus.errors import ConsumerNotFoundError, suggest
+
+Check: TypeAlias = Callable[[type], bool]
+
+
+def import_class(name: str, target: str, *, wanted: Check | None = None, what: str = "a class") -> Any:
+    """Return a class.
+
+    Args:
+        name: what the user called it, for the message.
+        target: where it is: ``module:Class``.
+        wanted: whether a class is of the right kind; any class by default.
+        what: what the right kind is, in words.
+
+    Raises:
+        ConsumerNotFoundError: it does not import, or is of another kind.
+    """
+    module_name, _, class_name = target.partition(":")
+    if not module_name or not class_name:
+        raise ConsumerNotFoundError(name, "write it as module:Class, such as my_consumers:SlowPhase")
+    try:
+        module = import_module(module_name)
+    except Exception as error:  # a module may fail with anything
+        raise ConsumerNotFoundError(
+            name, f"module {module_name!r} cannot be imported ({one_line(error)})"
+        ) from error
+    try:
+        cls = attrgetter(class_name)(module)
+    except AttributeError:
+        known = [n for n, value in vars(module).items() if isinstance(value, type) and _fits(value, wanted)]
+        raise ConsumerNotFoundError(
+            name, f"module {module_name!r} has no {class_name!r}{suggest(class_name, known)}"
+        ) from None
+    if not (isinstance(cls, type) and _fits(cls, wanted)):
+        raise ConsumerNotFoundError(name, f"{target} is not {what}")
+    return cls
+
+
+def look_here_too() -> None:
+    """Let modules be found in the current working directory too."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def one_line(error: Exception) -> str:
+    """Return an exception's type and message in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _fits(cls: type, wanted: Check | None) -> bool:
+    return wanted is None or wanted(cls)
