@@ -51,6 +51,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
         next_seq: for a publisher, the source sequence it sends next.
         wire_version: the version it writes and reads.
         group: for a member of a consumer group, the group's name.
+        settings: what such a member runs, with its options: all of a group must run the same.
     """
 
     client_id: str
@@ -62,6 +63,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
     next_seq: int = 1
     wire_version: int = 1
     group: str = ""
+    settings: str = ""
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):
@@ -187,12 +189,14 @@ class Assigned(Struct, frozen=True, kw_only=True, tag_field="op", tag="assigned"
         release: the shares that it is to let go of, after a last commit. What it holds and is named
             nowhere here has been given to another already.
         handled_runs: the latest runs of which the whole group has handled everything.
+        problem: why the member cannot be in the group, empty if it can.
     """
 
-    generation: int
+    generation: int = 0
     shares: dict[int, int] = {}
     release: tuple[int, ...] = ()
     handled_runs: tuple[str, ...] = ()
+    problem: str = ""
 
 
 class Ack(Struct, frozen=True, kw_only=True, tag_field="op", tag="ack"):

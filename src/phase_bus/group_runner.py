@@ -44,6 +44,7 @@ class GroupRunner(ConsumerProcess):
         build: makes an instance of the consumer, named after the group.
         group: the group's name.
         address: where the bus is.
+        settings: what this member runs, in words; members that run something else cannot be in the group.
         high_water_mark: events queued in this process at most.
         on_ready: called once the member has its first assignment, and its subscriptions are in force.
 
@@ -60,6 +61,7 @@ class GroupRunner(ConsumerProcess):
         group: str,
         address: Address,
         *,
+        settings: str = "",
         high_water_mark: int = 1000,
         on_ready: Callable[[], None] | None = None,
     ) -> None:
@@ -71,6 +73,7 @@ class GroupRunner(ConsumerProcess):
         super().__init__(group, address, high_water_mark=high_water_mark, on_ready=on_ready)
         self.shares: dict[int, GroupShare] = {}
         self._build = build
+        self._settings = settings
         self._failure: PhaseBusError | None = None
         self._bus_id = ""
         self._journal_id = ""
@@ -354,7 +357,7 @@ class GroupRunner(ConsumerProcess):
     # ---- what the bus says and is told ----
 
     def _hello(self) -> Hello:
-        return msgspec.structs.replace(super()._hello(), group=self.name)
+        return msgspec.structs.replace(super()._hello(), group=self.name, settings=self._settings)
 
     def _beat(self) -> Beat:
         held = self._held()
@@ -391,6 +394,12 @@ class GroupRunner(ConsumerProcess):
         self._live.readable.look_again()
 
     def _be_assigned(self, assigned: Assigned) -> None:
+        if assigned.problem:
+            self._failure = ConfigError(
+                f"group {self.name!r}: {assigned.problem}; start all of them alike, or give another --group"
+            )
+            self.stop()
+            return
         self._assigned = assigned
         self._live.readable.look_again()
 

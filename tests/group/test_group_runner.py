@@ -47,10 +47,14 @@ def kept(ipc_dir: Path, tmp_path: Path) -> Iterator[Kept]:
 class Member:
     """A member of a group in this process, that can be ended or cut off."""
 
-    def __init__(self, address: str, cls: type[Consumer] = Totals, group: str = "totals") -> None:
+    def __init__(self, address: str, cls: type[Consumer] = Totals, settings: str = "") -> None:
         self.ready = asyncio.Event()
         self.runner = GroupRunner(
-            lambda: build_consumer(cls, group, {}), group, Address.parse(address), on_ready=self.ready.set
+            lambda: build_consumer(cls, "totals", {}),
+            "totals",
+            Address.parse(address),
+            settings=settings,
+            on_ready=self.ready.set,
         )
         self.task = asyncio.create_task(self.runner.run())
 
@@ -256,6 +260,20 @@ async def test_a_partition_beyond_the_usual_ones(kept: Kept) -> None:
             client.publish(Records(run_id="r", phase=PHASE, count=0, partition=41), SOURCE, 1)
             owner = await until(lambda: next((m for m in group if 41 in m.shares), None) or False)
             await until(lambda: owner.runner.shares[41].dispatcher.received == 1)
+
+
+async def test_members_must_run_the_same(kept: Kept) -> None:
+    """One with other options is told so; when nobody else is there any more, it may come."""
+    first = Member(kept.address, settings="'totals' with size=1")
+    await until(lambda: shared_out([first]))
+    other = Member(kept.address, settings="'totals' with size=2")
+    told = "its members run 'totals' with size=1, and this one would run 'totals' with size=2; start all"
+    with pytest.raises(ConfigError, match=told):
+        await asyncio.wait_for(other.task, 20)
+    await first.stop()
+    later = Member(kept.address, settings="'totals' with size=2")
+    await until(lambda: shared_out([later]))
+    await later.stop()
 
 
 async def test_a_group_needs_a_journal(ipc_dir: Path) -> None:

@@ -181,8 +181,8 @@ def test_handled_runs_are_the_leaders() -> None:
 def test_members_that_start_together_share_at_once() -> None:
     """The first is not given everything only to let go of most of it."""
     groups = Groups()
-    groups.join("g", "a", due_s=10.2)
-    groups.join("g", "b", due_s=10.3)
+    groups.join("g", "a", "", due_s=10.2)
+    groups.join("g", "b", "", due_s=10.3)
     assert groups.next_due_s() == pytest.approx(10.2)
     assert list(groups.rebalance_due(10.1)) == []
     (group,) = groups.rebalance_due(10.2)

@@ -59,6 +59,7 @@ class Group:
         members: the processes in it, in the order in which they came.
         refused: how many commits were refused.
         handled: the runs whose end the group has handled, and whether it handled everything.
+        settings: what its members run, with which options.
     """
 
     def __init__(self, name: str, partitions: Iterable[int]) -> None:
@@ -67,6 +68,7 @@ class Group:
         self.members: list[str] = []
         self.refused = 0
         self.handled: dict[str, bool] = {}
+        self.settings = ""
         self._shares = {share: Share() for share in sorted({EVENTS, *partitions})}
         self._acting: dict[str, int] = {}  # the generation that each member acts upon
 
@@ -190,16 +192,24 @@ class Groups:
         self._of: dict[str, Group] = {}  # by member
         self._due_s: dict[str, float] = {}  # groups to be rebalanced, and when
 
-    def join(self, name: str, member: str, due_s: float) -> None:
-        """Take a member into a group, which is rebalanced at a time if it was not in it."""
+    def join(self, name: str, member: str, settings: str, due_s: float) -> str:
+        """Take a member into a group, which is rebalanced at a time if it was not in it.
+
+        Returns:
+            Why it cannot be in the group, empty if it is.
+        """
         if member in self._of:
-            return
+            return ""
         group = self.by_name.get(name)
         if group is None:
             group = self.by_name[name] = Group(name, self._partitions)
+        if group.members and group.settings != settings:
+            return f"its members run {group.settings}, and this one would run {settings}"
+        group.settings = settings
         group.join(member)
         self._of[member] = group
         self._due_s.setdefault(name, due_s)
+        return ""
 
     def leave(self, member: str) -> None:
         """Let a member go, whose shares go to the others at once."""

@@ -27,6 +27,7 @@ from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Incoming, Stream
 from phase_bus.control import (
     Ack,
+    Assigned,
     Beat,
     ClientInfo,
     EndRuns,
@@ -321,6 +322,8 @@ class Bus:
         match request:
             case Hello():
                 self._reply(identity, self._welcome(request, identity, now_s))
+                if request.group:
+                    self._join(identity, request, now_s)
             case Beat():
                 self._hear_beat(identity, request, now_s)
             case Goodbye(client_id=client_id):
@@ -361,6 +364,14 @@ class Bus:
             changed = group.take_beat(beat)
             self._assign(group.members if changed else [beat.client_id], group)
 
+    def _join(self, identity: bytes, hello: Hello, now_s: float) -> None:
+        """Take a consumer into its group."""
+        due_s = max(now_s + _SETTLE_S, self._crowd_until_s)
+        problem = self._groups.join(hello.group, hello.client_id, hello.settings, due_s)
+        if problem:
+            self._reply(identity, Assigned(problem=problem))
+        self._next_tick_s = min(self._next_tick_s, due_s)
+
     def _share_out(self, now_s: float) -> None:
         """Rebalance the groups for which it is time, and tell their members."""
         for group in self._groups.rebalance_due(now_s):
@@ -379,11 +390,7 @@ class Bus:
         self._commit()  # so that the head below is the head
         client = self._ledger.hello(hello, identity, now_s)
         kept = None
-        if hello.group:
-            due_s = max(now_s + _SETTLE_S, self._crowd_until_s)
-            self._groups.join(hello.group, hello.client_id, due_s)
-            self._next_tick_s = min(self._next_tick_s, due_s)
-        elif self._journal is not None and hello.role == "consumer":
+        if self._journal is not None and hello.role == "consumer" and not hello.group:
             kept = self._journal.checkpoint(hello.name)
         return Welcome(
             bus_id=self.bus_id,

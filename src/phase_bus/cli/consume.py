@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 from cyclopts import Parameter, validators
@@ -104,7 +105,9 @@ def consume(
             "at the start"
         )
     if workers == 1:
-        asyncio.run(_run(title, lambda: GroupRunner(build, title, where), until_eof=until_eof))
+        settings = f"{consumer!r} with {', '.join(sorted(set_)) if set_ else 'no options'}"
+        member = partial(GroupRunner, build, title, where, settings=settings)
+        asyncio.run(_run(title, member, until_eof=until_eof))
         return
     check_shareable(build())
     arguments = ["consume", consumer, "--group", title, "--address", str(where)]
