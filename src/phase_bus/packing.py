@@ -10,7 +10,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, compress, repeat, starmap
-from numbers import Number
+from numbers import Integral, Number, Real
 from operator import is_, itemgetter
 from typing import Any, TypeAlias
 
@@ -98,7 +98,7 @@ class Packer:
         for name in names:
             if not isinstance(name, str):
                 raise TypeError
-            letters = {_LETTERS[kind] for kind in set(map(type, map(itemgetter(name), records)))}
+            letters = {_letter(kind) for kind in set(map(type, map(itemgetter(name), records)))}
             if len(letters) > 1:
                 uniform = False
                 if not letters <= {"i", "f", "b"}:
@@ -192,6 +192,20 @@ class _Shape:
             if set(map(type, lists)) != {list}:
                 raise TypeError
             sum(map(sum, lists))
+
+
+def _letter(kind: type) -> str:
+    """Return the letter for values of a Python type: numpy's numbers and enums pack as what they are of.
+
+    Raises:
+        TypeError: there is none.
+    """
+    if kind in _LETTERS:
+        return _LETTERS[kind]
+    for known, letter in ((Integral, "i"), (Real, "f"), (str, "s")):
+        if issubclass(kind, known):
+            return letter
+    raise TypeError
 
 
 def _tuples(names: Sequence[str], records: Iterable[Record]) -> Iterable[tuple[Any, ...]]:
