@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 
-from phase_bus.columns import RecordBuilder
 from phase_bus.consumer import build_consumer
 from phase_bus.errors import ConfigError, OptionError
 from phase_bus.events import (
     EventBase,
     PhaseComplete,
     PhaseProgress,
-    PhaseRef,
     PhaseStart,
     PhaseStats,
     Records,
@@ -23,25 +21,14 @@ from phase_bus.events import (
     RunStart,
     Summary,
 )
+from phase_bus.testing import PROFILING, make_records
 from phase_bus_consumers.aggregator import ResultsAggregator
 
-PROFILING = PhaseRef("profiling", "profiling", 1)
 T0 = 1_795_354_391_000_000_000
 
 
 def records(run_id: str, latencies: list[int]) -> Records:
-    builder = RecordBuilder()
-    for latency in latencies:
-        builder.add({"request_latency": latency}, {"was_cancelled": False})
-    columns, fields, errors, _ = builder.build()
-    return Records(
-        run_id=run_id,
-        phase=PROFILING,
-        count=len(latencies),
-        columns=columns,
-        fields=fields,
-        errors=errors,
-    )
+    return make_records([{"request_latency": latency} for latency in latencies], run_id=run_id)
 
 
 def aggregator(tmp_path: Path, **options: Any) -> tuple[ResultsAggregator, list[Summary]]:
