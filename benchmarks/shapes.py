@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from phase_bus.aiperf.mapping import RECORD_FIELDS
-from phase_bus.columns import RecordBuilder
 from phase_bus.events import EventBase, PhasePlan, PhaseRef, PhasesConfigured, Records, RunStart
+from phase_bus.record_builder import RecordBuilder
 from phase_bus.wire import encode_event
 
 RUN_ID = "3f2a5c7e9b1d"
@@ -56,8 +56,8 @@ def batch(count: int, *, seed: int = 0, run_id: str = RUN_ID) -> Records:
     builder = RecordBuilder()
     for record in records(count, seed=seed):
         builder.add(*record)
-    columns, fields, errors, _ = builder.build()
-    return Records(run_id=run_id, phase=PHASE, count=count, columns=columns, fields=fields, errors=errors)
+    metrics, fields, errors, _ = builder.build()
+    return Records(run_id=run_id, phase=PHASE, count=count, metrics=metrics, fields=fields, errors=errors)
 
 
 def event_of_size(size: int) -> EventBase:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phase_bus.columns import Column
 from phase_bus.events import EventBase, PhaseRef, PhaseStart, Records
 from phase_bus.outbox import Outbox
+from phase_bus.tables import Table
 from phase_bus.wire import unpack_header
 
 PHASE = PhaseRef("profiling")
@@ -19,7 +19,7 @@ START = PhaseStart(run_id="r", phase=PHASE, ts_ns=1)
 def records(size_bytes: int = 1000, run_id: str = "r") -> Records:
     """A batch of records of about a size."""
     return Records(
-        run_id=run_id, phase=PHASE, count=5, columns={"x": Column("b1", memoryview(bytes(size_bytes)))}
+        run_id=run_id, phase=PHASE, count=5, metrics=(Table(("x",), "i", 5, memoryview(bytes(size_bytes))),)
     )
 
 

@@ -275,10 +275,10 @@ def test_no_spool(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_bytes(b"SQLite format 3\0")
     newer = tmp_path / "newer"
-    newer.write_bytes(b"pbspool\x02")
+    newer.write_bytes(b"pbspool\x63")
     for path, reason in (
         (other, "is no spool"),
-        (newer, "version 2"),
+        (newer, "version 99"),
         (tmp_path / "none", "No such file"),
         (tmp_path, "directory"),
     ):

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phase_bus import control
-from phase_bus.columns import RecordBuilder
 from phase_bus.errors import WireError
 from phase_bus.events import (
     KINDS,
@@ -31,6 +30,7 @@ from phase_bus.events import (
     Summary,
     TopicReceipt,
 )
+from phase_bus.record_builder import RecordBuilder
 from phase_bus.wire import (
     Header,
     decode_event,
@@ -48,7 +48,7 @@ PHASE = PhaseRef("warmup", "warmup", 0)
 STATS = PhaseStats(sent=3, completed=2, start_ns=5, expected_duration_s=1.5, was_cancelled=True)
 _builder = RecordBuilder()
 _builder.add({"a": 1, "b": [1, 2]}, {"c": "x"}, ("E", "m", 500))
-_columns, _fields, _errors, _ = _builder.build()
+_metrics, _fields, _errors, _ = _builder.build()
 
 EVENTS: list[Event] = [
     RunStart(run_id="r", producer="aiperf", models=("m",), urls=("u",), trial=1, variation={"a": [1]}),
@@ -59,7 +59,7 @@ EVENTS: list[Event] = [
     PhaseTimeout(run_id="r", phase=PHASE, stats=STATS, requests_cut=2),
     PhaseComplete(run_id="r", phase=PHASE, stats=STATS),
     Records(
-        run_id="r", phase=PHASE, count=1, partition=3, columns=_columns, fields=_fields, errors=_errors
+        run_id="r", phase=PHASE, count=1, partition=3, metrics=_metrics, fields=_fields, errors=_errors
     ),
     RunComplete(run_id="r", status="lost", reason="x", published={"a$": 1}, records=2, dropped={"b$": 1}),
     Summary(run_id="r", producer="p", final=True, result={"a": {"b": 1.5}}),
@@ -101,7 +101,7 @@ def test_header_bytes() -> None:
     """The layout is what the documentation says."""
     packed = Header(bytes(range(16)), 2, 3, 4, 5, 6).pack()
     assert packed.hex() == (
-        "0100000004000000000102030405060708090a0b0c0d0e0f"
+        "0200000004000000000102030405060708090a0b0c0d0e0f"
         "0200000000000000030000000000000005000000000000000600000000000000"
     )
 
@@ -112,7 +112,7 @@ def test_longer_header() -> None:
     assert unpack_header(header.pack() + b"more") == header
 
 
-@pytest.mark.parametrize("frame", [b"", b"\x01" * 47, b"\x02" + bytes(47)])
+@pytest.mark.parametrize("frame", [b"", b"\x01" * 47, b"\x01" + bytes(55)])
 def test_bad_header(frame: bytes) -> None:
     """A header that is too short or of another version is an error that names the topic."""
     with pytest.raises(WireError, match=r"phase_start\.r\$") as caught:
@@ -173,11 +173,11 @@ def test_new_fields_are_ignored() -> None:
 
 
 def test_new_array_elements_are_ignored() -> None:
-    """Columns and record errors travel as arrays; a newer writer's further elements are ignored."""
+    """Tables and record errors travel as arrays; a newer writer's further elements are ignored."""
     event = EVENTS[7]
     plain = msgspec.msgpack.decode(encode_event(event))
-    for column in plain["columns"].values():
-        column.append("added")
+    for table in plain["metrics"]:
+        table += [None] * (6 - len(table)) + ["added"]
     plain["errors"][0].append("added")
     assert decode_event(topic_of(event), msgspec.msgpack.encode(plain)) == event
 

@@ -8,11 +8,9 @@ from itertools import repeat
 from typing import Any, TypeAlias
 
 import msgspec
-import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from phase_bus.columns import Column
 from phase_bus.events import (
     EventBase,
     PhaseEvent,
@@ -24,12 +22,12 @@ from phase_bus.events import (
     RunStart,
     Summary,
 )
-from phase_bus.records import RecordBatch
+from phase_bus.records import Column, RecordBatch
 
 Row: TypeAlias = tuple[Any, ...]  # the values of all columns of a table, in their order
 
 # What has a column of its own in `records`, with the kinds of values it takes; the rest is JSON.
-_TEXT, _INT, _NUMBER, _FLAG = ("str",), ("i8",), ("i8", "f8"), ("b1",)
+_TEXT, _INT, _NUMBER, _FLAG = ("s",), ("i",), ("i", "f"), ("b",)
 _FIELDS = {
     "x_request_id": _TEXT,
     "conversation_id": _TEXT,
@@ -235,11 +233,11 @@ def record_rows(journal_id: str, offset: int, event: Records) -> list[Row]:
     """Return a batch of records as rows of the ``records`` table.
 
     Raises:
-        ValueError: a column is damaged.
+        WireError: it is damaged.
     """
-    count, ref = event.count, event.phase
-    fields, other_fields = _split(msgspec.structs.replace(event, columns={}), event.fields, _FIELDS)
-    metrics, other_metrics = _split(event, event.columns, _METRICS)
+    count, ref, batch = event.count, event.phase, RecordBatch(event)
+    fields, other_fields = _split(count, batch.field_columns(), _FIELDS)
+    metrics, other_metrics = _split(count, batch.metric_columns(), _METRICS)
     types: list[str | None] = [None] * count
     codes: list[int | None] = [None] * count
     messages: list[str | None] = [None] * count
@@ -252,34 +250,25 @@ def record_rows(journal_id: str, offset: int, event: Records) -> list[Row]:
 
 
 def _split(
-    event: Records, columns: Mapping[str, Column], wanted: Mapping[str, tuple[str, ...]]
+    count: int, columns: Mapping[str, Column], wanted: Mapping[str, tuple[str, ...]]
 ) -> tuple[list[list[Any]], list[str | None]]:
     """Return the wanted columns, with None where a record has no value, and the rest as JSON."""
-    batch = RecordBatch(event)
     own: dict[str, list[Any]] = {}
-    rest: list[dict[str, Any]] = [{} for _ in range(event.count)]
+    rest: list[dict[str, Any]] = [{} for _ in range(count)]
     for name, column in columns.items():
-        rows = batch.rows(name).tolist()
-        values = _values(batch, name, column)
-        if column.lengths is None and column.dtype in wanted.get(name, ()):
-            full: list[Any] = [None] * event.count
-            for row, value in zip(rows, values, strict=True):
+        values = (
+            column.items() if column.type != "s" else ((row, fit(text)) for row, text in column.items())
+        )
+        if column.type in wanted.get(name, ()):
+            full: list[Any] = [None] * count
+            for row, value in values:
                 full[row] = value
             own[name] = full
         else:
-            for row, value in zip(rows, values, strict=True):
+            for row, value in values:
                 rest[row][name] = value
-    found = [own.get(name) or [None] * event.count for name in wanted]
+    found = [own.get(name) or [None] * count for name in wanted]
     return found, [json_text(values) if values else None for values in rest]
-
-
-def _values(batch: RecordBatch, name: str, column: Column) -> list[Any]:
-    values = batch.values(name)
-    if column.lengths is not None:
-        ends = np.cumsum(np.frombuffer(column.lengths, "<u4"))[:-1]
-        return [part.tolist() for part in np.split(values, ends)]
-    plain: list[Any] = values.tolist()
-    return [fit(text) for text in plain] if column.dtype == "str" else plain
 
 
 def fit(value: Any) -> Any:

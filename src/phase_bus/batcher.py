@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from phase_bus.columns import ListMode, RecordBuilder
 from phase_bus.drops import Drops, Warn
 from phase_bus.events import PhaseRef, Records
+from phase_bus.record_builder import RecordBuilder
+from phase_bus.tables import ListMode
 
 PARTITIONS = 16
 RawRecord: TypeAlias = tuple[
@@ -23,12 +24,13 @@ class Batcher:
     """Puts the records of each run and phase together, up to a size or an age. Not for several threads.
 
     Args:
-        lists: what becomes of metrics that are lists (:class:`~phase_bus.columns.RecordBuilder`).
+        lists: what becomes of metrics that are lists (:class:`~phase_bus.record_builder.RecordBuilder`).
         batch_records: a batch is closed at this size ...
         batch_s: ... or at this age, in seconds.
         put: takes a closed batch; returns False if there is no room for it.
         drops: where batches are counted that cannot be encoded.
         warn: where values are told of that cannot travel.
+        field_names: which of the records' fields travel; None for all.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class Batcher:
         put: Callable[[Records], bool],
         drops: Drops,
         warn: Warn,
+        field_names: Sequence[str] | None = None,
     ) -> None:
         self.due_s: float | None = None
         self._lists = lists
+        self._field_names = field_names
         self._batch_records = batch_records
         self._batch_s = batch_s
         self._put = put
@@ -49,13 +53,12 @@ class Batcher:
         self._warn = warn
         self._builders: dict[tuple[str, PhaseRef], RecordBuilder] = {}
         self._batches: Counter[str] = Counter()
-        self._last: RecordBuilder
-        self._last_run: str
-        self._last_phase: PhaseRef
-        self._forget_last()
+        self._add: Callable[..., int]  # of the builder of the last record's run and phase
+        self._last_run: str = _NOBODY
+        self._last_phase: PhaseRef = _NOBODY
 
     def __bool__(self) -> bool:
-        return bool(self._builders)
+        return any(self._builders.values())
 
     def __len__(self) -> int:
         """Return how many records wait; from any thread."""
@@ -71,54 +74,49 @@ class Batcher:
         # Nearly always that of the record before: a comparison by identity, and no hash.
         if run_id is not self._last_run or phase is not self._last_phase:
             self._turn_to(run_id, phase)
-        builder = self._last
-        builder.add(metrics, fields, error)
-        if len(builder) >= self._batch_records:
+        if self._add(metrics, fields, error) >= self._batch_records:
             self._close(run_id, phase)
 
     def close_all(self) -> None:
         """Close all batches, whatever their size and age."""
-        for run_id, phase in list(self._builders):
+        for run_id, phase in [key for key, builder in self._builders.items() if builder]:
             self._close(run_id, phase)
 
     def close_due(self, now_s: float) -> None:
         """Close all batches if it is time to."""
         if self.due_s is None:
-            if self._builders:
+            if self:
                 self.due_s = now_s + self._batch_s
         elif now_s >= self.due_s:
             # It goes on ticking while records come, so that they need not wake the thread.
-            self.due_s = now_s + self._batch_s if self._builders else None
+            self.due_s = now_s + self._batch_s if self else None
             self.close_all()
 
     def end_run(self, run_id: str) -> None:
         """Forget a run."""
         self._batches.pop(run_id, None)
+        self._last_run = self._last_phase = _NOBODY
+        for key in [key for key, builder in self._builders.items() if key[0] == run_id and not builder]:
+            del self._builders[key]
 
     def _turn_to(self, run_id: str, phase: PhaseRef) -> None:
-        self._forget_last()
         builder = self._builders.get((run_id, phase))
         if builder is None:
-            builder = self._builders[run_id, phase] = RecordBuilder(self._lists)
-        self._last, self._last_run, self._last_phase = builder, run_id, phase
-
-    def _forget_last(self) -> None:
-        self._last = self._last_run = self._last_phase = _NOBODY
+            builder = self._builders[run_id, phase] = RecordBuilder(self._lists, self._field_names)
+        self._add, self._last_run, self._last_phase = builder.add, run_id, phase
 
     def _close(self, run_id: str, phase: PhaseRef) -> None:
-        self._forget_last()
-        builder = self._builders.pop((run_id, phase))
-        if not len(builder):  # its only record was none
-            return
+        builder = self._builders[run_id, phase]
+        count = len(builder)
         try:
-            self._finish(run_id, phase, builder)
+            self._finish(run_id, phase, builder, count)
         except Exception as error:
             # Nothing is known to lead here, but it would be a poor reason to end the benchmark's story.
             self._warn("batch", f"a batch of records could not be encoded: {error!r}")
-            self._drops.add_records(run_id, phase, len(builder), "it could not be encoded")
+            self._drops.add_records(run_id, phase, count, "it could not be encoded")
 
-    def _finish(self, run_id: str, phase: PhaseRef, builder: RecordBuilder) -> None:
-        columns, fields, errors, unusable = builder.build()
+    def _finish(self, run_id: str, phase: PhaseRef, builder: RecordBuilder, count: int) -> None:
+        metrics, fields, errors, unusable = builder.build()
         if unusable:
             names = ", ".join(sorted(unusable))
             self._warn(f"unusable {names}", f"values that are no numbers were left out: {names}")
@@ -126,8 +124,8 @@ class Batcher:
             run_id=run_id,
             phase=phase,
             partition=self._batches[run_id] % PARTITIONS,
-            count=len(builder),
-            columns=columns,
+            count=count,
+            metrics=metrics,
             fields=fields,
             errors=errors,
         )

@@ -11,10 +11,10 @@ from collections import Counter
 from msgspec import Struct
 
 from phase_bus.batcher import Batcher
-from phase_bus.columns import ListMode, as_text
 from phase_bus.drops import Drops, Warn
 from phase_bus.events import EventBase, PhaseProgress, Records, RunComplete, RunStatus
 from phase_bus.outbox import Outbox
+from phase_bus.tables import ListMode, as_text
 
 
 class Completion(Struct, frozen=True):  # no tuple: those are records
@@ -39,7 +39,7 @@ class Composer:
     Args:
         outbox: where to.
         name: the publisher's name.
-        lists: what becomes of metrics that are lists (:class:`~phase_bus.columns.RecordBuilder`).
+        lists: what becomes of metrics that are lists (:class:`~phase_bus.record_builder.RecordBuilder`).
         batch_records: a batch of records is closed at this size ...
         batch_s: ... or at this age, in seconds.
         refusal: why records may be refused before they come here, in words.

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from msgspec import Struct, field
 
-from phase_bus.columns import Column, RecordError
+from phase_bus.tables import RecordError, Table
 
 PhaseKind: TypeAlias = Literal["warmup", "profiling"]
 RunStatus: TypeAlias = Literal["completed", "cancelled", "failed", "lost"]
@@ -214,24 +214,25 @@ class PhaseComplete(PhaseEvent, frozen=True, kw_only=True, tag="phase_complete")
 
 
 class Records(EventBase, frozen=True, kw_only=True, tag="records"):
-    """A columnar batch of request records of one phase.
+    """A batch of request records of one phase.
 
-    :class:`phase_bus.records.RecordBatch` reads it, as numpy arrays or row by row.
+    :class:`phase_bus.records.RecordBatch` reads it, as numpy arrays or record by record.
 
     Attributes:
         phase: the phase the requests belong to.
         partition: which partition of the run's records this batch is in.
         count: the number of records.
-        columns: the metrics by name; a record may miss some.
-        fields: what is known of the requests besides metrics (times, ids), by name.
+        metrics: the records' metrics, a table for each shape. A record may be a row of several, as the
+            summary of a list has one of its own, or of none.
+        fields: what is known of the requests besides metrics (times, ids), likewise.
         errors: the failed requests, by row number.
     """
 
     phase: PhaseRef
     count: int
     partition: int = 0
-    columns: dict[str, Column] = {}
-    fields: dict[str, Column] = {}
+    metrics: tuple[Table, ...] = ()
+    fields: tuple[Table, ...] = ()
     errors: tuple[RecordError, ...] = ()
 
 

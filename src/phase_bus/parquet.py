@@ -6,11 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from phase_bus.columns import Column
 from phase_bus.events import Records
-from phase_bus.records import RecordBatch
+from phase_bus.records import Column, RecordBatch
 
 _INSTALL = "pip install 'phase-bus[parquet]'"
 try:
@@ -28,7 +25,7 @@ _OURS = {
     "error_message": pa.string(),
     "error_code": pa.int64(),
 }
-_TYPES = {"i8": pa.int64(), "f8": pa.float64(), "b1": pa.bool_(), "str": pa.string()}
+_TYPES = {"i": pa.int64(), "f": pa.float64(), "b": pa.bool_(), "s": pa.string()}
 _GROUP_ROWS, _GROUP_BYTES = 100_000, 64 << 20
 
 
@@ -43,8 +40,8 @@ class RecordSchema:
 
     def look_at(self, event: Records) -> None:
         """Take in the columns of one batch."""
-        for name, column in _columns(event).items():
-            kind = _TYPES[column.dtype] if column.lengths is None else pa.list_(_TYPES[column.dtype])
+        for name, column in _columns(RecordBatch(event)).items():
+            kind = _TYPES[column.type] if column.type != "l" else pa.list_(_TYPES[column.values.dtype.kind])
             known = self._types.setdefault(name, kind)
             if known != kind:
                 self._types[name] = _common(known, kind)
@@ -80,9 +77,9 @@ def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[Records]) -> 
     return rows
 
 
-def _columns(event: Records) -> dict[str, Column]:
+def _columns(batch: RecordBatch) -> dict[str, Column]:
     """Return a batch's fields and metrics by the name that their column in the file gets."""
-    both = {**event.fields, **event.columns}
+    both = {**batch.field_columns(), **batch.metric_columns()}
     return {f"{name}_" if name in _OURS else name: column for name, column in both.items()}
 
 
@@ -95,36 +92,29 @@ def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def _table(event: Records, schema: pa.Schema) -> pa.Table:
-    batch, count = RecordBatch(event), event.count
+    count = event.count
     errors = {error.row: (error.type, error.message, error.code) for error in event.errors}
     constant = (event.run_id, event.phase.name, event.phase.kind, event.phase.index)
     of_errors = [[errors.get(row, (None, None, None))[place] for row in range(count)] for place in range(3)]
     ours = [*([value] * count for value in constant), *of_errors]
     arrays = dict(zip(_OURS, ours, strict=True))
-    there = _columns(event)
+    there = _columns(RecordBatch(event))
     for field in schema:
         if field.name in _OURS:
             arrays[field.name] = pa.array(arrays[field.name], field.type)
         elif field.name in there:
-            name = field.name.removesuffix("_") if field.name[:-1] in _OURS else field.name
-            arrays[field.name] = _array(batch, name, there[field.name], field.type)
+            arrays[field.name] = _array(there[field.name], count, field.type)
         else:
             arrays[field.name] = pa.nulls(count, field.type)
     return pa.table(arrays, schema=schema)
 
 
-def _array(batch: RecordBatch, name: str, column: Column, kind: pa.DataType) -> pa.Array:
+def _array(column: Column, count: int, kind: pa.DataType) -> pa.Array:
     """Return a column with a value or null for each record."""
-    values = batch.values(name)
-    if column.lengths is not None:
-        ends = np.cumsum(np.frombuffer(column.lengths, "<u4"))[:-1]
-        parts: list[Any] = [part.tolist() for part in np.split(values, ends)]
-    elif column.rows is None and column.dtype != "str":
-        return pa.array(values).cast(kind)
-    else:
-        parts = values.tolist()
-    full: list[Any] = [None] * len(batch)
-    for row, value in zip(batch.rows(name).tolist(), parts, strict=True):
+    if column.rows is None and column.type in "ifb":
+        return pa.array(column.values).cast(kind)
+    full: list[Any] = [None] * count
+    for row, value in column.items():
         full[row] = value
     if kind == pa.string():
         full = [value if value is None or isinstance(value, str) else str(value) for value in full]

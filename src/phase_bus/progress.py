@@ -116,7 +116,7 @@ class Progress(Consumer):
         phase.records += event.count
         phase.errors += len(event.errors)
         for name, parts in phase.latencies_ns.items():
-            if name in event.columns:
+            if name in batch:
                 parts.append(batch.values(name))
         self._show_from_time_to_time(event)
 

@@ -23,12 +23,12 @@ import zmq
 from phase_bus import native
 from phase_bus.address import Address, default_address
 from phase_bus.batcher import RawRecord
-from phase_bus.columns import ListMode, as_text
 from phase_bus.composer import Completion, Composer
 from phase_bus.events import EventBase, PhaseRef, Records, RunStatus
 from phase_bus.link import BusLink, DirectLink, Link
 from phase_bus.outbox import Outbox
 from phase_bus.spool import prepare_directory, write_spool
+from phase_bus.tables import ListMode, as_text
 
 logger = logging.getLogger("phase_bus.publisher")
 
@@ -88,7 +88,7 @@ class Publisher:
         bind: direct mode: publish from this address, without a bus. Best effort.
         name: what the bus shows this publisher as.
         buffer_bytes: how much may wait for the bus.
-        lists: what becomes of metrics that are lists (:class:`~phase_bus.columns.RecordBuilder`).
+        lists: what becomes of metrics that are lists (:class:`~phase_bus.record_builder.RecordBuilder`).
         batch_records: a batch of records is closed at this size ...
         batch_s: ... or at this age, in seconds.
         linger_s: how long ZeroMQ may go on sending once closed, in seconds.

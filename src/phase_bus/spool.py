@@ -35,7 +35,7 @@ from phase_bus.wire import unpack_header
 
 logger = logging.getLogger("phase_bus.spool")
 
-MAGIC = b"pbspool\x01"  # the last byte is the format's version
+MAGIC = b"pbspool\x02"  # the last byte is the format's version
 SUFFIX = ".spool"
 _HEAD = struct.Struct("<II")
 _LENGTHS = struct.Struct("<III")
@@ -197,7 +197,7 @@ class SpoolReader:
         if magic[:-1] != MAGIC[:-1]:
             raise SpoolError(self.path, "is no spool file", "give the file of a publisher")
         if magic != MAGIC:
-            raise SpoolError(self.path, f"is of version {magic[-1]}", "deliver it with a newer phase-bus")
+            raise SpoolError(self.path, f"is of version {magic[-1]}", "deliver it with that version")
         try:
             size, crc = _HEAD.unpack(file.read(_HEAD.size))
             payload = file.read(min(size, self._size))

@@ -29,7 +29,7 @@ from phase_bus.control import Reply, Request
 from phase_bus.errors import WireError
 from phase_bus.events import KINDS, Event, EventBase, Records
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 HEADER = struct.Struct("<BxxxI16sQQQQ")
 TOPIC_END = "$"
 
@@ -130,7 +130,7 @@ def encode_event(event: EventBase) -> bytes:
 def decode_event(topic: bytes, payload: bytes | memoryview) -> Event | None:
     """Return the event of a payload, or None for a kind that this version does not know.
 
-    Arrays inside a ``records`` event are views on ``payload``.
+    The tables of a ``records`` event are views on ``payload``.
 
     Raises:
         WireError: the payload is not an event of its topic's kind.

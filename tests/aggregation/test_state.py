@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from phase_bus.aggregation.metric import MetricState, Options
 from phase_bus.aggregation.state import PhaseState, RunState
-from phase_bus.columns import RecordBuilder
 from phase_bus.events import PhaseRef, Records
+from phase_bus.record_builder import RecordBuilder
 from phase_bus.records import RecordBatch
 
 Array = np.ndarray[Any, Any]
@@ -198,13 +198,13 @@ def batch_of(rows: list[dict[str, Any]], index: int = 0) -> RecordBatch:
             "was_cancelled": cancelled,
         }
         builder.add(row, fields, error)
-    columns, fields, errors, _ = builder.build()
+    metrics, field_tables, errors, _ = builder.build()
     event = Records(
         run_id="r",
         phase=PhaseRef(f"phase-{index}", "profiling", index),
         count=len(rows),
-        columns=columns,
-        fields=fields,
+        metrics=metrics,
+        fields=field_tables,
         errors=errors,
     )
     return RecordBatch(event)
@@ -280,8 +280,8 @@ def test_values_of_list_metrics_are_all_counted() -> None:
     builder = RecordBuilder("full")
     builder.add({"inter_chunk_latency": [1, 2, 3]}, {})
     builder.add({"inter_chunk_latency": [4]}, {})
-    columns, _, _, _ = builder.build()
+    metrics, _, _, _ = builder.build()
     state = PhaseState(PhaseRef("profiling"))
-    event = Records(run_id="r", phase=PhaseRef("profiling"), count=2, columns=columns)
+    event = Records(run_id="r", phase=PhaseRef("profiling"), count=2, metrics=metrics)
     state.update(RecordBatch(event))
     assert (state.requests, state.metrics["inter_chunk_latency"].count) == (2, 4)

@@ -13,9 +13,10 @@ from phase_bus.aggregation.metric import Options
 from phase_bus.aggregation.state import RunState
 from phase_bus.aggregation.summary import PERCENTILES, render_text, summarize
 from phase_bus.aggregation.units import METRICS, describe
-from phase_bus.columns import RecordBuilder
 from phase_bus.events import PhaseRef, Records, RunComplete
+from phase_bus.record_builder import RecordBuilder
 from phase_bus.records import RecordBatch
+from phase_bus.tables import Table
 
 WARMUP, PROFILING = PhaseRef("warmup", "warmup", 0), PhaseRef("profiling", "profiling", 1)
 T0 = 1_795_354_391_000_000_000
@@ -39,15 +40,15 @@ def run_of(phases: dict[PhaseRef, list[Any]], options: Options = Options()) -> R
                 "max_response_timestamp": T0 + number + latency,
             }
             builder.add(metrics, fields)
-        columns, fields_columns, errors, _ = builder.build()
+        tables, fields_tables, errors, _ = builder.build()
         run.update(
             RecordBatch(
                 Records(
                     run_id="run-1",
                     phase=phase,
                     count=len(latencies),
-                    columns=columns,
-                    fields=fields_columns,
+                    metrics=tables,
+                    fields=fields_tables,
                     errors=errors,
                 )
             )
@@ -157,7 +158,7 @@ def test_marks_in_names_are_no_markup() -> None:
                 run_id="run-1",
                 phase=PhaseRef("a [bold]phase", index=0),
                 count=1,
-                columns={"my[red]metric": _one_value()},
+                metrics=_one_value("my[red]metric"),
             )
         )
     )
@@ -166,10 +167,10 @@ def test_marks_in_names_are_no_markup() -> None:
     assert "my[red]metric" in text
 
 
-def _one_value() -> Any:
+def _one_value(name: str) -> tuple[Table, ...]:
     builder = RecordBuilder()
-    builder.add({"x": 1}, {})
-    return builder.build()[0]["x"]
+    builder.add({name: 1}, {})
+    return builder.build()[0]
 
 
 def test_units_and_titles() -> None:

@@ -19,9 +19,8 @@ import pytest
 import sqlalchemy as sa
 import structlog
 
-from phase_bus.columns import RecordBuilder
 from phase_bus.consumer import build_consumer, handlers_of
-from phase_bus.errors import ConfigError, OptionError, PhaseBusError
+from phase_bus.errors import ConfigError, OptionError, PhaseBusError, WireError
 from phase_bus.events import (
     EventBase,
     PhaseComplete,
@@ -38,6 +37,7 @@ from phase_bus.events import (
     RunStart,
     Summary,
 )
+from phase_bus.record_builder import RecordBuilder
 from phase_bus.records import RecordBatch
 from phase_bus_consumers import sql, sql_database
 from phase_bus_consumers.sql import SqlSink
@@ -78,9 +78,15 @@ def records(first: int, count: int, phase: PhaseRef = PROFILING) -> Records:
             "chunks": [number, number + 1],
         }
         builder.add(metrics, fields)
-    columns, fields_, errors, _ = builder.build()
+    tables, field_tables, errors, _ = builder.build()
     return Records(
-        run_id="r1", ts_ns=first, phase=phase, count=count, columns=columns, fields=fields_, errors=errors
+        run_id="r1",
+        ts_ns=first,
+        phase=phase,
+        count=count,
+        metrics=tables,
+        fields=field_tables,
+        errors=errors,
     )
 
 
@@ -410,12 +416,12 @@ async def test_odd_values_are_no_obstacle(url: str) -> None:
     nan = float("nan")
     builder.add({"request_latency": nan, "odd": nan}, {"x_request_id": "a\0b", "note": "c\0\\\0"})
     builder.add({"request_latency": 1.5, "odd": 2**63 - 1}, {"x_request_id": "ü\t\n\\N", "note": "\\u0000"})
-    columns, fields, errors, _ = builder.build()
-    many = Records(run_id="r\0", phase=PhaseRef("p", index=2**70), count=2, columns=columns, fields=fields)
+    made, fields, errors, _ = builder.build()
+    many = Records(run_id="r\0", phase=PhaseRef("p", index=2**70), count=2, metrics=made, fields=fields)
     several = {"request_latency": RecordBuilder("full")}
     several["request_latency"].add({"request_latency": [1, 2], "worker_id": 3}, {"session_num": "x"})
-    columns, fields, errors, _ = several["request_latency"].build()
-    lists = Records(run_id="r2", phase=PROFILING, count=1, columns=columns, fields=fields, errors=errors)
+    made, fields, errors, _ = several["request_latency"].build()
+    lists = Records(run_id="r2", phase=PROFILING, count=1, metrics=made, fields=fields, errors=errors)
     start = RunStart(run_id="r\0", ts_ns=2**64 - 1, producer="\0", variation={"a\0": ["\0", nan]})
     async with running(url) as sink:
         await feed(sink, [(1, start), (2, many), (3, lists)])
@@ -435,11 +441,10 @@ async def test_odd_values_are_no_obstacle(url: str) -> None:
 async def test_a_damaged_batch_is_refused_whole(url: str) -> None:
     """It raises, for the runner to set it aside, and leaves nothing; the next event is taken."""
     good = records(0, 5)
-    column = good.columns["request_latency"]
-    short = msgspec.structs.replace(column, data=column.data[:8])
-    bad = msgspec.structs.replace(good, columns={**good.columns, "request_latency": short})
+    short = msgspec.structs.replace(good.metrics[0], numbers=good.metrics[0].numbers[:-8])
+    bad = msgspec.structs.replace(good, metrics=(short, *good.metrics[1:]))
     async with running(url) as sink:
-        with pytest.raises(ValueError, match="zip"):
+        with pytest.raises(WireError, match="numbers"):
             await feed(sink, [(1, bad)])
         await feed(sink, [(2, good)])
         await sink.flush()

@@ -227,6 +227,15 @@ async def test_from_now_on(bus: AnyBus) -> None:
     assert event.phase.name == "ramp"
 
 
+async def test_from_the_start_again(bus: AnyBus) -> None:
+    """A consumer told to begin at the start gets what one of its name had already, and no state."""
+    bus.publish(make_records(10))
+    await bus.run_consumer(Counting, name="a")
+    again = await bus.run_consumer(Counting, name="a", origin="start")
+    after = await bus.run_consumer(Counting, name="a", origin=0)
+    assert (again.consumer.restored, again.consumer.records, after.consumer.records) == (-1, 10, 10)
+
+
 async def test_a_handler_that_fails_once_is_tried_again(bus: AnyBus) -> None:
     """The event is handled in its order at the second attempt, and nothing is set aside."""
     failures = iter([ValueError("not yet")])

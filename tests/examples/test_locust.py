@@ -61,7 +61,7 @@ def test_the_example(workplace: Workplace, mock_llm: Callable[..., str]) -> None
     assert requests > 20
     assert failures > 0
     assert sum(phase["requests"] for phase in run["phases"]) == run["records"] == requests
-    assert sum(phase["errors"] for phase in run["phases"]) == failures
+    assert sum(phase["failed"] for phase in run["phases"]) == failures
 
 
 def test_gevent_is_not_held_up(bus: BusThread) -> None:

@@ -64,8 +64,7 @@ class PhaseState:
             key = (error.type, error.code)
             self.errors[key] = self.errors.get(key, 0) + 1
         self._update_times(batch)
-        fields = batch.event.fields
-        if "was_cancelled" in fields:
+        if "was_cancelled" in batch:
             self.cancelled += int(np.count_nonzero(batch.values("was_cancelled")))
         for name in batch.metrics:
             if name not in (_FIRST_SENT, _LAST_ANSWERED):
@@ -193,7 +192,7 @@ class RunState:
 
 def _extreme(batch: RecordBatch, name: str, *, last: bool = False) -> int | None:
     """Return the earliest or latest of a batch's times in ns, None where it has none."""
-    if name not in batch.event.fields and name not in batch.event.columns:
+    if name not in batch:
         return None
     values = batch.values(name)
     if values.dtype.kind == "f":

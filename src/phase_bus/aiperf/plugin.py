@@ -33,10 +33,10 @@ from phase_bus.aiperf.mapping import (
     run_start,
 )
 from phase_bus.aiperf.phase_log import PhaseLog
-from phase_bus.columns import ListMode
 from phase_bus.errors import PhaseBusError
 from phase_bus.events import Drop, PhasePlan, PhasesConfigured
 from phase_bus.publisher import Publisher
+from phase_bus.tables import ListMode
 
 logger = logging.getLogger("phase_bus.aiperf")
 

@@ -24,7 +24,7 @@ from zlib import crc32
 from phase_bus.errors import JournalError
 
 FILE_NAME = "journal.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # of the tables here, and of what the payloads hold
 
 _LOCK_NAME = "journal.lock"
 _PAGE_BYTES = 8192
@@ -32,6 +32,7 @@ _CHECKPOINT_PAGES = 2000
 _WAL_KEPT_BYTES = 64 << 20
 _BUSY_S = 5.0
 _NUMBERS = struct.Struct("<QQQQq")
+_TABLES = frozenset(("events", "streams", "past"))
 
 _SCHEMA = """
 CREATE TABLE events (
@@ -209,7 +210,13 @@ def _check_version(db: sqlite3.Connection, path: Path) -> int:
             f"is of schema version {version}, and this program knows {SCHEMA_VERSION}",
             "use the newer phase-bus that wrote it, or choose another directory",
         )
-    if names and (version < SCHEMA_VERSION or not {"events", "streams", "past"} <= names):
+    if 0 < version < SCHEMA_VERSION and names >= _TABLES:
+        raise JournalError(
+            path,
+            f"is of schema version {version}, and this program knows {SCHEMA_VERSION}",
+            "use the older phase-bus that wrote it, or choose another directory",
+        )
+    if names and not (version and names >= _TABLES):
         raise JournalError(path, "is not a journal of phase-bus", "choose another directory")
     if version and not names:
         raise JournalError(path, *_DAMAGED)

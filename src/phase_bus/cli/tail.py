@@ -124,8 +124,9 @@ def _records(event: Records) -> str:
     parts = [f"{event.count} records"]
     if event.errors:
         parts.append(f"{len(event.errors)} errors")
-    if "request_latency" in event.columns:
-        mean_ms = RecordBatch(event).values("request_latency").mean() / 1e6
+    batch = RecordBatch(event)
+    if "request_latency" in batch:
+        mean_ms = batch.values("request_latency").mean() / 1e6
         parts.append(f"mean latency {mean_ms:.2f} ms")
     return ", ".join(parts)
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
 from phase_bus.bus.ledger import Ledger, lost
-from phase_bus.columns import ListMode
 from phase_bus.composer import Completion, Composer
 from phase_bus.control import DeadLetterNote
 from phase_bus.events import Event, EventBase, PhaseRef, RunComplete, RunStatus
 from phase_bus.outbox import Message, Outbox
+from phase_bus.tables import ListMode
 from phase_bus.wire import Header, decode_event, parse_topic, topic_prefix, unpack_header
 
 logger = logging.getLogger("phase_bus.testing")
