@@ -46,6 +46,10 @@ class BusListener:
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
         self.publisher = Publisher(name="locust")
+        self.run_id = ""
+        self.phase = PhaseRef("warmup", "warmup", 0)
+        self.completed = self.errors = self.start_ns = 0
+        self.sent_end_ns: int | None = None
         for event in ("test_start", "spawning_complete", "request", "test_stopping", "test_stop", "quit"):
             getattr(environment.events, event).add_listener(getattr(self, f"on_{event}"))
 
@@ -86,8 +90,7 @@ class BusListener:
 
     def _begin(self, phase: PhaseRef) -> None:
         self.phase, self.start_ns = phase, time.time_ns()
-        self.sent_end_ns: int | None = None
-        self.completed = self.errors = 0
+        self.completed, self.errors, self.sent_end_ns = 0, 0, None
         self._publish(PhaseStart)
 
     def _end(self) -> None:
@@ -107,7 +110,7 @@ class BusListener:
         self.publisher.publish(kind(run_id=self.run_id, phase=self.phase, stats=stats))
 
 
-@events.init.add_listener
+@events.init.add_listener  # type: ignore[untyped-decorator] # Locust says no types of it
 def attach(environment: Environment, **_: Any) -> None:
     """Called by Locust once, before everything else."""
     BusListener(environment)
