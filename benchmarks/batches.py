@@ -74,7 +74,7 @@ def percentiles_of(state: RunState) -> dict[str, list[float]]:
     """Return all percentiles of all metrics."""
     return {
         name: metric.percentiles(PERCENTILES)
-        for phase in state.phases.values()
+        for phase in state.phases()
         for name, metric in phase.metrics.items()
     }
 

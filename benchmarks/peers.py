@@ -18,6 +18,7 @@ from phase_bus.bus.server import Bus, BusOptions
 from phase_bus.consumer import Consumer
 from phase_bus.events import EventBase
 from phase_bus.runner import ConsumerRunner
+from phase_bus.stopping import stop_on_signals
 
 HIGH_WATER_MARK = 20_000  # more than is ever in flight: nothing is dropped on either side
 NOTHING = b"nothing"  # a bare message that only shows that a subscription is in force
@@ -62,7 +63,7 @@ def consumer(ready: Connection, make: Callable[..., Consumer], address: str, *ar
             receipts=False,
             on_ready=lambda: ready.send(address),
         )
-        runner.install_signals()
+        stop_on_signals(runner.stop)
         await runner.run()
 
     asyncio.run(run())

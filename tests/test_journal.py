@@ -702,16 +702,16 @@ def test_a_journal_that_was_moved_away_takes_nothing_more(tmp_path: Path) -> Non
         journal.append([log.entries[-1]])
 
 
-@pytest.mark.parametrize(("version", "which"), [(99, "newer"), (1, "older")])
-def test_another_schema_is_left_alone(tmp_path: Path, version: int, which: str, no_leaks: None) -> None:
-    """A journal of another phase-bus is neither read nor written, and the message says so."""
+def test_a_newer_schema_is_left_alone(tmp_path: Path, no_leaks: None) -> None:
+    """A journal of a later phase-bus is neither read nor written, and the message says so."""
     Journal(tmp_path).close()
     db = sqlite3.connect(tmp_path / FILE_NAME)
-    db.execute(f"PRAGMA user_version = {version}")
+    db.execute("PRAGMA user_version = 99")
     db.close()
-    told = rf"schema version {version}, and this program knows 2; use the {which}"
     for opening in (Journal, JournalReader):
-        with pytest.raises(JournalError, match=told):
+        with pytest.raises(
+            JournalError, match=r"schema version 99, and this program knows 2; use the newer"
+        ):
             opening(tmp_path)
 
 

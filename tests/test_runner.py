@@ -423,6 +423,7 @@ import asyncio, json, sys
 from phase_bus.address import Address
 from phase_bus.consumer import Consumer
 from phase_bus.runner import ConsumerRunner
+from phase_bus.stopping import stop_on_eof, stop_on_signals
 
 class Counting(Consumer):
     count = 0
@@ -439,7 +440,7 @@ async def main():
     runner = ConsumerRunner(
         consumer, Address.parse(sys.argv[1]), on_ready=lambda: print("ready", flush=True)
     )
-    runner.install_signals()
+    stop_on_signals(runner.stop)
     {extra}
     await runner.run()
 
@@ -495,7 +496,7 @@ def test_a_second_signal_ends_at_once(bus: BusThread) -> None:
 def test_the_end_of_the_parent(bus: BusThread) -> None:
     """A consumer whose supervisor is gone finishes by itself."""
     read, write = os.pipe()
-    process = start_program(bus.address, extra=f"runner.stop_on_eof({read})", pass_fds=(read,))
+    process = start_program(bus.address, extra=f"stop_on_eof({read}, runner.stop)", pass_fds=(read,))
     os.close(read)
     with process:
         os.close(write)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from phase_bus.aggregation.metric import EXACT_LIMIT, Options
+from phase_bus.aggregation.options import EXACT_LIMIT, WINDOW_METRICS, Options
 from phase_bus.aggregation.result import RunResult
 from phase_bus.aggregation.sketch import RELATIVE_ERROR
 from phase_bus.aggregation.state import RunState
@@ -19,14 +20,20 @@ from phase_bus.errors import ConfigError
 from phase_bus.events import PhaseEvent, Records, RunComplete, RunStart, Summary
 from phase_bus.files import check_writable, write_whole
 
+# While a run goes on its summary tells so many windows over time, the last ones, since it comes every
+# second and stays in the journal.
+_RECENT_WINDOWS = 60
+# So many runs that are over are remembered, so that what still comes of them is not taken for a new run.
+_REMEMBERED = 100
+
 
 class _Run(RunResult):
     """A run whose summary is not final yet."""
 
     def __init__(self, state: RunState) -> None:
         super().__init__(state)
-        self.told_s: float | None = None  # when its summary was last published, monotonic
-        self.changed = True  # since it was last written
+        self.told_s: float | None = None  # when its summary was last made, monotonic
+        self.changed = True  # since then
 
 
 class _Saved(Struct):
@@ -41,13 +48,17 @@ class ResultsAggregator(Consumer):
     The summary is ``final`` only if as many records were counted as the run's end announced; should
     more of them come in late, it is published and written again.
 
+    In a group, the instance of a partition only counts; the leader merges, publishes and writes. The
+    result is the same to the last bit, whoever counted which partition.
+
     Args:
         output: the JSON file, ``{"runs": {run_id: summary}}``; always whole. Runs that are in it
             already stay. None for none.
         text: a text report of the same runs, None for none.
         interval_s: seconds between two summaries of a run that goes on, at least.
         relative_error: the largest relative error of percentiles that are not exact, e.g. 0.005.
-        exact_limit: up to how many values of one metric and phase percentiles are exact.
+        exact_limit: up to how many values of one metric and phase in a partition percentiles are exact.
+        window_metrics: metrics that have percentiles over time, with commas; ``*`` for all.
     """
 
     def __init__(
@@ -57,6 +68,7 @@ class ResultsAggregator(Consumer):
         interval_s: float = 1.0,
         relative_error: float = RELATIVE_ERROR,
         exact_limit: int = EXACT_LIMIT,
+        window_metrics: str = ",".join(WINDOW_METRICS),
     ) -> None:
         if not 1e-5 <= relative_error < 1:
             raise ValueError(f"relative_error must be from 0.00001 to below 1, not {relative_error}")
@@ -65,13 +77,17 @@ class ResultsAggregator(Consumer):
         self.output = output
         self.text = text
         self.interval_s = interval_s
-        self._options = Options(relative_error, exact_limit)
+        names = sorted({name.strip() for name in window_metrics.split(",")} - {""})
+        self._options = Options(relative_error, exact_limit, tuple(names))
         self._runs: dict[str, _Run] = {}
-        self._done: set[str] = set()  # runs with a final summary, which nothing changes any more
+        self._done: dict[str, None] = {}  # runs that nothing changes any more, the oldest first
+        self._grouped = False  # whether records are counted elsewhere, and come by merge()
         self._summaries: dict[str, dict[str, Any]] = {}
-        self._changed = False
+        self._changed = False  # whether the files lack something of these
 
     async def start(self) -> None:
+        if self.partition is not None:
+            return
         for option, path in (("output", self.output), ("text", self.text)):
             if path is not None:
                 check_writable(path, option)
@@ -79,24 +95,52 @@ class ResultsAggregator(Consumer):
             self._summaries = _read_runs(self.output)
 
     async def flush(self) -> None:
-        for run in self._runs.values():
-            if run.changed:
-                self._summaries[run.state.run_id] = run.summary()
-                run.changed = False
-                self._changed = True
-        self._write()
+        if self.partition is None:
+            for run in self._runs.values():
+                if run.changed and self._due(run):
+                    self._summarize(run)
+            self._write()
+
+    async def stop(self) -> None:
+        if self.partition is None:
+            for run in self._runs.values():
+                if run.changed:
+                    self._summarize(run)
+            self._write()
 
     def state(self) -> bytes:
-        runs = [(run.state.to_dict(), run.end) for run in self._runs.values()]
-        return msgspec.msgpack.encode(_Saved(runs, sorted(self._done)))
+        if self._grouped:  # the partitions keep what the records come to
+            runs = [(run.state.without_parts().to_dict(), run.end) for run in self._runs.values()]
+        else:
+            runs = [(run.state.to_dict(), run.end) for run in self._runs.values()]
+        return msgspec.msgpack.encode(_Saved(runs, list(self._done)))
 
     def restore(self, state: bytes) -> None:
         saved = msgspec.msgpack.decode(state, type=_Saved)
-        self._done = set(saved.done)
+        self._done = dict.fromkeys(saved.done)
         for document, end in saved.runs:
             run = _Run(RunState.from_dict(document))
             run.end = end
             self._runs[run.state.run_id] = run
+
+    async def merge(self, states: Mapping[int, bytes]) -> None:
+        self._grouped = True
+        changed = {}
+        for partition in sorted(states):
+            saved = msgspec.msgpack.decode(states[partition], type=_Saved)
+            for document, _ in saved.runs:
+                run_id = document["run_id"]
+                if run_id not in self._done:
+                    changed[run_id] = self._run(run_id)
+                    changed[run_id].state.replace_parts(RunState.from_dict(document))
+        for run in changed.values():
+            self._advance(run)
+
+    def forget(self, run_id: str) -> None:
+        self._runs.pop(run_id, None)
+        self._done[run_id] = None
+        if len(self._done) > _REMEMBERED:
+            del self._done[next(iter(self._done))]
 
     async def on_run_start(self, event: RunStart) -> None:
         if event.run_id not in self._done:
@@ -117,12 +161,8 @@ class ResultsAggregator(Consumer):
             return
         run = self._run(event.run_id)
         run.take(event)
-        run.changed = True
-        if run.end is None:
-            self._tell_if_due(run)
-        elif run.final:
-            self._finish(run)
-            self._write()
+        if self.partition is None:
+            self._advance(run)
 
     async def on_run_complete(self, event: RunComplete) -> None:
         if event.run_id in self._done:
@@ -137,7 +177,6 @@ class ResultsAggregator(Consumer):
                 expected_records=event.records,
             )
         self._finish(run)
-        self._write()
 
     def _run(self, run_id: str) -> _Run:
         run = self._runs.get(run_id)
@@ -146,34 +185,50 @@ class ResultsAggregator(Consumer):
         return run
 
     def _take_times(self, event: PhaseEvent) -> None:
-        if event.run_id in self._done:
-            return
-        run = self._run(event.run_id)
-        run.changed = True
-        run.take(event)
-        self._tell_if_due(run)
+        if event.run_id not in self._done:
+            run = self._run(event.run_id)
+            run.take(event)
+            self._advance(run)
 
-    def _tell_if_due(self, run: _Run) -> None:
-        now_s = time.monotonic()
-        if run.told_s is None:
-            run.told_s = now_s  # a run's first summary comes an interval after its first event
-        if now_s - run.told_s >= self.interval_s:
+    def _advance(self, run: _Run) -> None:
+        """Tell what has changed, if it is time to."""
+        run.changed = True
+        if run.end is not None:
+            if run.final:
+                self._finish(run)
+        elif self._due(run):
             self._tell(run)
             self._write()
-            run.told_s = time.monotonic()
+
+    def _due(self, run: _Run) -> bool:
+        """Say whether the interval since a run's last summary, or else since its first event, is over."""
+        now_s = time.monotonic()
+        if run.told_s is None:
+            run.told_s = now_s
+        return now_s - run.told_s >= self.interval_s
+
+    def _summarize(self, run: _Run) -> dict[str, Any]:
+        summary = run.summary(_RECENT_WINDOWS if run.end is None else None)
+        self._summaries[run.state.run_id] = summary
+        self._changed = True
+        run.changed, run.told_s = False, time.monotonic()
+        return summary
 
     def _tell(self, run: _Run) -> None:
-        run_id, summary = run.state.run_id, run.summary()
-        self._summaries[run_id] = summary
-        self._changed = True
+        summary = self._summarize(run)
+        run_id = run.state.run_id
         self.publish(Summary(run_id=run_id, producer=self.name, final=run.final, result=summary))
 
     def _finish(self, run: _Run) -> None:
-        """Tell the result at a run's end; what is not complete is kept for late records."""
+        """Tell the result at a run's end.
+
+        What is not complete is kept for late records; in a group there are none, as every partition has
+        handled all of the run.
+        """
         self._tell(run)
-        if run.final:
-            del self._runs[run.state.run_id]
-            self._done.add(run.state.run_id)
+        self._write()
+        if run.final or self._grouped:
+            self.forget(run.state.run_id)
 
     def _write(self) -> None:
         if not self._changed:

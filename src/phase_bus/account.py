@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct, field
 
@@ -61,6 +61,14 @@ class RunAccount(Struct):
     def handled_at(self, ts_ns: int) -> None:
         """Note that an event which happened at a time is handled now."""
         self.worst_lag_ns = max(self.worst_lag_ns, time.time_ns() - ts_ns)
+
+    def joined(self, parts: Iterable[RunAccount]) -> RunAccount:
+        """Return one account of what this and others received, each on topics of its own."""
+        whole = RunAccount(self.run_id, dict(self.topics), self.worst_lag_ns)
+        for part in parts:
+            whole.topics |= part.topics
+            whole.worst_lag_ns = max(whole.worst_lag_ns, part.worst_lag_ns)
+        return whole
 
     def written(self) -> None:
         """Note that all that was handled is written out."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import yaml
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from phase_bus.bus.journal import Limits
 from phase_bus.bus.server import BusOptions
@@ -26,11 +26,13 @@ class ConsumerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         use: its name in the registry, or ``module:Class``.
         name: what to call it; the same as ``use`` by default.
         set: its options.
+        workers: how many processes share its work, as a group of this name.
     """
 
     use: str
     name: str = ""
     set: dict[str, Any] = field(default_factory=dict)
+    workers: Annotated[int, Meta(ge=1)] = 1
 
     @property
     def title(self) -> str:
@@ -81,20 +83,23 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     drain_timeout_s: float = 30.0
 
 
-def load_config(path: Path | None, extra: list[str], addresses: list[str]) -> Config:
+def load_config(
+    path: Path | None, extra: list[str], addresses: list[str], workers: list[str] | None = None
+) -> Config:
     """Return the configuration of a file, with what the command line adds.
 
     Args:
         path: a YAML file, or None.
         extra: further consumers, as :meth:`ConsumerConfig.parse` reads them.
         addresses: addresses that replace the file's, if any.
+        workers: how many processes a consumer has, as ``NAME=N``.
 
     Raises:
         ConfigError: the file cannot be read, has an unknown key or a wrong value, or two consumers
-            have the same name.
+            have the same name; or ``workers`` name none of them, or no number.
     """
     config = Config() if path is None else _read(path)
-    consumers = (*config.consumers, *map(ConsumerConfig.parse, extra))
+    consumers = _with_workers((*config.consumers, *map(ConsumerConfig.parse, extra)), workers or [])
     names: set[str] = set()
     for consumer in consumers:
         if consumer.title in names:
@@ -104,6 +109,20 @@ def load_config(path: Path | None, extra: list[str], addresses: list[str]) -> Co
             )
         names.add(consumer.title)
     return msgspec.structs.replace(config, consumers=consumers, address=tuple(addresses) or config.address)
+
+
+def _with_workers(consumers: tuple[ConsumerConfig, ...], workers: list[str]) -> tuple[ConsumerConfig, ...]:
+    by_name = {consumer.title: consumer for consumer in consumers}
+    for text in workers:
+        name, _, number = text.rpartition("=")
+        if name not in by_name:
+            raise ConfigError(
+                f"--workers {text!r}: no consumer is called {name!r}; write NAME=N{suggest(name, by_name)}"
+            )
+        if not number.isdecimal() or not int(number):
+            raise ConfigError(f"--workers {text!r}: {number!r} is no number of processes; write {name}=4")
+        by_name[name] = msgspec.structs.replace(by_name[name], workers=int(number))
+    return tuple(by_name.get(consumer.title, consumer) for consumer in consumers)
 
 
 def _read(path: Path) -> Config:

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
+EVENTS = -1  # the share of a group that is all events but records; the others are partitions
 REMEMBERED_RUNS = 50  # how many of the latest runs a consumer names in its beats
 
 Role: TypeAlias = Literal["publisher", "consumer", "client"]
@@ -49,6 +50,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
         subscriptions: topic prefixes, for a consumer.
         next_seq: for a publisher, the source sequence it sends next.
         wire_version: the version it writes and reads.
+        group: for a member of a consumer group, the group's name.
     """
 
     client_id: str
@@ -59,6 +61,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
     subscriptions: tuple[str, ...] = ()
     next_seq: int = 1
     wire_version: int = 1
+    group: str = ""
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):
@@ -96,6 +99,24 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
     state: bytes | None = None
 
 
+class Commit(Struct, frozen=True, kw_only=True):
+    """How far a member of a group has come with one share of its work.
+
+    Attributes:
+        share: a partition of the records, or :data:`EVENTS`.
+        token: what the member was given the share with; see :class:`Assigned`.
+        position: the offset up to which all of the share is handled and written out.
+        saved: the state at that position.
+        dead_letters: what was set aside in the share since the last commit that was heard.
+    """
+
+    share: int
+    token: int
+    position: int
+    saved: bytes | None = None
+    dead_letters: tuple[DeadLetterNote, ...] = ()
+
+
 class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
     """A client is alive.
 
@@ -112,6 +133,9 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
             its checkpoint where it is.
         saved: the consumer's state at that position, if it has one.
         dead_letters: what it has set aside since the last beat that was heard.
+        generation: for a member of a group, the last assignment that it acts upon.
+        shares: the shares that it holds under that.
+        commits: how far it has come with them, and with those it has just let go of.
     """
 
     client_id: str
@@ -124,6 +148,9 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
     position: int | None = None
     saved: bytes | None = None
     dead_letters: tuple[DeadLetterNote, ...] = ()
+    generation: int = 0
+    shares: tuple[int, ...] = ()
+    commits: tuple[Commit, ...] = ()
 
 
 class Goodbye(Struct, frozen=True, kw_only=True, tag_field="op", tag="goodbye"):
@@ -139,11 +166,33 @@ class Heard(Struct, frozen=True, kw_only=True, tag_field="op", tag="heard"):
         bus_id: which bus answers.
         known: False asks the client to say hello again.
         dead_letters: the offsets of those that the bus has taken over from the beat.
+        kept: the shares whose commits in the beat are kept, with the positions in these.
+        refused: the shares whose commits are refused: they were given to another member meanwhile.
     """
 
     bus_id: str
     known: bool = True
     dead_letters: tuple[int, ...] = ()
+    kept: dict[int, int] = {}
+    refused: tuple[int, ...] = ()
+
+
+class Assigned(Struct, frozen=True, kw_only=True, tag_field="op", tag="assigned"):
+    """What a member of a group is to work on from now on; sent whenever that changes.
+
+    Attributes:
+        generation: the number of this assignment; it grows with every change in the group.
+        shares: the shares, each with its token: the generation in which the member was given it. A
+            commit that bears another token is refused.
+        release: the shares that it is to let go of, after a last commit. What it holds and is named
+            nowhere here has been given to another already.
+        handled_runs: the latest runs of which the whole group has handled everything.
+    """
+
+    generation: int
+    shares: dict[int, int] = {}
+    release: tuple[int, ...] = ()
+    handled_runs: tuple[str, ...] = ()
 
 
 class Ack(Struct, frozen=True, kw_only=True, tag_field="op", tag="ack"):
@@ -177,11 +226,13 @@ class Fetch(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch"):
         after: the offset after which they are wanted.
         records: whether batches of records are wanted too.
         limit_bytes: how much at once, in bytes, but at least one event.
+        partition: only the records of this partition.
     """
 
     after: int
     records: bool
     limit_bytes: int = 1 << 20
+    partition: int | None = None
 
 
 class Fetched(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched"):
@@ -192,14 +243,48 @@ class Fetched(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched"):
         offset: where a reader stands that has handled these events.
         event_number: the event number there.
         end: whether there was nothing more when it was read.
-        error: why the journal could not be read, empty if it could.
     """
 
     after: int
     offset: int
     event_number: int
     end: bool
-    error: str = ""
+
+
+class ReadFailed(Struct, frozen=True, kw_only=True, tag_field="op", tag="read_failed"):
+    """The answer of the replay socket when the journal cannot be read.
+
+    Attributes:
+        reason: why, in words.
+    """
+
+    reason: str
+
+
+class FetchStates(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch_states"):
+    """Ask the replay socket how far a group has come.
+
+    Attributes:
+        group: the group's name.
+        after: by share the position that is known already; what is not beyond it is left out.
+        only: this share alone, None for all partitions.
+    """
+
+    group: str
+    after: dict[int, int] = {}
+    only: int | None = None
+
+
+class FetchedStates(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched_states"):
+    """The answer: what members of the group have committed.
+
+    Attributes:
+        states: by share, in order: position, and what was saved with it.
+        end: whether that is all; else ask again.
+    """
+
+    states: dict[int, tuple[int, bytes | None]] = {}
+    end: bool = True
 
 
 class StatusRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="status"):
@@ -229,7 +314,12 @@ class RemoveDeadLetter(Struct, frozen=True, kw_only=True, tag_field="op", tag="r
 
 
 class ClientInfo(Struct, frozen=True, kw_only=True):
-    """What the bus knows of a publisher or consumer. ``age_s``: seconds since it was last heard."""
+    """What the bus knows of a publisher or consumer. ``age_s``: seconds since it was last heard.
+
+    Attributes:
+        group: the consumer group it is a member of.
+        shares: what it works on in the group; -1 stands for all events that are no records.
+    """
 
     client_id: str
     role: Role
@@ -244,6 +334,28 @@ class ClientInfo(Struct, frozen=True, kw_only=True):
     failed: int = 0
     position: int | None = None
     age_s: float = 0.0
+    group: str = ""
+    shares: tuple[int, ...] = ()
+
+
+class GroupInfo(Struct, frozen=True, kw_only=True):
+    """What the bus knows of a consumer group.
+
+    Attributes:
+        name: its name.
+        generation: how often its shares were given out anew.
+        members: the processes in it now.
+        handled_runs: the runs whose end the whole group has handled.
+        incomplete_runs: those among them of which it did not handle everything.
+        refused: commits refused because their share had been given to another member.
+    """
+
+    name: str
+    generation: int
+    members: int
+    handled_runs: tuple[str, ...] = ()
+    incomplete_runs: tuple[str, ...] = ()
+    refused: int = 0
 
 
 class RunInfo(Struct, frozen=True, kw_only=True):
@@ -271,6 +383,7 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_repl
         journal: where the journal is, None without one.
         clients: publishers and consumers, those that left included while their runs are.
         runs: the runs since its start, the oldest first.
+        groups: the consumer groups that have members, or had since its start.
     """
 
     bus_id: str
@@ -283,7 +396,12 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_repl
     journal: str | None = None
     clients: tuple[ClientInfo, ...] = ()
     runs: tuple[RunInfo, ...] = ()
+    groups: tuple[GroupInfo, ...] = ()
 
 
-Request: TypeAlias = Hello | Beat | Goodbye | StatusRequest | EndRuns | Fetch | RemoveDeadLetter
-Reply: TypeAlias = Welcome | Heard | Ack | Refused | Status | Fetched
+Request: TypeAlias = (
+    Hello | Beat | Goodbye | StatusRequest | EndRuns | Fetch | FetchStates | RemoveDeadLetter
+)
+Reply: TypeAlias = (
+    Welcome | Heard | Assigned | Ack | Refused | Status | Fetched | FetchedStates | ReadFailed
+)

@@ -10,7 +10,7 @@ from contextlib import suppress
 import zmq
 
 from phase_bus.address import Address
-from phase_bus.control import Beat, Goodbye, Heard, Hello, Welcome
+from phase_bus.control import Assigned, Beat, Goodbye, Heard, Hello, Welcome
 from phase_bus.errors import WireError
 from phase_bus.readable import Readable
 from phase_bus.session import Session
@@ -31,6 +31,7 @@ class Conversation:
         beat: makes the beat, anew each time.
         on_welcome: told of each welcome.
         on_heard: told of each answer to a beat.
+        on_assigned: told what to work on, as a member of a group.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Conversation:
         beat: Callable[[], Beat],
         on_welcome: Callable[[Welcome], None],
         on_heard: Callable[[Heard], None],
+        on_assigned: Callable[[Assigned], None],
     ) -> None:
         self.session = Session(hello, beat, time.monotonic())
         self._context = context
@@ -49,6 +51,7 @@ class Conversation:
         self._beat = beat
         self._on_welcome = on_welcome
         self._on_heard = on_heard
+        self._on_assigned = on_assigned
         self._readable: Readable | None = None
 
     def tell_news(self) -> None:
@@ -98,6 +101,8 @@ class Conversation:
                 continue
             if isinstance(reply, Heard):
                 self._on_heard(reply)
+            elif isinstance(reply, Assigned):
+                self._on_assigned(reply)
             if self.session.heard(reply, time.monotonic()) and isinstance(reply, Welcome):
                 self._on_welcome(reply)
 

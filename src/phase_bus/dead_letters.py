@@ -15,10 +15,10 @@ from phase_bus.client import BusClient
 from phase_bus.config import ConsumerConfig
 from phase_bus.consumer import Consumer, build_consumer, handlers_of
 from phase_bus.control import Status
+from phase_bus.dispatcher import decode_saved, encode_saved
 from phase_bus.errors import BusUnreachableError, ConfigError, JournalError, PhaseBusError
 from phase_bus.events import Event
 from phase_bus.registry import Registry
-from phase_bus.runner import decode_saved, encode_saved
 from phase_bus.wire import decode_event
 
 logger = logging.getLogger("phase_bus.consumer")
@@ -95,9 +95,9 @@ class Retrier:
                 "to have it take all again, give it a new place for its data"
             )
         kept = self._reader.checkpoint(consumer.name)
-        accounts, state = decode_saved(kept.state) if kept and kept.state else (None, None)
-        if state is not None:
-            consumer.restore(state)
+        saved = decode_saved(kept.state) if kept and kept.state else None
+        if saved is not None and saved.state is not None:
+            consumer.restore(saved.state)
         handlers = handlers_of(consumer)
         failed = 0
         for letter in letters:
@@ -115,9 +115,11 @@ class Retrier:
                 logger.exception("consumer %r failed again on dead letter %d", consumer.name, letter.id)
                 failed += 1
                 continue
-            state = consumer.state()
-            saved = encode_saved((accounts, state)) if accounts is not None and state is not None else None
-            self._settle(letter.id, saved)
+            if saved is None or (state := consumer.state()) is None:
+                self._settle(letter.id, None)
+            else:
+                saved.state = state
+                self._settle(letter.id, encode_saved(saved))
         return failed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 from msgspec import Struct
@@ -23,13 +23,34 @@ ATTEMPTS = 3
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 
 
-class _Saved(Struct):
+class Saved(Struct):
+    """What is kept with a consumer's position.
+
+    Attributes:
+        accounts: the accounts of runs, by run.
+        handled: the runs whose end is handled, and whether everything was.
+        state: the consumer's own state, if it has one.
+    """
+
     accounts: dict[str, RunAccount]
     handled: dict[str, bool]
+    state: bytes | None = None
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Saved).decode
+encode_saved = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Saved).decode
+
+
+def decode_saved(saved: bytes) -> Saved:
+    """Return what was kept with a position.
+
+    Raises:
+        WireError: it cannot be read.
+    """
+    try:
+        return _decode(saved)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"what was saved with a position cannot be read: {error}") from error
 
 
 class Dispatcher:
@@ -112,18 +133,29 @@ class Dispatcher:
         if offsets:
             self.dead_letters = [each for each in self.dead_letters if each.offset not in offsets]
 
-    def receipt(self, end: RunComplete) -> Receipt:
-        """Return the receipt of a run that has ended, and complain of what is missing."""
-        account = self._accounts[end.run_id]
+    def receipt(self, end: RunComplete, parts: Iterable[RunAccount] = ()) -> Receipt:
+        """Return the receipt of a run that has ended, and complain of what is missing.
+
+        Args:
+            end: its end.
+            parts: what other members of the group have received of it.
+        """
+        account = self._accounts[end.run_id].joined(parts)
         receipt = account.receipt(end, self._wanted, self._consumer.name, self._client_id)
         for line in account.complaints(receipt):
             logger.warning("consumer %r, run %s: %s", self._consumer.name, end.run_id, line)
         return receipt
 
-    def written(self) -> None:
-        """Note that the consumer has written out all that it has handled so far."""
+    async def flush(self) -> bool:
+        """Let the consumer write out all that it has handled so far; return whether it could."""
+        try:
+            await self._consumer.flush()
+        except Exception:
+            logger.exception("consumer %r could not write out; trying again", self._consumer.name)
+            return False
         for account in self._accounts.values():
             account.written()
+        return True
 
     def finished(self, run_id: str, *, whole: bool) -> None:
         """Note that a run's end is handled and written out."""
@@ -131,24 +163,33 @@ class Dispatcher:
         self.handled[run_id] = whole
         for old in list(self.handled)[:-REMEMBERED_RUNS]:
             del self.handled[old]
-            self._accounts.pop(old, None)
+            self.forget(old)
+
+    def forget(self, run_id: str) -> bool:
+        """Let go of a run's account; return whether there was one."""
+        return self._accounts.pop(run_id, None) is not None
+
+    def last_seq(self, topic: bytes, source: bytes) -> int:
+        """Return the last sequence received of a source on a topic, 0 for none."""
+        account = self._accounts.get(parse_topic(topic).run_id)
+        counts = account.topics.get(topic) if account is not None else None
+        return counts.last_seqs.get(source, 0) if counts is not None else 0
 
     def saved(self) -> bytes:
-        """Return the accounts of runs, to be kept with the position."""
-        return _encode(_Saved(accounts=self._accounts, handled=self.handled))
+        """Return what is to be kept with the position: the accounts of runs, and the consumer's state."""
+        return encode_saved(Saved(self._accounts, self.handled, self._consumer.state()))
 
     def restore(self, saved: bytes) -> None:
-        """Go on from accounts that an earlier process left.
+        """Go on, and let the consumer go on, from what an earlier process left.
 
         Raises:
-            WireError: they cannot be read.
+            WireError: it cannot be read.
         """
-        try:
-            kept = _decode(saved)
-        except msgspec.MsgspecError as error:
-            raise WireError(f"the saved accounts cannot be read: {error}") from error
+        kept = decode_saved(saved)
         self._accounts = kept.accounts
         self.handled = kept.handled
+        if kept.state is not None:
+            self._consumer.restore(kept.state)
 
     def _account(self, topic: bytes) -> RunAccount:
         run_id = parse_topic(topic).run_id

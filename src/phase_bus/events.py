@@ -340,10 +340,12 @@ class Heartbeat(EventBase, frozen=True, kw_only=True, tag="heartbeat"):
 
     Attributes:
         bus_id: which bus process.
+        partitions: the last offset in each partition of the records.
     """
 
     run_id: str = ""
     bus_id: str = ""
+    partitions: dict[int, int] = {}
 
 
 Event: TypeAlias = (

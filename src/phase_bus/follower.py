@@ -5,6 +5,7 @@ The whole of gap detection and of changing between live and replay, without any 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 
 from phase_bus.wire import Header
@@ -102,3 +103,57 @@ class Follower:
     def _advance(self, header: Header) -> None:
         self.offset = header.offset
         self.event_number = header.event_number
+
+
+class PartitionFollower:
+    """Follows one partition of the records, of all runs.
+
+    Such a reader sees neither every offset nor every event number, but every message of its topics:
+    a hole in a topic's sequence shows a loss, and a heartbeat says what the partition's last offset is.
+
+    Args:
+        last_seq: returns the last sequence handled of a source on a topic.
+
+    Attributes:
+        offset: all of the partition up to here is handled.
+        replaying: whether it reads from the journal; live messages are left out meanwhile.
+    """
+
+    def __init__(self, last_seq: Callable[[bytes, bytes], int]) -> None:
+        self._last_seq = last_seq
+        self.offset = 0
+        self.replaying = True
+
+    def live(self, topic: bytes, header: Header) -> Verdict:
+        """Judge a live message. A hole changes to replaying; nothing else does."""
+        if header.offset <= self.offset:
+            return Verdict.REPETITION
+        if header.topic_seq > self._last_seq(topic, header.source) + 1:
+            self.replaying = True
+            return Verdict.HOLE
+        self.offset = header.offset
+        return Verdict.HANDLE
+
+    def replayed(self, header: Header) -> Verdict:
+        """Judge a message from the journal. A hole there is for good; the account counts it."""
+        if header.offset <= self.offset:
+            return Verdict.REPETITION
+        self.offset = header.offset
+        return Verdict.HANDLE
+
+    def heartbeat(self, head: int, last: int) -> None:
+        """Take in where the stream and the partition stand: after this nothing older can come.
+
+        Args:
+            head: the offset of the last event of all.
+            last: the offset of the partition's last event.
+        """
+        if last > self.offset:
+            self.replaying = True
+        elif not self.replaying:
+            self.offset = max(self.offset, head)
+
+    def caught_up(self, offset: int) -> None:
+        """Go live: the journal has nothing more of the partition up to an offset."""
+        self.offset = max(self.offset, offset)
+        self.replaying = False

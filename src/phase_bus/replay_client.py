@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import zmq
 
-from phase_bus.control import Fetch, Fetched
+from phase_bus.control import Fetch, Fetched, FetchedStates, FetchStates, ReadFailed, Reply
 from phase_bus.errors import BusUnreachableError, PhaseBusError, WireError
 from phase_bus.readable import Readable
 from phase_bus.wire import Header, decode_reply, encode_control, receive_frames, unpack_header
@@ -55,17 +56,52 @@ class ReplayClient:
         self._dealer.connect(endpoint)
         self._readable = Readable(self._dealer)
 
-    async def fetch(self, after: int, *, records: bool) -> Piece:
+    async def fetch(self, after: int, *, records: bool, partition: int | None = None) -> Piece:
         """Return what comes after an offset.
+
+        Args:
+            after: the offset.
+            records: whether batches of records are wanted too.
+            partition: only the records of this partition.
 
         Raises:
             BusUnreachableError: no answer came in time.
             PhaseBusError: the bus cannot read its journal; the message says why.
         """
+        frames = await self._ask(Fetch(after=after, records=records, partition=partition))
+        return _piece(frames)
+
+    async def fetch_states(
+        self, group: str, after: Mapping[int, int], only: int | None = None
+    ) -> dict[int, tuple[int, bytes | None]]:
+        """Return by share, in order, the position that a group has committed, and its state there.
+
+        Args:
+            group: the group's name.
+            after: by partition the position that is known already; what is not beyond it is left out.
+            only: this share alone; by default all partitions.
+
+        Raises:
+            BusUnreachableError: no answer came in time.
+            PhaseBusError: the bus cannot read its journal; the message says why.
+        """
+        known = dict(after)
+        states: dict[int, tuple[int, bytes | None]] = {}
+        while True:
+            frames = await self._ask(FetchStates(group=group, after=known, only=only))
+            answer = _answer(frames)
+            if not isinstance(answer, FetchedStates):
+                raise WireError("not the states of a group")
+            states |= answer.states
+            if answer.end:
+                return states
+            known |= {share: position for share, (position, _) in answer.states.items()}
+
+    async def _ask(self, request: Fetch | FetchStates) -> list[zmq.Frame]:
         dealer = self._dealer
         if dealer is None:
             raise BusUnreachableError(self._endpoint, 0.0)
-        dealer.send(encode_control(Fetch(after=after, records=records)))
+        dealer.send(encode_control(request))
         deadline_s = time.monotonic() + _TIMEOUT_S
         while (left_s := deadline_s - time.monotonic()) > 0 and dealer is self._dealer:
             await self._readable.wait(timeout_s=left_s)
@@ -75,7 +111,7 @@ class ReplayClient:
                 frames = receive_frames(dealer)
             except zmq.Again:
                 continue
-            return _piece(frames)
+            return frames
         if dealer is self._dealer:
             self.connect(self._endpoint)
         raise BusUnreachableError(self._endpoint, _TIMEOUT_S)
@@ -88,12 +124,17 @@ class ReplayClient:
             self._dealer = None
 
 
-def _piece(frames: list[zmq.Frame]) -> Piece:
+def _answer(frames: list[zmq.Frame]) -> Reply:
     answer = decode_reply(frames[0].buffer)
+    if isinstance(answer, ReadFailed):
+        raise PhaseBusError(f"the bus cannot read its journal: {answer.reason}")
+    return answer
+
+
+def _piece(frames: list[zmq.Frame]) -> Piece:
+    answer = _answer(frames)
     if not isinstance(answer, Fetched) or len(frames) % 3 != 1:
         raise WireError("not a piece of the journal")
-    if answer.error:
-        raise PhaseBusError(f"the bus cannot read its journal: {answer.error}")
     events = [
         (topic := frames[i].bytes, unpack_header(frames[i + 1].bytes, topic), frames[i + 2].buffer)
         for i in range(1, len(frames), 3)

@@ -115,7 +115,7 @@ class Rig:
     def _unfinished(self, status: Status) -> Iterator[tuple[Child, str]]:
         runs = [run.run_id for run in status.runs if run.status != "running"][-REMEMBERED_RUNS:]
         for child in self._supervisor.consumers:
-            info = self._supervisor.info(child, status)
+            info = child.standing(status)
             if child.returncode is not None or info is None:
                 continue
             for run_id in runs:
@@ -124,7 +124,7 @@ class Rig:
 
     def _tell_incomplete(self, status: Status) -> None:
         for child in self._supervisor.consumers:
-            info = self._supervisor.info(child, status)
+            info = child.standing(status)
             for run_id in info.incomplete_runs if info else ():
                 self.whole = False
                 self.progress.note(

@@ -1,16 +1,11 @@
-"""The process around a consumer: sockets, readiness, live and replay, checkpoints, signals."""
+"""The process around one consumer: readiness, live and replay, its position."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
-import socket
 import time
-import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -18,22 +13,13 @@ import zmq
 
 from phase_bus.address import Address
 from phase_bus.consumer import Consumer, handlers_of, subscriptions_of
-from phase_bus.control import Beat, Heard, Hello, State, Welcome
-from phase_bus.conversation import Conversation
+from phase_bus.consumer_process import BREATH_S, EVENT_TOPICS, FLUSH_S, ConsumerProcess
+from phase_bus.control import Beat, Heard, Hello, Welcome
 from phase_bus.dispatcher import Dispatcher
 from phase_bus.errors import BusUnreachableError, WireError
-from phase_bus.events import KINDS, EventBase, RunComplete
+from phase_bus.events import RunComplete
 from phase_bus.follower import Follower, Verdict
-from phase_bus.publisher import Publisher
-from phase_bus.readable import Readable
-from phase_bus.replay_client import ReplayClient
-from phase_bus.wire import (
-    WIRE_VERSION,
-    Header,
-    receive_frames,
-    topic_prefix,
-    unpack_header,
-)
+from phase_bus.wire import Header, topic_prefix, unpack_header
 
 logger = logging.getLogger("phase_bus.consumer")
 
@@ -42,18 +28,10 @@ Origin: TypeAlias = Literal["checkpoint", "start", "now"] | int
 _RECORDS = topic_prefix("records")
 _RUN_COMPLETE = topic_prefix("run_complete")  # every consumer learns of the end of runs
 _HEARTBEAT = topic_prefix("heartbeat")
-_BREATH_S = 0.005  # how long handlers may run before heartbeats and signals get a turn
 _DRAIN_S = 10.0
-_FLUSH_S = 1.0
-_GREETING_S = 1.0  # how long the bus's greeting may take
-_RECEIPT_S = 2.0
-
-# The accounts of runs, and the consumer's own state: what is kept with a position.
-encode_saved = msgspec.msgpack.Encoder().encode
-decode_saved = msgspec.msgpack.Decoder(tuple[bytes, bytes | None]).decode
 
 
-class ConsumerRunner:
+class ConsumerRunner(ConsumerProcess):
     """Runs one consumer against a bus, or against a publisher in direct mode.
 
     Args:
@@ -78,12 +56,8 @@ class ConsumerRunner:
         origin: Origin = "checkpoint",
         on_ready: Callable[[], None] | None = None,
     ) -> None:
-        address.check_connectable()
+        super().__init__(consumer.name, address, high_water_mark=high_water_mark, on_ready=on_ready)
         self.consumer = consumer
-        self.address = address
-        self.client_id = uuid.uuid4().hex
-        self.state: State = "starting"
-        self._on_ready = on_ready
         self._receipts = receipts
         self._origin = origin
         handlers = handlers_of(consumer)
@@ -91,13 +65,10 @@ class ConsumerRunner:
         self._wanted = tuple(topic.encode() for topic in wanted)
         records = any(topic.startswith(_RECORDS) or not topic for topic in self._wanted)
         self._follower = Follower(records=records)
-        # All kinds but records, wanted or not, so that no loss of an event can hide (docs/decisions/0007).
-        events = tuple(topic_prefix(kind) for kind in KINDS if kind != "records")
-        others = tuple(topic for topic in self._wanted if not topic.startswith((*events, _RECORDS)))
-        self._subscriptions = (*events, *others, _RECORDS) if records else (*events, *others)
+        others = tuple(topic for topic in self._wanted if not topic.startswith((*EVENT_TOPICS, _RECORDS)))
+        self._subscriptions = (*EVENT_TOPICS, *others, *((_RECORDS,) if records else ()))
         if address.direct:
             self._subscriptions = self._wanted
-        self._ready_topic = f"ready.{self.client_id}$".encode()
         self._dispatcher = Dispatcher(consumer, handlers, self._wanted, self.client_id)
         self._welcomed = asyncio.Event()
         self._placed = False  # whether the place to begin at is known
@@ -110,26 +81,6 @@ class ConsumerRunner:
         self._ends: dict[str, RunComplete] = {}  # of runs whose receipts are to be given
         self._flushed_events = 0  # how many events had been received when that was
         self._next_flush_s = 0.0
-        self._next_greeting_s = 0.0
-        self._stop = asyncio.Event()
-        self._signals = 0
-        self._publisher: Publisher | None = None
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._sub = self._context.socket(zmq.SUB)
-        self._sub.setsockopt(zmq.LINGER, 0)
-        self._sub.setsockopt(zmq.RCVHWM, high_water_mark)
-        self._sub.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        self._connected_to = ""
-        self._readable = Readable(self._sub)
-        self._replay: ReplayClient | None = None
-        self._conversation = Conversation(
-            self._context,
-            address,
-            hello=self._hello,
-            beat=self._beat,
-            on_welcome=self._be_welcomed,
-            on_heard=self._be_heard,
-        )
 
     async def run(self) -> None:
         """Start the consumer, handle events until stopped, then finish and flush.
@@ -155,49 +106,14 @@ class ConsumerRunner:
         finally:
             await self._close(control)
 
-    def stop(self) -> None:
-        """Ask :meth:`run` to finish. Call it from the event loop."""
-        self._stop.set()
-
-    def publish(self, event: EventBase) -> None:
-        """Publish an event for the consumer; in direct mode there is nowhere to publish it."""
-        if self._publisher is None and not self.address.direct:
-            self._publisher = Publisher(str(self.address), name=f"{self.consumer.name} (results)")
-        if self._publisher is not None:
-            self._publisher.publish(event)
-
-    def install_signals(self) -> None:
-        """Let the first SIGTERM or SIGINT finish and flush, and a second one end at once."""
-        loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._on_signal, signum)
-
-    def stop_on_eof(self, descriptor: int) -> None:
-        """Finish when a file descriptor ends: the process at its other end is gone."""
-        loop = asyncio.get_running_loop()
-
-        def read() -> None:
-            if not os.read(descriptor, 4096):
-                loop.remove_reader(descriptor)
-                self.stop()
-
-        loop.add_reader(descriptor, read)
-
-    def _on_signal(self, signum: int) -> None:
-        self._signals += 1
-        if self._signals > 1:
-            os._exit(128 + signum)
-        self.stop()
-
     # ---- the two conversations: control, and events ----
 
     async def _receive(self) -> None:
-        for prefix in self._subscriptions:
-            self._sub.subscribe(prefix)
+        self._live.subscribe(self._subscriptions)
         stopping = asyncio.create_task(self._stop.wait())
         try:
             if self.address.direct:
-                self._connect(self.address.direct_events)
+                self._live.connect(self.address.direct_events)
                 self._become_ready()
                 self._follower.replaying = False
             while not self._stop.is_set():
@@ -220,8 +136,9 @@ class ConsumerRunner:
             await self._fetch()
         else:
             await self._drain()
-            await self._readable.wait(stopping, timeout_s=_FLUSH_S)
-            self._ask_for_greeting()
+            await self._live.readable.wait(stopping, timeout_s=FLUSH_S)
+            if self.state == "starting":
+                self._live.ask_again()
         if time.monotonic() >= self._next_flush_s:
             await self._flush_when_moved()
 
@@ -261,16 +178,9 @@ class ConsumerRunner:
             # Never here before, or its data were set back to before the checkpoint: there is no account
             # of what it stored, so all is counted anew, but handled only after that.
             return 0
-        self._restore(welcome.state)
+        if welcome.state is not None:
+            self._dispatcher.restore(welcome.state)
         return kept
-
-    def _restore(self, saved: bytes | None) -> None:
-        if saved is None:
-            return
-        accounts, state = decode_saved(saved)
-        self._dispatcher.restore(accounts)
-        if state is not None:
-            self.consumer.restore(state)
 
     async def _fetch(self) -> None:
         """Handle the next piece of the journal."""
@@ -279,13 +189,13 @@ class ConsumerRunner:
             piece = await self._replay.fetch(self._follower.offset, records=self._follower.records)
         except BusUnreachableError:
             return  # it may have been restarted; the control connection finds out
-        breath_s = time.monotonic() + _BREATH_S
+        breath_s = time.monotonic() + BREATH_S
         for topic, header, payload in piece.events:
             await self._judge(topic, header, payload, replayed=True)
             now_s = time.monotonic()
             if now_s >= breath_s:
                 await asyncio.sleep(0)
-                breath_s = now_s + _BREATH_S
+                breath_s = now_s + BREATH_S
             if now_s >= self._next_flush_s:
                 await self._flush_when_moved()
             if self._stop.is_set() or not self._has_place:
@@ -299,19 +209,19 @@ class ConsumerRunner:
         Args:
             until_s: when to give up; by default as soon as the consumer is to stop.
         """
-        breath_s = time.monotonic() + _BREATH_S
+        breath_s = time.monotonic() + BREATH_S
         while self._has_place and (not self._follower.replaying or self.state == "starting"):
             try:
-                frames = receive_frames(self._sub)
+                frames = self._live.receive()
             except zmq.Again:
                 return
             await self._take(frames)
             now_s = time.monotonic()
             if now_s >= breath_s:
                 await asyncio.sleep(0)
-                breath_s = now_s + _BREATH_S
+                breath_s = now_s + BREATH_S
                 if until_s is None and (self._stop.is_set() or now_s >= self._next_flush_s):
-                    self._readable.look_again()
+                    self._live.readable.look_again()
                     return
             if until_s is not None and now_s > until_s:
                 logger.warning(
@@ -323,16 +233,7 @@ class ConsumerRunner:
 
     def _be_welcomed(self, welcome: Welcome) -> None:
         self._kept = None  # tell it anew
-        self._connect(self.address.endpoint(welcome.events))
-        if welcome.replay is not None:
-            endpoint = self.address.endpoint(welcome.replay)
-            if self._replay is None:
-                self._replay = ReplayClient(self._context, endpoint)
-            else:
-                self._replay.connect(endpoint)
-        elif self._replay is not None:
-            self._replay.close()
-            self._replay = None
+        super()._be_welcomed(welcome)
         same = bool(welcome.journal_id) and welcome.journal_id == self._journal_id
         if self._bus_id and self._bus_id != welcome.bus_id and not same:
             # Another stream: the old one's offsets say nothing about it.
@@ -340,38 +241,9 @@ class ConsumerRunner:
         self._bus_id, self._journal_id = welcome.bus_id, welcome.journal_id
         self._welcomed.set()
 
-    def _connect(self, endpoint: str) -> None:
-        if endpoint == self._connected_to:
-            return
-        if self._connected_to:
-            self._sub.disconnect(self._connected_to)
-        self._sub.connect(endpoint)
-        self._connected_to = endpoint
-        # After the others on the same connection: once the bus answers it, all are in force. (What was
-        # subscribed to before the connection is sent in the order of the alphabet.)
-        self._sub.subscribe(self._ready_topic)
-        self._readable.look_again()
-
-    def _ask_for_greeting(self) -> None:
-        """Subscribe to the bus's greeting again, should the first one have found the queue full."""
-        now_s = time.monotonic()
-        if self.state == "starting" and self._connected_to and now_s >= self._next_greeting_s:
-            if self._next_greeting_s:
-                self._sub.unsubscribe(self._ready_topic)
-                self._sub.subscribe(self._ready_topic)
-                self._readable.look_again()
-            self._next_greeting_s = now_s + _GREETING_S
-
     def _be_heard(self, heard: Heard) -> None:
         self._dispatcher.forget_dead_letters(heard.dead_letters)
         self._kept = self._told
-
-    def _become_ready(self) -> None:
-        if self.state == "starting":
-            self.state = "ready"
-            self._conversation.tell_news()
-            if self._on_ready is not None:
-                self._on_ready()
 
     # ---- one event ----
 
@@ -379,7 +251,7 @@ class ConsumerRunner:
         """Take a message of the live queue."""
         try:
             topic = frames[0].bytes
-            if topic == self._ready_topic:
+            if self._live.is_greeting(topic):
                 self._subscriptions_in_force()
                 return
             _, header_frame, payload = frames
@@ -444,45 +316,35 @@ class ConsumerRunner:
             run_id, end = self._ends.popitem()
             receipt = self._dispatcher.receipt(end)
             self.publish(receipt)
-            if self._publisher is not None:
-                # The summary and the receipt are on the bus before the run counts as handled.
-                await asyncio.to_thread(self._publisher.flush, _RECEIPT_S)
+            # The summary and the receipt are on the bus before the run counts as handled.
+            await self._flush_publisher()
             self._dispatcher.finished(run_id, whole=receipt.complete)
             self._conversation.tell_news()
 
     async def _flush_when_moved(self) -> None:
         if self._dispatcher.received != self._flushed_events:
             await self._flush()
-        self._next_flush_s = time.monotonic() + _FLUSH_S
+        self._next_flush_s = time.monotonic() + FLUSH_S
 
     async def _flush(self) -> None:
         """Let the consumer write out; if it could, give receipts and remember the position."""
-        try:
-            await self.consumer.flush()
-        except Exception:
-            logger.exception("consumer %r could not write out; trying again", self.consumer.name)
+        if not await self._dispatcher.flush():
             return
         self._flushed_events = self._dispatcher.received
-        self._dispatcher.written()
         await self._give_receipts()
         self._keep_position()
 
     def _keep_position(self) -> None:
         if self._placed and self._receipts:
-            saved = encode_saved((self._dispatcher.saved(), self.consumer.state()))
-            self._flushed = (self._follower.offset, saved)
+            self._flushed = (self._follower.offset, self._dispatcher.saved())
 
     # ---- what the bus is told ----
 
     def _hello(self) -> Hello:
-        return Hello(
-            client_id=self.client_id,
+        return msgspec.structs.replace(
+            super()._hello(),
             role="consumer" if self._receipts else "client",
-            name=self.consumer.name,
-            pid=os.getpid(),
-            host=socket.gethostname(),
             subscriptions=tuple(topic.decode() for topic in self._wanted),
-            wire_version=WIRE_VERSION,
         )
 
     def _beat(self) -> Beat:
@@ -501,17 +363,3 @@ class ConsumerRunner:
             saved=saved,
             dead_letters=tuple(dispatcher.dead_letters),
         )
-
-    async def _close(self, control: asyncio.Task[None] | None) -> None:
-        try:
-            if control is not None:
-                control.cancel()
-                with suppress(asyncio.CancelledError):
-                    await control
-            if self._publisher is not None:
-                await asyncio.to_thread(self._publisher.close)
-        finally:
-            if self._replay is not None:
-                self._replay.close()
-            self._sub.close(linger=0)
-            self._context.destroy()

@@ -16,7 +16,7 @@ from phase_bus.bus.journal import Limits
 from phase_bus.bus.server import BusOptions
 from phase_bus.client import BusClient
 from phase_bus.config import Config, ConsumerConfig
-from phase_bus.control import ClientInfo, Status
+from phase_bus.control import ClientInfo, GroupInfo, Status
 from phase_bus.errors import BusUnreachableError, PhaseBusError
 
 _POLL_S = 0.05
@@ -55,6 +55,7 @@ class Child:
         self._arguments = arguments
         self._say = say
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._complaint = ""  # the last error that it told in a line of its own
         self._quiet = True  # until it is up: a failure to start is told once, by who waits for it
         self._process: asyncio.subprocess.Process | None = None
         self._pump: asyncio.Task[None] | None = None
@@ -100,13 +101,11 @@ class Child:
         """Return why it ended, once it has: its error line, or its exit code."""
         if self._pump is not None:
             await self._pump
-        lines = list(self._lines)
-        for line in lines:
-            if line.startswith("phase-bus: "):
-                return line.removeprefix("phase-bus: ")
-        for line in lines:
-            self._say(self.name, line)
-        return f"{self.name} {describe_exit(self.returncode)} while starting"
+        if self._complaint:
+            return self._complaint
+        up = not self._quiet
+        self.speak()
+        return f"{self.name} {describe_exit(self.returncode)}" + ("" if up else " while starting")
 
     async def stop(self) -> bool:
         """Ask it to finish and wait; kill it if it does not. Return whether it finished by itself."""
@@ -140,11 +139,43 @@ class Child:
             if not raw:
                 break
             line = raw.decode(errors="replace").rstrip("\n")
+            if line.startswith("phase-bus: "):
+                self._complaint = line.removeprefix("phase-bus: ")
             if self._quiet:
                 self._lines.append(line)
             else:
                 self._say(self.name, line)
         await process.wait()
+
+
+class ConsumerChild(Child):
+    """A consumer's process; with several workers, the one that keeps them running.
+
+    Attributes:
+        config: what is to run.
+    """
+
+    def __init__(self, config: ConsumerConfig, address: str, say: Say) -> None:
+        super().__init__(config.title, _consumer_arguments(config, address), say)
+        self.config = config
+
+    def is_ready(self, status: Status) -> bool:
+        """Return whether the bus knows all its workers as ready."""
+        return len([c for c in self._clients(status) if c.state == "ready"]) >= self.config.workers
+
+    def standing(self, status: Status) -> ClientInfo | GroupInfo | None:
+        """Return what the bus knows of its work, which in a group is that of all its members."""
+        clients = self._clients(status)
+        group = self.config.title if self.config.workers > 1 else clients[0].group if clients else ""
+        if group:
+            return next((info for info in status.groups if info.name == group), None)
+        return clients[0] if clients else None
+
+    def _clients(self, status: Status) -> list[ClientInfo]:
+        consumers = [client for client in status.clients if client.role == "consumer"]
+        if self.config.workers > 1:
+            return [client for client in consumers if client.group == self.config.title]
+        return [client for client in consumers if client.pid == self.pid]
 
 
 class Supervisor:
@@ -165,12 +196,12 @@ class Supervisor:
         self._say = say
         self._on_death = on_death
         self._bus: Child | None = None
-        self._consumers: list[Child] = []
+        self._consumers: list[ConsumerChild] = []
         self._watchers: list[asyncio.Task[None]] = []
         self._client = BusClient(own_address)
 
     @property
-    def consumers(self) -> tuple[Child, ...]:
+    def consumers(self) -> tuple[ConsumerChild, ...]:
         """The consumers' processes."""
         return tuple(self._consumers)
 
@@ -186,8 +217,7 @@ class Supervisor:
         self._bus = Child("bus", _bus_arguments(addresses, self.config), self._say)
         await self._bus.start()
         self._consumers = [
-            Child(c.title, _consumer_arguments(c, str(self.address)), self._say)
-            for c in self.config.consumers
+            ConsumerChild(config, str(self.address), self._say) for config in self.config.consumers
         ]
         await asyncio.gather(*(child.start() for child in self._consumers))
         status = await self._wait_ready(self._bus)
@@ -209,13 +239,6 @@ class Supervisor:
             await asyncio.to_thread(self._client.end_runs, reason)
         except BusUnreachableError:
             self._say("phase-bus", "the bus does not answer; runs cannot be ended")
-
-    def info(self, child: Child, status: Status) -> ClientInfo | None:
-        """Return what the bus knows of a consumer's process."""
-        for client in status.clients:
-            if client.pid == child.pid and client.role == "consumer":
-                return client
-        return None
 
     async def stop(self) -> None:
         """End the consumers, then the bus."""
@@ -239,7 +262,7 @@ class Supervisor:
                             raise StartError(child.name, await child.failure())
                     status = await self._try_status()
                     if status is not None:
-                        waiting = [c for c in self._consumers if not self._is_ready(c, status)]
+                        waiting = [c for c in self._consumers if not c.is_ready(status)]
                         if not waiting:
                             return status
                     await asyncio.sleep(_POLL_S)
@@ -252,10 +275,6 @@ class Supervisor:
             return await asyncio.to_thread(self._client.status, 0.2)
         except BusUnreachableError:
             return None
-
-    def _is_ready(self, child: Child, status: Status) -> bool:
-        info = self.info(child, status)
-        return info is not None and info.state == "ready"
 
     async def _watch(self, child: Child) -> None:
         await child.wait()
@@ -291,7 +310,11 @@ def _bus_arguments(addresses: Sequence[str], config: Config) -> list[str]:
 
 
 def _consumer_arguments(consumer: ConsumerConfig, address: str) -> list[str]:
-    arguments = ["consume", consumer.use, "--name", consumer.title, "--address", address]
+    arguments = ["consume", consumer.use, "--address", address]
+    if consumer.workers > 1:
+        arguments += ["--group", consumer.title, "--workers", str(consumer.workers)]
+    else:
+        arguments += ["--name", consumer.title]
     for key, value in consumer.set.items():
         arguments += ["--set", f"{key}={_as_text(value)}"]
     return arguments

@@ -32,6 +32,7 @@ from phase_bus.events import KINDS, Event, EventBase, Records
 WIRE_VERSION = 2
 HEADER = struct.Struct("<BxxxI16sQQQQ")
 TOPIC_END = "$"
+NO_PARTITION = -1  # of events that are no records
 
 # As plain numbers: combining pyzmq's enumerations costs more than sending.
 _SNDMORE, _NOBLOCK = int(zmq.SNDMORE), int(zmq.NOBLOCK)
@@ -110,6 +111,26 @@ def parse_topic(topic: bytes) -> Topic:
     qualifier = rest.removesuffix(TOPIC_END)
     # A run id may hold dots ("llama-3.1"); only records have something before it.
     return Topic(kind, qualifier.partition(".")[2] if kind == Records.kind else qualifier)
+
+
+@functools.lru_cache(maxsize=4096)
+def partition_of(topic: bytes) -> int:
+    """Return the partition of a topic of records, :data:`NO_PARTITION` for any other topic.
+
+    Raises:
+        WireError: it is a topic of records without a number.
+    """
+    if not topic.startswith(b"records."):
+        return NO_PARTITION
+    number = topic.split(b".", 2)[1]
+    if not (number.isdigit() and len(number) <= 4):
+        raise WireError("the topic is not 'records.<partition>.<run>$'", topic)
+    return int(number)
+
+
+def partition_prefix(partition: int) -> bytes:
+    """Return the prefix that subscribes to one partition of the records of all runs."""
+    return f"records.{partition:02d}.".encode()
 
 
 def topic_prefix(kind: str, run_id: str | None = None) -> bytes:

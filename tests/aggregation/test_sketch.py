@@ -115,7 +115,7 @@ def test_at_the_bound_the_lowest_bins_collapse_and_high_quantiles_stay_right() -
     sketch = sketch_of(values, max_bins=1000)
     assert sketch.collapsed
     assert not sketch_of(values, max_bins=8192).collapsed
-    assert len(sketch.to_dict()["positive"]["counts"]) == 1000 * 8
+    assert len(sketch.ranges()[2]) <= 1000
     assert sketch.count == len(values)
     exact = np.percentile(values, 99)
     assert abs(sketch.quantiles([0.99])[0] / exact - 1) <= ERROR * ROUNDING

@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from phase_bus.aggregation.metric import Options
-from phase_bus.aggregation.state import RunState
+from phase_bus.aggregation.options import Options
+from phase_bus.aggregation.state import RunState, Span
 from phase_bus.aggregation.summary import PERCENTILES, render_text, summarize
 from phase_bus.aggregation.units import METRICS, describe
 from phase_bus.events import PhaseRef, Records, RunComplete
@@ -59,7 +59,7 @@ def run_of(phases: dict[PhaseRef, list[Any]], options: Options = Options()) -> R
 def test_the_numbers_of_a_phase() -> None:
     latencies = [int(v) for v in np.random.default_rng(3).lognormal(17, 1, 90)]
     run = run_of({PROFILING: [*latencies, *[None] * 10]})
-    run.phases[1].start_ns, run.phases[1].end_ns = T0, T0 + 2_000_000_000
+    run.spans[PROFILING] = Span(T0, T0 + 2_000_000_000)
     phase = summarize(run, final=True)["phases"][0]
     assert (phase["name"], phase["kind"], phase["index"]) == ("profiling", "profiling", 1)
     assert (phase["requests"], phase["successful"], phase["failed"]) == (100, 90, 10)
@@ -91,9 +91,8 @@ def test_without_the_phases_times_the_records_tell_the_duration() -> None:
 
 def test_overall_is_over_all_phases() -> None:
     run = run_of({WARMUP: [100, None], PROFILING: [300, 500]})
-    for index, (start, end) in {0: (0, 1), 1: (3, 4)}.items():
-        run.phases[index].start_ns = T0 + start * 10**9
-        run.phases[index].end_ns = T0 + end * 10**9
+    run.spans[WARMUP] = Span(T0, T0 + 10**9)
+    run.spans[PROFILING] = Span(T0 + 3 * 10**9, T0 + 4 * 10**9)
     summary = summarize(run)
     overall = summary["overall"]
     assert [p["name"] for p in summary["phases"]] == ["warmup", "profiling"]
@@ -113,7 +112,7 @@ def test_missing_records_are_told() -> None:
 
 def test_a_run_without_records_has_a_summary() -> None:
     run = RunState("run-1")
-    run.phase(PROFILING)
+    run.span(PROFILING)
     summary = summarize(run)
     assert summary["phases"][0]["success_rate"] is None
     assert summary["phases"][0]["request_throughput"] is None
@@ -152,7 +151,7 @@ def test_the_text_is_at_most_100_columns_and_in_ms() -> None:
 
 def test_marks_in_names_are_no_markup() -> None:
     run = RunState("run-1")
-    run.phase(PhaseRef("a [bold]phase", index=0)).update(
+    run.update(
         RecordBatch(
             Records(
                 run_id="run-1",

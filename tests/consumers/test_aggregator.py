@@ -119,6 +119,7 @@ async def test_several_runs_at_once_and_one_after_another_are_kept_apart(tmp_pat
     await consumer.start()
     await consumer.on_records(records("b", [7]))
     await whole_run(consumer, "a")
+    await consumer.stop()
     assert {run: s["records"] for run, s in written(tmp_path).items()} == {"a": 4, "b": 1}
     later, _ = aggregator(tmp_path)
     await later.start()

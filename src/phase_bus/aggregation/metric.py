@@ -8,29 +8,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct
 
+from phase_bus.aggregation.histogram import count_ranges, count_values, edges
 from phase_bus.aggregation.moments import Moments
-from phase_bus.aggregation.sketch import RELATIVE_ERROR, DDSketch, FloatArray, interpolate, ranks
+from phase_bus.aggregation.options import Options
+from phase_bus.aggregation.packing import FloatArray, IntArray, pack_values, unpack_values
+from phase_bus.aggregation.sketch import DDSketch, interpolate, ranks
 
-EXACT_LIMIT = 16_384
-
-# Values are summed and binned this many at a time: enough for numpy to be fast, and within the cache.
-_CHUNK = 4096
+# Values are summed in chunks counted from the first value, so that batches leave no trace. What waits for
+# its chunk to be full is part of the state, and so of what is written at every checkpoint.
+_CHUNK = 1024
+# So many are looked into at a time, where there is a choice: enough for numpy to be fast.
+_BLOCK = 4 * _CHUNK
 
 _Number = TypeVar("_Number", int, float)
-
-
-class Options(Struct, frozen=True):
-    """How a state summarises values. Only states of equal options can be merged.
-
-    Attributes:
-        relative_error: the largest relative error of a percentile that is not exact.
-        exact_limit: up to how many values of one metric and phase percentiles are exact; 8 bytes each.
-    """
-
-    relative_error: float = RELATIVE_ERROR
-    exact_limit: int = EXACT_LIMIT
 
 
 class MetricState:
@@ -52,11 +43,11 @@ class MetricState:
         self._min: float | None = None
         self._max: float | None = None
         self._sketch: DDSketch | None = None  # None while exact
-        # While exact all values, of which the first _settled_count are settled; then those that are
-        # not. Values are settled in chunks counted from the first one: thus batches leave no trace.
+        # While exact all values, of which the first _settled_count are settled; then those that are not.
         self._buffer: FloatArray = np.empty(0)
         self._filled = 0
         self._settled_count = 0
+        self._room = 0  # up to where the buffer can be filled without a further thought
 
     @property
     def count(self) -> int:
@@ -118,6 +109,27 @@ class MetricState:
         result: list[float] = np.clip(found, state._min, state._max).tolist()
         return result
 
+    def histogram(self, bins: int) -> tuple[FloatArray, IntArray]:
+        """Return edges, shape (n + 1,), and how many values lie between them, shape (n,), for a plot.
+
+        The edges go from the least to the largest value, at equal distances, or at equal ratios where
+        all values are positive and span a decade. There are ``bins`` bins, or fewer where the values
+        differ too little for so many; both arrays are empty without values. Once the percentiles are
+        not exact, a count is shared out as if values lay evenly within a bin of the sketch.
+
+        Raises:
+            ValueError: ``bins`` is not at least 1.
+        """
+        state = self.settled()
+        if state._min is None or state._max is None:
+            return np.empty(0), np.empty(0, dtype=np.int64)
+        at = edges(state._min, state._max, bins)
+        if state._sketch is None:
+            return at, count_values(state._values(), at)
+        low, high, counts = state._sketch.ranges()
+        low, high = (np.clip(end, state._min, state._max) for end in (low, high))
+        return at, count_ranges(low, high, counts, at)
+
     def update(self, values: npt.NDArray[Any]) -> None:
         """Add a column of numbers, shape (n,). NaN and infinity are counted and set aside."""
         if values.dtype.kind == "f":
@@ -126,38 +138,45 @@ class MetricState:
             if strange:
                 self.set_aside += strange
                 values = values[finite]
-        if self._sketch is None and self._filled + len(values) > self.options.exact_limit:
-            self._leave_exact()
-        if self._sketch is None:
-            self._keep(values)
+        end = self._filled + len(values)
+        if end <= self._room:
+            self._buffer[self._filled : end] = values
+            self._filled = end
         else:
-            self._pass(values)
+            self._make_room(values)
 
-    def merge(self, other: MetricState) -> None:
-        """Add what another state knows; it stays as it is.
+    def merge(self, *others: MetricState) -> None:
+        """Add what other states know; they stay as they are.
+
+        The result is exact if all of them are, however many values that makes: the limit is of the
+        values that one state is updated with.
 
         Raises:
-            ValueError: the other has other options.
+            ValueError: another has other options.
         """
-        if self.options != other.options:
-            raise ValueError(f"cannot merge states of {self.options} and {other.options}")
+        for other in others:
+            if self.options != other.options:
+                raise ValueError(f"cannot merge states of {self.options} and {other.options}")
         self._settle()
-        other = other.settled()
-        fits = self.count + other.count <= self.options.exact_limit
-        if self.exact and other.exact and fits:
+        others = tuple(other.settled() for other in others)
+        kept = [state._values() for state in (self, *others) if state._sketch is None]
+        if len(kept) == 1 + len(others):
             # Sorted, since the order of merging must not show; + 0.0 makes -0.0 a plain zero.
-            self._buffer = np.sort(np.concatenate([self._values(), other._values()])) + 0.0
+            self._buffer = np.sort(np.concatenate(kept)) + 0.0
             self._filled = self._settled_count = len(self._buffer)
+            self._room = 0
         else:
             self._leave_exact()
             assert self._sketch is not None
-            if other._sketch is None:
-                self._sketch.update(other._values())
-            else:
-                self._sketch.merge(other._sketch)
-        self.set_aside += other.set_aside
-        self._moments.merge(other._moments)
-        self._min, self._max = least(self._min, other._min), most(self._max, other._max)
+            for other in others:
+                if other._sketch is None:
+                    self._sketch.update(other._values())
+                else:
+                    self._sketch.merge(other._sketch)
+        for other in others:
+            self.set_aside += other.set_aside
+            self._moments.merge(other._moments)
+            self._min, self._max = least(self._min, other._min), most(self._max, other._max)
 
     def settled(self) -> MetricState:
         """Return this state for reading: itself, or a copy where values are not yet summed."""
@@ -172,30 +191,35 @@ class MetricState:
         state = copy(self)
         state._moments = self._moments.copy()
         state._sketch = None if self._sketch is None else self._sketch.copy()
-        state._buffer = self._values().copy()
+        state._buffer, state._room = self._values().copy(), 0
         return state
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content for msgpack."""
+        """Return the content for msgpack; equal content gives equal bytes."""
+        self._settle_chunks()
         return {
-            "options": [self.options.relative_error, self.options.exact_limit],
             "set_aside": self.set_aside,
             "moments": self._moments.to_dict(),
             "min": self._min,
             "max": self._max,
-            "values": self._values().astype("<f8").tobytes(),
+            "values": pack_values(self._values()),
             "settled": self._settled_count,
             "sketch": None if self._sketch is None else self._sketch.to_dict(),
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> MetricState:
-        """Return the state that :meth:`to_dict` gave as ``data``, to go on with."""
-        state = cls(Options(*data["options"]))
+    def from_dict(cls, data: Mapping[str, Any], options: Options) -> MetricState:
+        """Return the state that :meth:`to_dict` gave as ``data``, to go on with.
+
+        Args:
+            data: it.
+            options: those of that state.
+        """
+        state = cls(options)
         state.set_aside, state._settled_count = data["set_aside"], data["settled"]
         state._moments = Moments.from_dict(data["moments"])
         state._min, state._max = data["min"], data["max"]
-        state._buffer = np.frombuffer(data["values"], "<f8").astype(np.float64)
+        state._buffer = unpack_values(data["values"])
         state._filled = len(state._buffer)
         if data["sketch"] is not None:
             state._sketch = DDSketch.from_dict(data["sketch"])
@@ -204,64 +228,64 @@ class MetricState:
     def _values(self) -> FloatArray:
         return self._buffer[: self._filled]
 
-    def _keep(self, values: npt.NDArray[Any]) -> None:
-        """Take in values while exact."""
+    def _make_room(self, values: npt.NDArray[Any]) -> None:
+        """Add values that do not fit in, or hardly."""
+        if self._sketch is None and self._filled + len(values) > self.options.exact_limit:
+            self._leave_exact()
+        if self._sketch is not None:
+            while self._filled + len(values) >= _BLOCK:
+                part = values[: _BLOCK - self._filled]
+                self._append(part)
+                self._settle_chunks()
+                values = values[len(part) :]
+        self._append(values)
+
+    def _append(self, values: npt.NDArray[Any]) -> None:
         end = self._filled + len(values)
-        self._reserve(end, self.options.exact_limit)
-        self._buffer[self._filled : end] = values
-        self._filled = end
-        while self._filled - self._settled_count >= _CHUNK:
-            start, self._settled_count = self._settled_count, self._settled_count + _CHUNK
-            self._add_chunk(self._buffer[start : self._settled_count])
-
-    def _pass(self, values: npt.NDArray[Any]) -> None:
-        """Take in values once they are no longer kept."""
-        self._reserve(_CHUNK, _CHUNK)
-        start = 0
-        while start < len(values):
-            part = values[start : start + _CHUNK - self._filled]
-            start += len(part)
-            if len(part) == _CHUNK:
-                self._add_chunk(np.asarray(part, dtype=np.float64))
-                continue
-            self._buffer[self._filled : self._filled + len(part)] = part
-            self._filled += len(part)
-            if self._filled == _CHUNK:
-                self._filled = 0
-                self._add_chunk(self._buffer[:_CHUNK])
-
-    def _reserve(self, needed: int, limit: int) -> None:
-        if needed > len(self._buffer):
-            buffer = np.empty(min(max(needed, 2 * len(self._buffer)), limit))
+        if end > len(self._buffer):
+            limit = self.options.exact_limit if self._sketch is None else _BLOCK
+            buffer = np.empty(min(max(end, 2 * len(self._buffer)), limit))
             buffer[: self._filled] = self._values()
             self._buffer = buffer
+            self._room = len(buffer) if self._sketch is None else len(buffer) - 1
+        self._buffer[self._filled : end] = values
+        self._filled = end
+
+    def _settle_chunks(self) -> None:
+        """Sum the chunks that are full; once not exact, only what waits for its chunk is kept."""
+        full = (self._filled - self._settled_count) // _CHUNK * _CHUNK
+        if full:
+            self._settle_next(full, _CHUNK)
 
     def _settle(self) -> None:
-        """Sum what waits for its chunk to be full."""
-        waiting = self._buffer[self._settled_count : self._filled]
+        """Sum everything, full chunk or not: nothing can be added as if it had not been looked at."""
+        self._settle_chunks()
+        rest = self._filled - self._settled_count
+        if rest:
+            self._settle_next(rest, rest)
+
+    def _settle_next(self, count: int, chunk: int) -> None:
+        start, end = self._settled_count, self._settled_count + count
+        values = self._buffer[start:end]
+        low, high = self._moments.add(values.reshape(-1, chunk))
+        # + 0.0 turns -0.0 into 0.0: which of two equal zeros came first must not show.
+        self._min, self._max = least(self._min, low + 0.0), most(self._max, high + 0.0)
         if self._sketch is None:
-            self._settled_count = self._filled
+            self._settled_count = end
         else:
-            self._filled = 0
-        if len(waiting):
-            self._add_chunk(waiting)
+            self._sketch.update_between(values, low, high)
+            self._filled -= end
+            self._buffer[: self._filled] = self._buffer[end : end + self._filled]
 
     def _leave_exact(self) -> None:
         """Go over to the sketch; what waits goes on waiting."""
         if self._sketch is not None:
             return
+        self._settle_chunks()
         self._sketch = DDSketch(self.options.relative_error)
         self._sketch.update(self._buffer[: self._settled_count])
         self._buffer = self._buffer[self._settled_count : self._filled].copy()
-        self._filled, self._settled_count = len(self._buffer), 0
-
-    def _add_chunk(self, values: FloatArray) -> None:
-        # + 0.0 turns -0.0 into 0.0: which of two equal zeros came first must not show.
-        low, high = float(values.min()) + 0.0, float(values.max()) + 0.0
-        self._moments.add(values, low, high)
-        self._min, self._max = least(self._min, low), most(self._max, high)
-        if self._sketch is not None:
-            self._sketch.update(values)
+        self._filled, self._settled_count, self._room = len(self._buffer), 0, 0
 
 
 def least(a: _Number | None, b: _Number | None) -> _Number | None:

@@ -31,20 +31,31 @@ class Moments:
         self._sum = 0  # in units of 2**-_SCALE
         self._squares = 0  # in units of 2**-(2 * _SCALE)
 
-    def add(self, values: npt.NDArray[np.float64], low: float, high: float) -> None:
-        """Add finite values, shape (n,), n at least 1, of which the least and largest are known."""
-        n = len(values)
+    def add(self, rows: npt.NDArray[np.float64]) -> tuple[float, float]:
+        """Add finite values, shape (k, n), n at least 1, summed row by row; return the least and largest.
+
+        What a row adds depends on that row alone.
+        """
+        lows, highs = np.minimum.reduce(rows, axis=1), np.maximum.reduce(rows, axis=1)
+        low, high = float(np.minimum.reduce(lows)), float(np.maximum.reduce(highs))
+        n = rows.shape[1]
         if low == high:
-            self._add_about(n, low, 0.0, 0.0)
+            self._add_about(rows.size, low, 0.0, 0.0)
+        elif len(rows) > 1 and (max(-low, high) > _HUGE or (highs - lows).min() < _TINY):
+            for row in rows:
+                self.add(row[np.newaxis])
         elif max(-low, high) > _HUGE or high - low < _TINY:
-            self._add_exactly(values)
+            self._add_exactly(rows[0])
         else:
             # A pivot of 24 bits makes the differences of integers exact.
-            pivot = float(np.float32(float(np.add.reduce(values)) / n))
-            difference = values - pivot
-            total = float(np.add.reduce(difference))
+            pivots = (np.add.reduce(rows, axis=1) / n).astype(np.float32).astype(np.float64)
+            difference = rows - pivots[:, np.newaxis]
+            totals = np.add.reduce(difference, axis=1)
             np.multiply(difference, difference, out=difference)
-            self._add_about(n, pivot, total, float(np.add.reduce(difference)))
+            squares = np.add.reduce(difference, axis=1)
+            for row in zip(pivots.tolist(), totals.tolist(), squares.tolist(), strict=True):
+                self._add_about(n, *row)
+        return low, high
 
     def merge(self, other: Moments) -> None:
         """Add what another has summed; it stays as it is."""

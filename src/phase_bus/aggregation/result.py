@@ -46,10 +46,14 @@ class RunResult:
         elif isinstance(event, RunComplete):
             self.end = event
         elif isinstance(event, PhaseEvent) and isinstance(event, _WITH_TIMES):
-            phase = self.state.phase(event.phase)
-            phase.start_ns = phase.start_ns if event.stats.start_ns is None else event.stats.start_ns
-            phase.end_ns = phase.end_ns if event.stats.end_ns is None else event.stats.end_ns
+            span = self.state.span(event.phase)
+            span.start_ns = span.start_ns if event.stats.start_ns is None else event.stats.start_ns
+            span.end_ns = span.end_ns if event.stats.end_ns is None else event.stats.end_ns
 
-    def summary(self) -> dict[str, Any]:
-        """Return the document of :func:`~phase_bus.aggregation.summary.summarize`."""
-        return summarize(self.state, final=self.final, end=self.end)
+    def summary(self, recent_windows: int | None = None) -> dict[str, Any]:
+        """Return the document of :func:`~phase_bus.aggregation.summary.summarize`.
+
+        Args:
+            recent_windows: tell only so many windows over time, the last ones.
+        """
+        return summarize(self.state, final=self.final, end=self.end, recent_windows=recent_windows)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+from phase_bus.aggregation.packing import FloatArray, IntArray, pack_counts, unpack_counts
 
 RELATIVE_ERROR = 0.005
 MAX_BINS = 4096
@@ -78,14 +78,18 @@ class Bins:
         """Whether keys were too far below the highest one to keep a bin of their own."""
         return self.lowest is not None and self.lowest < self.offset
 
-    def add(self, keys: IntArray, times: int = 1) -> None:
-        """Count the keys, shape (n,), n at least 1, so many times. The array may be overwritten."""
-        lowest, highest = int(keys.min()), int(keys.max())
+    def add(self, keys: IntArray) -> None:
+        """Count the keys, shape (n,), n at least 1, each once. The array may be overwritten."""
+        lowest, highest = int(np.minimum.reduce(keys)), int(np.maximum.reduce(keys))
         base = max(lowest, highest - self.limit + 1)
         if base > lowest:
             np.maximum(keys, base, out=keys)
         keys -= base
-        self._absorb(base, np.bincount(keys) * times, lowest)
+        self._absorb(base, np.bincount(keys), lowest)
+
+    def add_one(self, key: int, times: int) -> None:
+        """Count one key so many times."""
+        self._absorb(key, np.array([times]), key)
 
     def merge(self, other: Bins) -> None:
         """Add the counts of other bins with the same limit, which stay as they are."""
@@ -107,15 +111,25 @@ class Bins:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content; equal bins give equal dicts in equal order."""
-        counts = self.counts.astype("<i8").tobytes()
-        return {"offset": self.offset, "counts": counts, "lowest": self.lowest}
+        seen = np.flatnonzero(self.counts)
+        return {"lowest": self.lowest, "counts": pack_counts(seen + self.offset, self.counts[seen])}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], limit: int) -> Bins:
         """Return the bins that :meth:`to_dict` gave as ``data``."""
         bins = cls(limit)
-        bins.offset, bins.lowest = data["offset"], data["lowest"]
-        bins.counts = np.frombuffer(data["counts"], "<i8").astype(np.int64)
+        bins.lowest = data["lowest"]
+        keys, counts = unpack_counts(data["counts"])
+        if len(keys):
+            bins.offset = int(keys[0])
+            bins.counts = np.zeros(int(keys[-1]) - bins.offset + 1, dtype=np.int64)
+            bins.counts[keys - bins.offset] = counts
+        return bins
+
+    def copy(self) -> Bins:
+        """Return the same bins, to go on with separately."""
+        bins = copy(self)
+        bins.counts = self.counts.copy()
         return bins
 
 
@@ -171,11 +185,13 @@ class DDSketch:
 
     def update(self, values: FloatArray) -> None:
         """Count a column of finite values, shape (n,), which stays as it is."""
-        if not len(values):
-            return
-        low = values.min()
-        if low == values.max():
-            self._add_equal(values[:1], len(values))  # many metrics hardly ever change
+        if len(values):
+            self.update_between(values, values.min(), values.max())
+
+    def update_between(self, values: FloatArray, low: float, high: float) -> None:
+        """Count a column, n at least 1, of which the least and the largest value are known."""
+        if low == high:
+            self._add_equal(low, len(values))  # many metrics hardly ever change
         elif low > 0.0:
             self._positive.add(self._keys(values))
         else:
@@ -219,9 +235,20 @@ class DDSketch:
             fraction,
         )
 
+    def ranges(self) -> tuple[FloatArray, FloatArray, IntArray]:
+        """Return the lower and upper ends of the bins that hold values, ascending, and their counts."""
+        negative, zeros, positive = self._negative, np.zeros(1), self._positive
+        up, down = self._edges(positive), -self._edges(negative)[::-1]
+        low = np.concatenate([down[:-1], zeros, up[:-1]])
+        high = np.concatenate([down[1:], zeros, up[1:]])
+        counts = np.concatenate([negative.counts[::-1], np.array([self._zeros]), positive.counts])
+        return low[counts > 0], high[counts > 0], counts[counts > 0]
+
     def copy(self) -> DDSketch:
         """Return a sketch of the same content that changes on its own."""
-        return DDSketch.from_dict(self.to_dict())
+        sketch = copy(self)
+        sketch._positive, sketch._negative = self._positive.copy(), self._negative.copy()
+        return sketch
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content for msgpack; equal content gives equal bytes."""
@@ -242,13 +269,13 @@ class DDSketch:
         sketch._negative = Bins.from_dict(data["negative"], sketch.max_bins)
         return sketch
 
-    def _add_equal(self, value: FloatArray, count: int) -> None:
-        """Count one value, shape (1,), so many times."""
-        if value[0] == 0.0:
+    def _add_equal(self, value: float, count: int) -> None:
+        """Count one value so many times."""
+        if value == 0.0:
             self._zeros += count
         else:
-            bins = self._positive if value[0] > 0.0 else self._negative
-            bins.add(self._keys(np.abs(value)), count)
+            bins = self._positive if value > 0.0 else self._negative
+            bins.add_one(int(self._keys(np.array([abs(value)]))[0]), count)
 
     def _keys(self, magnitudes: FloatArray) -> IntArray:
         scaled = np.log(magnitudes)
@@ -269,3 +296,9 @@ class DDSketch:
         exponent = np.minimum(keys * self._log_gamma + math.log1p(-self.relative_error), 709.78)
         values: FloatArray = np.exp(exponent)
         return values
+
+    def _edges(self, bins: Bins) -> FloatArray:
+        """Return the ends of the bins, shape (number of bins + 1,)."""
+        keys = np.arange(bins.offset - 1, bins.offset + len(bins.counts))
+        edges: FloatArray = np.exp(np.minimum(keys * self._log_gamma, 709.78))
+        return edges

@@ -1,202 +1,181 @@
-"""The mergeable states of an aggregation: of one phase, and of one run.
+"""The mergeable state of one run, by partition.
 
-A state depends only on the records it was given and their order, not on how they were cut into batches
-nor on when somebody looked at it. Merging is exact, so parts that several workers made give one result.
-Every ``to_dict`` is canonical: the same content encodes to the same msgpack bytes.
+Floating-point sums depend on what is summed together. So a run's statistics are held for each partition
+of its records: a partition's depend on its own records and their order alone, not on how they were cut
+into batches, on when somebody looked, nor on which process counted them. The run's numbers are always
+the merged ones of its partitions, and merging is exact. Thus one process, eight that share the partitions,
+and a journal that is read years later all come to the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
+from msgspec import Struct
 
-from phase_bus.aggregation.metric import MetricState, Options, least, most
+from phase_bus.aggregation.metric import least, most
+from phase_bus.aggregation.options import Options
+from phase_bus.aggregation.phase import PhaseState
+from phase_bus.aggregation.windows import Windows
 from phase_bus.events import PhaseRef
 from phase_bus.records import RecordBatch
 
-# AIPerf's running extremes: points in time, kept as exact integers, without statistics of their own.
-_FIRST_SENT, _LAST_ANSWERED = "min_request_timestamp", "max_response_timestamp"
+ALL_PHASES = PhaseRef("all phases", "profiling", -1)
 
 
-class PhaseState:
-    """What is known of one phase's requests.
+class Span(Struct):
+    """When a phase was, as its events say, not its records.
 
     Attributes:
-        phase: which phase.
-        requests: records counted, successful and failed.
-        cancelled: of these, requests that the client cancelled; AIPerf reports each as failed too.
-        errors: failed requests by the error's type and code (None without one).
-        first_request_ns: Unix time in ns of the first request's start.
-        last_request_ns: Unix time in ns of the last request's end.
-        first_success_ns: Unix time in ns of the first successful request's start.
-        last_success_ns: Unix time in ns of the last successful request's last answer.
-        start_ns: Unix time in ns when the phase began, if its events were seen.
+        start_ns: Unix time in ns when the phase began, if that was seen.
         end_ns: Unix time in ns of the phase's last answer, once it is over.
-        metrics: the metrics' states by name.
     """
 
-    def __init__(self, phase: PhaseRef, options: Options = Options()) -> None:  # noqa: B008 - frozen
-        self.phase = phase
-        self.options = options
-        self.requests = 0
-        self.cancelled = 0
-        self.errors: dict[tuple[str, int | None], int] = {}
-        self.first_request_ns: int | None = None
-        self.last_request_ns: int | None = None
-        self.first_success_ns: int | None = None
-        self.last_success_ns: int | None = None
-        self.start_ns: int | None = None
-        self.end_ns: int | None = None
-        self.metrics: dict[str, MetricState] = {}
-
-    @property
-    def failed(self) -> int:
-        """How many requests failed; cancelled ones are among them."""
-        return sum(self.errors.values())
-
-    def update(self, batch: RecordBatch) -> None:
-        """Add a batch of the phase's records."""
-        self.requests += len(batch)
-        for error in batch.errors:
-            key = (error.type, error.code)
-            self.errors[key] = self.errors.get(key, 0) + 1
-        self._update_times(batch)
-        if "was_cancelled" in batch:
-            self.cancelled += int(np.count_nonzero(batch.values("was_cancelled")))
-        for name in batch.metrics:
-            if name not in (_FIRST_SENT, _LAST_ANSWERED):
-                self._metric(name).update(batch.values(name))
-
-    def merge(self, other: PhaseState) -> None:
-        """Add what another state knows of the phase; it stays as it is."""
-        self.requests += other.requests
-        self.cancelled += other.cancelled
-        for key, count in other.errors.items():
-            self.errors[key] = self.errors.get(key, 0) + count
-        for name in ("first_request_ns", "first_success_ns", "start_ns"):
-            setattr(self, name, least(getattr(self, name), getattr(other, name)))
-        for name in ("last_request_ns", "last_success_ns", "end_ns"):
-            setattr(self, name, most(getattr(self, name), getattr(other, name)))
-        for name, metric in other.metrics.items():
-            self._metric(name).merge(metric)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content for msgpack."""
-        errors = sorted(self.errors.items(), key=lambda item: (item[0][0], str(item[0][1])))
-        return {
-            "phase": msgspec.to_builtins(self.phase),
-            "options": [self.options.relative_error, self.options.exact_limit],
-            **{name: getattr(self, name) for name in _PHASE_NUMBERS},
-            "errors": [[kind, code, count] for (kind, code), count in errors],
-            "metrics": {name: self.metrics[name].to_dict() for name in sorted(self.metrics)},
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> PhaseState:
-        """Return the state that :meth:`to_dict` gave as ``data``, to go on with."""
-        state = cls(msgspec.convert(data["phase"], PhaseRef), Options(*data["options"]))
-        for name in _PHASE_NUMBERS:
-            setattr(state, name, data[name])
-        state.errors = {(kind, code): count for kind, code, count in data["errors"]}
-        state.metrics = {n: MetricState.from_dict(m) for n, m in data["metrics"].items()}
-        return state
-
-    def _metric(self, name: str) -> MetricState:
-        metric = self.metrics.get(name)
-        if metric is None:
-            metric = self.metrics[name] = MetricState(self.options)
-        return metric
-
-    def _update_times(self, batch: RecordBatch) -> None:
-        self.first_request_ns = least(self.first_request_ns, _extreme(batch, "request_start_ns"))
-        self.last_request_ns = most(self.last_request_ns, _extreme(batch, "request_end_ns", last=True))
-        self.first_success_ns = least(self.first_success_ns, _extreme(batch, _FIRST_SENT))
-        self.last_success_ns = most(self.last_success_ns, _extreme(batch, _LAST_ANSWERED, last=True))
-
-
-_PHASE_NUMBERS = (
-    "requests",
-    "cancelled",
-    "first_request_ns",
-    "last_request_ns",
-    "first_success_ns",
-    "last_success_ns",
-    "start_ns",
-    "end_ns",
-)
+    start_ns: int | None = None
+    end_ns: int | None = None
 
 
 class RunState:
-    """What is known of a run, by phase.
+    """What is known of a run.
 
     Attributes:
         run_id: which run.
-        phases: the phases' states by the phase's index.
+        options: how values are summarised.
+        parts: what the records come to, by partition and phase.
+        spans: when the phases were.
     """
 
     def __init__(self, run_id: str, options: Options = Options()) -> None:  # noqa: B008 - frozen
         self.run_id = run_id
         self.options = options
-        self.phases: dict[int, PhaseState] = {}
+        self.parts: dict[int, dict[PhaseRef, PhaseState]] = {}
+        self.spans: dict[PhaseRef, Span] = {}
 
     @property
     def records(self) -> int:
         """How many records were counted."""
-        return sum(phase.requests for phase in self.phases.values())
+        return sum(phase.requests for part in self.parts.values() for phase in part.values())
 
-    def phase(self, phase: PhaseRef) -> PhaseState:
-        """Return the phase's state, a new one if nothing is known of it."""
-        state = self.phases.get(phase.index)
-        if state is None:
-            state = self.phases[phase.index] = PhaseState(phase, self.options)
-        return state
+    def span(self, phase: PhaseRef) -> Span:
+        """Return when a phase was, to be read and set."""
+        return self.spans.setdefault(phase, Span())
 
     def update(self, batch: RecordBatch) -> None:
         """Add a batch of the run's records."""
-        self.phase(batch.phase).update(batch)
+        self._state(batch.event.partition, batch.phase).update(batch)
 
     def merge(self, other: RunState) -> None:
-        """Add what another state knows of the run, such as another partition's; it stays as it is."""
-        for phase in other.phases.values():
-            self.phase(phase.phase).merge(phase)
+        """Add what another state knows of the run from other events; it stays as it is.
 
-    def overall(self) -> PhaseState:
-        """Return a state over all phases. It has an end only when every phase has one."""
-        phases = [self.phases[index] for index in sorted(self.phases)]
-        state = PhaseState(PhaseRef("all phases", "profiling", -1), self.options)
-        for phase in phases:
-            state.merge(phase)
-        if any(phase.start_ns is None or phase.end_ns is None for phase in phases):
-            state.start_ns = state.end_ns = None
+        Raises:
+            ValueError: the other has other options.
+        """
+        self._check(other)
+        theirs = {(n, phase): state for n, part in other.parts.items() for phase, state in part.items()}
+        ours = {(n, phase) for n, part in self.parts.items() for phase in part}
+        for partition, phase in ours | set(theirs):
+            known = theirs.get((partition, phase))
+            self._state(partition, phase).merge(*([] if known is None else [known]))
+        for phase, span in other.spans.items():
+            mine = self.span(phase)
+            mine.start_ns = least(mine.start_ns, span.start_ns)
+            mine.end_ns = most(mine.end_ns, span.end_ns)
+
+    def replace_parts(self, other: RunState) -> None:
+        """Let another state's partitions take the place of the same ones here; they are shared.
+
+        Raises:
+            ValueError: the other has other options.
+        """
+        self._check(other)
+        self.parts.update(other.parts)
+
+    def without_parts(self) -> RunState:
+        """Return what is known from other events than records; the spans are shared."""
+        state = RunState(self.run_id, self.options)
+        state.spans = self.spans
         return state
 
+    def phases(self, recent_windows: int | None = None) -> list[PhaseState]:
+        """Return a state of its own for each phase, in order, merged from all partitions.
+
+        Args:
+            recent_windows: only so many windows over time, the last ones.
+        """
+        refs = {phase for part in self.parts.values() for phase in part} | set(self.spans)
+        parts = [self.parts[partition] for partition in sorted(self.parts)]
+        phases = []
+        for ref in _in_order(refs):
+            state = PhaseState(ref, self.options)
+            state.merge(*(part[ref] for part in parts if ref in part), recent_windows=recent_windows)
+            phases.append(state)
+        return phases
+
+    def overall(self, phases: Sequence[PhaseState], recent_windows: int | None = None) -> PhaseState:
+        """Return a state of its own over all phases.
+
+        Args:
+            phases: what :meth:`phases` returned.
+            recent_windows: only so many windows over time, the last ones.
+        """
+        state = PhaseState(ALL_PHASES, self.options)
+        state.merge(*phases)
+        # From the partitions, since the last windows of the run may be more than those of its phases.
+        windows = [phase.windows for part in self.parts.values() for phase in part.values()]
+        state.windows = Windows(self.options)
+        state.windows.merge(*windows, recent=recent_windows)
+        return state
+
+    def overall_span(self, phases: Iterable[PhaseRef]) -> Span:
+        """Return when the phases were, all together; it is known once it is known of each."""
+        span = Span()
+        for phase in phases:
+            known = self.spans.get(phase, Span())
+            if known.start_ns is None or known.end_ns is None:
+                return Span()
+            span = Span(least(span.start_ns, known.start_ns), most(span.end_ns, known.end_ns))
+        return span
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the content for msgpack, as a checkpoint."""
+        """Return the content for msgpack; equal content gives equal bytes."""
         return {
             "run_id": self.run_id,
-            "options": [self.options.relative_error, self.options.exact_limit],
-            "phases": [self.phases[index].to_dict() for index in sorted(self.phases)],
+            "options": msgspec.structs.astuple(self.options),
+            "spans": [
+                [ref.index, ref.name, ref.kind, *msgspec.structs.astuple(self.spans[ref])]
+                for ref in _in_order(self.spans)
+            ],
+            "parts": [
+                [partition, [part[ref].to_dict() for ref in _in_order(part)]]
+                for partition, part in sorted(self.parts.items())
+            ],
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunState:
         """Return the state that :meth:`to_dict` gave as ``data``, to go on with."""
-        state = cls(data["run_id"], Options(*data["options"]))
-        phases = [PhaseState.from_dict(phase) for phase in data["phases"]]
-        state.phases = {phase.phase.index: phase for phase in phases}
+        error, limit, window_metrics = data["options"]
+        state = cls(data["run_id"], Options(error, limit, tuple(window_metrics)))
+        for index, name, kind, *span in data["spans"]:
+            state.spans[PhaseRef(name, kind, index)] = Span(*span)
+        for partition, part in data["parts"]:
+            phases = [PhaseState.from_dict(phase, state.options) for phase in part]
+            state.parts[partition] = {phase.phase: phase for phase in phases}
         return state
 
+    def _state(self, partition: int, phase: PhaseRef) -> PhaseState:
+        part = self.parts.setdefault(partition, {})
+        state = part.get(phase)
+        if state is None:
+            state = part[phase] = PhaseState(phase, self.options)
+        return state
 
-def _extreme(batch: RecordBatch, name: str, *, last: bool = False) -> int | None:
-    """Return the earliest or latest of a batch's times in ns, None where it has none."""
-    if name not in batch:
-        return None
-    values = batch.values(name)
-    if values.dtype.kind == "f":
-        values = values[np.isfinite(values)]
-    if values.dtype.kind not in "if" or not len(values):
-        return None
-    return int(values.max() if last else values.min())
+    def _check(self, other: RunState) -> None:
+        if self.options != other.options:
+            raise ValueError(f"cannot merge states of {self.options} and {other.options}")
+
+
+def _in_order(phases: Iterable[PhaseRef]) -> list[PhaseRef]:
+    return sorted(phases, key=lambda phase: (phase.index, phase.name, phase.kind))

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from phase_bus.aggregation.metric import MetricState
-from phase_bus.aggregation.state import PhaseState, RunState
+from phase_bus.aggregation.phase import PhaseState
+from phase_bus.aggregation.state import RunState, Span
 from phase_bus.aggregation.units import describe
 from phase_bus.events import RunComplete
 
@@ -34,7 +35,13 @@ _COLUMNS = ("mean", "std", "min", "p50", "p90", "p99", "max")
 _WIDTH = 100
 
 
-def summarize(state: RunState, *, final: bool = False, end: RunComplete | None = None) -> dict[str, Any]:
+def summarize(
+    state: RunState,
+    *,
+    final: bool = False,
+    end: RunComplete | None = None,
+    recent_windows: int | None = None,
+) -> dict[str, Any]:
     """Return a run's summary, ready for JSON.
 
     Numbers are in the raw units of the bus, named by each metric's ``unit``: latencies are in ``ns``,
@@ -59,13 +66,18 @@ def summarize(state: RunState, *, final: bool = False, end: RunComplete | None =
       exact or from a sketch. A failed request only brings metrics such as ``error_isl``, so
       latencies are those of successes; AIPerf's ``adj_*``, which count a failure as infinitely
       slow, are not computed. AIPerf exports the ``sum`` of counters such as ``request_count``.
+    - ``windows``: the phase over time, by the requests' end, or None where records bring no
+      ``request_end_ns``: see :meth:`~phase_bus.aggregation.windows.Windows.columns`.
 
     Args:
         state: the run's state, which stays as it is.
         final: whether everything the run published is in it.
         end: the run's end, once it is known: it says how many records were to come.
+        recent_windows: tell only so many windows over time, the last ones.
     """
-    phases = [_phase(state.phases[index]) for index in sorted(state.phases)]
+    phases = state.phases(recent_windows)
+    overall = state.overall(phases, recent_windows)
+    overall_span = state.overall_span(phase.phase for phase in phases)
     expected = None if end is None else end.records
     return {
         "version": 1,
@@ -78,8 +90,8 @@ def summarize(state: RunState, *, final: bool = False, end: RunComplete | None =
         "missing_records": None if expected is None else max(expected - state.records, 0),
         "dropped": {} if end is None else dict(end.dropped),
         "relative_error": state.options.relative_error,
-        "phases": phases,
-        "overall": _phase(state.overall()),
+        "phases": [_phase(phase, state.spans.get(phase.phase, Span())) for phase in phases],
+        "overall": _phase(overall, overall_span),
     }
 
 
@@ -109,10 +121,10 @@ def render_text(summary: Mapping[str, Any], *, brief: bool = False) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
-def _phase(state: PhaseState) -> dict[str, Any]:
+def _phase(state: PhaseState, span: Span) -> dict[str, Any]:
     successful = state.requests - state.failed
     benchmark_s = _span_s(state.first_success_ns, state.last_success_ns)
-    phase_s = _span_s(state.start_ns, state.end_ns)
+    phase_s = _span_s(span.start_ns, span.end_ns)
     duration_s = benchmark_s if phase_s is None else phase_s
     tokens_in = _total(state.metrics.get("input_sequence_length"))
     tokens_out = _total(state.metrics.get("output_sequence_length"))
@@ -128,8 +140,8 @@ def _phase(state: PhaseState) -> dict[str, Any]:
         "success_rate": _rate(successful, state.requests),
         "error_rate": _rate(state.failed, state.requests),
         "errors": _errors(state),
-        "start_ns": state.start_ns,
-        "end_ns": state.end_ns,
+        "start_ns": span.start_ns,
+        "end_ns": span.end_ns,
         "first_request_ns": state.first_request_ns,
         "last_request_ns": state.last_request_ns,
         "duration_s": duration_s,
@@ -140,7 +152,16 @@ def _phase(state: PhaseState) -> dict[str, Any]:
         "output_token_throughput": _rate(tokens_out, duration_s),
         "total_token_throughput": _rate(both, duration_s),
         "metrics": {name: _metric(name, state.metrics[name]) for name in sorted(state.metrics)},
+        "windows": _windows(state),
     }
+
+
+def _windows(state: PhaseState) -> dict[str, Any] | None:
+    windows = state.windows.columns()
+    if windows is not None:
+        for name, columns in windows["metrics"].items():
+            columns["unit"] = describe(name).unit
+    return windows
 
 
 def _metric(name: str, state: MetricState) -> dict[str, Any]:

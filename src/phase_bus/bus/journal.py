@@ -31,7 +31,8 @@ from phase_bus.bus.journal_rows import (
     RunRow,
 )
 from phase_bus.errors import JournalError
-from phase_bus.events import BEGIN_NO_RUN, Records
+from phase_bus.events import BEGIN_NO_RUN
+from phase_bus.wire import NO_PARTITION, partition_of
 
 __all__ = [
     "Checkpoint",
@@ -87,7 +88,7 @@ class _Stream(NamedTuple):
 
     id: int
     crc: int
-    plain: int
+    partition: int
 
 
 class Journal(JournalReader):
@@ -184,7 +185,7 @@ class Journal(JournalReader):
             for entry in entries:
                 stream = self._stream(entry)
                 offset += 1
-                event_number += stream.plain
+                event_number += stream.partition == NO_PARTITION
                 if entry.offset != offset or entry.event_number != event_number:
                     raise ValueError(
                         f"offset {entry.offset}, event number {entry.event_number} instead of "
@@ -217,7 +218,7 @@ class Journal(JournalReader):
             )
             row = (row.lastrowid,)
         crc = stream_crc(entry.topic, entry.source, entry.run_id, entry.kind)
-        return _Stream(row[0], crc, int(entry.kind != Records.kind))
+        return _Stream(row[0], crc, partition_of(entry.topic))
 
     # ---- consumers ----
 
@@ -373,7 +374,7 @@ def _row(entry: Entry, stream: _Stream) -> tuple[object, ...]:
     numbers = (entry.offset, entry.source_seq, entry.records, entry.event_number, entry.ts_ns)
     crc = event_crc(stream.crc, numbers, entry.header, entry.payload)
     offset, *between = numbers
-    return (offset, stream.id, stream.plain, *between, crc, entry.header, entry.payload)
+    return (offset, stream.id, stream.partition, *between, crc, entry.header, entry.payload)
 
 
 def _count(count: list[int], entry: Entry) -> None:

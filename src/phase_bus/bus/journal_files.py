@@ -24,7 +24,7 @@ from zlib import crc32
 from phase_bus.errors import JournalError
 
 FILE_NAME = "journal.sqlite"
-SCHEMA_VERSION = 2  # of the tables here, and of what the payloads hold
+SCHEMA_VERSION = 2
 
 _LOCK_NAME = "journal.lock"
 _PAGE_BYTES = 8192
@@ -32,15 +32,14 @@ _CHECKPOINT_PAGES = 2000
 _WAL_KEPT_BYTES = 64 << 20
 _BUSY_S = 5.0
 _NUMBERS = struct.Struct("<QQQQq")
-_TABLES = frozenset(("events", "streams", "past"))
 
 _SCHEMA = """
 CREATE TABLE events (
-    offset INTEGER PRIMARY KEY, stream INTEGER NOT NULL, plain INTEGER NOT NULL,
+    offset INTEGER PRIMARY KEY, stream INTEGER NOT NULL, partition INTEGER NOT NULL,
     source_seq INTEGER NOT NULL, records INTEGER NOT NULL, event_number INTEGER NOT NULL,
     ts_ns INTEGER NOT NULL, crc INTEGER NOT NULL, header BLOB NOT NULL, payload BLOB NOT NULL
 );
-CREATE INDEX plain_events ON events (offset, stream) WHERE plain = 1;
+CREATE INDEX events_by_partition ON events (partition, offset, stream);
 CREATE TABLE streams (
     id INTEGER PRIMARY KEY AUTOINCREMENT, topic BLOB NOT NULL, source BLOB NOT NULL,
     run_id TEXT NOT NULL, kind TEXT NOT NULL, first_offset INTEGER NOT NULL,
@@ -210,13 +209,13 @@ def _check_version(db: sqlite3.Connection, path: Path) -> int:
             f"is of schema version {version}, and this program knows {SCHEMA_VERSION}",
             "use the newer phase-bus that wrote it, or choose another directory",
         )
-    if 0 < version < SCHEMA_VERSION and names >= _TABLES:
+    if 0 < version < SCHEMA_VERSION:
         raise JournalError(
             path,
-            f"is of schema version {version}, and this program knows {SCHEMA_VERSION}",
-            "use the older phase-bus that wrote it, or choose another directory",
+            f"is of schema version {version}, of an earlier phase-bus than this one",
+            "choose another directory, or read it with that version",
         )
-    if names and not (version and names >= _TABLES):
+    if names and (version == 0 or not {"events", "streams", "past"} <= names):
         raise JournalError(path, "is not a journal of phase-bus", "choose another directory")
     if version and not names:
         raise JournalError(path, *_DAMAGED)

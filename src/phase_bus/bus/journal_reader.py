@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,7 +12,7 @@ from phase_bus.bus.journal_files import FILE_NAME, failing_clearly, open_for_rea
 from phase_bus.bus.journal_rows import Checkpoint, DeadLetter, Entry, Head, JournalInfo, RunRow
 from phase_bus.bus.journal_verify import find_problems
 from phase_bus.events import Receipt
-from phase_bus.wire import decode_event
+from phase_bus.wire import NO_PARTITION, decode_event
 
 # CROSS JOIN keeps SQLite from turning the join around: events come in order, none is sorted.
 _READ = """
@@ -29,6 +30,7 @@ GROUP BY r.run_id ORDER BY r.started_ns, r.rowid
 _DEAD_LETTERS = (
     "SELECT id, consumer, offset, run_id, kind, error, traceback, ts_ns, attempts FROM dead_letters"
 )
+_BY_PARTITION = "INDEXED BY events_by_partition"
 _NO_END = 2**63 - 1
 
 
@@ -100,6 +102,7 @@ class JournalReader:
         after_offset: int,
         *,
         records: bool,
+        partition: int | None = None,
         limit_bytes: int = 1 << 20,
         limit: int = 1000,
         run_id: str | None = None,
@@ -110,6 +113,7 @@ class JournalReader:
         Args:
             after_offset: the last offset that is not wanted.
             records: whether batches of request records are wanted too.
+            partition: only the records of this partition.
             limit_bytes: the size of their frames at most; a single larger event comes all the same.
             limit: the number of events at most.
             run_id: only those of this run.
@@ -120,22 +124,25 @@ class JournalReader:
             if run_id is not None:
                 first, last_of_run = self._range(run_id)
                 after_offset, last = max(after_offset, first - 1), min(last, last_of_run)
-            where = "" if records else "AND e.plain = 1"
-            parameters: list[int | str] = [after_offset, last, limit]
+            parameters: list[int | str] = [after_offset, last]
+            index = where = ""
+            if partition is not None or not records:
+                index, where = _BY_PARTITION, "AND e.partition = ?"
+                parameters.append(NO_PARTITION if partition is None else partition)
             if run_id is not None:
                 where += " AND s.run_id = ?"
-                parameters.insert(2, run_id)
-            sql = _READ.format(index="" if records else "INDEXED BY plain_events", where=where)
+                parameters.append(run_id)
+            parameters.append(limit)
+            sql = _READ.format(index=index, where=where)
             return _up_to(self._db.execute(sql, parameters), limit_bytes)
 
     def of_kind(self, run_id: str, kind: str) -> list[Entry]:
         """Return all events of one kind, records excepted, of a run."""
         with failing_clearly(self.path):
-            sql = _READ.format(
-                index="INDEXED BY plain_events", where="AND e.plain = 1 AND s.run_id = ? AND s.kind = ?"
-            )
+            where = "AND e.partition = ? AND s.run_id = ? AND s.kind = ?"
+            sql = _READ.format(index=_BY_PARTITION, where=where)
             first, last = self._range(run_id)
-            rows = self._db.execute(sql, (first - 1, last, run_id, kind, -1))
+            rows = self._db.execute(sql, (first - 1, last, NO_PARTITION, run_id, kind, -1))
             return [Entry._make(row) for row in rows]
 
     def receipts(self, run_id: str) -> list[Receipt]:
@@ -153,6 +160,14 @@ class JournalReader:
             "SELECT min(first_offset), max(last_offset) FROM streams WHERE run_id = ?", (run_id,)
         ).fetchone()
         return first or 0, last or 0
+
+    def last_offsets(self) -> dict[int, int]:
+        """Return the last offset in each partition of the records, as far as they are here."""
+        with failing_clearly(self.path):
+            rows = self._db.execute(
+                "SELECT partition, max(offset) FROM events GROUP BY partition"
+            ).fetchall()
+        return {partition: offset for partition, offset in rows if partition != NO_PARTITION}
 
     def last_seqs(self) -> dict[bytes, int]:
         """Return the last sequence of each source, by which a repetition is recognised."""
@@ -173,6 +188,26 @@ class JournalReader:
                 "SELECT offset, state FROM checkpoints WHERE consumer = ?", (consumer,)
             ).fetchone()
         return Checkpoint(*row) if row else None
+
+    def group_checkpoints(self, group: str, after: Mapping[int, int]) -> Iterator[tuple[int, Checkpoint]]:
+        """Yield how far the partitions of a group have come, in their order.
+
+        Args:
+            group: the group's name.
+            after: by partition the offset that is known already: leave out what is not beyond it.
+        """
+        with failing_clearly(self.path):
+            found = self._db.execute(
+                "SELECT consumer, offset FROM checkpoints WHERE consumer > ? AND consumer < ?"
+                " ORDER BY length(consumer), consumer",
+                (f"{group}/", f"{group}0"),  # 0 follows on / in ASCII
+            ).fetchall()
+        for consumer, offset in found:
+            number = consumer.removeprefix(f"{group}/")
+            if number.isdigit() and offset > after.get(int(number), -1):
+                kept = self.checkpoint(consumer)
+                if kept is not None:
+                    yield int(number), kept
 
     def checkpoints(self) -> dict[str, Checkpoint]:
         """Return how far each consumer has come."""

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from phase_bus.control import EVENTS
+
 
 class Entry(NamedTuple):
     """An event in the journal.
@@ -42,6 +44,11 @@ class Head(NamedTuple):
 
     offset: int
     event_number: int
+
+
+def checkpoint_name(group: str, share: int) -> str:
+    """Return the name under which the checkpoint of one share of a consumer group is kept."""
+    return f"{group}/events" if share == EVENTS else f"{group}/{share:02d}"
 
 
 class Checkpoint(NamedTuple):

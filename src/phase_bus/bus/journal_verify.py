@@ -9,14 +9,13 @@ from typing import NamedTuple
 
 from phase_bus.bus.journal_files import event_crc, stream_crc
 from phase_bus.errors import WireError
-from phase_bus.events import Records
-from phase_bus.wire import parse_topic
+from phase_bus.wire import NO_PARTITION, parse_topic, partition_of
 
 _NOTHING = (0, 0, 0, 0, 0)
 _ENOUGH = 100  # problems of one sort; a file with more has one cause for them all
 
 _EVENTS = """
-SELECT offset, stream, plain, source_seq, records, event_number, ts_ns, crc, header, payload
+SELECT offset, stream, partition, source_seq, records, event_number, ts_ns, crc, header, payload
 FROM events ORDER BY offset
 """
 
@@ -29,6 +28,7 @@ class _Stream(NamedTuple):
     pruning: int
     written: tuple[int, int, int, int, int]
     crc: int
+    partition: int | None  # None where the topic is damaged
 
 
 class _Scan:
@@ -51,13 +51,13 @@ class _Scan:
 
     def events(self, db: sqlite3.Connection) -> Iterator[str]:
         """Yield what is wrong with the events, one by one and in their order."""
-        for offset, stream_id, plain, seq, records, number, ts_ns, crc, header, payload in db.execute(
+        for offset, stream_id, partition, seq, records, number, ts_ns, crc, header, payload in db.execute(
             _EVENTS
         ):
             hole = offset - self.offset - 1
             if hole:
                 self.holes.append((self.offset + 1, offset - 1))
-            least = self._event_number + (1 if plain else 0)
+            least = self._event_number + (1 if partition == NO_PARTITION else 0)
             if not least <= number <= least + hole:
                 yield f"offset {offset}: event number {number} after {self._event_number}"
             self.offset, self._event_number = offset, number
@@ -69,8 +69,8 @@ class _Scan:
             events, total, size, *_last = self.found.get(stream_id, _NOTHING)
             size += len(stream.topic) + len(header) + len(payload)
             self.found[stream_id] = (events + 1, total + records, size, seq, offset)
-            if bool(plain) is (stream.kind == Records.kind):
-                yield f"offset {offset}: marked wrongly as records or not"
+            if stream.partition is not None and partition != stream.partition:
+                yield f"offset {offset}: marked wrongly as of partition {partition}"
             numbers = (offset, seq, records, number, ts_ns)
             if _crc(stream, numbers, header, payload) != crc:
                 yield f"offset {offset}: its content does not fit its checksum"
@@ -130,9 +130,18 @@ def _read_streams(db: sqlite3.Connection) -> dict[int, _Stream]:
         " FROM streams AS s LEFT JOIN runs AS r ON r.run_id = s.run_id"
     )
     return {
-        row[0]: _Stream(row[1], row[2], row[3], row[4], row[5], row[6:], stream_crc(*row[1:5]))
+        row[0]: _Stream(
+            row[1], row[2], row[3], row[4], row[5], row[6:], stream_crc(*row[1:5]), _partition(row[1])
+        )
         for row in rows
     }
+
+
+def _partition(topic: bytes) -> int | None:
+    try:
+        return partition_of(topic)
+    except WireError:
+        return None
 
 
 def _stream_problems(streams: dict[int, _Stream]) -> Iterator[str]:

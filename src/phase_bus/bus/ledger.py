@@ -41,6 +41,7 @@ class Client:
             host=hello.host,
             state="starting" if hello.role == "consumer" else "ready",
             subscriptions=hello.subscriptions,
+            group=hello.group,
         )
 
     @property

@@ -9,7 +9,8 @@ from pathlib import Path
 import zmq
 
 from phase_bus.bus.journal import JournalReader
-from phase_bus.control import Fetch, Fetched
+from phase_bus.bus.journal_rows import checkpoint_name
+from phase_bus.control import Fetch, Fetched, FetchedStates, FetchStates, ReadFailed
 from phase_bus.errors import JournalError, WireError
 from phase_bus.wire import decode_request, encode_control, receive_frames, send_frames
 
@@ -68,11 +69,22 @@ class ReplayServer:
                 reader.close()
 
     def _answer(self, reader: JournalReader, frames: list[bytes]) -> None:
-        if len(frames) != 2 or not isinstance(fetch := decode_request(frames[1]), Fetch):
+        request = decode_request(frames[1]) if len(frames) == 2 else None
+        if isinstance(request, Fetch):
+            parts = self._events(reader, request)
+        elif isinstance(request, FetchStates):
+            parts = [encode_control(_states(reader, request))]
+        else:
             raise WireError("the replay socket answers nothing but a fetch")
+        send_frames(self._socket, [frames[0], *parts], int(zmq.NOBLOCK))
+
+    def _events(self, reader: JournalReader, fetch: Fetch) -> list[bytes]:
         head = reader.head
         entries = reader.read(
-            fetch.after, records=fetch.records, limit_bytes=min(fetch.limit_bytes, _LARGEST)
+            fetch.after,
+            records=fetch.records,
+            partition=fetch.partition,
+            limit_bytes=min(fetch.limit_bytes, _LARGEST),
         )
         # The head was read first: with nothing to hand over, all up to it is of no interest.
         reached = entries[-1] if entries else head
@@ -82,9 +94,23 @@ class ReplayServer:
             event_number=reached.event_number,
             end=not entries,
         )
-        parts = [part for e in entries for part in (e.topic, e.header, e.payload)]
-        send_frames(self._socket, [frames[0], encode_control(answer), *parts], int(zmq.NOBLOCK))
+        return [encode_control(answer), *(part for e in entries for part in (e.topic, e.header, e.payload))]
 
     def _tell_failure(self, identity: bytes, error: JournalError) -> None:
-        answer = Fetched(after=0, offset=0, event_number=0, end=False, error=str(error))
+        answer = ReadFailed(reason=str(error))
         send_frames(self._socket, [identity, encode_control(answer)], int(zmq.NOBLOCK))
+
+
+def _states(reader: JournalReader, request: FetchStates) -> FetchedStates:
+    """Return a bounded piece of what a group has committed."""
+    if request.only is not None:
+        kept = reader.checkpoint(checkpoint_name(request.group, request.only))
+        return FetchedStates(states={} if kept is None else {request.only: kept})
+    states: dict[int, tuple[int, bytes | None]] = {}
+    size_bytes = 0
+    for share, kept in reader.group_checkpoints(request.group, request.after):
+        if size_bytes >= _LARGEST:
+            return FetchedStates(states=states, end=False)
+        states[share] = kept
+        size_bytes += len(kept.state or b"")
+    return FetchedStates(states=states)

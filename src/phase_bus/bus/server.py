@@ -9,7 +9,7 @@ import re
 import signal
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import msgspec
@@ -17,14 +17,17 @@ import zmq
 from msgspec import Struct
 
 from phase_bus.address import Address
+from phase_bus.bus.groups import Group, Groups
 from phase_bus.bus.journal import Journal
 from phase_bus.bus.ledger import Client, Ledger, Run, lost
+from phase_bus.bus.positions import Positions, tell_refused
 from phase_bus.bus.replay import ReplayServer
 from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Incoming, Stream
 from phase_bus.control import (
     Ack,
     Beat,
+    ClientInfo,
     EndRuns,
     Goodbye,
     Heard,
@@ -46,6 +49,7 @@ from phase_bus.wire import (
     decode_request,
     encode_control,
     parse_topic,
+    partition_of,
     receive_frames,
     send_frames,
     unpack_header,
@@ -57,6 +61,7 @@ _PRUNE_EVERY_S = 60.0
 _PRUNE_BUDGET_S = 0.1
 _DRAIN = 1000  # messages taken in before replies are sent and timers looked at
 _CLIENT_ID = re.compile("[0-9a-f]{32}")
+_SETTLE_S = 0.2  # members that start together are to share the work at once
 _READY = b"ready."
 _NO_HEADER = Header(source=bytes(16), source_seq=0, topic_seq=0).pack()
 
@@ -114,6 +119,12 @@ class Bus:
         self._router, self._xpub = self._sockets.router, self._sockets.xpub
         self._journal = journal
         self._stream = Stream(self._xpub, journal)
+        self._groups = Groups(self._stream.partitions)
+        self._positions = Positions(journal)
+        # After a restart members come back one by one: it pays to wait for all.
+        self._crowd_until_s = (
+            self._started_s + 2 * self.options.heartbeat_s if self._stream.head.offset else 0.0
+        )
         self._replay: ReplayServer | None = None
         if journal is not None:
             self._ledger.recall(journal)
@@ -219,6 +230,7 @@ class Bus:
             client.kept_seq = client.last_seq
         for incoming in taken:
             self._count(incoming)
+            self._groups.add_partition(incoming.partition)
         return True
 
     def _refuse(self, error: JournalError) -> None:
@@ -256,11 +268,11 @@ class Bus:
     def _accept(self, topic: bytes, header: Header, payload: bytes) -> None:
         """Take in an event that is new."""
         self._events += 1
-        self._stream.add(Incoming(topic, parse_topic(topic), header, payload))
+        self._stream.add(Incoming(topic, parse_topic(topic), header, payload, partition_of(topic)))
 
     def _count(self, incoming: Incoming) -> None:
         """Keep account of an event that is in the stream now."""
-        topic, parsed, header, payload = incoming
+        topic, parsed, header, payload, _ = incoming
         was = self._ledger.runs.get(parsed.run_id)
         known = was is not None and was.status == "running"
         run = self._ledger.count(parsed, topic.decode(), header)
@@ -303,15 +315,10 @@ class Bus:
             case Hello():
                 self._reply(identity, self._welcome(request, identity, now_s))
             case Beat():
-                known = self._ledger.beat(request, now_s)
-                kept = self._keep_position(request) if known else ()
-                self._reply(identity, Heard(bus_id=self.bus_id, known=known, dead_letters=kept))
-                client = self._ledger.clients.get(request.client_id)
-                if known and client is not None and request.sent_seq > client.last_seq:
-                    self._acks[identity] = Ack(seq=client.last_seq, resend=True)
+                self._hear_beat(identity, request, now_s)
             case Goodbye(client_id=client_id):
                 if (client := self._ledger.leave(client_id)) is not None:
-                    self._publisher_gone(client, "its publisher left without ending it")
+                    self._gone(client, "its publisher left without ending it")
                 self._reply(identity, Heard(bus_id=self.bus_id))
             case StatusRequest():
                 self._reply(identity, self._status(now_s))
@@ -323,23 +330,41 @@ class Bus:
                         self._journal.settle_dead_letter(letter_id, saved)
                         self._reply(identity, Heard(bus_id=self.bus_id))
 
-    def _keep_position(self, beat: Beat) -> tuple[int, ...]:
-        """Keep how far a consumer has come, and what it has set aside, as one; return what was kept."""
-        offsets = tuple(letter.offset for letter in beat.dead_letters)
-        if self._journal is None or (beat.position is None and not offsets):
-            return offsets
-        name = self._ledger.clients[beat.client_id].info.name
-        kept: tuple[int, ...] = ()
-        with self._told_only():
-            with self._journal.transaction():
-                for letter in beat.dead_letters:
-                    self._journal.add_dead_letter(
-                        consumer=name, ts_ns=time.time_ns(), **msgspec.structs.asdict(letter)
-                    )
-                if beat.position is not None:
-                    self._journal.commit(name, beat.position, beat.saved)
-            kept = offsets
-        return kept  # noqa: RET504 - empty after an error, which was only told
+    def _hear_beat(self, identity: bytes, beat: Beat, now_s: float) -> None:
+        client = self._ledger.clients.get(beat.client_id)
+        if client is None or not self._ledger.beat(beat, now_s):
+            if client is not None and beat.commits:
+                tell_refused(client.info.group, client.info.pid, beat.commits)
+            self._reply(identity, Heard(bus_id=self.bus_id, known=False))
+            return
+        group = self._groups.of(beat.client_id)
+        kept = self._positions.keep(client.info, beat, group)
+        self._reply(
+            identity,
+            Heard(
+                bus_id=self.bus_id,
+                dead_letters=tuple(kept.dead_letters),
+                kept=kept.shares,
+                refused=tuple(kept.refused),
+            ),
+        )
+        if beat.sent_seq > client.last_seq:
+            self._acks[identity] = Ack(seq=client.last_seq, resend=True)
+        if group is not None:
+            changed = group.take_beat(beat)
+            self._assign(group.members if changed else [beat.client_id], group)
+
+    def _share_out(self, now_s: float) -> None:
+        """Rebalance the groups for which it is time, and tell their members."""
+        for group in self._groups.rebalance_due(now_s):
+            self._assign(group.members, group)
+
+    def _assign(self, members: Iterable[str], group: Group) -> None:
+        """Tell members what they are to work on, unless they act upon it already."""
+        for member in members:
+            client = self._ledger.clients.get(member)
+            if client is not None and not group.is_current(member):
+                self._reply(client.identity, group.assignment(member))
 
     def _welcome(self, hello: Hello, identity: bytes, now_s: float) -> Welcome:
         if not _CLIENT_ID.fullmatch(hello.client_id):
@@ -347,7 +372,11 @@ class Bus:
         self._commit()  # so that the head below is the head
         client = self._ledger.hello(hello, identity, now_s)
         kept = None
-        if self._journal is not None and hello.role == "consumer":
+        if hello.group:
+            due_s = max(now_s + _SETTLE_S, self._crowd_until_s)
+            self._groups.join(hello.group, hello.client_id, due_s)
+            self._next_tick_s = min(self._next_tick_s, due_s)
+        elif self._journal is not None and hello.role == "consumer":
             kept = self._journal.checkpoint(hello.name)
         return Welcome(
             bus_id=self.bus_id,
@@ -362,6 +391,15 @@ class Bus:
             state=kept.state if kept else None,
         )
 
+    def _client_infos(self, now_s: float) -> tuple[ClientInfo, ...]:
+        """Return what is known of all clients, members of groups with their shares."""
+        infos = self._ledger.client_infos(now_s)
+        groups = [(info, self._groups.of(info.client_id)) for info in infos]
+        return tuple(
+            info if group is None else msgspec.structs.replace(info, shares=group.shares_of(info.client_id))
+            for info, group in groups
+        )
+
     def _status(self, now_s: float) -> Status:
         return Status(
             bus_id=self.bus_id,
@@ -372,8 +410,9 @@ class Bus:
             dropped=self._bad,
             offset=self._stream.head.offset,
             journal=str(self._journal.path) if self._journal else None,
-            clients=self._ledger.client_infos(now_s),
+            clients=self._client_infos(now_s),
             runs=tuple(run.info() for run in self._ledger.runs.values()),
+            groups=self._groups.infos(),
         )
 
     def _reply(self, identity: bytes, reply: Reply) -> None:
@@ -403,7 +442,8 @@ class Bus:
         now_s = time.monotonic()
         if self._next_tick_s and now_s - self._next_tick_s > self.options.silent_after_s / 2:
             self._ledger.forgive_silence(now_s)  # this process was suspended: a laptop's lid, SIGSTOP
-        self._next_tick_s = now_s + self.options.heartbeat_s
+        self._share_out(now_s)
+        self._next_tick_s = min(now_s + self.options.heartbeat_s, self._groups.next_due_s())
         for client in self._ledger.newly_silent(now_s):
             logger.warning(
                 "phase-bus bus: %s %r (pid %d) has not answered for %g s",
@@ -412,7 +452,7 @@ class Bus:
                 client.info.pid,
                 self.options.silent_after_s,
             )
-            self._publisher_gone(client, "its publisher fell silent")
+            self._gone(client, "its publisher fell silent")
         for source in self._ledger.newly_orphaned(now_s):
             self._end_runs("its publisher did not come back after a restart of the bus", source)
         self._end_lost_runs()
@@ -423,7 +463,9 @@ class Bus:
                 for run_id in self._journal.prune(time.time_ns(), _PRUNE_BUDGET_S):
                     logger.info("phase-bus bus: run %s was pruned from the journal", run_id)
 
-    def _publisher_gone(self, client: Client, reason: str) -> None:
+    def _gone(self, client: Client, reason: str) -> None:
+        self._groups.leave(client.info.client_id)
+        self._share_out(time.monotonic())
         if client.info.role == "publisher":
             self._end_runs(reason, bytes.fromhex(client.info.client_id))
 
@@ -455,7 +497,9 @@ class Bus:
 
     def _beat(self) -> None:
         """Say that the bus is alive, and where the stream stands: after this nothing older comes."""
-        topic, header, payload = self._own_message(Heartbeat(bus_id=self.bus_id)).frames
+        topic, header, payload = self._own_message(
+            Heartbeat(bus_id=self.bus_id, partitions=self._stream.partitions)
+        ).frames
         placed = unpack_header(header)._replace(**self._stream.head._asdict())
         send_frames(self._xpub, (topic, placed.pack(), payload))
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import zmq
 
 from phase_bus.bus.journal import Entry, Head, Journal
-from phase_bus.wire import Header, Topic, send_frames
+from phase_bus.wire import NO_PARTITION, Header, Topic, send_frames
 
 
 class Incoming(NamedTuple):
@@ -18,6 +18,7 @@ class Incoming(NamedTuple):
     parsed: Topic
     header: Header
     payload: bytes
+    partition: int
 
 
 class Stream:
@@ -32,6 +33,8 @@ class Stream:
         self._socket = socket
         self._journal = journal
         self.head = journal.head if journal is not None else Head(0, 0)
+        # The last offset in each partition of the records: who has missed the last one learns of it.
+        self.partitions = journal.last_offsets() if journal is not None else {}
         self._pending: list[Incoming] = []
 
     def add(self, incoming: Incoming) -> None:
@@ -53,9 +56,13 @@ class Stream:
         offset, number = self.head
         now_ns = time.time_ns()
         entries = []
-        for topic, parsed, header, payload in pending:
+        last: dict[int, int] = {}
+        for topic, parsed, header, payload, partition in pending:
             offset += 1
-            number += parsed.kind != "records"
+            if partition == NO_PARTITION:
+                number += 1
+            else:
+                last[partition] = offset
             placed = header._replace(offset=offset, event_number=number)
             entries.append(
                 Entry(
@@ -75,6 +82,7 @@ class Stream:
         if self._journal is not None:
             self._journal.append(entries)
         self.head = Head(offset, number)
+        self.partitions |= last
         for entry in entries:
             send_frames(self._socket, (entry.topic, entry.header, entry.payload))
         return pending

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from phase_bus.cli.options import (
     AddressOption,
@@ -17,10 +18,15 @@ from phase_bus.cli.options import (
     parse_address,
     parse_origin,
 )
-from phase_bus.consumer import build_consumer
+from phase_bus.consumer import Consumer, build_consumer
+from phase_bus.consumer_process import ConsumerProcess
 from phase_bus.errors import ConfigError
+from phase_bus.group_runner import GroupRunner
+from phase_bus.group_share import check_shareable
 from phase_bus.registry import Registry
 from phase_bus.runner import ConsumerRunner
+from phase_bus.stopping import stop_on_eof, stop_on_signals
+from phase_bus.workers import WorkerPool
 
 
 def consume(
@@ -32,13 +38,18 @@ def consume(
         Parameter(name="--set", negative=(), help="An option of the consumer: key=value. Repeatable."),
     ] = None,
     name: str | None = None,
+    group: str | None = None,
+    workers: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1,
     from_: FromOption = "checkpoint",
-    stop_on_eof: StopOnEof = False,
+    until_eof: StopOnEof = False,
 ) -> None:
     """Run one consumer, in this process, until Ctrl-C or SIGTERM.
 
     It waits for the bus if there is none yet. The first signal lets it finish what has arrived and write
     out; a second one ends it at once.
+
+    With --group this process is one of several that share the work: each partition of the records is
+    with one of them, and if one of them dies, the others go on from where it was.
 
     For example:
 
@@ -48,10 +59,17 @@ def consume(
 
         phase-bus consume aggregator --from start
 
+        phase-bus consume aggregator --workers 4
+
+        phase-bus consume aggregator --group team --address tcp://10.0.0.5:5670
+
     Args:
         consumer: A name that 'phase-bus consumers' lists, or module:Class.
         name: What to call it on the bus, which remembers by this name how far it has come; by default
             the consumer's own name.
+        group: The group of processes that share the work, on this host or others; used instead of a name.
+        workers: How many processes to start for the group, and to keep running; without --group it has
+            the consumer's name.
         from_: Where to begin: 'checkpoint', where it left off (or the start, if it never ran); 'start',
             the first event in the bus's journal; 'now', what comes from now on; or after an OFFSET.
     """
@@ -59,18 +77,43 @@ def consume(
     where = parse_address(address)
     origin = parse_origin(from_)
     cls = Registry.load().resolve(consumer)
-    built = build_consumer(cls, name or consumer, key_values(set_))
+    title = group or name or cls.group or consumer
+    if name and group and name != group:
+        raise ConfigError("--name and --group: a group is called by its own name; leave --name out")
 
-    async def run() -> None:
-        runner = ConsumerRunner(built, where, origin=origin)
-        runner.install_signals()
-        if stop_on_eof:
-            runner.stop_on_eof(sys.stdin.fileno())
-        await runner.run()
+    def build() -> Consumer:
+        return build_consumer(cls, title, key_values(set_))
 
+    if not (group or cls.group or workers > 1):
+        asyncio.run(_run(title, lambda: ConsumerRunner(build(), where, origin=origin), until_eof=until_eof))
+        return
+    if origin != "checkpoint":
+        raise ConfigError(
+            f"--from {from_}: a group goes on from where it left off; give another --group, which begins "
+            "at the start"
+        )
+    if workers == 1:
+        asyncio.run(_run(title, lambda: GroupRunner(build, title, where), until_eof=until_eof))
+        return
+    check_shareable(build())
+    arguments = ["consume", consumer, "--group", title, "--address", str(where)]
+    for setting in set_ or ():
+        arguments += ["--set", setting]
+    asyncio.run(_run(title, lambda: WorkerPool(arguments, workers, _say), until_eof=until_eof))
+
+
+async def _run(title: str, make: Callable[[], ConsumerProcess | WorkerPool], *, until_eof: bool) -> None:
+    running = make()
+    stop_on_signals(running.stop)
+    if until_eof:
+        stop_on_eof(sys.stdin.fileno(), running.stop)
     try:
-        asyncio.run(run())
+        await running.run()
     except OSError as error:
         raise ConfigError(
-            f"consumer {built.name!r}: {error}; check the files and addresses among its options"
+            f"consumer {title!r}: {error}; check the files and addresses among its options"
         ) from error
+
+
+def _say(worker: str, line: str) -> None:
+    print(f"{worker} | {line}" if worker else line, flush=True)

@@ -11,7 +11,13 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from phase_bus.bus.places import exec_journal_directory
-from phase_bus.cli.options import AddressesOption, WithOption, configure_logging, make_console
+from phase_bus.cli.options import (
+    AddressesOption,
+    WithOption,
+    WorkersOption,
+    configure_logging,
+    make_console,
+)
 from phase_bus.config import Config, load_config
 from phase_bus.errors import ConfigError
 from phase_bus.foreground import check_command, run_in_foreground
@@ -26,6 +32,7 @@ def exec_command(
     *command: str,
     config: Annotated[Path | None, Parameter(name=["--config", "-c"])] = None,
     with_: WithOption = None,
+    workers: WorkersOption = None,
     address: AddressesOption = None,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
 ) -> int:
@@ -43,6 +50,8 @@ def exec_command(
 
         phase-bus exec --with logging --with aggregator -- aiperf profile -m my-model --url ...
 
+        phase-bus exec --with aggregator --workers aggregator=4 -- aiperf profile ...
+
         phase-bus exec -c bus.yaml -- ./nightly-benchmarks.sh
 
         phase-bus exec --with alerting:threshold_s=30 -- phase-bus simulate
@@ -56,7 +65,7 @@ def exec_command(
         raise ConfigError("no command to run; write it after '--', as in: -- aiperf profile ...")
     check_command(command)
     configure_logging()
-    loaded = load_config(config, with_ or [], address or [])
+    loaded = load_config(config, with_ or [], address or [], workers)
     if not loaded.data:
         loaded = msgspec.structs.replace(loaded, data=str(exec_journal_directory()))
     return asyncio.run(_run(command, loaded, quiet))

@@ -50,6 +50,14 @@ WithOption: TypeAlias = Annotated[
         "NAME:key=value,key=value. May be repeated.",
     ),
 ]
+WorkersOption: TypeAlias = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--workers",
+        negative=(),
+        help="How many processes share the work of a consumer: NAME=N. May be repeated.",
+    ),
+]
 FromOption: TypeAlias = Annotated[str, Parameter(name="--from")]
 # For processes that another phase-bus process starts.
 StopOnEof: TypeAlias = Annotated[bool, Parameter(name="--stop-on-eof", negative=(), show=False)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from itertools import groupby
 
 import msgspec
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from phase_bus.cli.options import AddressOption, JsonOption, make_console, parse_address
 from phase_bus.client import BusClient
-from phase_bus.control import Status
+from phase_bus.control import EVENTS, ClientInfo, Status
 
 
 def status(*, address: AddressOption = None, json: JsonOption = False) -> None:
@@ -36,7 +37,9 @@ def show_status(status: Status, console: Console) -> None:
         f"bus {status.bus_id[:8]} (pid {status.pid}) at {' and '.join(status.addresses)}, "
         f"up {status.uptime_s:.0f} s, {status.events} events taken in, {status.dropped} set aside"
     )
-    clients = _table("ROLE", "NAME", "STATE", "PID", "HOST", "EVENTS", "FAILED", "LAST HEARD")
+    grouped = any(client.group for client in status.clients)
+    shares = ("SHARES",) if grouped else ()
+    clients = _table("ROLE", "NAME", "STATE", "PID", "HOST", "EVENTS", "FAILED", *shares, "LAST HEARD")
     for c in sorted(status.clients, key=lambda c: (c.role, c.name)):
         style = {"ready": "green", "silent": "red", "failed": "red", "stopped": "dim"}.get(c.state, "")
         clients.add_row(
@@ -47,6 +50,7 @@ def show_status(status: Status, console: Console) -> None:
             c.host,
             str(c.received),
             str(c.failed),
+            *((_shares(c),) if grouped else ()),
             f"{c.age_s:.1f} s ago",
         )
     console.print(clients if status.clients else "no publishers or consumers")
@@ -57,7 +61,11 @@ def show_status(status: Status, console: Console) -> None:
         handled = [
             c.name + ("" if run.run_id not in c.incomplete_runs else " (incomplete)")
             for c in status.clients
-            if run.run_id in c.handled_runs
+            if run.run_id in c.handled_runs and not c.group
+        ] + [
+            f"{g.name} ({'incomplete, ' if run.run_id in g.incomplete_runs else ''}group of {g.members})"
+            for g in status.groups
+            if run.run_id in g.handled_runs
         ]
         runs.add_row(
             run.run_id,
@@ -69,6 +77,18 @@ def show_status(status: Status, console: Console) -> None:
             ", ".join(handled),
         )
     console.print(runs if status.runs else "no runs yet")
+
+
+def _shares(client: ClientInfo) -> str:
+    """Return what a member of a group works on: ``leads, 0-3 7``."""
+    if not client.group:
+        return ""
+    parts = ["leads,"] if EVENTS in client.shares else []
+    numbers = sorted(share for share in client.shares if share != EVENTS)
+    for _, members in groupby(enumerate(numbers), lambda item: item[1] - item[0]):
+        run = [number for _, number in members]
+        parts.append(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]))
+    return " ".join(parts).rstrip(",") or "none"
 
 
 def _table(*columns: str) -> Table:

@@ -23,6 +23,7 @@ from phase_bus.consumer import Consumer
 from phase_bus.events import EventBase, PhaseEvent, Records
 from phase_bus.records import RecordBatch, to_plain
 from phase_bus.runner import ConsumerRunner
+from phase_bus.stopping import stop_on_signals
 
 
 class Printer(Consumer):
@@ -96,7 +97,7 @@ def tail(
             on_ready=ready,
         )
         printer.done = runner.stop
-        runner.install_signals()
+        stop_on_signals(runner.stop)
         await runner.run()
 
     asyncio.run(run())

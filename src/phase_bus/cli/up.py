@@ -10,7 +10,13 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from phase_bus.address import default_address
-from phase_bus.cli.options import AddressesOption, WithOption, configure_logging, make_console
+from phase_bus.cli.options import (
+    AddressesOption,
+    WithOption,
+    WorkersOption,
+    configure_logging,
+    make_console,
+)
 from phase_bus.config import Config, load_config
 from phase_bus.rig import Rig
 
@@ -19,6 +25,7 @@ def up(
     *,
     config: Annotated[Path | None, Parameter(name=["--config", "-c"])] = None,
     with_: WithOption = None,
+    workers: WorkersOption = None,
     address: AddressesOption = None,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
 ) -> None:
@@ -37,9 +44,9 @@ def up(
         quiet: Show nothing but what the consumers print, and what goes wrong.
     """
     configure_logging()
-    loaded = load_config(config, with_ or [], address or [])
+    loaded = load_config(config, with_ or [], address or [], workers)
     if not loaded.address:
-        loaded = load_config(config, with_ or [], [default_address()])
+        loaded = load_config(config, with_ or [], [default_address()], workers)
     asyncio.run(_run(loaded, quiet))
 
 

@@ -145,15 +145,10 @@ class MemoryRun(Outcome[C]):
     async def flush(self) -> bool:
         """Let the consumer write out, and keep its position if it could; return whether it could."""
         self._take_dead_letters()
-        try:
-            await self.consumer.flush()
-        except Exception:
-            logger.exception("consumer %r could not write out; trying again", self.consumer.name)
+        if not await self._dispatcher.flush():
             return False
-        self._dispatcher.written()
         self._give_receipts()
-        kept = Checkpoint(self._offset, self._dispatcher.saved(), self.consumer.state())
-        self._bus.checkpoints[self.consumer.name] = kept
+        self._bus.checkpoints[self.consumer.name] = Checkpoint(self._offset, self._dispatcher.saved())
         return True
 
     async def crash(self) -> None:
@@ -169,9 +164,7 @@ class MemoryRun(Outcome[C]):
         kept = self._bus.checkpoints.get(self.consumer.name) if self._origin == "checkpoint" else None
         if kept is None or (stored is not None and stored < kept.offset):
             return 0
-        self._dispatcher.restore(kept.accounts)
-        if kept.state is not None:
-            self.consumer.restore(kept.state)
+        self._dispatcher.restore(kept.saved)
         return kept.offset
 
     def _publish(self, event: EventBase) -> None:

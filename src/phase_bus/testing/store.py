@@ -35,13 +35,11 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         offset: up to there all was handled and written out.
-        accounts: its accounts of runs.
-        state: its own state, if it has one.
+        saved: its accounts of runs and its own state.
     """
 
     offset: int
-    accounts: bytes
-    state: bytes | None
+    saved: bytes
 
 
 class MessageStore:

@@ -1,0 +1,31 @@
+"""How values are summarised: the choices a user has."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from phase_bus.aggregation.sketch import RELATIVE_ERROR
+
+EXACT_LIMIT = 1024
+WINDOW_METRICS = (
+    "request_latency",
+    "time_to_first_token",
+    "inter_token_latency",
+    "output_token_throughput_per_user",
+)
+
+
+class Options(Struct, frozen=True):
+    """How a state summarises values. Only states of equal options can be merged.
+
+    Attributes:
+        relative_error: the largest relative error of a percentile that is not exact.
+        exact_limit: up to how many values of one metric and phase in one partition percentiles are
+            exact; 8 bytes each. Merged ones are exact if those of all partitions are, so with 16
+            partitions up to about 16 times as many.
+        window_metrics: the metrics that have windows over time; ``*`` among them stands for all.
+    """
+
+    relative_error: float = RELATIVE_ERROR
+    exact_limit: int = EXACT_LIMIT
+    window_metrics: tuple[str, ...] = WINDOW_METRICS

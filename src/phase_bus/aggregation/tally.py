@@ -1,0 +1,96 @@
+"""Counts of integers that are far apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from phase_bus.aggregation.packing import IntArray
+
+
+class Tally:
+    """How often each of some integers was added: the ascending keys, and a count for each.
+
+    It suits keys that grow with time: only what lies from the least new key on is sorted anew.
+    """
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._keys: IntArray = np.empty(0, dtype=np.int64)  # the first _size are used
+        self._counts: IntArray = np.empty(0, dtype=np.int64)
+
+    @classmethod
+    def of(cls, keys: IntArray, counts: IntArray) -> Tally:
+        """Return a tally of keys in any order, shape (n,), each counted so many times."""
+        tally = cls()
+        tally._keys, tally._counts = _sums(keys, counts)
+        tally._size = len(tally._keys)
+        return tally
+
+    @classmethod
+    def union(cls, tallies: Sequence[Tally]) -> Tally:
+        """Return the sum of several tallies."""
+        if not tallies:
+            return cls()
+        return cls.of(
+            np.concatenate([tally.keys for tally in tallies]),
+            np.concatenate([tally.counts for tally in tallies]),
+        )
+
+    @property
+    def keys(self) -> IntArray:
+        """The ascending keys."""
+        return self._keys[: self._size]
+
+    @property
+    def counts(self) -> IntArray:
+        """How often each key was counted."""
+        return self._counts[: self._size]
+
+    def add(self, keys: IntArray) -> None:
+        """Count keys in any order, shape (n,), each once."""
+        if not len(keys):
+            return
+        ordered = np.sort(keys)
+        starts = _starts(ordered)
+        keys, counts = ordered[starts], np.diff(starts, append=len(ordered))
+        start = int(np.searchsorted(self.keys, keys[0]))
+        if start < self._size:
+            keys, counts = _sums(
+                np.concatenate([self._keys[start : self._size], keys]),
+                np.concatenate([self._counts[start : self._size], counts]),
+            )
+        self._size = start + len(keys)
+        self._reserve(self._size, start)
+        self._keys[start : self._size], self._counts[start : self._size] = keys, counts
+
+    def since(self, key: int) -> Tally:
+        """Return a tally of the keys from this one on."""
+        start = int(np.searchsorted(self.keys, key))
+        return Tally.of(self.keys[start:], self.counts[start:])
+
+    def _reserve(self, needed: int, kept: int) -> None:
+        if needed > len(self._keys):
+            for name in ("_keys", "_counts"):
+                grown = np.empty(2 * needed, dtype=np.int64)
+                grown[:kept] = getattr(self, name)[:kept]
+                setattr(self, name, grown)
+
+
+def _starts(ordered: IntArray) -> IntArray:
+    """Return where in an ascending array, not empty, each new number begins."""
+    new = np.empty(len(ordered), dtype=np.bool_)
+    new[0] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    return np.flatnonzero(new)
+
+
+def _sums(keys: IntArray, counts: IntArray) -> tuple[IntArray, IntArray]:
+    """Return keys in ascending order without repetitions, with their counts summed."""
+    if not len(keys):
+        return keys, counts
+    order = np.argsort(keys, kind="stable")  # quick where it is made of ascending pieces
+    keys = keys[order]
+    starts = _starts(keys)
+    return keys[starts], np.add.reduceat(counts[order], starts)

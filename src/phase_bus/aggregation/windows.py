@@ -1,0 +1,322 @@
+"""How a run went over time: counts and coarse percentiles, by the time at which requests ended.
+
+A window is a stretch of time that begins at a whole multiple of its width in Unix time. Windows are one
+second wide, and get twice as wide whenever they would become more than :data:`MAX_WINDOWS`. So the width
+follows from the first and the last time alone: neither the order of records nor that of merging shows,
+and memory stays bounded however long a run goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from phase_bus.aggregation.options import Options
+from phase_bus.aggregation.packing import FloatArray, IntArray, pack_counts, unpack_counts
+from phase_bus.aggregation.sketch import interpolate
+from phase_bus.aggregation.tally import Tally
+from phase_bus.records import RecordBatch
+
+WIDTH_NS = 1_000_000_000
+MAX_WINDOWS = 600
+WINDOW_ERROR = 0.02
+QUANTILES = {"p50": 0.5, "p99": 0.99}
+
+_END = "request_end_ns"
+# Records are looked into this many at a time: enough for numpy to be fast.
+_CHUNK = 4096
+# A metric's tally counts ``window << _BITS | code``, with a code for each bin of a sketch.
+_BITS = 18
+_ZERO = 1 << (_BITS - 1)  # the code of 0; larger ones are of positive values
+_FIRST_BIN = 1 << (_BITS - 3)  # what is added to a bin's number, negative for values below 1
+_LOG_GAMMA = math.log1p(WINDOW_ERROR) - math.log1p(-WINDOW_ERROR)
+
+
+class Windows:
+    """Requests, failures and the values of some metrics, by window.
+
+    A value is counted in a bin as :class:`~phase_bus.aggregation.sketch.DDSketch` has them, but coarser:
+    percentiles are within :data:`WINDOW_ERROR`. A metric that is a list has no windows.
+
+    Attributes:
+        unplaced: requests without a time at which they ended; they are in no window.
+    """
+
+    def __init__(self, options: Options = Options()) -> None:  # noqa: B008 - frozen
+        self._options = options
+        self.unplaced = 0
+        self._level = 0  # the width is WIDTH_NS << level
+        self._range: tuple[int, int] | None = None  # the first and last window
+        self._requests = Tally()
+        self._failed = Tally()
+        self._metrics: dict[str, Tally] = {}
+        # What has not been looked into yet, with windows of level 0; it leaves no trace.
+        self._waiting = 0
+        self._new: list[IntArray] = []
+        self._new_failed: list[IntArray] = []
+        self._new_values: dict[str, list[tuple[IntArray, npt.NDArray[Any]]]] = {}
+
+    @property
+    def width_ns(self) -> int:
+        """How wide a window is, in ns."""
+        self._settle()
+        return WIDTH_NS << self._level
+
+    def update(self, batch: RecordBatch) -> None:
+        """Add a batch of records."""
+        windows = _windows_of(batch)
+        if windows is None:
+            self.unplaced += len(batch)
+            return
+        self._new.append(windows)
+        if batch.errors:
+            self._new_failed.append(windows[[error.row for error in batch.errors]])
+        names = self._options.window_metrics
+        for name in batch.metrics if "*" in names else names:
+            values = _numbers(batch, name)
+            if values is not None:
+                rows = batch.rows(name)
+                if len(rows) == len(values):  # otherwise it is a list
+                    at = windows if len(rows) == len(batch) else windows[rows]
+                    # A copy, since a view would keep all of the batch in memory.
+                    self._new_values.setdefault(name, []).append((at, values.copy()))
+        self._waiting += len(batch)
+        if self._waiting >= _CHUNK:
+            self._settle()
+
+    def merge(self, *others: Windows, recent: int | None = None) -> None:
+        """Add what other windows know; they stay as they are.
+
+        Args:
+            others: they.
+            recent: keep only so many windows, the last ones.
+        """
+        parts = [self, *others]
+        for part in parts:
+            part._settle()
+        self.unplaced = sum(part.unplaced for part in parts)
+        parts = [part for part in parts if part._range is not None]
+        if not parts:
+            return
+        level = max(part._level for part in parts)
+        shifts = [level - part._level for part in parts]
+        ranges = [
+            (part._range[0] >> shift, part._range[1] >> shift)
+            for part, shift in zip(parts, shifts, strict=True)
+            if part._range is not None
+        ]
+        level, first, last = _fit(level, min(r[0] for r in ranges), max(r[1] for r in ranges))
+        cut = None if recent is None else max(first, last - recent + 1)
+        parts = [part._at_level(level, cut) for part in parts]
+        self._level, self._range = level, (first if cut is None else cut, last)
+        self._requests = Tally.union([part._requests for part in parts])
+        self._failed = Tally.union([part._failed for part in parts])
+        tallies: dict[str, list[Tally]] = {}
+        for part in parts:
+            for name, tally in part._metrics.items():
+                tallies.setdefault(name, []).append(tally)
+        self._metrics = {name: Tally.union(some) for name, some in tallies.items()}
+
+    def columns(self) -> dict[str, Any] | None:
+        """Return a list a quantity with a number a window, without holes; None without any window.
+
+        ``width_s`` and ``start_ns`` (of the first window, Unix time); ``requests``, ``failed`` and
+        ``throughput`` (successful requests a second); by metric ``count``, ``p50`` and ``p99``, the
+        latter None in a window without values; ``relative_error`` of these; ``unplaced``: requests
+        without a time, which are in no window.
+        """
+        self._settle()
+        if self._range is None:
+            return None
+        first, last = self._range
+        requests, failed = (_dense(t, first, last) for t in (self._requests, self._failed))
+        width_s = (WIDTH_NS << self._level) / 1e9
+        return {
+            "width_s": width_s,
+            "start_ns": first * (WIDTH_NS << self._level),
+            "requests": requests.tolist(),
+            "failed": failed.tolist(),
+            "throughput": ((requests - failed) / width_s).tolist(),
+            "metrics": {n: _metric_columns(self._metrics[n], first, last) for n in sorted(self._metrics)},
+            "relative_error": WINDOW_ERROR,
+            "unplaced": self.unplaced,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content for msgpack; equal content gives equal bytes."""
+        self._settle()
+        return {
+            "unplaced": self.unplaced,
+            "level": self._level,
+            "range": self._range,
+            "requests": pack_counts(self._requests.keys, self._requests.counts),
+            "failed": pack_counts(self._failed.keys, self._failed.counts),
+            "metrics": {name: _pack_metric(self._metrics[name]) for name in sorted(self._metrics)},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], options: Options) -> Windows:
+        """Return the windows that :meth:`to_dict` gave as ``data``, to go on with."""
+        windows = cls(options)
+        windows.unplaced, windows._level = data["unplaced"], data["level"]
+        windows._range = None if data["range"] is None else (data["range"][0], data["range"][1])
+        windows._requests = Tally.of(*unpack_counts(data["requests"]))
+        windows._failed = Tally.of(*unpack_counts(data["failed"]))
+        windows._metrics = {name: _unpack_metric(m) for name, m in data["metrics"].items()}
+        return windows
+
+    def _settle(self) -> None:
+        """Look into what waits."""
+        if not self._new:
+            return
+        windows = np.concatenate(self._new)
+        placed = windows[windows > 0]
+        self.unplaced += len(windows) - len(placed)
+        if len(placed):
+            self._make_room(int(placed.min()), int(placed.max()))
+            self._requests.add(placed >> self._level)
+            if self._new_failed:
+                failed = np.concatenate(self._new_failed)
+                self._failed.add(failed[failed > 0] >> self._level)
+            for name, pairs in self._new_values.items():
+                self._add_values(name, *map(np.concatenate, zip(*pairs, strict=True)))
+        self._waiting = 0
+        self._new, self._new_failed, self._new_values = [], [], {}
+
+    def _add_values(self, name: str, windows: IntArray, values: npt.NDArray[Any]) -> None:
+        usable = windows > 0
+        if values.dtype.kind == "f":
+            usable &= np.isfinite(values)
+        if not usable.all():
+            windows, values = windows[usable], values[usable]
+        if len(values):
+            keys = windows >> self._level << _BITS | _codes(values.astype(np.float64))
+            self._metrics.setdefault(name, Tally()).add(keys)
+
+    def _make_room(self, first: int, last: int) -> None:
+        """Let windows of level 0 be part of the range, with wider windows if need be."""
+        first, last = first >> self._level, last >> self._level
+        if self._range is not None:
+            first, last = min(first, self._range[0]), max(last, self._range[1])
+        level, first, last = _fit(self._level, first, last)
+        if level > self._level:
+            wider = self._at_level(level)
+            self._requests, self._failed, self._metrics = wider._requests, wider._failed, wider._metrics
+        self._level, self._range = level, (first, last)
+
+    def _at_level(self, level: int, first: int | None = None) -> Windows:
+        """Return the tallies with windows of a higher level or the same, from the window ``first`` on."""
+        shift = level - self._level
+        other = Windows(self._options)
+        other._requests, other._failed = self._requests, self._failed
+        other._metrics = dict(self._metrics)
+        if first is not None:
+            start = first << shift
+            other._requests, other._failed = self._requests.since(start), self._failed.since(start)
+            other._metrics = {name: t.since(start << _BITS) for name, t in self._metrics.items()}
+        if shift:
+            for name, tally in other._metrics.items():
+                keys = tally.keys >> (_BITS + shift) << _BITS | (tally.keys & ((1 << _BITS) - 1))
+                other._metrics[name] = Tally.of(keys, tally.counts)
+            other._requests = Tally.of(other._requests.keys >> shift, other._requests.counts)
+            other._failed = Tally.of(other._failed.keys >> shift, other._failed.counts)
+        return other
+
+
+def _fit(level: int, first: int, last: int) -> tuple[int, int, int]:
+    """Return the level, and the windows there, at which a range is of few enough windows."""
+    while last - first >= MAX_WINDOWS:
+        level, first, last = level + 1, first >> 1, last >> 1
+    return level, first, last
+
+
+def _windows_of(batch: RecordBatch) -> IntArray | None:
+    """Return each record's window of level 0, shape (len,), 0 or less without one; None if none has one."""
+    ends = _numbers(batch, _END)
+    if ends is None:
+        return None
+    if ends.dtype.kind == "f":
+        ends = np.nan_to_num(ends, posinf=0.0, neginf=0.0).clip(0.0, 2.0**62).astype(np.int64)
+    windows: IntArray = ends // WIDTH_NS
+    if len(windows) == len(batch):
+        return windows
+    full = np.zeros(len(batch), dtype=np.int64)
+    full[batch.rows(_END)] = windows
+    return full
+
+
+def _numbers(batch: RecordBatch, name: str) -> npt.NDArray[Any] | None:
+    """Return a batch's values of a field or metric, None where it has none or they are no numbers."""
+    try:
+        values = batch.values(name)
+    except KeyError:
+        return None
+    return values if values.dtype.kind in "ifb" else None
+
+
+def _codes(values: FloatArray) -> IntArray:
+    """Return the code of each finite value's bin; a larger value has a larger code, or the same."""
+    if values.min() > 0.0:
+        return _bins(values) + (_ZERO + _FIRST_BIN)
+    codes = np.full(len(values), _ZERO)
+    positive, negative = values > 0.0, values < 0.0
+    codes[positive] += _bins(values[positive]) + _FIRST_BIN
+    codes[negative] -= _bins(-values[negative]) + _FIRST_BIN
+    return codes
+
+
+def _bins(magnitudes: FloatArray) -> IntArray:
+    scaled = np.log(magnitudes)
+    scaled *= 1.0 / _LOG_GAMMA
+    return np.ceil(scaled, out=scaled).astype(np.int64)
+
+
+def _values_of(codes: IntArray) -> FloatArray:
+    """Return for each code the value that is off from both its bin's edges by WINDOW_ERROR."""
+    distance = codes - _ZERO
+    exponents = (np.abs(distance) - _FIRST_BIN) * _LOG_GAMMA + math.log1p(-WINDOW_ERROR)
+    values: FloatArray = np.sign(distance) * np.exp(np.minimum(exponents, 709.78))
+    return values
+
+
+def _dense(tally: Tally, first: int, last: int) -> IntArray:
+    counts = np.zeros(last - first + 1, dtype=np.int64)
+    counts[tally.keys - first] = tally.counts
+    return counts
+
+
+def _metric_columns(tally: Tally, first: int, last: int) -> dict[str, Any]:
+    """Return a metric's counts and percentiles by window, these by linear interpolation between ranks."""
+    values, ends = _values_of(tally.keys & ((1 << _BITS) - 1)), np.cumsum(tally.counts)
+    after = np.searchsorted(tally.keys, np.arange(first, last + 2) << _BITS)
+    below = np.concatenate([[0], ends])[after]  # how many values are in earlier windows
+    counts = np.diff(below)
+    filled = np.flatnonzero(counts)
+    columns: dict[str, Any] = {"count": counts.tolist()}
+    for name, quantile in QUANTILES.items():
+        position = quantile * (counts[filled] - 1)
+        low = np.floor(position).astype(np.int64)
+        high = np.minimum(low + 1, counts[filled] - 1)
+        at = [np.searchsorted(ends, below[filled] + rank, side="right") for rank in (low, high)]
+        found = np.full(len(counts), None, dtype=object)
+        found[filled] = interpolate(values[at[0]], values[at[1]], position - low)
+        columns[name] = found.tolist()
+    return columns
+
+
+def _pack_metric(tally: Tally) -> list[Any]:
+    """Return a metric's tally for msgpack, its codes brought close together."""
+    windows, codes = tally.keys >> _BITS, tally.keys & ((1 << _BITS) - 1)
+    lowest = int(codes.min())
+    stride = int(codes.max()) - lowest + 1
+    return [lowest, stride, *pack_counts(windows * stride + (codes - lowest), tally.counts)]
+
+
+def _unpack_metric(packed: list[Any]) -> Tally:
+    lowest, stride = packed[:2]
+    keys, counts = unpack_counts(packed[2:])
+    return Tally.of(keys // stride << _BITS | (keys % stride + lowest), counts)

@@ -1,0 +1,92 @@
+"""Keeping how far consumers have come, and what they have set aside, as they say in their beats."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from phase_bus.bus.groups import Group, Judgement
+from phase_bus.bus.journal import Journal
+from phase_bus.bus.journal_rows import checkpoint_name
+from phase_bus.control import Beat, ClientInfo, Commit, DeadLetterNote
+from phase_bus.errors import JournalError
+
+logger = logging.getLogger("phase_bus.bus")
+
+
+class Kept:
+    """What of a beat is kept now: dead letters by their offsets; positions by share; and what is not."""
+
+    def __init__(self) -> None:
+        self.dead_letters: list[int] = []
+        self.shares: dict[int, int] = {}
+        self.refused: list[int] = []
+
+
+class Positions:
+    """Writes positions, states and dead letters of consumers into the journal.
+
+    Args:
+        journal: where to; without one nothing is remembered, and nothing kept back.
+    """
+
+    def __init__(self, journal: Journal | None) -> None:
+        self._journal = journal
+
+    def keep(self, client: ClientInfo, beat: Beat, group: Group | None) -> Kept:
+        """Keep what a consumer says it has done, all of it as one; what cannot be kept is logged.
+
+        Args:
+            client: the consumer.
+            beat: what it says.
+            group: the group that it is a member of.
+        """
+        by_judgement: dict[Judgement, list[Commit]] = {judgement: [] for judgement in Judgement}
+        for commit in beat.commits:
+            judgement = Judgement.REFUSE if group is None else group.judge(beat.client_id, commit)
+            by_judgement[judgement].append(commit)
+        commits, refused = by_judgement[Judgement.KEEP], by_judgement[Judgement.REFUSE]
+        if refused:
+            tell_refused(client.group, client.pid, refused)
+        kept = Kept()
+        if self._journal is not None and (beat.position is not None or beat.dead_letters or commits):
+            try:
+                with self._journal.transaction():
+                    self._write(self._journal, client.name, beat, commits)
+            except JournalError as error:
+                logger.error("phase-bus bus: %s", error)  # the consumer says it again
+                return kept
+        known = commits + by_judgement[Judgement.REPETITION]
+        notes = [*beat.dead_letters, *(note for commit in known for note in commit.dead_letters)]
+        kept.dead_letters = [note.offset for note in notes]
+        kept.shares = {commit.share: commit.position for commit in known}
+        kept.refused = [commit.share for commit in refused]
+        return kept
+
+    def _write(self, journal: Journal, name: str, beat: Beat, commits: Sequence[Commit]) -> None:
+        _set_aside(journal, name, beat.dead_letters)
+        if beat.position is not None:
+            journal.commit(name, beat.position, beat.saved)
+        for commit in commits:
+            share = checkpoint_name(name, commit.share)
+            _set_aside(journal, share, commit.dead_letters)
+            journal.commit(share, commit.position, commit.saved)
+
+
+def tell_refused(group: str, pid: int, commits: Sequence[Commit]) -> None:
+    """Log that a member's commits came too late to count."""
+    logger.warning(
+        "phase-bus bus: group %r: late commits of the member with pid %d are refused: %s; these had been "
+        "given to others while it was silent",
+        group,
+        pid,
+        ", ".join(f"{checkpoint_name(group, c.share)} at offset {c.position}" for c in commits),
+    )
+
+
+def _set_aside(journal: Journal, consumer: str, letters: Sequence[DeadLetterNote]) -> None:
+    for letter in letters:
+        journal.add_dead_letter(consumer=consumer, ts_ns=time.time_ns(), **msgspec.structs.asdict(letter))

@@ -1,0 +1,35 @@
+"""When a process of ours is to finish: on a signal, or when the one that started it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+
+
+def stop_on_signals(stop: Callable[[], object]) -> None:
+    """Call a function on the first SIGTERM or SIGINT; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    seen: list[int] = []
+
+    def on_signal(signum: int) -> None:
+        if seen:
+            os._exit(128 + signum)
+        seen.append(signum)
+        stop()
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, on_signal, signum)
+
+
+def stop_on_eof(descriptor: int, stop: Callable[[], object]) -> None:
+    """Call a function when a file descriptor ends: the process at its other end is gone."""
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        if not os.read(descriptor, 4096):
+            loop.remove_reader(descriptor)
+            stop()
+
+    loop.add_reader(descriptor, read)

@@ -1,0 +1,298 @@
+"""Consumer groups on real sockets: sharing out, coming and going, the bus restarted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+from phase_bus.address import Address
+from phase_bus.bus.journal import JournalReader
+from phase_bus.client import BusClient
+from phase_bus.consumer import Consumer, build_consumer
+from phase_bus.control import EVENTS, GroupInfo, Hello, Status
+from phase_bus.errors import ConfigError
+from phase_bus.events import PhaseRef, PhaseStart, Receipt, Records, Summary
+from phase_bus.group_runner import GroupRunner
+from phase_bus.publisher import Publisher
+from phase_bus.wire import decode_event
+from tests.group.consumers import Totals
+from tests.helpers import BusThread, RawClient, Subscriber, until
+from tests.test_replay import Kept
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+PHASE = PhaseRef("profiling")
+SOURCE = bytes(15) + b"\x07"
+EVERYTHING = {EVENTS, *range(16)}
+
+
+@pytest.fixture
+def kept(ipc_dir: Path, tmp_path: Path) -> Iterator[Kept]:
+    """A bus with a journal."""
+    bus = Kept(ipc_dir, tmp_path / "journal")
+    yield bus
+    bus.close()
+
+
+class Member:
+    """A member of a group in this process, that can be ended or cut off."""
+
+    def __init__(self, address: str, cls: type[Consumer] = Totals, group: str = "totals") -> None:
+        self.ready = asyncio.Event()
+        self.runner = GroupRunner(
+            lambda: build_consumer(cls, group, {}), group, Address.parse(address), on_ready=self.ready.set
+        )
+        self.task = asyncio.create_task(self.runner.run())
+
+    @property
+    def shares(self) -> set[int]:
+        """What it works on."""
+        return set(self.runner.shares)
+
+    async def stop(self) -> None:
+        """Let it finish."""
+        self.runner.stop()
+        await asyncio.wait_for(self.task, 20)
+
+
+@asynccontextmanager
+async def members(count: int, address: str) -> AsyncIterator[list[Member]]:
+    """A group of some members, from when the work is shared out among them."""
+    async with AsyncExitStack() as stack:
+        group = []
+        for _ in range(count):
+            group.append(Member(address))
+            stack.push_async_callback(group[-1].stop)
+        await until(lambda: shared_out(group))
+        for member in group:
+            await asyncio.wait_for(member.ready.wait(), 20)
+        yield group
+
+
+def shared_out(group: list[Member]) -> bool:
+    """Whether each share has one member, and all have about as many."""
+    sizes = [len(member.shares) for member in group]
+    union = set().union(*(member.shares for member in group))
+    return union == EVERYTHING and sum(sizes) == len(EVERYTHING) and max(sizes) - min(sizes) <= 1
+
+
+class Run:
+    """A run of one publisher, published bit by bit."""
+
+    def __init__(self, address: str, run_id: str = "r") -> None:
+        self.run_id = run_id
+        self._publisher = Publisher(address, batch_records=7)
+        self._next = 0
+
+    def __enter__(self) -> Self:
+        self._publisher.publish(PhaseStart(run_id=self.run_id, phase=PHASE))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._publisher.close()
+
+    async def publish(self, records: int, *, end: bool = False) -> None:
+        """Publish the next records, and wait until the bus has them."""
+        for _ in range(records):
+            self._publisher.record(self.run_id, PHASE, {"n": self._next}, {})
+            self._next += 1
+        if end:
+            self._publisher.complete_run(self.run_id, "completed")
+        assert await asyncio.to_thread(self._publisher.flush, 20)
+
+
+def publish(address: str, records: int, run_id: str = "r") -> None:
+    """Publish a whole run of numbered records, and wait until the bus has them."""
+    with Publisher(address, batch_records=7) as publisher:
+        publisher.publish(PhaseStart(run_id=run_id, phase=PHASE))
+        for number in range(records):
+            publisher.record(run_id, PHASE, {"n": number}, {})
+        publisher.complete_run(run_id, "completed")
+        assert publisher.flush(20)
+
+
+def status(address: str) -> Status:
+    """What the bus knows."""
+    with BusClient(Address.parse(address)) as client:
+        return client.status()
+
+
+def group_info(address: str) -> GroupInfo:
+    """What the bus knows of the one group."""
+    groups = status(address).groups
+    return groups[0] if groups else GroupInfo(name="", generation=0, members=0)
+
+
+async def handled(address: str, run_id: str = "r") -> GroupInfo:
+    """Wait until the group has handled a run."""
+    return await until(lambda: run_id in (info := group_info(address)).handled_runs and info)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+async def test_a_group_shares_a_run(kept: Kept, count: int) -> None:
+    """Each record is counted by one member, and the leader's result has all of them."""
+    with Subscriber(kept.address, "summary.", "receipt.") as subscriber:
+        async with members(count, kept.address) as group:
+            await asyncio.to_thread(publish, kept.address, 2000)
+            await handled(kept.address)
+            (summary,) = await until(lambda: subscriber.of(Summary))
+            (receipt,) = await until(lambda: subscriber.of(Receipt))
+            forgotten = [share.consumer for m in group for share in m.runner.shares.values()]
+            await until(lambda: sum("r" in c.forgotten for c in forgotten if isinstance(c, Totals)) == 16)
+    assert summary.result == {"records": 2000, "sum": sum(range(2000)), "phases": 1}
+    assert summary.final
+    assert receipt.complete
+    assert receipt.consumer == "totals"
+    topics = {topic: t.received for topic, t in receipt.topics.items() if topic.startswith("records.")}
+    assert len(topics) == 16
+    assert sum(topics.values()) == sum(
+        t.published or 0 for name, t in receipt.topics.items() if name.startswith("records.")
+    )
+
+
+async def test_late_and_after_the_end(kept: Kept) -> None:
+    """A group that comes after the run takes it from the journal."""
+    await asyncio.to_thread(publish, kept.address, 3000)
+    with Subscriber(kept.address, "summary.") as subscriber:
+        async with members(3, kept.address):
+            await handled(kept.address)
+            (summary,) = await until(lambda: subscriber.of(Summary))
+    assert summary.result["records"] == 3000
+    assert summary.final
+
+
+async def test_members_come_and_go_while_a_run_goes_on(kept: Kept) -> None:
+    """The work moves with them, and nothing is counted twice nor left out."""
+    with Subscriber(kept.address, "summary.") as subscriber, Run(kept.address) as run:
+        first = Member(kept.address)
+        await until(lambda: shared_out([first]))
+        await run.publish(500)
+        second, third = Member(kept.address), Member(kept.address)
+        await until(lambda: shared_out([first, second, third]))
+        await run.publish(500)
+        await first.stop()
+        await until(lambda: shared_out([second, third]))
+        await run.publish(500)
+        await second.stop()
+        fourth = Member(kept.address)
+        await until(lambda: shared_out([third, fourth]))
+        await third.stop()
+        await run.publish(500, end=True)
+        info = await handled(kept.address)
+        (summary,) = await until(lambda: subscriber.of(Summary))
+        await fourth.stop()
+    assert summary.result == {"records": 2000, "sum": sum(range(2000)), "phases": 1}
+    assert info.refused == 0
+    assert not info.incomplete_runs
+
+
+async def test_the_bus_is_restarted(kept: Kept) -> None:
+    """Members go on from what they had committed, with the next bus on the same journal."""
+    with Run(kept.address) as run:
+        async with members(3, kept.address) as group:
+            await run.publish(1000)
+            await asyncio.to_thread(kept.close)
+            kept.open()
+            await run.publish(1000, end=True)
+            await handled(kept.address)
+            await until(lambda: shared_out(group))
+    with JournalReader(kept.data) as reader:
+        found = [decode_event(entry.topic, entry.payload) for entry in reader.of_kind("r", "summary")]
+    assert [event.result for event in found if isinstance(event, Summary)] == [
+        {"records": 2000, "sum": sum(range(2000)), "phases": 1}
+    ]
+
+
+async def test_two_runs_at_once_are_kept_apart(kept: Kept) -> None:
+    """Each has its own result, and its own receipt."""
+    with Subscriber(kept.address, "summary.", "receipt.") as subscriber:
+        async with members(2, kept.address):
+            with Run(kept.address, "a") as a, Run(kept.address, "b") as b:
+                for _ in range(3):
+                    await a.publish(100)
+                    await b.publish(200)
+                await a.publish(1, end=True)
+                await b.publish(1, end=True)
+            await handled(kept.address, "a")
+            await handled(kept.address, "b")
+            summaries = await until(lambda: len(found := subscriber.of(Summary)) == 2 and found)
+            receipts = await until(lambda: len(found := subscriber.of(Receipt)) == 2 and found)
+    assert {s.run_id: s.result["records"] for s in summaries} == {"a": 301, "b": 601}
+    assert all(receipt.complete for receipt in receipts)
+
+
+async def test_more_members_than_shares(kept: Kept) -> None:
+    """Who has nothing to do is ready all the same, and takes over when another goes."""
+    async with members(1, kept.address) as (first,):
+        spare = [Member(kept.address) for _ in range(18)]
+        for member in spare:
+            await asyncio.wait_for(member.ready.wait(), 20)
+        await until(lambda: shared_out([first, *spare]))
+        for member in spare:
+            await member.stop()
+        await until(lambda: shared_out([first]))
+
+
+async def test_a_partition_beyond_the_usual_ones(kept: Kept) -> None:
+    """A publisher of another version may have more of them; they are shared out when they show."""
+    async with members(2, kept.address) as group:
+        with RawClient(kept.address) as client:
+            client.ask(Hello(client_id=SOURCE.hex(), role="publisher", name="raw"))
+            client.publish(Records(run_id="r", phase=PHASE, count=0, partition=41), SOURCE, 1)
+            owner = await until(lambda: next((m for m in group if 41 in m.shares), None) or False)
+            await until(lambda: owner.runner.shares[41].dispatcher.received == 1)
+
+
+async def test_a_group_needs_a_journal(ipc_dir: Path) -> None:
+    """Without one there is nothing that a new owner could go on from."""
+    with BusThread(f"ipc://{ipc_dir}"):
+        member = Member(f"ipc://{ipc_dir}")
+        with pytest.raises(ConfigError, match="needs a bus that keeps a journal; start it without --no-j"):
+            await asyncio.wait_for(member.task, 20)
+
+
+async def test_what_cannot_be_a_group(ipc_dir: Path) -> None:
+    """A publisher's own address, and a consumer that takes no records."""
+
+    class NoRecords(Consumer):
+        async def on_phase_start(self, event: PhaseStart) -> None: ...
+
+    with pytest.raises(ConfigError, match="a group needs a bus"):
+        GroupRunner(Totals, "totals", Address.parse(f"direct+ipc://{ipc_dir}/x.ipc"))
+    with pytest.raises(ConfigError, match="takes no records, so there is nothing"):
+        GroupRunner(NoRecords, "g", Address.parse(f"ipc://{ipc_dir}"))
+
+
+async def test_a_handler_that_fails(kept: Kept) -> None:
+    """The event is set aside under its share's name, and the receipt says so."""
+
+    class Failing(Totals):
+        async def on_records(self, event: Records) -> None:
+            if event.partition == 3:
+                raise ValueError("three")
+            await super().on_records(event)
+
+    with Subscriber(kept.address, "receipt.") as subscriber:
+        member = Member(kept.address, Failing)
+        await until(lambda: shared_out([member]))
+        await asyncio.to_thread(publish, kept.address, 16 * 7)
+        info = await handled(kept.address)
+        (receipt,) = await until(lambda: subscriber.of(Receipt))
+        await member.stop()
+    assert info.incomplete_runs == ("r",)
+    assert not receipt.complete
+    assert receipt.topics["records.03.r$"].failed == 1
+    with JournalReader(kept.data) as reader:
+        (letter,) = reader.dead_letters("totals/03")
+    assert letter.error == "ValueError('three')"
