@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from examples import record_archive
+from examples import latency_histogram, record_archive
 from examples.record_archive import RecordArchive
 from phase_bus.errors import OptionError
 from phase_bus.testing import MemoryBus, make_records, make_run, run_consumer
@@ -85,6 +85,20 @@ async def test_the_archive_refuses_empty_batches() -> None:
     """Options are checked."""
     with pytest.raises(OptionError, match="at least 1"):
         await run_consumer(RecordArchive, directory="x", batch_rows=0)
+
+
+@pytest.mark.slow
+def test_the_groups_command(workplace: Workplace) -> None:
+    """The line of its docstring, and beside it the aggregator, which comes to the same number."""
+    (workplace.directory / "examples").symlink_to(ROOT / "examples")
+    line = command_of(latency_histogram.__doc__)
+    line[line.index("--") : line.index("--")] = ["--with", "aggregator:output=summary.json"]
+    done = workplace.finish(workplace.start(*line))
+    assert done.returncode == 0, done.stderr
+    counted = [int(count) for count in re.findall(r"up to \d+ us=(\d+)", done.stderr)]
+    (run,) = workplace.json("summary.json")["runs"].values()
+    succeeded = sum(phase["requests"] - phase["failed"] for phase in run["phases"])
+    assert sum(counted) == succeeded > 1900
 
 
 def test_the_archives_command(workplace: Workplace) -> None:

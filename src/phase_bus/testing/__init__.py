@@ -22,6 +22,7 @@ from phase_bus.testing.factories import (
     make_stats,
     make_summary,
 )
+from phase_bus.testing.group import GroupOutcome
 from phase_bus.testing.live import LiveBus, LiveRun
 from phase_bus.testing.memory import MemoryBus, MemoryRun, run_consumer, run_consumer_sync
 from phase_bus.testing.outcome import Outcome
@@ -33,6 +34,7 @@ __all__ = [
     "RUN_ID",
     "T0_NS",
     "WARMUP",
+    "GroupOutcome",
     "LiveBus",
     "LiveRun",
     "MemoryBus",

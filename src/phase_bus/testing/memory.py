@@ -13,6 +13,7 @@ from phase_bus.dispatcher import ATTEMPTS, Dispatcher
 from phase_bus.errors import WireError
 from phase_bus.events import EventBase, RunComplete, RunStatus
 from phase_bus.runner import Origin
+from phase_bus.testing.group import GroupOutcome, MemoryGroup
 from phase_bus.testing.outcome import C, Outcome, prepare
 from phase_bus.testing.store import Checkpoint, MessageStore
 from phase_bus.wire import topic_prefix
@@ -80,6 +81,20 @@ class MemoryBus(MessageStore):
     def run_consumer_sync(self, consumer: C | type[C], **options: Any) -> Outcome[C]:
         """Do the same in a test that is not async."""
         return asyncio.run(self.run_consumer(consumer, **options))
+
+    async def run_group(self, consumer: type[C], *, name: str = "", **options: Any) -> GroupOutcome[C]:
+        """Run a consumer as a group: an instance for each partition of the records, and the leader.
+
+        Args:
+            consumer: the class.
+            name: the group's name; that of the class by default.
+            options: the class's options, by name.
+
+        Raises:
+            ConfigError: it takes no records.
+        """
+        group = name or consumer.group or consumer.__name__
+        return await MemoryGroup(self, lambda: prepare(consumer, group, options), group).run()
 
 
 class MemoryRun(Outcome[C]):
