@@ -7,7 +7,7 @@ from pathlib import Path
 
 from phase_bus import testing
 from tests.e2e.test_readme import README, ROOT
-from tests.testing.test_plugin import run_pytest
+from tests.testing.test_pytest_plugin import run_pytest
 
 GUIDE = ROOT / "docs" / "guide"
 

@@ -16,13 +16,22 @@ import pytest
 
 from phase_bus.publisher import Publisher
 from phase_bus.simulation import Simulation
-from phase_bus.testing import PROFILING, LiveBus, make_drop, make_phase_timeout, make_run, make_summary
+from phase_bus.testing import (
+    PROFILING,
+    LiveBus,
+    make_drop,
+    make_phase_start,
+    make_phase_timeout,
+    make_run,
+    make_summary,
+)
 from tests.e2e import conftest
 from tests.e2e.conftest import Workplace, wait_for
 from tests.examples.test_consumers import ROOT
 
 workplace = conftest.workplace  # the fixture
 
+PROBE, LAST = "probe", "last"  # runs
 READER = ROOT / "examples" / "node_reader"
 
 pytestmark = pytest.mark.slow
@@ -46,21 +55,39 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def two_readers(
-    place: Workplace, reader: Path, address: str, *topics: str
+    place: Workplace, reader: Path, address: str, *topics: str, probe: Publisher | None = None
 ) -> Iterator[tuple[list[Any], list[Any]]]:
-    """Let both read; at the end, fill two lists with what each printed, once both have as much."""
+    """Let both read; at the end, fill two lists with what each printed, once both have as much.
+
+    Where nothing tells whether subscriptions are in force, as without a bus, a probe finds out.
+    """
     mine = place.phase_bus("tail", "--json", "--address", address, *(f"--topic={t}" for t in topics))
     its = place.start("node", str(reader), *topics, PHASE_BUS_ADDRESS=address)
     for process in (mine, its):
         wait_for(lambda p=process: "listening at" in place.stderr(p), "a reader")  # type: ignore[misc]
+    if probe is not None:
+        wait_for(lambda: probed(probe) and printed(place, mine) and printed(place, its), "the probe")
     lines: tuple[list[Any], list[Any]] = ([], [])
     yield lines
-    wait_for(lambda: '"run_complete"' in place.stdout(mine), "our reader's last line")
-    wait_for(lambda: len(place.stdout(mine)) and printed(place, its) >= printed(place, mine), "its lines")
+    for process in (mine, its):
+        wait_for(lambda p=process: ended(place, p), "a reader's last line")  # type: ignore[misc]
     for process, found in zip((mine, its), lines, strict=True):
         process.send_signal(signal.SIGTERM)
         assert place.finish(process).returncode == 0, place.stderr(process)
-        found += [json.loads(line) for line in place.stdout(process).splitlines()]
+        events = [json.loads(line) for line in place.stdout(process).splitlines()]
+        found += [event for event in events if event["run_id"] != PROBE]
+
+
+def ended(place: Workplace, process: subprocess.Popen[str]) -> bool:
+    """Return whether a process has printed the last event that is published."""
+    lines = place.stdout(process).splitlines()
+    return any('"run_complete"' in line and f'"{LAST}"' in line for line in lines)
+
+
+def probed(publisher: Publisher) -> bool:
+    """Publish one event more."""
+    publisher.publish(make_phase_start(run_id=PROBE))
+    return publisher.flush(5)
 
 
 def printed(place: Workplace, process: subprocess.Popen[str]) -> int:
@@ -85,7 +112,8 @@ def publish_everything(publisher: Publisher) -> None:
         error = ("Timeout", "läte", 504 if number else None) if number % 2 else None
         publisher.record("run-1", PROFILING, metrics, {"request_start_ns": 2**60 + number}, error)
     publisher.publish(make_phase_timeout(ts_ns=2**62 + 1))
-    Simulation(publisher, requests=3000, rate=0, warmup=10, error_rate=0.1).run()
+    publisher.complete_run("run-1", "completed")
+    Simulation(publisher, run_id=LAST, requests=3000, rate=0, warmup=10, error_rate=0.1).run()
     publisher.flush(20)
 
 
@@ -116,8 +144,10 @@ def test_by_other_ways(workplace: Workplace, reader: Path, scheme: str) -> None:
     else:
         publisher = Publisher(bind="tcp://127.0.0.1:0")
         address = publisher.address
-    with publisher, two_readers(workplace, reader, address, "phase_", "run_complete.") as (ours, theirs):
-        Simulation(publisher, requests=100, rate=0).run()
+    probe = publisher if scheme == "direct" else None
+    reading = two_readers(workplace, reader, address, "phase_", "run_complete.", probe=probe)
+    with publisher, reading as (ours, theirs):
+        Simulation(publisher, run_id=LAST, requests=100, rate=0).run()
         publisher.flush(20)
     assert theirs == ours
     assert {event["kind"] for event in theirs} == {

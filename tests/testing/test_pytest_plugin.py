@@ -55,6 +55,7 @@ def run_pytest(directory: Path, *options: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "test"),
     [
