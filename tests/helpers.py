@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Self, TypeVar
 
 import zmq
 
@@ -18,6 +15,7 @@ from phase_bus.address import Address
 from phase_bus.bus.server import Bus, BusOptions
 from phase_bus.control import Hello, Reply, Request, Status, StatusRequest, Welcome
 from phase_bus.events import Event, EventBase
+from phase_bus.testing.waiting import DEADLINE_S, until, wait_until
 from phase_bus.wire import (
     Header,
     decode_event,
@@ -28,27 +26,10 @@ from phase_bus.wire import (
     unpack_header,
 )
 
+__all__ = ["DEADLINE_S", "until", "wait_until"]
+
 T = TypeVar("T")
-DEADLINE_S = 20.0
 FAST = BusOptions(heartbeat_s=0.1)
-
-
-def wait_until(condition: Callable[[], T | Literal[False]], timeout_s: float = DEADLINE_S) -> T:
-    """Return the condition's first true value; fail the test if there is none in time."""
-    deadline_s = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.002)
-    return value
-
-
-async def until(condition: Callable[[], T | Literal[False]], timeout_s: float = DEADLINE_S) -> T:
-    """Like :func:`wait_until`, while the event loop goes on."""
-    deadline_s = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline_s, "waited in vain"
-        await asyncio.sleep(0.002)
-    return value
 
 
 class BusThread:

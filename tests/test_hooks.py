@@ -57,7 +57,7 @@ def test_to_stats(stats: Any, expected: PhaseStats) -> None:
 async def test_publisher_hook() -> None:
     """Each call is one event of the run, of the phase it was called with."""
     events: list[EventBase] = []
-    hook = PublisherHook(SimpleNamespace(publish=events.append), "r")  # type: ignore[arg-type]
+    hook = PublisherHook(SimpleNamespace(publish=events.append), "r")
     tracker = Tracker(PhaseStats(in_flight=3))
     for phase in (SimpleNamespace(value="warmup"), "profiling", PhaseRef("own", index=7)):
         await hook.on_phase_start(phase, tracker)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
+from phase_bus import native
 from phase_bus.events import Drop, EventBase, PhaseRef, Records
 from phase_bus.wire import topic_of
 
@@ -43,8 +43,7 @@ class Drops:
 
     def renew_lock(self) -> None:
         """After a fork, in the child: the thread that held it may not be here."""
-        # Reentrant, since a signal handler may publish while the thread it interrupts does.
-        self._lock = threading.RLock()
+        self._lock = native.make_lock()
 
     def refuse(self, run_id: str, phase: PhaseRef, count: int) -> None:
         """Count records that there was no room for before they were batched; from any thread."""

@@ -28,7 +28,7 @@ from phase_bus.events import (
     RunStart,
     RunStatus,
 )
-from phase_bus.publisher import Publisher
+from phase_bus.publisher import EventPublisher
 
 logger = logging.getLogger("phase_bus.hooks")
 
@@ -144,7 +144,7 @@ class PublisherHook(EventHook):
 
     def __init__(
         self,
-        publisher: Publisher,
+        publisher: EventPublisher,
         run_id: str | None = None,
         *,
         producer: str = "",

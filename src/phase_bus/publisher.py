@@ -16,15 +16,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import zmq
-from msgspec import Struct
 
+from phase_bus import native
 from phase_bus.address import Address, default_address
-from phase_bus.batcher import Batcher, RawRecord
-from phase_bus.drops import Drops
-from phase_bus.events import EventBase, PhaseProgress, PhaseRef, Records, RunComplete, RunStatus
+from phase_bus.batcher import RawRecord
+from phase_bus.composer import Completion, Composer
+from phase_bus.events import EventBase, PhaseRef, Records, RunStatus
 from phase_bus.link import BusLink, DirectLink, Link
 from phase_bus.outbox import Outbox
 from phase_bus.spool import prepare_directory, write_spool
@@ -42,27 +42,37 @@ _AWAKE, _UNTIL_BATCH_IS_DUE, _IDLE = range(3)  # what the thread does, for those
 _publishers: weakref.WeakSet[Publisher] = weakref.WeakSet()
 
 
-class _Complete(Struct, frozen=True):  # no tuple: those are records
-    run_id: str
-    status: RunStatus
-    reason: str
-
-
 class _Flush:
     def __init__(self) -> None:
-        self.done = threading.Event()
+        self.done = native.make_event()
         self.acknowledged = False
 
 
-_Inbox: TypeAlias = deque[RawRecord | EventBase | _Complete | _Flush]
+_Inbox: TypeAlias = deque[RawRecord | EventBase | Completion | _Flush]
 
 
-class _Run:
-    """What was published of one run so far."""
+class EventPublisher(Protocol):
+    """What publishes: a :class:`Publisher`, or one of the in-memory bus of :mod:`phase_bus.testing`."""
 
-    def __init__(self) -> None:
-        self.published: Counter[bytes] = Counter()
-        self.records = 0
+    @property
+    def pending(self) -> int:
+        """How many events and records wait to be sent or acknowledged."""
+
+    def publish(self, event: EventBase) -> None:
+        """Publish an event."""
+
+    def record(
+        self,
+        run_id: str,
+        phase: PhaseRef,
+        metrics: Mapping[str, Any],
+        fields: Mapping[str, Any],
+        error: tuple[str, str, int | None] | None = None,
+    ) -> None:
+        """Publish a request's record, in a batch with others."""
+
+    def complete_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
+        """Publish the run's last event, with the count of all that was published of it."""
 
 
 class Publisher:
@@ -112,12 +122,17 @@ class Publisher:
         self._inbox: _Inbox = deque()
         self._inbox_limit = max(buffer_bytes // _RAW_RECORD_BYTES, 2 * batch_records)
         self._outbox = Outbox(self.source, buffer_bytes)
-        refusal = f"more than {self._inbox_limit} records waited to be encoded"
-        self._drops = Drops(self.name, refusal, self._warn_once)
-        self._batcher = Batcher(
-            lists, batch_records, batch_s, self._put, self._drops, self._warn_once, field_names
+        self._composer = Composer(
+            self._outbox,
+            name=self.name,
+            lists=lists,
+            batch_records=batch_records,
+            batch_s=batch_s,
+            field_names=field_names,
+            refusal=f"more than {self._inbox_limit} records waited to be encoded",
+            warn=self._warn_once,
         )
-        self._runs: dict[str, _Run] = {}
+        self._batcher, self._drops = self._composer.batcher, self._composer.drops
         self._flushes: list[tuple[int, _Flush]] = []
         self._warned: set[str] = set()
         self._deadline_s: float | None = None
@@ -143,12 +158,12 @@ class Publisher:
         except BaseException:
             self._context.destroy(linger=0)
             raise
-        self._wake_lock = threading.RLock()
+        self._wake_lock = native.make_lock()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         os.set_blocking(self._wake_read, False)
-        self._thread = threading.Thread(target=self._main, name="phase-bus-publisher", daemon=True)
-        self._thread.start()
+        self._thread_id = 0
+        self._thread = native.start_thread(self._main, "phase-bus-publisher")
         atexit.register(self.close, 0.5)
         _publishers.add(self)
 
@@ -219,7 +234,7 @@ class Publisher:
 
     def complete_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
         """Publish the run's last event, with the count of all that was published of it."""
-        self._inbox.append(_Complete(run_id, status, reason))
+        self._inbox.append(Completion(run_id, status, reason))
         self._wake()
 
     def flush(self, timeout_s: float) -> bool:
@@ -244,7 +259,7 @@ class Publisher:
         if self._deadline_s is None:
             self._deadline_s = time.monotonic() + timeout_s
             self._wake()
-        if threading.current_thread() is not self._thread:
+        if threading.get_native_id() != self._thread_id:
             self._thread.join(timeout_s + (_SPOOLING_S if self._spool_dir else _ENDING_S))
         # Only now: a program that ends meanwhile waits for the thread once more, and for its file.
         if not self._thread.is_alive():
@@ -253,6 +268,7 @@ class Publisher:
     # ---- from here on: the publisher's own thread ----
 
     def _main(self) -> None:
+        self._thread_id = threading.get_native_id()
         try:
             self._check_spool()
             self._loop()
@@ -273,7 +289,9 @@ class Publisher:
             self._batcher.close_due(now_s)
             if closing:
                 self._batcher.close_all()
-            self._tell_drops(now_s, at_once=closing)
+            self._composer.tell_drops(now_s, at_once=closing)
+            if isinstance(self._link, BusLink):
+                self._link.events_dropped = self._drops.total
             wait_s = min(self._link.tick(now_s), _CLOSING_WAIT_S if closing else _IDLE_WAIT_S)
             want_write = self._link.send()
             self._settle_flushes()
@@ -315,65 +333,17 @@ class Publisher:
                     f"{type(item).__name__} {type(error).__name__}",
                     f"an event could not be encoded and was dropped: {error!r}",
                 )
-                self._drop_unusable(item)
+                self._composer.drop_unusable(item)
 
-    def _take(self, item: EventBase | _Complete | _Flush) -> None:
-        if type(item) is PhaseProgress:  # the most frequent one; it may go before records
-            self._put(item)
-            return
-        self._batcher.close_all()  # what came before an event goes before it
+    def _take(self, item: EventBase | Completion | _Flush) -> None:
         match item:
-            case _Complete():
-                self._tell_drops(time.monotonic(), at_once=True)
-                self._put(self._run_complete(item))
-                self._runs.pop(item.run_id, None)
-                self._batcher.end_run(item.run_id)
+            case Completion():
+                self._composer.complete(item)
             case _Flush():
+                self._batcher.close_all()
                 self._flushes.append((self._outbox.last_seq, item))
             case _:
-                self._put(item)
-
-    def _put(self, event: EventBase) -> bool:
-        topic = self._outbox.put(event)
-        if topic is None:
-            self._drops.add(event, f"the buffer of {self._outbox.limit_bytes} bytes is full")
-            return False
-        run = self._run(event.run_id)
-        run.published[topic] += 1
-        if isinstance(event, Records):
-            run.records += event.count
-        return True
-
-    def _run(self, run_id: str) -> _Run:
-        run = self._runs.get(run_id)
-        if run is None:
-            run = self._runs[run_id] = _Run()
-        return run
-
-    def _run_complete(self, end: _Complete) -> RunComplete:
-        run = self._run(end.run_id)
-        return RunComplete(
-            run_id=end.run_id,
-            status=end.status,
-            reason=as_text(end.reason),
-            published={topic.decode(): count for topic, count in run.published.items()},
-            records=run.records,
-            dropped=self._drops.end_run(end.run_id),
-        )
-
-    def _drop_unusable(self, item: object) -> None:
-        reason = "it could not be encoded"
-        if isinstance(item, EventBase):
-            self._drops.add(item, reason)
-        elif type(item) is tuple and len(item) > 1:
-            self._drops.add_records(item[0], item[1], 1, reason)
-
-    def _tell_drops(self, now_s: float, *, at_once: bool) -> None:
-        self._drops.take_refused()
-        for event in self._drops.take(now_s, at_once=at_once):
-            self._put(event)
-        if isinstance(self._link, BusLink):
-            self._link.events_dropped = self._drops.total
+                self._composer.add(item)
 
     def _settle_flushes(self) -> None:
         if self._flushes:
@@ -420,7 +390,7 @@ class Publisher:
         try:
             self._take_inbox(waiting)
             self._batcher.close_all()
-            self._tell_drops(time.monotonic(), at_once=True)
+            self._composer.tell_drops(time.monotonic(), at_once=True)
             if not len(self._outbox):
                 return
             self._spooled, head = write_spool(directory, self.name, self._outbox)
@@ -462,7 +432,7 @@ class Publisher:
 
     def _forget(self) -> None:
         """After a fork, in the child: the thread stayed behind, and the sockets are the parent's."""
-        self._wake_lock = threading.RLock()
+        self._wake_lock = native.make_lock()
         self._drops.renew_lock()
         self._wake_write = -1
         self._sleep = _AWAKE

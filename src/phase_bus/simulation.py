@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from phase_bus.batcher import RawRecord
 from phase_bus.events import (
     PhaseComplete,
     PhasePlan,
@@ -21,7 +22,7 @@ from phase_bus.events import (
     PhaseStats,
     RunStart,
 )
-from phase_bus.publisher import Publisher
+from phase_bus.publisher import EventPublisher
 
 _CHUNK = 64
 _PENDING_LIMIT = 4096
@@ -47,7 +48,7 @@ class Simulation:
 
     def __init__(
         self,
-        publisher: Publisher,
+        publisher: EventPublisher,
         *,
         run_id: str | None = None,
         requests: int = 2000,
@@ -64,7 +65,7 @@ class Simulation:
         self._rate = rate
         self._error_rate = error_rate
         self._progress_s = progress_s
-        self._ttft_ns = ttft_ms * 1e6
+        self._ttft_ms = ttft_ms
         self._sweep = dict(sweep or {})
         self._random = np.random.default_rng(seed)
         self._phases = [("warmup", warmup)] if warmup else []
@@ -130,39 +131,75 @@ class Simulation:
 
     def _publish_records(self, ref: PhaseRef, first: int, count: int) -> int:
         """Publish a chunk of records; return how many of them failed."""
-        random = self._random
-        failed = random.random(count) < self._error_rate
-        ttft_ns = random.lognormal(np.log(self._ttft_ns), 0.3, count).astype(np.int64).tolist()
-        itl_ns = random.lognormal(np.log(2e6), 0.2, count).tolist()
-        tokens = random.poisson(_OUTPUT_TOKENS, count).clip(2).tolist()
-        for i in range(count):
-            now_ns = time.time_ns()
-            decode_ns = int(itl_ns[i] * (tokens[i] - 1))
-            latency_ns = ttft_ns[i] + decode_ns
-            fields = {
-                "session_num": first + i,
-                "x_request_id": f"{self.run_id}-{ref.index}-{first + i}",
-                "worker_id": "worker_simulated",
-                "request_start_ns": now_ns - latency_ns,
-                "request_end_ns": now_ns,
-                "was_cancelled": False,
-            }
-            if failed[i]:
-                error = ("Internal Server Error", "simulated", 500)
-                metrics: dict[str, Any] = {"error_request_count": 1, "error_isl": 128}
-                self._publisher.record(self.run_id, ref, metrics, fields, error)
-                continue
-            metrics = {
-                "request_count": 1,
-                "request_latency": latency_ns,
-                "time_to_first_token": ttft_ns[i],
-                "inter_token_latency": decode_ns / (tokens[i] - 1),
-                "input_sequence_length": 128,
-                "output_sequence_length": tokens[i],
-                "output_token_count": tokens[i],
-                "output_token_throughput_per_user": (tokens[i] - 1) / decode_ns * 1e9,
-                "min_request_timestamp": now_ns - latency_ns,
-                "max_response_timestamp": now_ns,
-            }
-            self._publisher.record(self.run_id, ref, metrics, fields)
-        return int(failed.sum())
+        failed = 0
+        for record in draw_records(
+            self._random,
+            self.run_id,
+            ref,
+            first,
+            count,
+            error_rate=self._error_rate,
+            ttft_ms=self._ttft_ms,
+        ):
+            self._publisher.record(*record)
+            failed += record[-1] is not None
+        return failed
+
+
+def draw_records(
+    random: np.random.Generator,
+    run_id: str,
+    phase: PhaseRef,
+    first: int,
+    count: int,
+    *,
+    error_rate: float = 0.0,
+    ttft_ms: float = 30.0,
+    clock: Callable[[], int] = time.time_ns,
+) -> Iterator[RawRecord]:
+    """Yield made-up requests, as arguments of :meth:`~phase_bus.publisher.Publisher.record`.
+
+    Args:
+        random: what the numbers are drawn from.
+        run_id: their run.
+        phase: their phase.
+        first: the number of the first one within its phase.
+        count: how many.
+        error_rate: the share that fails, 0 to 1.
+        ttft_ms: the median time to the first token.
+        clock: gives the Unix time in ns at which the next one ends.
+    """
+    failed = random.random(count) < error_rate
+    ttft_ns = random.lognormal(np.log(ttft_ms * 1e6), 0.3, count).astype(np.int64).tolist()
+    itl_ns = random.lognormal(np.log(2e6), 0.2, count).tolist()
+    tokens = random.poisson(_OUTPUT_TOKENS, count).clip(2).tolist()
+    for i in range(count):
+        now_ns = clock()
+        decode_ns = int(itl_ns[i] * (tokens[i] - 1))
+        latency_ns = ttft_ns[i] + decode_ns
+        fields = {
+            "session_num": first + i,
+            "x_request_id": f"{run_id}-{phase.index}-{first + i}",
+            "worker_id": "worker_simulated",
+            "request_start_ns": now_ns - latency_ns,
+            "request_end_ns": now_ns,
+            "was_cancelled": False,
+        }
+        if failed[i]:
+            error = ("Internal Server Error", "simulated", 500)
+            metrics: dict[str, Any] = {"error_request_count": 1, "error_isl": 128}
+            yield run_id, phase, metrics, fields, error
+            continue
+        metrics = {
+            "request_count": 1,
+            "request_latency": latency_ns,
+            "time_to_first_token": ttft_ns[i],
+            "inter_token_latency": decode_ns / (tokens[i] - 1),
+            "input_sequence_length": 128,
+            "output_sequence_length": tokens[i],
+            "output_token_count": tokens[i],
+            "output_token_throughput_per_user": (tokens[i] - 1) / decode_ns * 1e9,
+            "min_request_timestamp": now_ns - latency_ns,
+            "max_response_timestamp": now_ns,
+        }
+        yield run_id, phase, metrics, fields, None

@@ -14,7 +14,6 @@ from phase_bus.events import (
     EventBase,
     PhaseComplete,
     PhaseProgress,
-    PhaseRef,
     PhaseStart,
     PhaseStats,
     Records,
@@ -22,26 +21,15 @@ from phase_bus.events import (
     RunStart,
     Summary,
 )
-from phase_bus.record_builder import RecordBuilder
+from phase_bus.testing import PROFILING, make_records
 from phase_bus_consumers.aggregator import ResultsAggregator
 
-PROFILING = PhaseRef("profiling", "profiling", 1)
 T0 = 1_795_354_391_000_000_000
 
 
 def records(run_id: str, latencies: list[int]) -> Records:
-    builder = RecordBuilder()
-    for latency in latencies:
-        builder.add({"request_latency": latency}, {"was_cancelled": False, "request_end_ns": T0 + latency})
-    metrics, fields, errors, _ = builder.build()
-    return Records(
-        run_id=run_id,
-        phase=PROFILING,
-        count=len(latencies),
-        metrics=metrics,
-        fields=fields,
-        errors=errors,
-    )
+    rows = [{"request_latency": latency, "request_end_ns": T0 + latency} for latency in latencies]
+    return make_records(rows, run_id=run_id)
 
 
 def aggregator(tmp_path: Path, **options: Any) -> tuple[ResultsAggregator, list[Summary]]:

@@ -7,8 +7,7 @@ import json
 import shlex
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,13 @@ from phase_bus.events import (
     Drop,
     EventBase,
     PhaseComplete,
-    PhaseRef,
     PhaseStats,
     PhaseTimeout,
     RunComplete,
 )
+from phase_bus.testing import PROFILING, until
 from phase_bus_consumers.alerting import PhaseAlerts
 
-PROFILING = PhaseRef("profiling", "profiling", 1)
 SLOW = PhaseComplete(
     run_id="r1", phase=PROFILING, stats=PhaseStats(completed=10, errors=2, start_ns=0, end_ns=61 * 10**9)
 )
@@ -93,14 +91,6 @@ async def give(consumer: PhaseAlerts, *events: EventBase) -> None:
     await consumer.start()
     for event in events:
         await handlers_of(consumer)[event.kind](event)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that happens elsewhere."""
-    deadline_s = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline_s, "it never happened"
-        await asyncio.sleep(0.01)
 
 
 def ended(process: psutil.Process) -> bool:

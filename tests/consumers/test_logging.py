@@ -15,7 +15,6 @@ from phase_bus.events import (
     Drop,
     PhaseComplete,
     PhaseProgress,
-    PhaseRef,
     PhaseSendingComplete,
     PhaseStart,
     PhaseStats,
@@ -26,11 +25,11 @@ from phase_bus.events import (
     TopicReceipt,
 )
 from phase_bus.hooks import PhaseLifecycleHook
+from phase_bus.testing import PROFILING, run_consumer
 from phase_bus_consumers import ExampleLoggingHook
 from phase_bus_consumers.logging import PhaseLogger, clock
 
 T0_NS = 1_769_860_810_250_000_000
-PROFILING = PhaseRef("profiling", "profiling", 1)
 STATS = PhaseStats(
     sent=100,
     completed=97,
@@ -69,19 +68,10 @@ RUN = [
 ]
 
 
-async def play(consumer: PhaseLogger) -> None:
-    """Give a consumer a whole run, as its process would."""
-    await consumer.start()
-    for event in RUN:
-        await handlers_of(consumer)[event.kind](event)
-    await consumer.flush()
-
-
 async def test_writes_the_lines_of_the_guide(tmp_path: Path) -> None:
     """Each event is one line: time, kind, phase, and the numbers that matter."""
     path = tmp_path / "new" / "phases.log"
-    consumer = PhaseLogger(log_file=path)
-    await play(consumer)
+    await run_consumer(PhaseLogger, *RUN, log_file=path)
     at = f"[{clock(T0_NS)}] "
     assert path.read_text().splitlines() == [
         at + "RUN_START: r1 | Producer: aiperf 0.13.0, Models: m",
@@ -92,29 +82,26 @@ async def test_writes_the_lines_of_the_guide(tmp_path: Path) -> None:
         at + "DROP: aiperf | Events: 2, Records: 0, Reason: buffer full",
         at + "RUN_COMPLETE: r1 | Status: failed, Reason: first second, Records: 97",
     ]
-    await consumer.stop()
 
 
 async def test_verbose_adds_details_progress_and_receipts(tmp_path: Path) -> None:
     """With ``verbose`` lines carry all counts and the run, and there are more of them."""
     path = tmp_path / "phases.log"
-    consumer = PhaseLogger(log_file=path, verbose=True)
-    await play(consumer)
+    await run_consumer(PhaseLogger, *RUN, log_file=path, verbose=True)
     lines = {line.split("] ")[1].split(":")[0]: line for line in path.read_text().splitlines()}
     assert len(lines) == len(RUN)
     assert "Progress: 50%, Completed: 50, In flight: 10" in lines["PHASE_PROGRESS"]
-    assert "Complete: yes, Handled: 2, Failed: 0, Missed: 0, Run: r1" in lines["RECEIPT"]
+    receipt = "RECEIPT: metrics | Complete: yes, Handled: 2, Failed: 0, Missed: 0, Run: r1"
+    assert receipt in path.read_text()
     assert "Errors: 2" in lines["PHASE_COMPLETE"]
     assert "Sessions: 10/9/1" in lines["PHASE_COMPLETE"]
     assert "Run: r1" in lines["PHASE_COMPLETE"]
-    await consumer.stop()
 
 
 async def test_json_lines_hold_all_stats(tmp_path: Path) -> None:
     """With ``json`` each event is an object with everything it holds."""
     path = tmp_path / "phases.jsonl"
-    consumer = PhaseLogger(log_file=path, json=True)
-    await play(consumer)
+    await run_consumer(PhaseLogger, *RUN, log_file=path, json=True)
     objects = [json.loads(line) for line in path.read_text().splitlines()]
     complete = next(o for o in objects if o["event"] == "phase_complete")
     assert complete["run_id"] == "r1"
@@ -123,7 +110,6 @@ async def test_json_lines_hold_all_stats(tmp_path: Path) -> None:
     assert set(complete["stats"]) == set(PhaseStats.__struct_fields__)
     assert complete["timestamp"] == clock(T0_NS)
     assert "phase_progress" not in [o["event"] for o in objects]
-    await consumer.stop()
 
 
 async def test_lines_can_be_followed_and_are_added(tmp_path: Path) -> None:
@@ -141,9 +127,7 @@ async def test_lines_can_be_followed_and_are_added(tmp_path: Path) -> None:
 
 async def test_without_a_file_lines_go_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     """Standard output is the default, and is left open at the end."""
-    consumer = PhaseLogger()
-    await play(consumer)
-    await consumer.stop()
+    await run_consumer(PhaseLogger, *RUN)
     print("still open")
     out = capsys.readouterr().out
     assert "PHASE_COMPLETE: PROFILING" in out

@@ -21,6 +21,8 @@ from tests.e2e.conftest import Workplace, wait_for
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 PROGRAM = (sys.executable, "-m", "phase_bus")
+# What the demo and the tests run AIPerf against.
+NOT_EXAMPLES = {"demo.py", "make_tokenizer.py", "mock_llm_server.py", "__pycache__"}
 
 
 def blocks(language: str) -> list[str]:
@@ -69,6 +71,7 @@ def test_every_command_is_run_by_a_test() -> None:
         "phase-bus simulate --sweep-id try",
         "phase-bus report --sweep latest",
         "phase-bus receipts latest",
+        "phase-bus new consumer",
     )
     assert [c for c in commands() if not c.startswith(known)] == []
     ci = (ROOT / ".ci" / "run").read_text()
@@ -180,6 +183,22 @@ def test_hooks_and_processors(workplace: Workplace) -> None:
     listed = workplace.finish(workplace.start(*words(starting("phase-bus consumers --tag logging"))))
     assert "hook:example_logging" in listed.stdout
     assert "aggregator" not in listed.stdout
+
+
+def test_a_package_of_ones_own(workplace: Workplace) -> None:
+    """The README's command writes it; tests/e2e/test_scaffold.py tells whether it is any good."""
+    done = workplace.finish(workplace.start(*words(starting("phase-bus new consumer"))))
+    assert done.returncode == 0, done.stderr
+    assert (workplace.directory / "slow-requests" / "pyproject.toml").exists()
+
+
+def test_the_files_it_names_are_there() -> None:
+    """Examples, guides and decisions."""
+    named = re.findall(r"`((?:examples|docs|src|schemas)/[\w./-]*)`|\]\((docs/[\w./-]+)\)", README)
+    assert len(named) > 6
+    assert [name for pair in named for name in pair if name and not (ROOT / name).exists()] == []
+    for path in (ROOT / "examples").glob("*"):
+        assert f"examples/{path.name}" in README or path.name in NOT_EXAMPLES
 
 
 def test_publishing_from_another_load_generator(workplace: Workplace) -> None:

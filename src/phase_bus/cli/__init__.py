@@ -18,6 +18,7 @@ _COMMANDS = {
     "bus": ("bus:bus", "Run the bus alone."),
     "consume": ("consume:consume", "Run one consumer."),
     "consumers": ("consumers:consumers", "List the consumers that can be started by name."),
+    "new": ("", "Write a package for a consumer of your own."),
     "tail": ("tail:tail", "Print events as they come."),
     "attach": ("attach:attach", "Follow a run of AIPerf from outside, without the plugin."),
     "simulate": ("simulate:simulate", "Publish a synthetic run, for trying things without AIPerf."),
@@ -31,6 +32,9 @@ _COMMANDS = {
     "doctor": ("doctor:doctor", "Say what is installed, and whether plugin and address work."),
 }
 _SUBCOMMANDS = {
+    "new": {
+        "consumer": ("new:consumer", "Write a package with a consumer, its registry, tests and README."),
+    },
     "journal": {
         "info": ("journal:info", "Say what a journal holds, and how far each consumer has come."),
         "verify": ("journal:verify", "Read a whole journal and say what is damaged."),

@@ -1,0 +1,350 @@
+"""A real bus for tests: a process with sockets and a journal, on a random address."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+from phase_bus.address import Address
+from phase_bus.bus.journal_reader import JournalReader
+from phase_bus.bus.journal_rows import Entry
+from phase_bus.client import BusClient
+from phase_bus.consumer import handlers_of, subscriptions_of
+from phase_bus.control import ClientInfo, DeadLetterNote, Status
+from phase_bus.errors import BusUnreachableError
+from phase_bus.events import Event, EventBase, RunStatus
+from phase_bus.publisher import Publisher
+from phase_bus.runner import ConsumerRunner, Origin
+from phase_bus.testing.outcome import C, Outcome, prepare
+from phase_bus.testing.waiting import DEADLINE_S
+from phase_bus.wire import decode_event, topic_prefix
+
+logger = logging.getLogger("phase_bus.testing")
+
+_E = TypeVar("_E", bound=EventBase)
+_RUN_COMPLETE = topic_prefix("run_complete")
+_LOOK_S = 0.02
+
+
+class LiveBus:
+    """A real bus in a process of its own, with the methods of :class:`~phase_bus.testing.MemoryBus`.
+
+    Use it as a context manager: inside, the bus is ready; at its end the process and its directory are
+    gone. Events published here are acknowledged, and so in the journal, when the call returns.
+
+    Args:
+        options: more of ``phase-bus bus``.
+
+    Attributes:
+        address: where the bus is.
+        directory: where its sockets, journal and output are.
+    """
+
+    def __init__(self, *options: str) -> None:
+        # In the system's own place, since the path of a socket must be short.
+        self.directory = Path(tempfile.mkdtemp(prefix="phase-bus-test-"))
+        self.address = f"ipc://{self.directory}/bus"
+        self._options = ("--heartbeat-s", "0.1", "--data", str(self.directory / "journal"), *options)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._own: Publisher | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the process, also again after :meth:`kill`; return when it answers.
+
+        Raises:
+            AssertionError: it does not; its output is the message.
+        """
+        log = self.directory / "bus.log"
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "phase_bus", "bus", "--address", self.address, *self._options],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        deadline_s = time.monotonic() + DEADLINE_S
+        while self._status(0.2) is None:
+            if self._process.poll() is not None or time.monotonic() > deadline_s:
+                raise AssertionError(f"the bus did not start:\n{log.read_text()}")
+
+    def kill(self) -> None:
+        """End the process by SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(DEADLINE_S)
+
+    def close(self) -> None:
+        """End the process and remove its directory."""
+        if self._own is not None:
+            self._own.close()
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise
+        shutil.rmtree(self.directory)
+
+    # ---- publishing ----
+
+    def publisher(self, name: str = "publisher", **options: Any) -> Publisher:
+        """Return a publisher on this bus, to be closed by the caller."""
+        return Publisher(self.address, name=name, **options)
+
+    def publish(self, *events: EventBase) -> None:
+        """Publish events, in their order.
+
+        Raises:
+            AssertionError: the bus did not acknowledge them in time.
+        """
+        publisher = self._publisher()
+        for event in events:
+            publisher.publish(event)
+        _check_flushed(publisher)
+
+    def complete_run(self, run_id: str, status: RunStatus = "completed", reason: str = "") -> None:
+        """End a run, with the count of all that :meth:`publish` published of it."""
+        self._publisher().complete_run(run_id, status, reason)
+        _check_flushed(self._publisher())
+
+    # ---- what is on the bus ----
+
+    @overload
+    def events(self) -> list[Event]: ...
+
+    @overload
+    def events(self, kind: type[_E]) -> list[_E]: ...
+
+    def events(self, kind: type[_E] | None = None) -> list[Event] | list[_E]:
+        """Return all events in the journal, or those of one kind."""
+        decoded = [decode_event(entry.topic, entry.payload) for entry in self._entries()]
+        return [
+            event for event in decoded if event is not None and (kind is None or isinstance(event, kind))
+        ]
+
+    def status(self) -> Status:
+        """Return who is on the bus and how the runs are.
+
+        Raises:
+            BusUnreachableError: it does not answer.
+        """
+        with BusClient(Address.parse(self.address)) as client:
+            return client.status()
+
+    # ---- consumers ----
+
+    def consumer(
+        self, consumer: C | type[C], *, name: str = "", origin: Origin = "checkpoint", **options: Any
+    ) -> LiveRun[C]:
+        """Return a consumer that runs inside ``async with``, in this process.
+
+        Args:
+            consumer: the consumer, or its class to be built with the options.
+            name: what it is called; its class's name by default.
+            origin: where it begins.
+            options: the options of a class, by name.
+        """
+        return LiveRun(self, prepare(consumer, name, options), origin)
+
+    async def run_consumer(self, consumer: C | type[C], **options: Any) -> Outcome[C]:
+        """Start a consumer, give it all events, let it flush and stop; return what it did."""
+        async with self.consumer(consumer, **options) as run:
+            await run.catch_up()
+        return run
+
+    def run_consumer_sync(self, consumer: C | type[C], **options: Any) -> Outcome[C]:
+        """Do the same in a test that is not async."""
+        return asyncio.run(self.run_consumer(consumer, **options))
+
+    def offsets(self, topics: tuple[bytes, ...]) -> list[int]:
+        """Return the offsets of the events on topics that begin so."""
+        return [entry.offset for entry in self._entries() if entry.topic.startswith(topics)]
+
+    def reader(self) -> JournalReader:
+        """Return a reader of the journal, to be closed by the caller."""
+        return JournalReader(self.directory / "journal")
+
+    def _entries(self) -> list[Entry]:
+        found: list[Entry] = []
+        with self.reader() as reader:
+            while more := reader.read(found[-1].offset if found else 0, records=True):
+                found += more
+        return found
+
+    def _publisher(self) -> Publisher:
+        if self._own is None:
+            self._own = self.publisher("test")
+        return self._own
+
+    def _status(self, timeout_s: float) -> Status | None:
+        with BusClient(Address.parse(self.address)) as client:
+            try:
+                return client.status(timeout_s)
+            except BusUnreachableError:
+                return None
+
+
+class LiveRun(Outcome[C]):
+    """A consumer on a real bus, with its process's whole machinery, in this process."""
+
+    def __init__(self, bus: LiveBus, consumer: C, origin: Origin) -> None:
+        super().__init__(consumer)
+        self._bus = bus
+        handlers = handlers_of(consumer)
+        self._wanted = (*(t.encode() for t in subscriptions_of(handlers)), _RUN_COMPLETE)
+        self._origin = origin
+        self._ready = asyncio.Event()
+        self._runner = ConsumerRunner(
+            consumer, Address.parse(bus.address), origin=origin, on_ready=self._ready.set
+        )
+        self._task: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    async def __aenter__(self) -> Self:
+        self._keep_published()
+        self._task = asyncio.create_task(self._runner.run())
+        ready = asyncio.create_task(self._ready.wait())
+        done, _ = await asyncio.wait(
+            (self._task, ready), timeout=DEADLINE_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        ready.cancel()
+        if self._task in done:
+            await self._task  # raises what kept it from starting
+        if not done:
+            await self._end(self._task.cancel)
+            raise AssertionError(f"consumer {self.consumer.name!r} was not ready within {DEADLINE_S:g} s")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._stopped:
+            await self._end(self._runner.stop)
+        self._collect()
+
+    async def catch_up(self) -> None:
+        """Wait until the consumer has handled and written out all that was published so far.
+
+        Raises:
+            AssertionError: it did not in time.
+        """
+        target = -1
+        while target != (last := self._last_offset()):  # it may have published something itself meanwhile
+            target = last
+            await self._until(self._is_at, target)
+        self._collect()
+
+    async def crash(self) -> None:
+        """End without a flush: the position stays where it was. ``stop`` is called all the same."""
+        assert self._task is not None
+        self._stopped = True
+        await self._end(self._task.cancel)
+
+    async def _until(self, condition: Callable[[int], bool], offset: int) -> None:
+        assert self._task is not None
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not await asyncio.to_thread(condition, offset):
+            if self._task.done():
+                await self._task
+                raise AssertionError(f"consumer {self.consumer.name!r} has ended")
+            if time.monotonic() > deadline_s:
+                raise AssertionError(f"consumer {self.consumer.name!r} did not catch up: {self._info()}")
+            await asyncio.sleep(_LOOK_S)
+
+    def _last_offset(self) -> int:
+        return max(self._bus.offsets(self._wanted), default=0)
+
+    def _is_at(self, offset: int) -> bool:
+        """Return whether all up to an offset is handled and written out."""
+        if not offset:
+            return True
+        with self._bus.reader() as reader:
+            kept = reader.checkpoint(self.consumer.name)
+        if kept is None or kept.offset < offset:
+            return False
+        if self._origin in ("checkpoint", "now"):
+            return True
+        # It reads again what another one of its name had: that one's checkpoint says nothing of this one.
+        after = self._origin if isinstance(self._origin, int) else 0
+        info = self._info()
+        again = sum(offset > after for offset in self._bus.offsets(self._wanted))
+        return info is not None and info.received >= again
+
+    def _info(self) -> ClientInfo | None:
+        mine = self._runner.client_id
+        return next((c for c in self._bus.status().clients if c.client_id == mine), None)
+
+    async def _end(self, how: Callable[[], object]) -> None:
+        assert self._task is not None
+        how()
+        done, _ = await asyncio.wait({self._task}, timeout=DEADLINE_S)
+        if not done:
+            raise AssertionError(f"consumer {self.consumer.name!r} did not end within {DEADLINE_S:g} s")
+        if not self._task.cancelled():
+            self._task.result()  # raises what ended it
+
+    def _keep_published(self) -> None:
+        """Take note of what the consumer publishes."""
+        publish = self.consumer.publish
+
+        def keep(event: EventBase) -> None:
+            self.published.append(event)
+            publish(event)
+
+        setattr(self.consumer, "publish", keep)  # noqa: B010 - one instance's method
+
+    def _collect(self) -> None:
+        """Fetch from the journal what the bus knows of the consumer."""
+        with self._bus.reader() as reader:
+            runs = [run.run_id for run in reader.runs()]
+            for run_id in runs:
+                for receipt in reader.receipts(run_id):
+                    if receipt.consumer_id == self._runner.client_id:
+                        self.receipts[run_id] = receipt
+            self.dead_letters = [
+                DeadLetterNote(
+                    offset=letter.offset,
+                    run_id=letter.run_id,
+                    kind=letter.kind,
+                    error=letter.error,
+                    traceback=letter.traceback,
+                    attempts=letter.attempts,
+                )
+                for letter in reader.dead_letters(self.consumer.name)
+            ]
+
+
+def _check_flushed(publisher: Publisher) -> None:
+    if not publisher.flush(DEADLINE_S):
+        raise AssertionError(f"the bus at {publisher.address} did not acknowledge everything in time")

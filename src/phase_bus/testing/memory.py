@@ -1,0 +1,226 @@
+"""A bus in memory: everything is really encoded, numbered, ordered, decoded and dispatched; no socket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from types import TracebackType
+from typing import Any, Self
+
+from phase_bus.consumer import handlers_of, subscriptions_of
+from phase_bus.dispatcher import ATTEMPTS, Dispatcher
+from phase_bus.errors import WireError
+from phase_bus.events import EventBase, RunComplete, RunStatus
+from phase_bus.runner import Origin
+from phase_bus.testing.group import GroupOutcome, MemoryGroup
+from phase_bus.testing.outcome import C, Outcome, prepare
+from phase_bus.testing.store import Checkpoint, MessageStore
+from phase_bus.wire import topic_prefix
+
+logger = logging.getLogger("phase_bus.testing")
+
+_RUN_COMPLETE = topic_prefix("run_complete")
+
+
+class MemoryBus(MessageStore):
+    """A bus in memory, for tests of consumers and publishers.
+
+    Like a real one it keeps everything, so that a consumer may come before or after what is published,
+    and it remembers under the consumer's name where one stood at its last flush::
+
+        bus = MemoryBus()
+        bus.publish(*make_run(records=100))
+        run = await bus.run_consumer(MyConsumer, threshold_s=1.5)
+        assert run.receipt.complete
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._own = self.publisher("test")
+
+    def publish(self, *events: EventBase) -> None:
+        """Publish events, in their order."""
+        for event in events:
+            self._own.publish(event)
+
+    def complete_run(self, run_id: str, status: RunStatus = "completed", reason: str = "") -> None:
+        """End a run, with the count of all that :meth:`publish` published of it."""
+        self._own.complete_run(run_id, status, reason)
+
+    def consumer(
+        self,
+        consumer: C | type[C],
+        *,
+        name: str = "",
+        origin: Origin = "checkpoint",
+        attempts: int = ATTEMPTS,
+        **options: Any,
+    ) -> MemoryRun[C]:
+        """Return a consumer that runs inside ``async with``; the same name goes on from the checkpoint.
+
+        Args:
+            consumer: the consumer, or its class to be built with the options.
+            name: what it is called; its class's name by default.
+            origin: where it begins: at its ``checkpoint``, at the ``start``, with what comes from
+                ``now`` on, or after an offset.
+            attempts: how often a handler is tried before the event is set aside.
+            options: the options of a class, by name.
+        """
+        return MemoryRun(self, prepare(consumer, name, options), origin, attempts)
+
+    async def run_consumer(self, consumer: C | type[C], **options: Any) -> Outcome[C]:
+        """Start a consumer, give it all events, let it flush and stop; return what it did.
+
+        Arguments are those of :meth:`consumer`.
+        """
+        async with self.consumer(consumer, **options) as run:
+            await run.catch_up()
+        return run
+
+    def run_consumer_sync(self, consumer: C | type[C], **options: Any) -> Outcome[C]:
+        """Do the same in a test that is not async."""
+        return asyncio.run(self.run_consumer(consumer, **options))
+
+    async def run_group(self, consumer: type[C], *, name: str = "", **options: Any) -> GroupOutcome[C]:
+        """Run a consumer as a group: an instance for each partition of the records, and the leader.
+
+        Args:
+            consumer: the class.
+            name: the group's name; that of the class by default.
+            options: the class's options, by name.
+
+        Raises:
+            ConfigError: it takes no records.
+        """
+        group = name or consumer.group or consumer.__name__
+        return await MemoryGroup(self, lambda: prepare(consumer, group, options), group).run()
+
+
+class MemoryRun(Outcome[C]):
+    """A consumer on an in-memory bus: started when ``async with`` begins, stopped when that ends.
+
+    Handlers run in :meth:`catch_up`, and nowhere else: a test decides when.
+    """
+
+    def __init__(self, bus: MemoryBus, consumer: C, origin: Origin, attempts: int) -> None:
+        super().__init__(consumer)
+        self._bus = bus
+        self._publisher = bus.publisher(f"{consumer.name} (results)")
+        self._origin = origin
+        handlers = handlers_of(consumer)
+        self._wanted = tuple(topic.encode() for topic in subscriptions_of(handlers))
+        client_id = uuid.uuid4().hex
+        self._dispatcher = Dispatcher(consumer, handlers, self._wanted, client_id, attempts)
+        self._offset = 0
+        self._ends: list[RunComplete] = []
+        self._runs = False
+
+    async def __aenter__(self) -> Self:
+        self.consumer._publish = self._publish
+        await self.consumer.start()
+        self._runs = True
+        self.consumer.journal_id = self._bus.journal_id
+        stored = await self.consumer.position()
+        self._offset = self._begin(stored)
+        self._dispatcher.done_offset = stored or 0
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._runs:
+            return
+        self._runs = False
+        try:
+            await self.flush()
+            self._give_receipts()  # also for what could not be written out: they say so
+        finally:
+            await self.consumer.stop()
+
+    async def catch_up(self) -> None:
+        """Let the consumer handle all that was published so far, what it publishes itself included."""
+        while self._offset < len(self._bus.messages):
+            topic, header, payload = self._bus.messages[self._offset]
+            self._offset += 1
+            if not topic.startswith((*self._wanted, _RUN_COMPLETE)):
+                continue
+            try:
+                end = await self._dispatcher.take(topic, header, payload, replayed=False)
+            except WireError as error:
+                logger.error("consumer %r: %s; set aside", self.consumer.name, error)
+                continue
+            if end is not None:
+                self._ends.append(end)
+                await self.flush()
+
+    async def flush(self) -> bool:
+        """Let the consumer write out, and keep its position if it could; return whether it could."""
+        self._take_dead_letters()
+        if not await self._dispatcher.flush():
+            return False
+        self._give_receipts()
+        self._bus.checkpoints[self.consumer.name] = Checkpoint(self._offset, self._dispatcher.saved())
+        return True
+
+    async def crash(self) -> None:
+        """End as by SIGKILL: neither flush nor stop is called, and the position stays at the last flush."""
+        self._runs = False
+
+    def _begin(self, stored: int | None) -> int:
+        """Return the offset after which to begin, as the real process does."""
+        if isinstance(self._origin, int):
+            return self._origin
+        if self._origin == "now":
+            return len(self._bus.messages)
+        kept = self._bus.checkpoints.get(self.consumer.name) if self._origin == "checkpoint" else None
+        if kept is None or (stored is not None and stored < kept.offset):
+            return 0
+        self._dispatcher.restore(kept.saved)
+        return kept.offset
+
+    def _publish(self, event: EventBase) -> None:
+        self.published.append(event)
+        self._publisher.publish(event)
+
+    def _take_dead_letters(self) -> None:
+        new = self._dispatcher.dead_letters
+        self.dead_letters += new
+        self._bus.dead_letters.setdefault(self.consumer.name, []).extend(new)
+        self._dispatcher.forget_dead_letters(tuple(letter.offset for letter in new))
+
+    def _give_receipts(self) -> None:
+        while self._ends:
+            end = self._ends.pop(0)
+            receipt = self._dispatcher.receipt(end)
+            self.receipts[end.run_id] = receipt
+            self._publisher.publish(receipt)
+            self._dispatcher.finished(end.run_id, whole=receipt.complete)
+
+
+async def run_consumer(
+    consumer: C | type[C], *events: EventBase, name: str = "", **options: Any
+) -> Outcome[C]:
+    """Run a consumer on an in-memory bus of its own that has these events; return what it did.
+
+    For example: ``run = await run_consumer(MyConsumer, *make_run(), threshold_s=1.5)``.
+
+    Args:
+        consumer: the consumer, or its class to be built with the options.
+        events: what is published, in order.
+        name: what the consumer is called.
+        options: the options of a class, by name.
+    """
+    bus = MemoryBus()
+    bus.publish(*events)
+    return await bus.run_consumer(consumer, name=name, **options)
+
+
+def run_consumer_sync(
+    consumer: C | type[C], *events: EventBase, name: str = "", **options: Any
+) -> Outcome[C]:
+    """Do the same in a test that is not async."""
+    return asyncio.run(run_consumer(consumer, *events, name=name, **options))

@@ -1,0 +1,191 @@
+"""What the in-memory bus keeps, and how events get into it: encoded, numbered and in order."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self, TypeVar, overload
+
+from phase_bus.bus.ledger import Ledger, lost
+from phase_bus.composer import Completion, Composer
+from phase_bus.control import DeadLetterNote
+from phase_bus.events import Event, EventBase, PhaseRef, RunComplete, RunStatus
+from phase_bus.outbox import Message, Outbox
+from phase_bus.tables import ListMode
+from phase_bus.wire import Header, decode_event, parse_topic, topic_prefix, unpack_header
+
+logger = logging.getLogger("phase_bus.testing")
+
+_E = TypeVar("_E", bound=EventBase)
+_RECORDS, _RUN_COMPLETE = topic_prefix("records"), topic_prefix("run_complete")
+_NO_LIMIT = 1 << 62
+
+
+class StoredMessage(NamedTuple):
+    """An event as it is on the bus: its three frames, the header unpacked."""
+
+    topic: bytes
+    header: Header
+    payload: bytes
+
+
+class Checkpoint(NamedTuple):
+    """Where a consumer stood at its last flush.
+
+    Attributes:
+        offset: up to there all was handled and written out.
+        saved: its accounts of runs and its own state.
+    """
+
+    offset: int
+    saved: bytes
+
+
+class MessageStore:
+    """Keeps messages in the order in which they came, as a bus's journal does.
+
+    Args:
+        lists: what becomes of metrics that are lists, as for :class:`~phase_bus.publisher.Publisher`.
+        batch_records: how many records a batch has at most.
+
+    Attributes:
+        journal_id: tells its offsets from those of every other.
+        messages: all that was published; the first has the offset 1.
+        checkpoints: where each consumer stood at its last flush, by name.
+        dead_letters: what each consumer set aside, by name.
+    """
+
+    def __init__(self, *, lists: ListMode = "summary", batch_records: int = 256) -> None:
+        self.journal_id = uuid.uuid4().hex
+        self.messages: list[StoredMessage] = []
+        self.checkpoints: dict[str, Checkpoint] = {}
+        self.dead_letters: dict[str, list[DeadLetterNote]] = {}
+        self._lists: ListMode = lists
+        self._batch_records = batch_records
+        self._ledger = Ledger(silent_after_s=0.0)
+        self._outbox = Outbox(uuid.uuid4().bytes, _NO_LIMIT)  # of what the bus itself says
+
+    def publisher(self, name: str = "publisher") -> MemoryPublisher:
+        """Return a publisher on this bus, with everything that a real one is called for."""
+        return MemoryPublisher(self, name, self._lists, self._batch_records)
+
+    @overload
+    def events(self) -> list[Event]: ...
+
+    @overload
+    def events(self, kind: type[_E]) -> list[_E]: ...
+
+    def events(self, kind: type[_E] | None = None) -> list[Event] | list[_E]:
+        """Return all events so far, decoded, or those of one kind: ``bus.events(Summary)``."""
+        decoded = [decode_event(message.topic, message.payload) for message in self.messages]
+        return [
+            event for event in decoded if event is not None and (kind is None or isinstance(event, kind))
+        ]
+
+    def take(self, message: Message) -> None:
+        """Take a publisher's message in, and give it its place, as the bus does."""
+        topic, header_frame, payload = message.frames
+        last = self.messages[-1].header.event_number if self.messages else 0
+        header = unpack_header(header_frame, topic)._replace(
+            offset=len(self.messages) + 1,
+            event_number=last + (not topic.startswith(_RECORDS)),
+        )
+        self.messages.append(StoredMessage(topic, header, payload))
+        run = self._ledger.count(parse_topic(topic), topic.decode(), header)
+        if run is not None and topic.startswith(_RUN_COMPLETE):
+            event = decode_event(topic, payload)
+            assert isinstance(event, RunComplete)
+            self._ledger.end(run, event.status, event.ts_ns)
+
+    def end_runs(self, source: bytes) -> None:
+        """End the runs that a publisher leaves open: as the bus does, ``lost``."""
+        for run in self._ledger.open_runs(source):
+            end = lost(run, "its publisher left without ending it")
+            self._outbox.put(end)
+            self._ledger.end(run, end.status, end.ts_ns)
+        deliver(self._outbox, self)
+
+
+class MemoryPublisher:
+    """Publishes on an in-memory bus at once, with the batching, order and counts of the real publisher.
+
+    What cannot be encoded raises here, where the real one logs and counts it: in a test it is a mistake.
+    """
+
+    def __init__(self, store: MessageStore, name: str, lists: ListMode, batch_records: int) -> None:
+        self.name = name
+        self._store = store
+        self._outbox = Outbox(uuid.uuid4().bytes, _NO_LIMIT)
+        self._composer = Composer(
+            self._outbox,
+            name=name,
+            lists=lists,
+            batch_records=batch_records,
+            batch_s=float("inf"),
+            refusal="",
+            warn=lambda _, text: logger.warning("publisher %r: %s", name, text),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def pending(self) -> int:
+        """How many records wait for their batch to be closed."""
+        return len(self._composer.batcher)
+
+    def publish(self, event: EventBase) -> None:
+        """Publish an event.
+
+        Raises:
+            TypeError, ValueError, OverflowError: it holds something that cannot travel.
+        """
+        self._composer.add(event)
+        self._deliver()
+
+    def record(
+        self,
+        run_id: str,
+        phase: PhaseRef,
+        metrics: Mapping[str, Any],
+        fields: Mapping[str, Any],
+        error: tuple[str, str, int | None] | None = None,
+    ) -> None:
+        """Publish a request's record: with the batch, once that is full or anything else is published.
+
+        Raises:
+            TypeError, ValueError: it is no record.
+        """
+        self._composer.batcher.add((run_id, phase, metrics, fields, error))
+        self._deliver()
+
+    def complete_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
+        """Publish the run's last event, with the count of all that was published of it."""
+        self._composer.complete(Completion(run_id, status, reason))
+        self._deliver()
+
+    def flush(self, timeout_s: float = 0.0) -> bool:  # noqa: ARG002 - as the real one has it
+        """Close the open batches of records; return True."""
+        self._composer.batcher.close_all()
+        self._deliver()
+        return True
+
+    def close(self, timeout_s: float = 0.0) -> None:
+        """Close the open batches of records; a run that was not completed ends as ``lost``."""
+        self.flush(timeout_s)
+        self._store.end_runs(self._outbox.source)
+
+    def _deliver(self) -> None:
+        deliver(self._outbox, self._store)
+
+
+def deliver(outbox: Outbox, store: MessageStore) -> None:
+    """Move all messages from an outbox to a store."""
+    while (message := outbox.peek()) is not None:
+        outbox.sent()
+        outbox.acknowledge(message.seq)
+        store.take(message)

@@ -1,0 +1,164 @@
+"""`phase-bus new consumer`: what it writes works, as it is, wherever phase-bus is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import site
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from phase_bus.cli import main
+from phase_bus.errors import ConfigError
+from phase_bus.scaffold import write_consumer
+from tests.e2e.conftest import Workplace, json_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+TEMPLATES = ROOT / "src" / "phase_bus" / "scaffold" / "consumer"
+LONG = "a-name-that-is-as-long-as-goes"
+
+
+def run(directory: Path, *arguments: str) -> str:
+    """Run a Python module's command in a directory; return what it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=directory, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def new(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str, str]:
+    """Run the command; return exit code, standard output and standard error."""
+    with pytest.raises(SystemExit) as end:
+        main(["new", "consumer", *arguments])
+    said = capsys.readouterr()
+    return end.value.code, said.out, said.err
+
+
+@pytest.mark.parametrize("name", ["x", "slow-requests", LONG])
+def test_what_it_writes_is_clean(tmp_path: Path, name: str) -> None:
+    """It passes ruff, whatever the name's length."""
+    write_consumer(name, tmp_path / "package")
+    run(tmp_path / "package", "ruff", "check", "--no-cache")
+    run(tmp_path / "package", "ruff", "format", "--check", "--no-cache")
+
+
+@pytest.mark.slow
+def test_what_it_writes_passes_its_tests_and_types(tmp_path: Path) -> None:
+    """pytest and mypy (strict) are content."""
+    write_consumer("slow-requests", tmp_path / "package")
+    said = run(tmp_path / "package", "pytest", "-p", "no:dash", "-W", "error")
+    assert "4 passed" in said
+    run(tmp_path / "package", "mypy")
+
+
+def test_it_says_what_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every file, then three commands; the package is in a directory of its name."""
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = new(capsys, "slow-requests")
+    assert code == 0
+    written = re.findall(r"^wrote (.*)$", out, re.MULTILINE)
+    assert sorted(written) == sorted(
+        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()
+    )
+    assert "slow-requests/src/slow_requests/registry.yaml" in written
+    commands = out.partition("Next:\n")[2].splitlines()
+    assert [shlex.split(command)[0] for command in commands] == ["pip", "pytest", "phase-bus"]
+    assert shlex.split(commands[0])[-1] == "slow-requests[dev]"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("Slow", "small letters"),
+        ("slow requests", "small letters"),
+        ("2fast", "small letters"),
+        ("class", "small letters"),
+        ("../slow", "small letters"),
+        (LONG + "x", "up to 30"),
+        ("metrics", "is taken"),
+        ("json", "Python module 'json'"),
+        ("phase-bus", "Python module 'phase_bus'"),
+    ],
+)
+def test_a_bad_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, why: str
+) -> None:
+    """In one line, with exit code 2, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    code, out, err = new(capsys, name)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"phase-bus: consumer name {name!r}: ")
+    assert why in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_is_there_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even an empty one; one that cannot be made is told too."""
+    code, _, err = new(capsys, "slow-requests", "--directory", str(tmp_path))
+    assert code == 2
+    assert "exists already; give another one with --directory" in err
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written: Not a directory"):
+        write_consumer("slow-requests", tmp_path / "file" / "package")
+
+
+@pytest.mark.slow
+def test_the_wheel_has_the_templates(tmp_path: Path) -> None:
+    """All of them: an installed phase-bus writes what a clone does."""
+    run(ROOT, "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path))
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    templates = {str(path.relative_to(ROOT / "src")) for path in TEMPLATES.rglob("*.tmpl")}
+    assert len(templates) == 7
+    assert templates <= names
+
+
+@pytest.mark.slow
+def test_installed_in_another_environment(workplace: Workplace) -> None:
+    """By pip in a fresh environment: it is listed, and works in `exec`, by name and with options."""
+    write_consumer("slow-requests", workplace.directory / "package")
+    python = environment(workplace.directory / "venv")
+    install = ("pip", "--python", str(python), "install", "-q", "--no-deps", "--no-build-isolation")
+    run(workplace.directory, *install, "--disable-pip-version-check", "./package")
+    listed = workplace.finish(workplace.start(str(python), "-m", "phase_bus", "consumers", "--json"))
+    (entry,) = (e for e in json.loads(listed.stdout) if e["name"] == "slow-requests")
+    assert (entry["plugin"], entry["tags"], entry["problem"]) == ("slow-requests", ["latency"], "")
+    assert entry["options"] == ["output: Path = 'slow-requests.json'", "threshold_ms: float = 1000.0"]
+    simulate = (str(python), "-m", "phase_bus", "simulate", "-n", "500", "-r", "0")
+    use = ("--with", "slow-requests:threshold_ms=0.001", "--with", "logging:log_file=log,json=true")
+    done = workplace.finish(
+        workplace.start(str(python), "-m", "phase_bus", "exec", *use, "--", *simulate), timeout_s=100
+    )
+    assert done.returncode == 0, done.stderr
+    (count,) = workplace.json("slow-requests.json").values()
+    (end,) = (
+        event
+        for event in json_lines((workplace.directory / "log").read_text())
+        if event["event"] == "run_complete"
+    )
+    assert 500 < count < end["records"] == 550
+    assert workplace.run("consume", "slow-requests", timeout_s=20).returncode == 2, "not installed here"
+
+
+def environment(directory: Path) -> Path:
+    """Make an environment that has what this one has, and return its Python."""
+    venv.create(directory, symlinks=True)
+    (packages,) = directory.glob("lib/python*/site-packages")
+    lines = [f"import site; site.addsitedir({path!r})" for path in site.getsitepackages()]
+    (packages / "parent.pth").write_text("\n".join(lines) + "\n")
+    assert os.access(directory / "bin" / "python", os.X_OK)
+    return directory / "bin" / "python"
