@@ -37,8 +37,8 @@ lint: $(DEV)  ## Check style, format and types
 bench: $(DEV)  ## Measure the budgets, each side by side with what it is compared to
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
-schemas: $(DEV)  ## Write schemas/ anew from the event types
-	@$(BIN)/python scripts/make_schemas.py
+schemas: $(DEV)  ## Write schemas/ anew: JSON Schemas, AsyncAPI document, test vectors
+	@$(BIN)/python -m scripts.make_schemas
 
 clean:  ## Remove .venv, the demo's output, caches and builds
 	rm -rf $(VENV) .venv.lock demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
