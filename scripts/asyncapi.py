@@ -122,10 +122,8 @@ def _servers(*names: str) -> list[JsonObject]:
 
 
 def _event_channel(kind: str) -> JsonObject:
-    parameters = [] if kind == "heartbeat" else ["run_id"]
-    qualifier = "".join("{%s}" % name for name in parameters)
-    if kind == Records.kind:
-        parameters, qualifier = ["partition", "run_id"], "{partition}.{run_id}"
+    parameters = {"heartbeat": (), Records.kind: ("partition", "run_id")}.get(kind, ("run_id",))
+    qualifier = ".".join(f"{{{name}}}" for name in parameters)
     channel: JsonObject = {
         "address": f"{kind}.{qualifier}$",
         "messages": _messages(kind),
@@ -139,8 +137,8 @@ def _event_channel(kind: str) -> JsonObject:
 def _ready_channel() -> JsonObject:
     return {
         "address": "ready.{client_id}$",
-        "description": "The bus's greeting: the answer to a subscription to this very topic, which shows that "
-        "all subscriptions made before it on the same connection are in force.",
+        "description": "The bus's greeting: the answer to a subscription to this very topic, which shows "
+        "that all subscriptions made before it on the same connection are in force.",
         "messages": _messages("ready"),
         "servers": _servers("events"),
         "parameters": {"client_id": {"$ref": "#/components/parameters/client_id"}},
@@ -150,8 +148,8 @@ def _ready_channel() -> JsonObject:
 def _intake_channel() -> JsonObject:
     return {
         "address": None,
-        "description": "Events from publishers that have been welcomed: the same three frames as in the live "
-        "stream, each source's in the order of its sequence. The bus acknowledges (ack), asks for what is "
+        "description": "Events from publishers that have been welcomed: the same three frames as in the "
+        "live stream, each source's in the order of its sequence. The bus acknowledges (ack), asks for what is "
         "missing (ack with resend), or cannot keep it (refused).",
         "messages": _messages(*(kind for kind in KINDS if kind != "heartbeat")),
         "servers": _servers("control"),

@@ -67,8 +67,8 @@ def _compare(name: str, frozen: dict[str, Any], now: dict[str, Any]) -> Iterator
         is_now = new[field]
         if is_now["type"] != was["type"]:
             yield (
-                f"{where} was of type {was['type']} and is of type {is_now['type']}: earlier readers refuse "
-                "the event, or misread it; keep it, and add a field of another name"
+                f"{where} was of type {was['type']} and is of type {is_now['type']}: earlier readers "
+                "refuse it, or misread it; keep it, and add a field of another name"
             )
         if is_now.get("default") != was.get("default"):
             yield (

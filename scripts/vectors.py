@@ -30,8 +30,8 @@ from scripts.samples import BATCHES, BUS, PUBLISHER, REPLIES, REQUESTS, RUN, STR
 JsonObject = dict[str, Any]
 
 ABOUT = (
-    "docs/wire.md says how to read these. Frames are in hex. In JSON, binary data are base64, keys that are "
-    'whole numbers are texts, and a float that JSON does not have is {"$float": "nan" | "inf" | "-inf"}.'
+    "docs/wire.md says how to read these. Frames are in hex. In JSON, binary data are base64, keys that "
+    'are whole numbers are texts, and a float that JSON does not have is {"$float": "nan" | "inf" | "-inf"}.'
 )
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -186,7 +186,7 @@ def _older_writer() -> list[JsonObject]:
     vectors = []
     for kind in KINDS:
         event = _sample(kind)
-        fields = {"kind": kind, "ts_ns": event.ts_ns}
+        fields: JsonObject = {"kind": kind, "ts_ns": event.ts_ns}
         for field in msgspec.structs.fields(event):
             if field.required:
                 fields[field.encode_name] = msgspec.to_builtins(getattr(event, field.name))
