@@ -149,8 +149,8 @@ def _intake_channel() -> JsonObject:
     return {
         "address": None,
         "description": "Events from publishers that have been welcomed: the same three frames as in the "
-        "live stream, each source's in the order of its sequence. The bus acknowledges (ack), asks for what is "
-        "missing (ack with resend), or cannot keep it (refused).",
+        "live stream, each source's in the order of its sequence. The bus acknowledges (ack), asks for "
+        "what is missing (ack with resend), or cannot keep it (refused).",
         "messages": _messages(*(kind for kind in KINDS if kind != "heartbeat")),
         "servers": _servers("control"),
     }

@@ -31,7 +31,7 @@ JsonObject = dict[str, Any]
 
 ABOUT = (
     "docs/wire.md says how to read these. Frames are in hex. In JSON, binary data are base64, keys that "
-    'are whole numbers are texts, and a float that JSON does not have is {"$float": "nan" | "inf" | "-inf"}.'
+    'are whole numbers are texts, a float that JSON does not have is {"$float": "nan" | "inf" | "-inf"}.'
 )
 _encode = msgspec.msgpack.Encoder().encode
 

@@ -61,7 +61,7 @@ def test_asyncapi_topics_are_those_of_events() -> None:
 
 
 def test_asyncapi_header_is_the_header() -> None:
-    """The places in the document are those of the struct: nothing overlaps, and only padding is left out."""
+    """The places in the document are those of the struct: nothing overlaps, only padding is left out."""
     properties = asyncapi.document()["components"]["schemas"]["Header"]["properties"]
     sizes = {"u1": 1, "u4": 4, "u8": 8, "16 bytes": 16}
     end = 0

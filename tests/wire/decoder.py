@@ -41,7 +41,7 @@ class Received(NamedTuple):
 # ---- msgpack (https://github.com/msgpack/msgpack/blob/master/spec.md) ----
 
 # First byte to the format of a number, or of a length and what it is the length of.
-_NUMBERS = dict(zip(range(0xCA, 0xD4), ">f >d >B >H >I >Q >b >h >i >q".split(), strict=True))
+_NUMBERS = {0xCA + place: f">{letter}" for place, letter in enumerate("fdBHIQbhiq")}
 _LENGTHS = {
     **dict(zip(range(0xC4, 0xC7), (("bin", ">B"), ("bin", ">H"), ("bin", ">I")), strict=True)),
     **dict(zip(range(0xD9, 0xDC), (("str", ">B"), ("str", ">H"), ("str", ">I")), strict=True)),

@@ -12,6 +12,7 @@ import pytest
 
 from phase_bus.control import Reply, Request
 from phase_bus.errors import WireError
+from phase_bus.events import Event
 from phase_bus.wire import decode_event, decode_reply, decode_request, encode_event, unpack_header
 from scripts import frozen, samples
 from tests.wire.vectors import SCHEMAS, as_json, frames_of, vectors
@@ -112,7 +113,7 @@ def test_guard_finds(change: Callable[[Fields], None], told: str) -> None:
 
 
 def test_guard_allows() -> None:
-    """What no reader minds: fields with a default, elements at an array's end, messages, a longer header."""
+    """What no reader minds: fields with a default, also at an array's end, messages, a longer header."""
     was = frozen.fields()
     now = copy.deepcopy(was)
     now["messages"]["RunStart"]["fields"]["added"] = {"type": "int", "default": "0"}
@@ -134,12 +135,15 @@ def test_everything_is_frozen() -> None:
 # ---- older and newer programs ----
 
 
+def _read(topic: bytes, header: bytes, payload: bytes) -> Event | None:
+    unpack_header(header, topic)
+    return decode_event(topic, payload)
+
+
 @pytest.mark.parametrize("vector", vectors("evolution", outcome="read"))
 def test_newer_and_older_events_are_read(vector: Vector) -> None:
     """What is unknown is ignored, and what is missing has its default."""
-    topic, header, payload = frames_of(vector)
-    unpack_header(header, topic)
-    event = decode_event(topic, payload)
+    event = _read(*frames_of(vector))
     assert event is not None
     assert as_json(msgspec.msgpack.decode(encode_event(event))) == vector["means"]
 
@@ -147,9 +151,7 @@ def test_newer_and_older_events_are_read(vector: Vector) -> None:
 @pytest.mark.parametrize("vector", vectors("evolution", outcome="skip"))
 def test_newer_kinds_are_skipped(vector: Vector) -> None:
     """A kind that this version does not know is no error, whatever is in it."""
-    topic, header, payload = frames_of(vector)
-    unpack_header(header, topic)
-    assert decode_event(topic, payload) is None
+    assert _read(*frames_of(vector)) is None
 
 
 @pytest.mark.parametrize("vector", vectors("evolution", outcome="refuse"))
@@ -157,8 +159,7 @@ def test_what_is_no_event_is_refused(vector: Vector) -> None:
     """It is a WireError, which names the topic."""
     topic, header, payload = frames_of(vector)
     with pytest.raises(WireError) as caught:
-        unpack_header(header, topic)
-        decode_event(topic, payload)
+        _read(topic, header, payload)
     assert caught.value.topic == topic
 
 
@@ -169,7 +170,8 @@ def test_other_wire_version_is_refused_clearly() -> None:
     with pytest.raises(WireError) as caught:
         unpack_header(header, topic)
     assert str(caught.value) == (
-        "bad message on topic 'phase_start.3f2a9c$': wire version 3 is not 2; use the same phase-bus on both sides"
+        "bad message on topic 'phase_start.3f2a9c$': wire version 3 is not 2; "
+        "use the same phase-bus on both sides"
     )
 
 
