@@ -81,7 +81,8 @@ def _value(data: bytes, at: int) -> tuple[Any, int]:
     if first not in _LENGTHS:
         raise RefusedError(f"byte {first:#x} begins nothing that phase-bus writes")
     kind, form = _LENGTHS[first]
-    return _sized(kind, *struct.unpack_from(form, data, at), data, at + struct.calcsize(form))
+    (size,) = struct.unpack_from(form, data, at)
+    return _sized(kind, size, data, at + struct.calcsize(form))
 
 
 def _sized(kind: str, size: int, data: bytes, at: int) -> tuple[Any, int]:

@@ -168,10 +168,16 @@ def test_foreign_publisher() -> None:
         publisher = ForeignPublisher(context, bus.address)
         publisher.publish("run_start", "r.1", run_id="r.1", ts_ns=1, producer="foreign 1.0")
         publisher.publish("phase_start", "r.1", run_id="r.1", ts_ns=2, phase=phase)
-        batch = {"run_id": "r.1", "ts_ns": 3, "phase": phase, "count": 2, "metrics": [table]}
+        batch: dict[str, Any] = {
+            "run_id": "r.1",
+            "ts_ns": 3,
+            "phase": phase,
+            "count": 2,
+            "metrics": [table],
+        }
         publisher.publish("records", "00.r.1", records=2, **batch)
         published = dict(publisher.topics)
-        end = {"status": "completed", "published": published, "records": 2}
+        end: dict[str, Any] = {"status": "completed", "published": published, "records": 2}
         publisher.publish("run_complete", "r.1", run_id="r.1", ts_ns=4, **end)
         publisher.ask("goodbye", "heard", client_id=publisher.id.hex())
         outcome = bus.run_consumer_sync(recorder := Recorder())

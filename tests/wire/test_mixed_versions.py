@@ -68,8 +68,9 @@ def test_bus_refuses_events_of_another_version(bus: BusThread, caplog: pytest.Lo
     with RawClient(bus.address) as client:
         client.ask(Hello(client_id=SOURCE.hex(), role="publisher", name="other"))
         client.socket.send_multipart((topic_of(START), OTHER_VERSION, encode_event(START)))
-        status = wait_until(lambda: (found := client.status()).dropped and found)
-        assert (status.dropped, status.events, status.offset) == (1, 0, 0)
+        wait_until(lambda: client.status().dropped == 1)
+        status = client.status()
+        assert (status.events, status.offset) == (0, 0)
         client.publish(START, SOURCE, 1)
         assert wait_until(lambda: client.status().events) == 1
     assert [r.getMessage() for r in caplog.records if REFUSAL in r.getMessage()]
