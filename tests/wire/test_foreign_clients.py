@@ -111,19 +111,20 @@ class ForeignSubscriber(Foreigner):
                 return
 
     def live(self) -> Iterator[decoder.Received]:
-        """Yield what comes next, until a heartbeat says that this was all; fail on a hole."""
+        """Yield what comes next, up to the end of a run; fail on a hole, or if something was lost."""
         while True:
             frames = self._receive()
             if frames[0].startswith(b"ready."):
                 continue
             event = decoder.read_event(frames, KNOWN)
             if event.kind == "heartbeat":
-                if event.head.offset == self.offset:
-                    return
+                assert event.head.offset <= self.offset, "lost"
             elif event.head.offset > self.offset:
                 assert event.head.offset == self.offset + 1, "a hole"
                 self.offset = event.head.offset
                 yield event
+                if event.kind == "run_complete":
+                    return
 
 
 @contextmanager
