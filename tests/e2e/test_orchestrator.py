@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.e2e.conftest import EXAMPLES, Workplace, json_lines
 
 SCRIPT = EXAMPLES / "orchestrator.py"
