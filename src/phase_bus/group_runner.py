@@ -112,6 +112,9 @@ class GroupRunner(ConsumerProcess):
             raise self._failure
 
     async def _step(self, stopping: asyncio.Task[bool]) -> None:
+        if not self._is_member():
+            await asyncio.wait((stopping,), timeout=_LOOK_AT_END_S)
+            return
         settled = await self._act_on_assignment()
         await self._drain()
         behind = [share for share in self._held() if share.replaying and not self._is_held_back(share)]
@@ -125,6 +128,20 @@ class GroupRunner(ConsumerProcess):
         elif self._replay is None:
             await asyncio.wait((stopping,), timeout=_LOOK_AT_END_S)
         self._live.ask_again()
+
+    def _is_member(self) -> bool:
+        """Whether what was assigned cannot have been given to others yet, for want of a word from here."""
+        return self._assigned is not None and self._conversation.session.is_known(time.monotonic())
+
+    def _is_ours(self, share: GroupShare) -> bool:
+        """Whether a share is certainly this member's; else nothing of it may be handled nor written.
+
+        It may not be when a handler has blocked this process for long, or it was suspended.
+        """
+        assigned, number = self._assigned, share.share
+        if share.lost or assigned is None or not self._is_member():
+            return False
+        return assigned.shares.get(number) == share.token or number in assigned.release
 
     def _held(self) -> list[GroupShare]:
         return [share for share in self.shares.values() if not share.lost]
@@ -140,13 +157,16 @@ class GroupRunner(ConsumerProcess):
             return True
         if assigned.generation != self._generation:
             await self._let_go(assigned)
+            if self._assigned is not assigned:
+                return False  # the bus was restarted meanwhile, or has changed its mind
             self._generation = assigned.generation
             self._handled_runs = assigned.handled_runs
             for share in self._held():
                 for run_id in assigned.handled_runs:
                     share.forget(run_id)
             self._conversation.tell_news()
-        missing = [number for number in assigned.shares if number not in self.shares]
+        # One that it has just let go of is not read back before the bus has its last commit.
+        missing = [n for n in assigned.shares if n not in self.shares and n not in self._released]
         if not missing:
             if self._live.greeted:
                 self._become_ready()
@@ -199,11 +219,13 @@ class GroupRunner(ConsumerProcess):
         self._live.subscribe(share.topics)
         if share.leads:
             self._leader = _Leader()
-            self._leader.handled = dict(share.dispatcher.handled)
+            self._leader.committing = self._leader.handled = dict(share.dispatcher.handled)
 
     async def _drop(self, share: GroupShare) -> None:
         del self.shares[share.share]
         self._live.unsubscribe(share.topics)
+        if share.leads:
+            self._leader = _Leader()
         await share.consumer.stop()
 
     # ---- events ----
@@ -241,7 +263,7 @@ class GroupRunner(ConsumerProcess):
             self._next_flush_s = 0.0
         partition = partition_of(topic)
         owned = self.shares.get(EVENTS if partition == NO_PARTITION else partition)
-        if owned is not None and not owned.lost and not owned.replaying:
+        if owned is not None and not owned.replaying and self._is_ours(owned):
             await self._give(owned, topic, header, payload.buffer, replayed=False)
 
     def _take_heartbeat(self, topic: bytes, header: Header, payload: memoryview) -> None:
@@ -258,6 +280,8 @@ class GroupRunner(ConsumerProcess):
         try:
             piece = await self._replay.fetch(share.offset, records=False, partition=partition)
         except BusUnreachableError:
+            return
+        if not self._is_ours(share):
             return
         breath_s = time.monotonic() + BREATH_S
         for topic, header, payload in piece.events:
@@ -277,8 +301,8 @@ class GroupRunner(ConsumerProcess):
     ) -> None:
         """Give an event to its share's instance, unless it came before or has to wait."""
         if share.leads and topic.startswith(_RUN_COMPLETE) and header.offset > share.offset:
-            end = decode_event(topic, payload)
-            if isinstance(end, RunComplete) and not self._leader.has_all(end, header.offset):
+            end = _end(topic, payload)
+            if end is not None and not self._leader.has_all(end, header.offset):
                 self._leader.held_back = (end, header.offset)
                 share.replay()  # and so come to it again
                 return
@@ -302,7 +326,7 @@ class GroupRunner(ConsumerProcess):
         """Hand what the partitions have committed to the leader's instance, if it is here."""
         leads = self.shares.get(EVENTS)
         leader, now_s = self._leader, time.monotonic()
-        if leads is None or leads.lost or self._replay is None or now_s < leader.next_look_s:
+        if leads is None or self._replay is None or now_s < leader.next_look_s or not self._is_ours(leads):
             return
         leader.next_look_s = now_s + (_LOOK_S if leader.held_back is None else _LOOK_AT_END_S)
         try:
@@ -347,11 +371,11 @@ class GroupRunner(ConsumerProcess):
 
     async def _flush(self, share: GroupShare) -> None:
         """Let a share's instance write out; if it could, have the bus keep its position."""
-        if share.lost or not await share.flush():
+        if not self._is_ours(share) or not await share.flush():
             return
         if share.leads:
             await self._give_receipts(share)
-            self._leader.handled = dict(share.dispatcher.handled)
+            self._leader.committing = dict(share.dispatcher.handled)
         share.prepare_commit()
 
     # ---- what the bus says and is told ----
@@ -362,7 +386,7 @@ class GroupRunner(ConsumerProcess):
     def _beat(self) -> Beat:
         held = self._held()
         commits = [share.commit for share in held if share.commit is not None]
-        handled = self._leader.handled if EVENTS in self.shares else {}
+        handled = self._leader.handled
         return Beat(
             client_id=self.client_id,
             state=self.state,
@@ -408,12 +432,19 @@ class GroupRunner(ConsumerProcess):
             if number in self._released and self._released[number].position == position:
                 del self._released[number]
             if number in self.shares:
-                self.shares[number].confirm(position)
+                self._confirm(self.shares[number], position)
                 self.shares[number].dispatcher.forget_dead_letters(heard.dead_letters)
         for number in heard.refused:
             if self._released.pop(number, None) is None and number in self.shares:
                 self.shares[number].lost = True
-                self._live.readable.look_again()
+        if heard.kept or heard.refused:
+            self._live.readable.look_again()
+
+    def _confirm(self, share: GroupShare, position: int) -> None:
+        leader = self._leader
+        if share.confirm(position) and share.leads and leader.handled != leader.committing:
+            leader.handled = leader.committing
+            self._conversation.tell_news()
 
 
 class _Leader:
@@ -424,7 +455,8 @@ class _Leader:
         unmerged: states that the leading instance has not taken over yet.
         held_back: the end of a run that waits for the partitions, and its offset.
         ends: of runs whose receipts are to be given.
-        handled: the runs whose end is handled and committed, and whether everything was handled.
+        committing: the runs whose end is handled, as the last commit has them.
+        handled: those of a commit that the bus has kept: members let go of no run before.
         next_look_s: when to look at the partitions again.
         merged: whether the leading instance has been handed anything yet.
     """
@@ -434,6 +466,7 @@ class _Leader:
         self.unmerged: dict[int, bytes] = {}
         self.held_back: tuple[RunComplete, int] | None = None
         self.ends: dict[str, RunComplete] = {}
+        self.committing: dict[str, bool] = {}
         self.handled: dict[str, bool] = {}
         self.next_look_s = 0.0
         self.merged = False
@@ -458,7 +491,12 @@ class _Leader:
         return [runs[run_id] for _, runs in sorted(self._accounts.items()) if run_id in runs]
 
     def has_all(self, end: RunComplete, offset: int) -> bool:
-        """Return whether every partition has come to a run's end: by counting, or by passing its offset."""
+        """Return whether every partition has come to a run's end: by counting, or by passing its offset.
+
+        And whether the instance has taken over all that they have come to.
+        """
+        if self.unmerged:
+            return False
         for name, published in end.published.items():
             topic = name.encode()
             partition = partition_of(topic)
@@ -468,3 +506,12 @@ class _Leader:
             if account is None or account.counts(topic).received < published:
                 return False
         return True
+
+
+def _end(topic: bytes, payload: memoryview) -> RunComplete | None:
+    """Return the end of a run, None if it cannot be read: then it is set aside as any other event."""
+    try:
+        end = decode_event(topic, payload)
+    except WireError:
+        return None
+    return end if isinstance(end, RunComplete) else None
