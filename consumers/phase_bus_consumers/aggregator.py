@@ -221,14 +221,10 @@ class ResultsAggregator(Consumer):
         self.publish(Summary(run_id=run_id, producer=self.name, final=run.final, result=summary))
 
     def _finish(self, run: _Run) -> None:
-        """Tell the result at a run's end.
-
-        What is not complete is kept for late records; in a group there are none, as every partition has
-        handled all of the run.
-        """
+        """Tell the result at a run's end; what is not complete is kept for late records."""
         self._tell(run)
         self._write()
-        if run.final or self._grouped:
+        if run.final:
             self.forget(run.state.run_id)
 
     def _write(self) -> None:

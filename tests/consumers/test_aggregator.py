@@ -21,15 +21,22 @@ from phase_bus.events import (
     RunStart,
     Summary,
 )
-from phase_bus.testing import PROFILING, make_records
+from phase_bus.record_builder import RecordBuilder
+from phase_bus.testing import PROFILING
 from phase_bus_consumers.aggregator import ResultsAggregator
 
 T0 = 1_795_354_391_000_000_000
 
 
 def records(run_id: str, latencies: list[int]) -> Records:
-    rows = [{"request_latency": latency, "request_end_ns": T0 + latency} for latency in latencies]
-    return make_records(rows, run_id=run_id)
+    builder = RecordBuilder()
+    for latency in latencies:
+        builder.add({"request_latency": latency}, {"was_cancelled": False, "request_end_ns": T0 + latency})
+    count = len(builder)
+    metrics, fields, errors, _ = builder.build()
+    return Records(
+        run_id=run_id, phase=PROFILING, count=count, metrics=metrics, fields=fields, errors=errors
+    )
 
 
 def aggregator(tmp_path: Path, **options: Any) -> tuple[ResultsAggregator, list[Summary]]:

@@ -28,6 +28,26 @@ CASES = {
         ["'alerting'", "'threshold_s'", "'soon'", "float"],
     ),
     "option without =": (["consume", "metrics", "--set", "output"], ["'output'", "key=value"]),
+    "workers of nobody": (
+        ["exec", "--with", "metrics", "--workers", "metric=2", "--", "true"],
+        ["no consumer is called 'metric'", "did you mean 'metrics'"],
+    ),
+    "no number of workers": (
+        ["exec", "--with", "aggregator", "--workers", "aggregator=some", "--", "true"],
+        ["'some'", "write aggregator=4"],
+    ),
+    "nothing to share": (
+        ["exec", "--with", "alerting", "--workers", "alerting=2", "--", "true"],
+        ["'alerting'", "takes no records", "without a group"],
+    ),
+    "a group from now on": (
+        ["consume", "aggregator", "--group", "g", "--from", "now"],
+        ["--from now", "another --group"],
+    ),
+    "a group and a name": (
+        ["consume", "aggregator", "--group", "g", "--name", "n"],
+        ["--name and --group", "leave --name out"],
+    ),
     "two of one name": (["exec", "--with", "metrics", "--with", "metrics", "--", "true"], ["'metrics'"]),
     "malformed address": (["bus", "--address", "tcp:/x"], ["'tcp:/x'", "tcp://host:port"]),
     "no such port": (["status", "--address", "tcp://127.0.0.1:99999"], ["99999"]),
@@ -54,6 +74,7 @@ def test_one_clear_line(workplace: Workplace, name: str) -> None:
 
 YAML_CASES = {
     "unknown key": ("consumer: []", ["'consumer'", "did you mean 'consumers'"]),
+    "no workers": ("consumers: [{use: aggregator, workers: 0}]", ["consumers[0].workers", ">= 1"]),
     "unknown key below": ("consumers: [{use: metrics, sett: {}}]", ["'sett'", "consumers[0]", "'set'"]),
     "wrong type": ("drain_timeout_s: soon", ["drain_timeout_s", "float"]),
     "not YAML": ("consumers: [", ["bus.yaml", "not YAML"]),

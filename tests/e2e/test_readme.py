@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,8 @@ def test_every_command_is_run_by_a_test() -> None:
         "phase-bus report --sweep latest",
         "phase-bus receipts latest",
         "phase-bus new consumer",
+        "phase-bus exec --with aggregator:output=shared.json",
+        "phase-bus consume aggregator --group team",
     )
     assert [c for c in commands() if not c.startswith(known)] == []
     ci = (ROOT / ".ci" / "run").read_text()
@@ -127,6 +130,7 @@ def test_exec_around_a_synthetic_run(workplace: Workplace) -> None:
     assert "== profiling ==" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_bus_that_stays(workplace: Workplace) -> None:
     """`up` with the example's YAML, and the commands beside it with the address in the environment."""
     (workplace.directory / "examples").mkdir()
@@ -172,6 +176,47 @@ def test_the_consumer_in_ten_lines(workplace: Workplace) -> None:
     assert done.returncode == 0, done.stderr
     assert "slow phase" in done.stderr
     assert "profiling" in done.stderr
+
+
+def test_workers_that_share_the_work(workplace: Workplace) -> None:
+    """Four within `exec`; and a group of two on a bus that stays, of which one is killed and replaced."""
+    command = words(starting("phase-bus exec --with aggregator:output=shared.json"))
+    done = workplace.finish(workplace.start(*command))
+    assert done.returncode == 0, done.stderr
+    (run,) = workplace.json("shared.json")["runs"].values()
+    assert (run["final"], run["records"]) == (True, 2050)
+    place = {"PHASE_BUS_ADDRESS": f"ipc://{workplace.directory}/bus"}
+    bus = workplace.phase_bus("bus", "--data", str(workplace.directory / "journal"), **place)
+    team = workplace.start(*words(starting("phase-bus consume aggregator --group team")), **place)
+    members = wait_for(lambda: ready_members(workplace, place, 2), "the group")
+    os.kill(members[0], signal.SIGKILL)
+    wait_for(lambda: members[0] not in (now := ready_members(workplace, place, 2)) and now, "another one")
+    assert "was ended by SIGKILL; starting another in its place" in workplace.stdout(team)
+    workplace.finish(workplace.phase_bus("simulate", "--requests", "500", "--rate", "0", **place))
+    wait_for(lambda: team_is_done(workplace, place), "the group's result")
+    team.terminate()
+    assert workplace.finish(team).returncode == 0
+    bus.terminate()
+    workplace.finish(bus)
+
+
+def bus_status(workplace: Workplace, place: dict[str, str]) -> dict[str, Any]:
+    """Return what `phase-bus status --json` says, nothing while there is no bus."""
+    done = workplace.finish(workplace.phase_bus("status", "--json", **place))
+    return dict(json.loads(done.stdout)) if done.returncode == 0 else {"clients": [], "groups": []}
+
+
+def ready_members(workplace: Workplace, place: dict[str, str], count: int) -> list[int]:
+    """Return the process ids of a group's members, once there are so many that have shares."""
+    clients = bus_status(workplace, place)["clients"]
+    pids = [c["pid"] for c in clients if c["group"] == "team" and c["state"] == "ready" and c["shares"]]
+    return pids if len(pids) == count else []
+
+
+def team_is_done(workplace: Workplace, place: dict[str, str]) -> bool:
+    """Whether the group has handled a run, and all of it."""
+    (group,) = bus_status(workplace, place)["groups"]
+    return bool(group["handled_runs"]) and not group["incomplete_runs"]
 
 
 def test_hooks_and_processors(workplace: Workplace) -> None:

@@ -103,6 +103,15 @@ def result(bus: JournaledBus, name: str, run_id: str) -> bytes:
     return msgspec.json.encode(finals[-1].result)
 
 
+def report(bus: JournaledBus, run_id: str, *options: str) -> bytes:
+    """What `phase-bus report --json` prints, without its white space."""
+    command = [sys.executable, "-m", "phase_bus", "report", run_id, "--json", *options]
+    done = subprocess.run(
+        [*command, "--data", str(bus.directory)], cwd=ROOT, capture_output=True, check=True, timeout=200
+    )
+    return msgspec.json.encode(msgspec.json.decode(done.stdout))
+
+
 def journaled(bus: JournaledBus, kind: type[Any], run_id: str) -> list[Any]:
     """The events of one kind in the journal."""
     with JournalReader(bus.directory) as reader:
@@ -147,20 +156,8 @@ def alone(bus: JournaledBus, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def test_the_ungrouped_aggregator(bus: JournaledBus, alone: bytes, tmp_path: Path) -> None:
     """So does the consumer without any group, and the report that reads the journal."""
-    output = tmp_path / "report.json"
-    with output.open("wb") as file:
-        command = [
-            sys.executable,
-            "-m",
-            "phase_bus",
-            "report",
-            "long",
-            "--json",
-            "--data",
-            str(bus.directory),
-        ]
-        subprocess.run(command, cwd=ROOT, stdout=file, check=True, timeout=200)
-    assert msgspec.json.encode(msgspec.json.decode(output.read_bytes())) == alone
+    assert report(bus, "long") == alone
+    assert report(bus, "long", "--by", "alone") == alone
     log = tmp_path / "single.log"
     arguments = ("consume", "aggregator", "--name", "single", "--address", bus.address)
     with Killable(log, "-m", "phase_bus", *arguments, "--set", f"output={tmp_path / 'single.json'}"):
