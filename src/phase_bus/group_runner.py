@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 import zmq
@@ -34,6 +34,7 @@ _RUN_COMPLETE = topic_prefix("run_complete")
 _LOOK_S = 1.0  # between two looks at what the partitions have come to
 _LOOK_AT_END_S = 0.05  # likewise while the end of a run waits for them
 _SOON_S = 0.05
+_BEAT_BYTES = 512 << 10  # of commits in one beat at most: a bus refuses messages that are too large
 _COMMITTED_BYTES_PER_S = 2 << 20  # by one member, beyond which it commits less often
 
 
@@ -210,12 +211,16 @@ class GroupRunner(ConsumerProcess):
         consumer.journal_id = self._journal_id
         consumer._publish = self.publish
         share = GroupShare(consumer, number, token, self.client_id)
-        share.stand_at(*states.get(number, (0, None)))
-        for run_id in self._handled_runs:
-            share.forget(run_id)
         await consumer.start()
         self.shares[number] = share
-        share.dispatcher.done_offset = await consumer.position() or 0
+        stored = await consumer.position()
+        position, saved = states.get(number, (0, None))
+        if stored is not None and stored < position:
+            position, saved = 0, None  # its data were set back: all is counted anew, and handled after that
+        share.dispatcher.done_offset = stored or 0
+        share.stand_at(position, saved)
+        for run_id in self._handled_runs:
+            share.forget(run_id)
         self._live.subscribe(share.topics)
         if share.leads:
             self._leader = _Leader()
@@ -385,7 +390,6 @@ class GroupRunner(ConsumerProcess):
 
     def _beat(self) -> Beat:
         held = self._held()
-        commits = [share.commit for share in held if share.commit is not None]
         handled = self._leader.handled
         return Beat(
             client_id=self.client_id,
@@ -396,8 +400,13 @@ class GroupRunner(ConsumerProcess):
             failed=sum(share.dispatcher.failed for share in held),
             generation=self._generation,
             shares=tuple(share.share for share in held),
-            commits=(*self._released.values(), *commits),
+            commits=tuple(_first(self._commits(), _BEAT_BYTES)),
         )
+
+    def _commits(self) -> list[Commit]:
+        """Return what the bus has not confirmed yet."""
+        held = [share.commit for share in self._held() if share.commit is not None]
+        return [*self._released.values(), *held]
 
     def _be_welcomed(self, welcome: Welcome) -> None:
         super()._be_welcomed(welcome)
@@ -439,6 +448,8 @@ class GroupRunner(ConsumerProcess):
                 self.shares[number].lost = True
         if heard.kept or heard.refused:
             self._live.readable.look_again()
+            if self._commits():  # there was no room for them in the last beat
+                self._conversation.tell_news()
 
     def _confirm(self, share: GroupShare, position: int) -> None:
         leader = self._leader
@@ -506,6 +517,16 @@ class _Leader:
             if account is None or account.counts(topic).received < published:
                 return False
         return True
+
+
+def _first(commits: Iterable[Commit], limit_bytes: int) -> Iterator[Commit]:
+    """Yield the first commits, and at least one, up to a size."""
+    size_bytes = 0
+    for commit in commits:
+        size_bytes += len(commit.saved or b"")
+        if size_bytes > limit_bytes and size_bytes > len(commit.saved or b""):
+            return
+        yield commit
 
 
 def _end(topic: bytes, payload: memoryview) -> RunComplete | None:

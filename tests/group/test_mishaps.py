@@ -200,6 +200,81 @@ async def test_a_run_is_handled_when_that_is_kept(kept: Kept) -> None:
     assert [summary.result["records"] for summary in summaries(kept)] == [112]
 
 
+async def test_states_larger_than_a_message(ipc_dir: Path, tmp_path: Path) -> None:
+    """They are told in several messages, as the bus refuses one that is too large."""
+
+    class Big(Totals):
+        padding = bytes(100_000)
+
+        def state(self) -> bytes:
+            return super().state() + self.padding
+
+        def restore(self, state: bytes) -> None:
+            super().restore(state.removesuffix(self.padding))
+
+        async def merge(self, states: Mapping[int, bytes]) -> None:
+            await super().merge({n: state.removesuffix(self.padding) for n, state in states.items()})
+
+    options = BusOptions(heartbeat_s=0.1, max_message_bytes=1 << 20)
+    kept = Kept(ipc_dir, tmp_path / "journal", options)
+    member = Member(kept.address, Big)
+    try:
+        await until(lambda: shared_out([member]))
+        await asyncio.to_thread(publish, kept.address, 16 * 7)
+        await handled(kept.address)
+    finally:
+        await member.stop()
+        kept.close()
+
+
+async def test_data_that_were_set_back(kept: Kept) -> None:
+    """A consumer that keeps its position with its data gets again what it has not stored."""
+    stored: dict[str, int] = {}
+    seen: list[int] = []
+
+    class Storing(Totals):
+        async def position(self) -> int | None:
+            return stored.get(self.name, 0)
+
+        async def on_records(self, event: Records) -> None:
+            seen.append(self.offset)
+
+        async def flush(self) -> None:
+            stored[self.name] = self.offset
+
+    await asyncio.to_thread(publish, kept.address, 16 * 7)
+    first = Member(kept.address, Storing)
+    await handled(kept.address)
+    await first.stop()
+    stored.clear()
+    second = Member(kept.address, Storing)
+    await until(lambda: len(seen) == 32)
+    await second.stop()
+    assert sorted(seen[:16]) == sorted(seen[16:])
+
+
+@pytest.mark.xfail(strict=True, reason="shares go round among members that all block for too long")
+async def test_handlers_that_block_all_members(kept: Kept) -> None:
+    """Somebody finishes in the end."""
+    calls: list[int] = []
+
+    class Blocking(Totals):
+        async def on_records(self, event: Records) -> None:
+            calls.append(event.partition)
+            time.sleep(1.0)  # noqa: ASYNC251
+            await super().on_records(event)
+
+    sleepers = [Sleeper(kept.address, Blocking) for _ in range(2)]
+    try:
+        await until(lambda: sorted(len(sleeper.shares) for sleeper in sleepers) == [8, 9])
+        await asyncio.to_thread(publish, kept.address, 7)
+        await until(lambda: "r" in group_info(kept.address).handled_runs or len(calls) > 6)
+        assert len(calls) <= 6
+    finally:
+        for sleeper in sleepers:
+            await asyncio.to_thread(sleeper.close)
+
+
 @pytest.mark.xfail(strict=True, reason="a run that ended as lost is let go of, and its records with it")
 async def test_a_publisher_that_comes_back(kept: Kept) -> None:
     """A run that was given up as lost goes on after all: at its real end all its records count."""
