@@ -102,7 +102,8 @@ class ResultsAggregator(Consumer):
             self._write()
 
     async def stop(self) -> None:
-        if self.partition is None:
+        # In a group another may lead by now, whose files are newer.
+        if self.partition is None and not self._grouped:
             for run in self._runs.values():
                 if run.changed:
                     self._summarize(run)

@@ -80,6 +80,7 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
         bus_id: 32 hex digits, new at each start of the bus.
         events: where live events are published.
         heartbeat_s: how often the bus wants to hear from the client, in seconds.
+        silent_after_s: seconds without a word after which the client counts as gone.
         last_seq: for a publisher, the last source sequence the bus has, 0 for none.
         replay: where past events can be fetched, None if the bus keeps none.
         journal_id: which journal offsets are of; empty without one.
@@ -92,6 +93,7 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
     bus_id: str
     events: Endpoint
     heartbeat_s: float
+    silent_after_s: float = 10.0
     last_seq: int = 0
     replay: Endpoint | None = None
     journal_id: str = ""
@@ -188,7 +190,8 @@ class Assigned(Struct, frozen=True, kw_only=True, tag_field="op", tag="assigned"
             commit that bears another token is refused.
         release: the shares that it is to let go of, after a last commit. What it holds and is named
             nowhere here has been given to another already.
-        handled_runs: the latest runs of which the whole group has handled everything.
+        handled_runs: the latest runs that the whole group has handled and that are to be let go of: all
+            but a few of those of which something is missing.
         problem: why the member cannot be in the group, empty if it can.
     """
 

@@ -156,10 +156,12 @@ class GroupShare:
             dead_letters=tuple(self.dispatcher.dead_letters),
         )
 
-    def confirm(self, position: int) -> None:
-        """Note that the bus has kept the commit at a position."""
-        if self.commit is not None and self.commit.position == position:
-            self.commit = None
+    def confirm(self, position: int) -> bool:
+        """Note that the bus has kept the commit at a position; return whether it is the latest one."""
+        if self.commit is None or self.commit.position != position:
+            return False
+        self.commit = None
+        return True
 
     def forget(self, run_id: str) -> None:
         """Let go of a run of which the group has handled everything."""

@@ -21,7 +21,7 @@ from phase_bus.address import Address
 from phase_bus.bus.groups import Group, Groups
 from phase_bus.bus.journal import Journal
 from phase_bus.bus.ledger import Client, Ledger, Run, lost
-from phase_bus.bus.positions import Positions, tell_refused
+from phase_bus.bus.positions import Positions
 from phase_bus.bus.replay import ReplayServer
 from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Incoming, Stream
@@ -343,8 +343,7 @@ class Bus:
     def _hear_beat(self, identity: bytes, beat: Beat, now_s: float) -> None:
         client = self._ledger.clients.get(beat.client_id)
         if client is None or not self._ledger.beat(beat, now_s):
-            if client is not None and beat.commits:
-                tell_refused(client.info.group, client.info.pid, beat.commits)
+            # Its commits are judged when it has said hello and says them again.
             self._reply(identity, Heard(bus_id=self.bus_id, known=False))
             return
         group = self._groups.of(beat.client_id)
@@ -396,6 +395,7 @@ class Bus:
             bus_id=self.bus_id,
             events=self._sockets.events_endpoint,
             heartbeat_s=self.options.heartbeat_s,
+            silent_after_s=self._ledger.silent_after_s,
             last_seq=client.last_seq,
             replay=self._sockets.replay_endpoint if self._journal else None,
             journal_id=self._journal.journal_id if self._journal else "",
