@@ -129,6 +129,7 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
         state: its lifecycle state.
         handled_runs: for a consumer, the runs whose end it has handled and flushed.
         incomplete_runs: those among them of which it did not handle everything.
+        lost_runs: those among them that ended as lost, so that their publishers may still come back.
         received: events received so far (consumer), or published (publisher).
         failed: events its handlers failed on (consumer), or dropped (publisher).
         sent_seq: for a publisher, the last source sequence it sent. If the bus does not have it by now,
@@ -146,6 +147,7 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
     state: State
     handled_runs: tuple[str, ...] = ()
     incomplete_runs: tuple[str, ...] = ()
+    lost_runs: tuple[str, ...] = ()
     received: int = 0
     failed: int = 0
     sent_seq: int = 0
@@ -191,7 +193,7 @@ class Assigned(Struct, frozen=True, kw_only=True, tag_field="op", tag="assigned"
         release: the shares that it is to let go of, after a last commit. What it holds and is named
             nowhere here has been given to another already.
         handled_runs: the latest runs that the whole group has handled and that are to be let go of: all
-            but a few of those of which something is missing.
+            but a few of those of which something is missing, or whose publisher may come back.
         problem: why the member cannot be in the group, empty if it can.
     """
 

@@ -351,12 +351,13 @@ class GroupRunner(ConsumerProcess):
 
     async def _give_receipts(self, share: GroupShare) -> None:
         """Give the group's receipts of runs whose end was handled."""
-        ends = self._leader.ends
-        while ends:
-            run_id, end = ends.popitem()
-            receipt = share.dispatcher.receipt(end, self._leader.accounts_of(run_id))
+        leader = self._leader
+        while leader.ends:
+            run_id, end = leader.ends.popitem()
+            receipt = share.dispatcher.receipt(end, leader.accounts_of(run_id))
             self.publish(receipt)
             await self._flush_publisher()  # the summary and the receipt are there before the run is done
+            (leader.lost.add if end.status == "lost" else leader.lost.discard)(run_id)
             share.dispatcher.finished(run_id, whole=receipt.complete)
 
     # ---- commits ----
@@ -396,6 +397,7 @@ class GroupRunner(ConsumerProcess):
             state=self.state,
             handled_runs=tuple(handled),
             incomplete_runs=tuple(run_id for run_id, whole in handled.items() if not whole),
+            lost_runs=tuple(self._leader.lost & handled.keys()),
             received=sum(share.dispatcher.received for share in held),
             failed=sum(share.dispatcher.failed for share in held),
             generation=self._generation,
@@ -466,6 +468,7 @@ class _Leader:
         unmerged: states that the leading instance has not taken over yet.
         held_back: the end of a run that waits for the partitions, and its offset.
         ends: of runs whose receipts are to be given.
+        lost: runs that ended as lost.
         committing: the runs whose end is handled, as the last commit has them.
         handled: those of a commit that the bus has kept: members let go of no run before.
         next_look_s: when to look at the partitions again.
@@ -477,6 +480,7 @@ class _Leader:
         self.unmerged: dict[int, bytes] = {}
         self.held_back: tuple[RunComplete, int] | None = None
         self.ends: dict[str, RunComplete] = {}
+        self.lost: set[str] = set()
         self.committing: dict[str, bool] = {}
         self.handled: dict[str, bool] = {}
         self.next_look_s = 0.0

@@ -253,29 +253,6 @@ async def test_data_that_were_set_back(kept: Kept) -> None:
     assert sorted(seen[:16]) == sorted(seen[16:])
 
 
-@pytest.mark.xfail(strict=True, reason="shares go round among members that all block for too long")
-async def test_handlers_that_block_all_members(kept: Kept) -> None:
-    """Somebody finishes in the end."""
-    calls: list[int] = []
-
-    class Blocking(Totals):
-        async def on_records(self, event: Records) -> None:
-            calls.append(event.partition)
-            time.sleep(1.0)  # noqa: ASYNC251
-            await super().on_records(event)
-
-    sleepers = [Sleeper(kept.address, Blocking) for _ in range(2)]
-    try:
-        await until(lambda: sorted(len(sleeper.shares) for sleeper in sleepers) == [8, 9])
-        await asyncio.to_thread(publish, kept.address, 7)
-        await until(lambda: "r" in group_info(kept.address).handled_runs or len(calls) > 6)
-        assert len(calls) <= 6
-    finally:
-        for sleeper in sleepers:
-            await asyncio.to_thread(sleeper.close)
-
-
-@pytest.mark.xfail(strict=True, reason="a run that ended as lost is let go of, and its records with it")
 async def test_a_publisher_that_comes_back(kept: Kept) -> None:
     """A run that was given up as lost goes on after all: at its real end all its records count."""
     member = Member(kept.address)

@@ -18,7 +18,7 @@ from enum import Enum
 from phase_bus.control import EVENTS, Assigned, Beat, Commit, GroupInfo
 
 PARTITIONS = 16  # shares that every group has from the start; more come with the first record in them
-# So many of the runs handled last are not let go of if something of them is missing.
+# So many of the runs handled last are not let go of if something of them is missing, or may still come.
 KEPT_INCOMPLETE = 10
 
 
@@ -71,6 +71,7 @@ class Group:
         self.refused = 0
         self.handled: dict[str, bool] = {}
         self.settings = ""
+        self._lost: frozenset[str] = frozenset()  # handled runs whose publishers may come back
         self._shares = {share: Share() for share in sorted({EVENTS, *partitions})}
         self._acting: dict[str, int] = {}  # the generation that each member acts upon
 
@@ -120,6 +121,7 @@ class Group:
         handled = self.handled
         if self._shares[EVENTS].owner == beat.client_id and EVENTS in beat.shares:
             handled = {run_id: run_id not in beat.incomplete_runs for run_id in beat.handled_runs}
+            self._lost = frozenset(beat.lost_runs)
         free = [
             share
             for number, share in self._shares.items()
@@ -155,7 +157,9 @@ class Group:
             shares={n: share.token for n, share in held.items() if share.target == member},
             release=tuple(n for n, share in held.items() if share.target != member),
             handled_runs=tuple(
-                run_id for place, (run_id, whole) in enumerate(self.handled.items()) if whole or place < old
+                run_id
+                for place, (run_id, whole) in enumerate(self.handled.items())
+                if (whole and run_id not in self._lost) or place < old
             ),
         )
 
