@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
+WIRE_VERSION = 2
 EVENTS = -1  # the share of a group that is all events but records; the others are partitions
 REMEMBERED_RUNS = 50  # how many of the latest runs a consumer names in its beats
 
@@ -61,7 +62,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
     host: str = ""
     subscriptions: tuple[str, ...] = ()
     next_seq: int = 1
-    wire_version: int = 1
+    wire_version: int = WIRE_VERSION
     group: str = ""
     settings: str = ""
 
@@ -217,11 +218,11 @@ class Ack(Struct, frozen=True, kw_only=True, tag_field="op", tag="ack"):
 
 
 class Refused(Struct, frozen=True, kw_only=True, tag_field="op", tag="refused"):
-    """The bus could not keep a publisher's events: it has none after ``seq``.
+    """The bus could not keep a publisher's events, or cannot talk to a client at all.
 
     Attributes:
         seq: the last source sequence that it has.
-        reason: why, in words (the disk is full ...). To be tried again in a while.
+        reason: why, in words (the disk is full, another wire version ...). To be tried again in a while.
     """
 
     seq: int

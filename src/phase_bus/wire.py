@@ -26,11 +26,11 @@ import msgspec
 import zmq
 from zmq.backend import Socket as Backend
 
+from phase_bus.control import WIRE_VERSION as WIRE_VERSION
 from phase_bus.control import Reply, Request
 from phase_bus.errors import WireError
 from phase_bus.events import KINDS, Event, EventBase, Records
 
-WIRE_VERSION = 2
 HEADER = struct.Struct("<BxxxI16sQQQQ")
 TOPIC_END = "$"
 NO_PARTITION = -1  # of events that are no records

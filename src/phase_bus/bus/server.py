@@ -26,6 +26,7 @@ from phase_bus.bus.replay import ReplayServer
 from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Incoming, Stream
 from phase_bus.control import (
+    WIRE_VERSION,
     Ack,
     Assigned,
     Beat,
@@ -320,6 +321,8 @@ class Bus:
     def _answer(self, identity: bytes, request: Request) -> None:
         now_s = time.monotonic()
         match request:
+            case Hello(wire_version=version) if version != WIRE_VERSION:
+                self._refuse_version(identity, request)
             case Hello():
                 self._reply(identity, self._welcome(request, identity, now_s))
                 if request.group:
@@ -362,6 +365,15 @@ class Bus:
         if group is not None:
             changed = group.take_beat(beat)
             self._assign(group.members if changed else [beat.client_id], group)
+
+    def _refuse_version(self, identity: bytes, hello: Hello) -> None:
+        """Tell a client that it and this bus do not understand each other."""
+        reason = (
+            f"it reads wire version {WIRE_VERSION}, and {hello.name!r} on {hello.host or 'this host'} "
+            f"writes {hello.wire_version}; use the same phase-bus on both sides"
+        )
+        logger.warning("phase-bus bus: %s %r is refused: %s", hello.role, hello.name, reason)
+        self._reply(identity, Refused(seq=hello.next_seq - 1, reason=reason))
 
     def _join(self, identity: bytes, hello: Hello, now_s: float) -> None:
         """Take a consumer into its group."""
