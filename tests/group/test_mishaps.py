@@ -254,13 +254,14 @@ async def test_data_that_were_set_back(kept: Kept) -> None:
     assert sorted(seen[:16]) == sorted(seen[16:])
 
 
-@pytest.mark.xfail(strict=True, reason="another run's event in the partition moves its position past the loss")
+@pytest.mark.xfail(strict=True, reason="another run's event moves the position past the loss")
 async def test_a_loss_while_two_runs_go_on(ipc_dir: Path, tmp_path: Path) -> None:
     """What was lost on the way is read from the journal, whatever else came in the partition meanwhile."""
     kept = Kept(ipc_dir, tmp_path / "journal", BusOptions(heartbeat_s=4.0))
     member = Member(kept.address)
     live = member.runner._live
-    receive, lost = live.receive, []
+    receive = live.receive
+    lost: list[list[zmq.Frame]] = []
 
     def losing() -> list[zmq.Frame]:
         frames = receive()
