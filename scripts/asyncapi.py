@@ -43,6 +43,7 @@ _HEADER = (
     ("topic_seq", 32, "u8", "the event's number among those of its source on its topic, from 1"),
     ("offset", 40, "u8", "its place in the bus's stream, from 1; 0 before the bus has it"),
     ("event_number", 48, "u8", "how many events up to and including this one are no records; likewise"),
+    ("previous", 56, "u8", "of records, the offset of those before them in their partition; likewise"),
 )
 _SOCKETS = {
     "control": ("ROUTER", "DEALER", "control.ipc", "Requests, and events from publishers."),

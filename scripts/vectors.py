@@ -78,6 +78,7 @@ def _stream() -> list[JsonObject]:
     """Return the small run, numbered as its publishers and a bus would number it."""
     outboxes = {source: Outbox(source, 1 << 20) for source, _, _ in STREAM}
     offset = number = 0
+    last: dict[int, int] = {}
     vectors = []
     for source, about, event in STREAM:
         outbox = outboxes[source]
@@ -86,10 +87,16 @@ def _stream() -> list[JsonObject]:
         assert message is not None
         outbox.sent()
         topic, header, payload = message.frames
+        previous = 0
         if source != BUS:  # a heartbeat has no place of its own
             offset += 1
-            number += partition_of(topic) == NO_PARTITION
-        placed = unpack_header(header)._replace(offset=offset, event_number=number)
+            partition = partition_of(topic)
+            if partition == NO_PARTITION:
+                number += 1
+            else:
+                previous, last[partition] = last.get(partition, 0), offset
+        places = {"offset": offset, "event_number": number, "previous": previous}
+        placed = unpack_header(header)._replace(**places)
         vectors.append(_event(event.kind, about, topic, placed.pack(), payload))
     return vectors
 
@@ -201,13 +208,13 @@ def _not_for_this_reader() -> list[JsonObject]:
     """Return what is to be skipped, and what is to be refused."""
     start = _sample("phase_start")
     topic, header, payload = topic_of(start), Header(PUBLISHER, 1, 1).pack(), encode_event(start)
-    other_version = HEADER.pack(WIRE_VERSION + 1, 0, PUBLISHER, 1, 1, 0, 0)
+    other_version = HEADER.pack(WIRE_VERSION + 1, 0, PUBLISHER, 1, 1, 0, 0, 0)
     unknown = _encode({"kind": "brand_new", "run_id": RUN, "ts_ns": start.ts_ns})
     unread: Sequence[tuple[str, str, str, tuple[bytes, ...]]] = [
         ("new-kind", "skip", "a kind that this version does not know", (b"brand_new.r$", header, unknown)),
         ("new-kind-opaque", "skip", "its payload is nobody's business", (b"brand_new.r$", header, b"\xc1")),
         ("other-version", "refuse", "another wire version", (topic, other_version, payload)),
-        ("short-header", "refuse", "a header of 55 bytes", (topic, header[:-1], payload)),
+        ("short-header", "refuse", "a header of 63 bytes", (topic, header[:-1], payload)),
         ("no-topic-end", "refuse", "a topic without '$'", (topic[:-1], header, payload)),
         ("no-qualifier", "refuse", "a topic without '.'", (b"phase_start$", header, payload)),
         ("other-kind", "refuse", "the payload is of another kind than the topic", (topic, header, unknown)),

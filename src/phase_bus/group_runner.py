@@ -268,8 +268,12 @@ class GroupRunner(ConsumerProcess):
             self._next_flush_s = 0.0
         partition = partition_of(topic)
         owned = self.shares.get(EVENTS if partition == NO_PARTITION else partition)
-        if owned is not None and not owned.replaying and self._is_ours(owned):
+        if owned is None or owned.replaying:
+            return
+        if self._is_ours(owned):
             await self._give(owned, topic, header, payload.buffer, replayed=False)
+        else:
+            owned.replay()  # should it be ours after all, this event is still to come
 
     def _take_heartbeat(self, topic: bytes, header: Header, payload: memoryview) -> None:
         event = decode_event(topic, payload)

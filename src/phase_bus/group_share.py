@@ -55,7 +55,7 @@ class GroupShare:
             self._wanted = self.topics = (partition_prefix(share),)
         self.dispatcher = Dispatcher(consumer, handlers, self._wanted, client_id)
         self._events = Follower(records=False)
-        self._records = PartitionFollower(self.dispatcher.last_seq)
+        self._records = PartitionFollower()
 
     # ---- where it stands ----
 
@@ -108,7 +108,7 @@ class GroupShare:
         if self.leads:
             verdict = self._events.replayed(header) if replayed else self._events.live(header)
         else:
-            verdict = self._records.replayed(header) if replayed else self._records.live(topic, header)
+            verdict = self._records.replayed(header) if replayed else self._records.live(header)
         if not topic.startswith((*self._wanted, _RUN_COMPLETE)):
             return False
         if verdict is Verdict.REPETITION:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import zmq
 
 from phase_bus.address import Address
 from phase_bus.bus.journal import JournalReader
@@ -251,6 +252,40 @@ async def test_data_that_were_set_back(kept: Kept) -> None:
     await until(lambda: len(seen) == 32)
     await second.stop()
     assert sorted(seen[:16]) == sorted(seen[16:])
+
+
+async def test_a_loss_while_two_runs_go_on(ipc_dir: Path, tmp_path: Path) -> None:
+    """What was lost on the way is read from the journal, whatever else came in the partition meanwhile."""
+    kept = Kept(ipc_dir, tmp_path / "journal", BusOptions(heartbeat_s=4.0))
+    member = Member(kept.address)
+    live = member.runner._live
+    receive = live.receive
+    lost: list[list[zmq.Frame]] = []
+
+    def losing() -> list[zmq.Frame]:
+        frames = receive()
+        if frames[0].bytes == b"records.03.a$" and not lost:
+            lost.append(frames)
+            frames = receive()
+        return frames
+
+    try:
+        await until(lambda: shared_out([member]))
+        await until(lambda: not any(share.replaying for share in member.runner.shares.values()))
+        vars(live)["receive"] = losing
+        with Run(kept.address, "a") as a, Run(kept.address, "b") as b:
+            for _ in range(3):
+                await a.publish(16 * 7)
+                await b.publish(16 * 7)
+            await a.publish(7, end=True)
+            await b.publish(7, end=True)
+            await handled(kept.address, "a")
+            await handled(kept.address, "b")
+        assert lost
+        assert not group_info(kept.address).incomplete_runs
+    finally:
+        await member.stop()
+        kept.close()
 
 
 async def test_a_publisher_that_comes_back(kept: Kept) -> None:

@@ -10,7 +10,7 @@ import struct
 from typing import Any, NamedTuple
 
 WIRE_VERSION = 2
-HEADER = struct.Struct("<B3xI16s4Q")
+HEADER = struct.Struct("<B3xI16s5Q")
 
 
 class RefusedError(Exception):
@@ -26,6 +26,7 @@ class Head(NamedTuple):
     topic_seq: int
     offset: int
     event_number: int
+    previous: int
 
 
 class Received(NamedTuple):
@@ -114,7 +115,7 @@ def read_topic(frame: bytes) -> tuple[str, int | None, str]:
 
 
 def read_header(frame: bytes) -> Head:
-    """Return the header; what follows its 56 bytes is from a newer writer."""
+    """Return the header; what follows its 64 bytes is from a newer writer."""
     if len(frame) < HEADER.size:
         raise RefusedError("the header is too short")
     version, *rest = HEADER.unpack_from(frame)

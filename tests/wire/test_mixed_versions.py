@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 SOURCE = bytes(15) + b"\x07"
 START = PhaseStart(run_id="r", phase=PhaseRef("profiling"))
-OTHER_VERSION = HEADER.pack(WIRE_VERSION + 1, 0, SOURCE, 1, 1, 0, 0)
+OTHER_VERSION = HEADER.pack(WIRE_VERSION + 1, 0, SOURCE, 1, 1, 0, 0, 0)
 REFUSAL = f"wire version {WIRE_VERSION + 1} is not {WIRE_VERSION}; use the same phase-bus on both sides"
 
 
