@@ -95,8 +95,7 @@ def _stream() -> list[JsonObject]:
                 number += 1
             else:
                 previous, last[partition] = last.get(partition, 0), offset
-        places = {"offset": offset, "event_number": number, "previous": previous}
-        placed = unpack_header(header)._replace(**places)
+        placed = unpack_header(header)._replace(offset=offset, event_number=number, previous=previous)
         vectors.append(_event(event.kind, about, topic, placed.pack(), payload))
     return vectors
 

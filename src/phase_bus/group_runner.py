@@ -15,15 +15,14 @@ from collections.abc import Callable, Iterable, Iterator
 import msgspec
 import zmq
 
-from phase_bus.account import RunAccount
 from phase_bus.address import Address
 from phase_bus.bus.journal_rows import checkpoint_name
 from phase_bus.consumer import Consumer
 from phase_bus.consumer_process import BREATH_S, FLUSH_S, ConsumerProcess
 from phase_bus.control import EVENTS, Assigned, Beat, Commit, Heard, Hello, Welcome
-from phase_bus.dispatcher import decode_saved
 from phase_bus.errors import BusUnreachableError, ConfigError, PhaseBusError, WireError
 from phase_bus.events import Heartbeat, RunComplete
+from phase_bus.group_leader import GroupLeader
 from phase_bus.group_share import GroupShare, check_shareable
 from phase_bus.wire import NO_PARTITION, Header, decode_event, partition_of, topic_prefix, unpack_header
 
@@ -84,7 +83,7 @@ class GroupRunner(ConsumerProcess):
         self._handled_runs: tuple[str, ...] = ()  # by the whole group, as told by the bus
         self._ends_at = 0  # the offset of the last end of a run
         self._next_flush_s = 0.0
-        self._leader = _Leader()
+        self._leader = GroupLeader()
 
     async def run(self) -> None:
         """Work on what the bus assigns until stopped, then commit and leave.
@@ -223,14 +222,14 @@ class GroupRunner(ConsumerProcess):
             share.forget(run_id)
         self._live.subscribe(share.topics)
         if share.leads:
-            self._leader = _Leader()
+            self._leader = GroupLeader()
             self._leader.committing = self._leader.handled = dict(share.dispatcher.handled)
 
     async def _drop(self, share: GroupShare) -> None:
         del self.shares[share.share]
         self._live.unsubscribe(share.topics)
         if share.leads:
-            self._leader = _Leader()
+            self._leader = GroupLeader()
         await share.consumer.stop()
 
     # ---- events ----
@@ -350,6 +349,7 @@ class GroupRunner(ConsumerProcess):
             except Exception:
                 logger.exception("consumer group %r could not merge states; trying again", self.name)
                 leader.unmerged = states | leader.unmerged
+                leader.next_look_s = now_s + _LOOK_S
         if leader.held_back is not None and leader.has_all(*leader.held_back):
             leader.held_back = None
 
@@ -464,67 +464,13 @@ class GroupRunner(ConsumerProcess):
             self._conversation.tell_news()
 
 
-class _Leader:
-    """What the leader of a group knows of the partitions.
-
-    Attributes:
-        positions: how far each has come, by its last commit.
-        unmerged: states that the leading instance has not taken over yet.
-        held_back: the end of a run that waits for the partitions, and its offset.
-        ends: of runs whose receipts are to be given.
-        lost: runs that ended as lost.
-        committing: the runs whose end is handled, as the last commit has them.
-        handled: those of a commit that the bus has kept: members let go of no run before.
-        next_look_s: when to look at the partitions again.
-        merged: whether the leading instance has been handed anything yet.
-    """
-
-    def __init__(self) -> None:
-        self.positions: dict[int, int] = {}
-        self.unmerged: dict[int, bytes] = {}
-        self.held_back: tuple[RunComplete, int] | None = None
-        self.ends: dict[str, RunComplete] = {}
-        self.lost: set[str] = set()
-        self.committing: dict[str, bool] = {}
-        self.handled: dict[str, bool] = {}
-        self.next_look_s = 0.0
-        self.merged = False
-        self._accounts: dict[int, dict[str, RunAccount]] = {}
-
-    def note(self, states: dict[int, tuple[int, bytes | None]]) -> None:
-        """Take in what partitions have committed.
-
-        Raises:
-            WireError: it cannot be read.
-        """
-        for partition, (position, saved) in states.items():
-            self.positions[partition] = position
-            if saved is not None:
-                kept = decode_saved(saved)
-                self._accounts[partition] = kept.accounts
-                if kept.state is not None:
-                    self.unmerged[partition] = kept.state
-
-    def accounts_of(self, run_id: str) -> list[RunAccount]:
-        """Return what the partitions received of a run."""
-        return [runs[run_id] for _, runs in sorted(self._accounts.items()) if run_id in runs]
-
-    def has_all(self, end: RunComplete, offset: int) -> bool:
-        """Return whether every partition has come to a run's end: by counting, or by passing its offset.
-
-        And whether the instance has taken over all that they have come to.
-        """
-        if self.unmerged:
-            return False
-        for name, published in end.published.items():
-            topic = name.encode()
-            partition = partition_of(topic)
-            if partition == NO_PARTITION or self.positions.get(partition, -1) >= offset:
-                continue
-            account = self._accounts.get(partition, {}).get(end.run_id)
-            if account is None or account.counts(topic).received < published:
-                return False
-        return True
+def _end(topic: bytes, payload: memoryview) -> RunComplete | None:
+    """Return the end of a run, None if it cannot be read: then it is set aside as any other event."""
+    try:
+        end = decode_event(topic, payload)
+    except WireError:
+        return None
+    return end if isinstance(end, RunComplete) else None
 
 
 def _first(commits: Iterable[Commit], limit_bytes: int) -> Iterator[Commit]:
@@ -535,12 +481,3 @@ def _first(commits: Iterable[Commit], limit_bytes: int) -> Iterator[Commit]:
         if size_bytes > limit_bytes and size_bytes > len(commit.saved or b""):
             return
         yield commit
-
-
-def _end(topic: bytes, payload: memoryview) -> RunComplete | None:
-    """Return the end of a run, None if it cannot be read: then it is set aside as any other event."""
-    try:
-        end = decode_event(topic, payload)
-    except WireError:
-        return None
-    return end if isinstance(end, RunComplete) else None

@@ -49,8 +49,9 @@ class Child:
         ending: it was asked to end, so its end is no surprise.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str], say: Say) -> None:
+    def __init__(self, name: str, arguments: Sequence[str], say: Say, stop_s: float = _STOP_S) -> None:
         self.name = name
+        self._stop_s = stop_s
         self.ending = False
         self._arguments = arguments
         self._say = say
@@ -117,7 +118,7 @@ class Child:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
             try:
-                async with asyncio.timeout(_STOP_S):
+                async with asyncio.timeout(self._stop_s):
                     await process.wait()
             except TimeoutError:
                 finished = False

@@ -12,6 +12,7 @@ from phase_bus.supervisor import Child, describe_exit
 _STARTED_S = 1.0  # after this what it prints is shown as it comes
 _LASTED_S = 20.0  # who fails by itself before that has not worked
 _FAILURES = 3  # one after another, after which it is no use
+_STOP_S = 10.0  # sooner than who waits for the pool loses patience
 _WAIT_S = 0.5  # before a dead worker is replaced
 
 
@@ -58,7 +59,7 @@ class WorkerPool:
         failures = 0
         while not stopping.done():
             started_s = time.monotonic()
-            child = Child(name, self._arguments, self._say)
+            child = Child(name, self._arguments, self._say, _STOP_S)
             await child.start()
             failure = await self._watch(child, stopping)
             if failure is None:

@@ -85,6 +85,10 @@ def consume(
     registry = Registry.load()
     own_group = registry.group_of(consumer)
     title = group or name or own_group or consumer
+    if "/" in title:
+        raise ConfigError(
+            f"a consumer cannot be called {title!r}; leave '/' out, which is for groups' shares"
+        )
     if name and group and name != group:
         raise ConfigError("--name and --group: a group is called by its own name; leave --name out")
     if (group or workers > 1) and is_adapted(consumer):
