@@ -172,6 +172,14 @@ def markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
+def cpu_s(pid: int) -> float:
+    """Return the CPU time of all threads of a process so far, in seconds (Linux; 0 elsewhere)."""
+    try:  # clock_getcpuclockid(3): how the kernel numbers other processes' clocks
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:
+        return 0.0
+
+
 class Child:
     """A process of its own that plays one part; ended by its pid when the ``with`` block ends.
 
@@ -223,10 +231,7 @@ class Child:
 
     def cpu_s(self) -> float:
         """Return the CPU time of all its threads so far, in seconds (Linux; 0 elsewhere)."""
-        try:  # clock_getcpuclockid(3): how the kernel numbers other processes' clocks
-            return time.clock_gettime((~(self._process.pid or 0) << 3) | 2)
-        except OSError:
-            return 0.0
+        return cpu_s(self.pid)
 
     def close(self) -> None:
         """End it: politely, then not."""
