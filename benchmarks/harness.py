@@ -94,8 +94,8 @@ class Plan(Struct, frozen=True):
 
 FORMS = {
     "full": Plan(),
-    "short": Plan(rounds=5, scale=0.3, limit_s=15.0),
-    "quick": Plan(rounds=3, scale=0.1, limit_s=5.0),
+    "short": Plan(rounds=5, scale=0.3, limit_s=5.0),
+    "quick": Plan(rounds=3, scale=0.1, limit_s=2.0),
 }
 
 

@@ -128,14 +128,20 @@ class ConsumerRunner(ConsumerProcess):
         """Whether it has a place in the stream that it is connected to; there is none in direct mode."""
         return self._placed or self.address.direct
 
+    @property
+    def _reads_journal(self) -> bool:
+        """Whether the next event comes from the journal."""
+        return self._follower.replaying and self._replay is not None and self.state != "starting"
+
     async def _step(self, stopping: asyncio.Task[bool]) -> None:
         """Read on: from the journal while something lacks there, else what has come live."""
         if not self._has_place:
             await self._find_place(stopping)
-        if self._follower.replaying and self._replay is not None and self.state != "starting":
+        if not self._reads_journal:
+            await self._drain()
+        if self._reads_journal:  # maybe since what was live showed that something lacks
             await self._fetch()
         else:
-            await self._drain()
             await self._live.readable.wait(stopping, timeout_s=FLUSH_S)
             if self.state == "starting":
                 self._live.ask_again()
