@@ -29,7 +29,7 @@ _NO_WINDOWS = Options(window_metrics=())
 _MERGED = 10_000  # values in each of the sketches that are merged
 # Of the state whose size is measured: its metrics, and its records a second.
 _METRICS = 25
-_RATE = 25
+_RATE = 100
 _START_NS = 1_795_354_391_000_000_000
 
 
@@ -205,9 +205,16 @@ def _merge_of(sketch: Sketch) -> float:
 def _memory(report: Report) -> None:
     """The size of a partition's state while exact, and at 1, 4 and 16 times the records beyond that."""
     pool = [_lognormal(seed) for seed in range(4)]
+    states = [RunState(shapes.RUN_ID, options) for options in (_OPTIONS, _NO_WINDOWS)]
     rows, growth = [], []
-    for records in (1024, 15_616, 62_464, 249_856):
-        sizes = [_size(pool, records, options) for options in (_OPTIONS, _NO_WINDOWS)]
+    done = 0
+    for records in (1024, 62_464, 249_856, 999_424):
+        while done < records:
+            batch = _timed(pool[done // 1024 % len(pool)], done)
+            for state in states:
+                state.update(batch)
+            done += 1024
+        sizes = [len(msgspec.msgpack.encode(state.to_dict())) for state in states]
         growth.append(sizes[1])
         rows.append([f"{records:,}", *(f"{size / 1024:,.0f}" for size in sizes)])
     report.figures["memory_growth_16x"] = spread([growth[3] / growth[1]])
@@ -221,15 +228,12 @@ def _memory(report: Report) -> None:
     )
 
 
-def _size(pool: list[Records], records: int, options: Options) -> int:
-    state = RunState(shapes.RUN_ID, options)
-    for first in range(0, records, 1024):
-        builder = RecordBuilder()
-        for row in range(first, first + 1024):
-            builder.add({}, {"request_end_ns": _START_NS + row * 1_000_000_000 // _RATE})
-        event = msgspec.structs.replace(pool[first // 1024 % len(pool)], fields=builder.build()[1])
-        state.update(RecordBatch(event))
-    return len(msgspec.msgpack.encode(state.to_dict()))
+def _timed(event: Records, first: int) -> RecordBatch:
+    """Return a batch with the times of the records from a given one on."""
+    builder = RecordBuilder()
+    for row in range(first, first + event.count):
+        builder.add({}, {"request_end_ns": _START_NS + row * 1_000_000_000 // _RATE})
+    return RecordBatch(msgspec.structs.replace(event, fields=builder.build()[1]))
 
 
 def _lognormal(seed: int) -> Records:
