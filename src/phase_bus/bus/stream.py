@@ -72,20 +72,13 @@ class Stream:
                 number += 1
             else:
                 last[partition] = offset
-            placed = header._replace(offset=offset, event_number=number)
+            kind, run_id = parsed
+            source, source_seq, _, records, _, _ = header
+            placed = header.pack_at(offset, number)
             entries.append(
+                # By position: names cost half as much again.
                 Entry(
-                    offset=offset,
-                    topic=topic,
-                    header=placed.pack(),
-                    payload=payload,
-                    run_id=parsed.run_id,
-                    kind=parsed.kind,
-                    source=header.source,
-                    source_seq=header.source_seq,
-                    records=header.records,
-                    event_number=number,
-                    ts_ns=now_ns,
+                    offset, topic, placed, payload, run_id, kind, source, source_seq, records, number, now_ns
                 )
             )
         if self._journal is not None:
