@@ -34,7 +34,7 @@ def measure(plan: Plan, report: Report) -> None:
         ("cost of a record to the benchmark", "µs", "1,024 records", False, _cost),
         ("through the bus, 200 B, one consumer", "events/s", "1,000 events", True, _delivery),
         ("records to percentiles, three consumers", "records/s", "2,048 records", True, _batches),
-        ("RunState.update", "million values/s", "640 batches", True, _update),
+        ("RunState.update", "million values/s", "320 batches", True, _update),
         ("a summary of 16 partitions", "ms", "512 records a partition", None, _summary),
         ("replay from the journal, 200 B", "events/s", "2,000 events", True, _replay),
         ("latency through the bus, p50", "µs", "250 events/s", None, _latency),
@@ -61,7 +61,7 @@ def measure(plan: Plan, report: Report) -> None:
 
 def _shorter(plan: Plan) -> Plan:
     """Three loads are more than one, and differences of a few per cent say nothing here."""
-    return Plan(rounds=min(plan.rounds, 3), scale=plan.scale, limit_s=plan.limit_s / 2)
+    return Plan(rounds=min(plan.rounds, 3), scale=plan.scale, limit_s=plan.limit_s / 3)
 
 
 def _growth(found: list[Spread], *, falling: bool) -> Spread:
@@ -102,7 +102,7 @@ def _batches() -> Iterator[Sides]:
 def _update() -> Iterator[Sides]:
     made = aggregation.batches_of(_BATCH)
     yield {
-        load: lambda load=load: aggregation.values_per_s(made, 640 * load) / 1e6  # type: ignore[misc]
+        load: lambda load=load: aggregation.values_per_s(made, 320 * load) / 1e6  # type: ignore[misc]
         for load in LOADS
     }
 

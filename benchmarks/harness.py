@@ -64,6 +64,7 @@ class Report(Struct):
         figures: for programs, and to be held against the budgets.
         notes: what must be known to read it.
         took_s: how long it took.
+        form: how much was done: full, short or quick.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Report(Struct):
     figures: dict[str, Spread] = {}
     notes: list[str] = []
     took_s: float = 0.0
+    form: str = ""
 
 
 class Plan(Struct, frozen=True):
@@ -133,7 +135,7 @@ def run(name: str, question: str, measure: Callable[[Plan, Report], None]) -> Re
     parser.add_argument("--form", choices=FORMS, default="full", help="how much to do")
     parser.add_argument("--json", type=Path, help="write the JSON to this file instead of printing it")
     options = parser.parse_args()
-    report = Report(name, question)
+    report = Report(name, question, form=options.form)
     started_s = time.monotonic()
     measure(FORMS[options.form], report)
     report.took_s = round(time.monotonic() - started_s, 1)
