@@ -116,13 +116,13 @@ def _end_to_end(plan: Plan, report: Report) -> None:
     few = max(total // 6, 1)  # the slow sides get fewer, so that a round stays short; rates compare
     pool = shapes.records(_POOL)
     with ExitStack() as stack:
-        batched = _Way(stack, Aggregating, total, 256)
-        single = _Way(stack, Aggregating, few, 1)
-        sorting = _Way(stack, Sorting, few, 256)
+        batched = Way(stack, Aggregating, total, 256)
+        single = Way(stack, Aggregating, few, 1)
+        sorting = Way(stack, Sorting, few, 256)
         sides = {
-            "batches of 256, RunState": lambda: batched.measure(_recorder(batched.publisher, pool)),
+            "batches of 256, RunState": lambda: batched.measure(recorder(batched.publisher, pool)),
             "one records event a record, RunState": lambda: single.measure(
-                _recorder(single.publisher, pool)
+                recorder(single.publisher, pool)
             ),
             "one msgpack message a record, lists with sort": lambda: sorting.measure(
                 _messenger(sorting.publisher, pool)
@@ -154,7 +154,7 @@ def _end_to_end(plan: Plan, report: Report) -> None:
     )
 
 
-class _Way:
+class Way:
     """A publisher, a bus and three consumers."""
 
     def __init__(
@@ -194,7 +194,9 @@ class _Way:
         return self.total / (time.monotonic() - started_s)
 
 
-def _recorder(publisher: Publisher, pool: Sequence[shapes.Record]) -> Callable[[int], None]:
+def recorder(publisher: Publisher, pool: Sequence[shapes.Record]) -> Callable[[int], None]:
+    """Return what hands so many records to a publisher."""
+
     def send(count: int) -> None:
         for metrics, fields, error in pool[:count]:
             publisher.record(shapes.RUN_ID, shapes.PHASE, metrics, fields, error)

@@ -58,12 +58,12 @@ def measure(plan: Plan, report: Report) -> None:
 
 def _records(plan: Plan, report: Report, publisher: Publisher) -> None:
     count = plan.count(8192)
-    objects, theirs = _objects(errors=0.0)
-    mixed, _ = _objects(errors=0.02)
+    objects, theirs = objects_of(errors=0.0)
+    mixed, _ = objects_of(errors=0.02)
     sides: dict[str, Side] = {
         "call": lambda: _call_only(publisher, objects, count),
-        "whole": lambda: _whole(publisher, objects, count),
-        "failures": lambda: _whole(publisher, mixed, count),
+        "whole": lambda: whole_us(publisher, objects, count),
+        "failures": lambda: whole_us(publisher, mixed, count),
         **{name: _each(encode, theirs, count // 4) for name, encode in _encoders(theirs).items()},
     }
     values = alternate(sides, plan)
@@ -143,7 +143,7 @@ def _call_only(publisher: Publisher, objects: Sequence[Any], count: int) -> floa
     return spent_s / count * 1e6
 
 
-def _whole(publisher: Publisher, objects: Sequence[Any], count: int) -> float:
+def whole_us(publisher: Publisher, objects: Sequence[Any], count: int) -> float:
     """Return the µs of CPU of the whole process, a record, until the bus has all."""
     before_s = time.process_time()
     for start in range(0, count, _POOL):
@@ -212,7 +212,7 @@ class _Plain:
         self.__dict__.update(values)
 
 
-def _objects(errors: float) -> tuple[list[Any], list[Any]]:
+def objects_of(errors: float) -> tuple[list[Any], list[Any]]:
     """Return records for our side and, if AIPerf is installed, the same for its own."""
     payloads = shapes.payloads(_POOL, errors=errors)
     messages = installed("aiperf.common.messages.inference_messages")

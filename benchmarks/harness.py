@@ -64,6 +64,7 @@ class Report(Struct):
         figures: for programs, and to be held against the budgets.
         notes: what must be known to read it.
         took_s: how long it took.
+        form: how much was done: full, short or quick.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Report(Struct):
     figures: dict[str, Spread] = {}
     notes: list[str] = []
     took_s: float = 0.0
+    form: str = ""
 
 
 class Plan(Struct, frozen=True):
@@ -94,8 +96,8 @@ class Plan(Struct, frozen=True):
 
 FORMS = {
     "full": Plan(),
-    "short": Plan(rounds=5, scale=0.3, limit_s=15.0),
-    "quick": Plan(rounds=3, scale=0.1, limit_s=5.0),
+    "short": Plan(rounds=5, scale=0.3, limit_s=5.0),
+    "quick": Plan(rounds=3, scale=0.1, limit_s=2.0),
 }
 
 
@@ -133,7 +135,7 @@ def run(name: str, question: str, measure: Callable[[Plan, Report], None]) -> Re
     parser.add_argument("--form", choices=FORMS, default="full", help="how much to do")
     parser.add_argument("--json", type=Path, help="write the JSON to this file instead of printing it")
     options = parser.parse_args()
-    report = Report(name, question)
+    report = Report(name, question, form=options.form)
     started_s = time.monotonic()
     measure(FORMS[options.form], report)
     report.took_s = round(time.monotonic() - started_s, 1)
@@ -170,6 +172,14 @@ def markdown(table: Table) -> str:
     if table.note:
         lines.extend(["", table.note])
     return "\n".join(lines) + "\n"
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time of all threads of a process so far, in seconds (Linux; 0 elsewhere)."""
+    try:  # clock_getcpuclockid(3): how the kernel numbers other processes' clocks
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:
+        return 0.0
 
 
 class Child:
@@ -223,10 +233,7 @@ class Child:
 
     def cpu_s(self) -> float:
         """Return the CPU time of all its threads so far, in seconds (Linux; 0 elsewhere)."""
-        try:  # clock_getcpuclockid(3): how the kernel numbers other processes' clocks
-            return time.clock_gettime((~(self._process.pid or 0) << 3) | 2)
-        except OSError:
-            return 0.0
+        return cpu_s(self.pid)
 
     def close(self) -> None:
         """End it: politely, then not."""

@@ -71,6 +71,13 @@ def consumer(ready: Connection, make: Callable[..., Consumer], address: str, *ar
     asyncio.run(run())
 
 
+def late_consumer(ready: Connection, make: Callable[..., Consumer], address: str, *arguments: Any) -> None:
+    """Run a consumer from when it is told to; it finds all in the journal."""
+    ready.send(address)
+    ready.recv()
+    consumer(ready, make, address, *arguments)
+
+
 def member(ready: Connection, address: str, group: str) -> None:
     """Run a member of a group of aggregators, from when it is told to."""
 

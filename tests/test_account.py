@@ -15,7 +15,8 @@ def test_a_failure_on_the_runs_end_is_in_the_receipt(failed: int) -> None:
     end = RunComplete(run_id="r", status="completed", published={})
     topic = topic_of(end)
     account = RunAccount("r")
-    counts = account.arrived(topic, Header(b"s" * 16, 1, 1), replayed=False)
+    counts = account.counts(topic)
+    counts.arrived(Header(b"s" * 16, 1, 1), replayed=False)
     counts.failed += failed
     counts.handled += 1 - failed
     account.written()

@@ -184,6 +184,21 @@ async def test_joining_late(kind: type[Recorder], kept: Kept) -> None:
     assert late.numbers == list(range(600))
 
 
+async def test_what_is_past_is_asked_for_at_once(
+    ipc_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing has to happen first: no message, no heartbeat, no time."""
+    monkeypatch.setattr("phase_bus.runner.FLUSH_S", 3600.0)
+    bus = Kept(ipc_dir, tmp_path / "journal", BusOptions(heartbeat_s=3600.0))
+    try:
+        await asyncio.to_thread(publish, bus.address, 10)
+        late = Recorder()
+        async with running(late, bus.address):
+            await until(lambda: late.numbers == list(range(10)))
+    finally:
+        bus.close()
+
+
 async def test_after_the_end(kept: Kept) -> None:
     """The whole run is there, and the receipt says that it was replayed."""
     await asyncio.to_thread(publish, kept.address, 200, end=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +40,7 @@ from phase_bus.wire import (
     encode_control,
     encode_event,
     parse_topic,
+    receive_event,
     topic_of,
     topic_prefix,
     unpack_header,
@@ -186,6 +188,34 @@ def test_missing_fields_have_defaults() -> None:
     """A new reader understands an older writer."""
     payload = msgspec.msgpack.encode({"kind": "run_complete", "run_id": "r", "ts_ns": 1, "status": "lost"})
     assert decode_event(b"run_complete.r$", payload) == RunComplete(run_id="r", ts_ns=1, status="lost")
+
+
+@pytest.mark.parametrize("frames", [[b"x"], [b"x", b"y"], [b"w", b"x", b"y", b"z"], [b"x"] * 5])
+def test_a_message_of_other_than_three_frames(frames: list[bytes]) -> None:
+    """It is told, and may take the next one with it, but those after that are read rightly."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    here, there = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    try:
+        here.bind("inproc://frames")
+        there.connect("inproc://frames")
+        for _ in range(2):
+            there.send_multipart(frames)
+            with pytest.raises(WireError, match="three frames"):
+                receive_event(here)
+            there.send_multipart(frames)
+            there.send_multipart([b"t", b"h", b"p"])
+            with pytest.raises(WireError, match="three frames"):
+                receive_event(here)
+            there.send_multipart([b"topic", b"header", b"payload"])
+            found = [b"t"]
+            while found[0] == b"t":  # what came before it may have been left
+                topic, header, payload = receive_event(here)
+                found = [topic, header, payload.bytes]
+            assert found == [b"topic", b"header", b"payload"]
+            with pytest.raises(zmq.Again):
+                receive_event(here)
+    finally:
+        context.destroy(linger=0)
 
 
 def test_control_messages() -> None:

@@ -23,6 +23,20 @@ class TopicCounts(Struct):
     written: int = 0
     failed: int = 0
 
+    def knows(self, header: Header) -> bool:
+        """Return whether an event was counted already."""
+        return header.topic_seq <= self.last_seqs.get(header.source, 0)
+
+    def arrived(self, header: Header, *, replayed: bool) -> None:
+        """Count an event that arrived for the first time."""
+        source, seq = header.source, header.topic_seq
+        last = self.last_seqs.get(source, 0)
+        if seq > last:
+            self.last_seqs[source] = seq
+            self.missed += seq - last - 1
+        self.received += 1
+        self.replayed += replayed
+
 
 class RunAccount(Struct):
     """What one consumer received of one run.
@@ -44,23 +58,11 @@ class RunAccount(Struct):
             counts = self.topics[topic] = TopicCounts()
         return counts
 
-    def knows(self, topic: bytes, header: Header) -> bool:
-        """Return whether an event was counted already."""
-        return header.topic_seq <= self.counts(topic).last_seqs.get(header.source, 0)
-
-    def arrived(self, topic: bytes, header: Header, *, replayed: bool) -> TopicCounts:
-        """Count an event that arrived for the first time; return its topic's counts."""
-        counts = self.counts(topic)
-        last = counts.last_seqs.get(header.source, 0)
-        counts.missed += max(header.topic_seq - last - 1, 0)
-        counts.last_seqs[header.source] = max(header.topic_seq, last)
-        counts.received += 1
-        counts.replayed += replayed
-        return counts
-
     def handled_at(self, ts_ns: int) -> None:
         """Note that an event which happened at a time is handled now."""
-        self.worst_lag_ns = max(self.worst_lag_ns, time.time_ns() - ts_ns)
+        lag_ns = time.time_ns() - ts_ns
+        if lag_ns > self.worst_lag_ns:
+            self.worst_lag_ns = lag_ns
 
     def joined(self, parts: Iterable[RunAccount]) -> RunAccount:
         """Return one account of what this and others received, each on topics of its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -53,6 +54,13 @@ def decode_saved(saved: bytes) -> Saved:
         raise WireError(f"what was saved with a position cannot be read: {error}") from error
 
 
+class _Line(NamedTuple):
+    """What is needed for each event of a topic, found once."""
+
+    account: RunAccount
+    counts: TopicCounts
+
+
 class Dispatcher:
     """Gives one consumer its events, one after another.
 
@@ -89,15 +97,18 @@ class Dispatcher:
         self.dead_letters: list[DeadLetterNote] = []
         self._consumer = consumer
         self._handlers = handlers
+        self._any = handlers.get("*")
         self._wanted = wanted
         self._client_id = client_id
         self._attempts = attempts
         self._accounts: dict[str, RunAccount] = {}
+        self._lines: dict[bytes, _Line] = {}
         self._unknown: set[str] = set()
 
     def knows(self, topic: bytes, header: Header) -> bool:
         """Return whether this very event was received before."""
-        return self._account(topic).knows(topic, header)
+        line = self._lines.get(topic) or self._line(topic)
+        return line.counts.knows(header)
 
     async def take(
         self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
@@ -107,8 +118,8 @@ class Dispatcher:
         Raises:
             WireError: it cannot be read; it is counted as failed.
         """
-        account = self._account(topic)
-        counts = account.arrived(topic, header, replayed=replayed)
+        account, counts = self._lines.get(topic) or self._line(topic)
+        counts.arrived(header, replayed=replayed)
         self.received += 1
         try:
             event = decode_event(topic, payload)
@@ -120,13 +131,23 @@ class Dispatcher:
             self._skip_unknown(topic)
             counts.handled += 1
             return None
-        await self._give(event, header, counts)
+        handler = self._handlers.get(event.kind) or self._any
+        if handler is None or 0 < header.offset <= self.done_offset:
+            counts.handled += 1
+        else:
+            self._consumer.offset = header.offset
+            try:
+                await handler(event)
+            except Exception as error:
+                counts.handled += await self._try_again(handler, event, error, counts)
+            else:
+                counts.handled += 1
         account.handled_at(event.ts_ns)
         return event if isinstance(event, RunComplete) else None
 
     def repetition(self, topic: bytes) -> None:
         """Count an event that came once more."""
-        self._account(topic).counts(topic).repeated += 1
+        self._line(topic).counts.repeated += 1
 
     def forget_dead_letters(self, offsets: tuple[int, ...]) -> None:
         """Let go of what the bus has taken over."""
@@ -167,6 +188,7 @@ class Dispatcher:
 
     def forget(self, run_id: str) -> bool:
         """Let go of a run's account; return whether there was one."""
+        self._lines.clear()
         return self._accounts.pop(run_id, None) is not None
 
     def saved(self) -> bytes:
@@ -181,29 +203,20 @@ class Dispatcher:
         """
         kept = decode_saved(saved)
         self._accounts = kept.accounts
+        self._lines.clear()
         self.handled = kept.handled
         if kept.state is not None:
             self._consumer.restore(kept.state)
 
-    def _account(self, topic: bytes) -> RunAccount:
-        run_id = parse_topic(topic).run_id
-        account = self._accounts.get(run_id)
-        if account is None:
-            account = self._accounts[run_id] = RunAccount(run_id)
-        return account
-
-    async def _give(self, event: Event, header: Header, counts: TopicCounts) -> None:
-        handler = self._handlers.get(event.kind) or self._handlers.get("*")
-        if handler is None or 0 < header.offset <= self.done_offset:
-            counts.handled += 1
-            return
-        self._consumer.offset = header.offset
-        try:
-            await handler(event)
-        except Exception as error:
-            if not await self._try_again(handler, event, error, counts):
-                return
-        counts.handled += 1
+    def _line(self, topic: bytes) -> _Line:
+        line = self._lines.get(topic)
+        if line is None:
+            run_id = parse_topic(topic).run_id
+            account = self._accounts.get(run_id)
+            if account is None:
+                account = self._accounts[run_id] = RunAccount(run_id)
+            line = self._lines[topic] = _Line(account, account.counts(topic))
+        return line
 
     async def _try_again(
         self, handler: Handler, event: Event, error: Exception, counts: TopicCounts

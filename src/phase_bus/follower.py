@@ -50,10 +50,10 @@ class Follower:
         """Judge a message of the live queue. A hole changes to replaying; nothing else does."""
         if header.offset <= self.offset:
             return Verdict.REPETITION
-        if not self._is_next(header):
+        if self._distance(header) != 1:
             self.replaying = True
             return Verdict.HOLE
-        self._advance(header)
+        self.offset, self.event_number = header.offset, header.event_number
         return Verdict.HANDLE
 
     def replayed(self, header: Header) -> Verdict:
@@ -88,9 +88,6 @@ class Follower:
         self.offset = max(self.offset, offset)
         self.event_number = max(self.event_number or 0, event_number)
         self.replaying = False
-
-    def _is_next(self, header: Header) -> bool:
-        return self._distance(header) == 1
 
     def _distance(self, header: Header) -> int:
         if self.records:

@@ -239,26 +239,22 @@ class GroupRunner(ConsumerProcess):
         breath_s = time.monotonic() + BREATH_S
         while not self._stop.is_set():
             try:
-                frames = self._live.receive()
+                await self._take(*self._live.receive())
             except zmq.Again:
                 return
-            try:
-                await self._take(frames)
-            except (WireError, ValueError) as error:
+            except WireError as error:
                 logger.error("consumer group %r: %s; set aside", self.name, error)
             if time.monotonic() >= breath_s:
                 await asyncio.sleep(0)
                 self._live.readable.look_again()
                 return
 
-    async def _take(self, frames: list[zmq.Frame]) -> None:
-        topic = frames[0].bytes
+    async def _take(self, topic: bytes, header_frame: bytes, payload: zmq.Frame) -> None:
         if self._live.is_greeting(topic):
             for share in self.shares.values():
                 share.replay()  # what was published before is in the journal only
             return
-        _, header_frame, payload = frames
-        header = unpack_header(header_frame.bytes, topic)
+        header = unpack_header(header_frame, topic)
         if topic.startswith(_HEARTBEAT):
             self._take_heartbeat(topic, header, payload.buffer)
             return

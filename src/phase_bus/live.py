@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import zmq
 
 from phase_bus.readable import Readable
-from phase_bus.wire import receive_frames
+from phase_bus.wire import receive_event
 
 _GREETING_S = 1.0  # how long the bus's greeting may take
 
@@ -82,13 +82,14 @@ class LiveQueue:
         if not self.greeted and asked_s is not None and time.monotonic() >= asked_s + _GREETING_S:
             self.ask_for_greeting()
 
-    def receive(self) -> list[zmq.Frame]:
-        """Return a message's frames.
+    def receive(self) -> tuple[bytes, bytes, zmq.Frame]:
+        """Return a message's topic, header and payload.
 
         Raises:
             zmq.Again: there is none.
+            WireError: it is no event.
         """
-        return receive_frames(self._sub)
+        return receive_event(self._sub)
 
     def is_greeting(self, topic: bytes) -> bool:
         """Say whether a message's topic makes it the bus's greeting, and note that it came."""

@@ -63,6 +63,7 @@ class ConsumerRunner(ConsumerProcess):
         handlers = handlers_of(consumer)
         wanted = subscriptions_of(handlers) if topics is None else topics
         self._wanted = tuple(topic.encode() for topic in wanted)
+        self._handled_topics = (*self._wanted, _RUN_COMPLETE)
         records = any(topic.startswith(_RECORDS) or not topic for topic in self._wanted)
         self._follower = Follower(records=records)
         others = tuple(topic for topic in self._wanted if not topic.startswith((*EVENT_TOPICS, _RECORDS)))
@@ -128,14 +129,20 @@ class ConsumerRunner(ConsumerProcess):
         """Whether it has a place in the stream that it is connected to; there is none in direct mode."""
         return self._placed or self.address.direct
 
+    @property
+    def _reads_journal(self) -> bool:
+        """Whether the next event comes from the journal."""
+        return self._follower.replaying and self._replay is not None and self.state != "starting"
+
     async def _step(self, stopping: asyncio.Task[bool]) -> None:
         """Read on: from the journal while something lacks there, else what has come live."""
         if not self._has_place:
             await self._find_place(stopping)
-        if self._follower.replaying and self._replay is not None and self.state != "starting":
+        if not self._reads_journal:
+            await self._drain()
+        if self._reads_journal:  # maybe since what was live showed that something lacks
             await self._fetch()
         else:
-            await self._drain()
             await self._live.readable.wait(stopping, timeout_s=FLUSH_S)
             if self.state == "starting":
                 self._live.ask_again()
@@ -212,10 +219,15 @@ class ConsumerRunner(ConsumerProcess):
         breath_s = time.monotonic() + BREATH_S
         while self._has_place and (not self._follower.replaying or self.state == "starting"):
             try:
-                frames = self._live.receive()
+                topic, header_frame, payload = self._live.receive()
+                header = self._take(topic, header_frame)
             except zmq.Again:
                 return
-            await self._take(frames)
+            except WireError as error:
+                self._set_aside(error)
+            else:
+                if header is not None:
+                    await self._judge(topic, header, payload.buffer, replayed=False)
             now_s = time.monotonic()
             if now_s >= breath_s:
                 await asyncio.sleep(0)
@@ -247,46 +259,43 @@ class ConsumerRunner(ConsumerProcess):
 
     # ---- one event ----
 
-    async def _take(self, frames: list[zmq.Frame]) -> None:
-        """Take a message of the live queue."""
-        try:
-            topic = frames[0].bytes
-            if self._live.is_greeting(topic):
-                self._subscriptions_in_force()
-                return
-            _, header_frame, payload = frames
-            header = unpack_header(header_frame.bytes, topic)
-            if topic.startswith(_HEARTBEAT) and not self.address.direct:
-                self._follower.heartbeat(header)
-                if self._replay is None and self._follower.replaying:
-                    self._follower.accept_lost_end(header)
-                return
-            if self.state == "starting" and self._replay is not None:
-                return  # the journal has it, and the sooner the bus's greeting is reached the better
-        except (WireError, ValueError) as error:
-            self._dispatcher.failed += 1
-            logger.error("consumer %r: %s; set aside", self.consumer.name, error)
-            return
-        await self._judge(topic, header, payload.buffer, replayed=False)
+    def _take(self, topic: bytes, header_frame: bytes) -> Header | None:
+        """Take a message of the live queue; return its header if it is an event to be judged.
+
+        Raises:
+            WireError: it cannot be read.
+        """
+        if self._live.is_greeting(topic):
+            self._subscriptions_in_force()
+            return None
+        header = unpack_header(header_frame, topic)
+        if topic.startswith(_HEARTBEAT) and not self.address.direct:
+            self._follower.heartbeat(header)
+            if self._replay is None and self._follower.replaying:
+                self._follower.accept_lost_end(header)
+            return None
+        if self.state == "starting" and self._replay is not None:
+            return None  # the journal has it, and the sooner the bus's greeting is reached the better
+        return header
+
+    def _set_aside(self, error: WireError) -> None:
+        self._dispatcher.failed += 1
+        logger.error("consumer %r: %s; set aside", self.consumer.name, error)
 
     async def _judge(
         self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
     ) -> None:
         """Decide whether an event is the next, a repetition, or shows a hole; handle the next."""
-        if not self._placed:
-            repeated = self._dispatcher.knows(topic, header)
-        elif replayed:
-            repeated = self._follower.replayed(header) is Verdict.REPETITION
-        else:
-            verdict = self._follower.live(header)
+        verdict = Verdict.HANDLE
+        if self._placed:
+            verdict = self._follower.replayed(header) if replayed else self._follower.live(header)
             if verdict is Verdict.HOLE:
                 if self._replay is not None:
                     return  # it comes again, from the journal, after what lacks
                 self._follower.accept_loss(header)
-            repeated = verdict is Verdict.REPETITION or self._dispatcher.knows(topic, header)
-        if not topic.startswith((*self._wanted, _RUN_COMPLETE)):
+        if not topic.startswith(self._handled_topics):
             return
-        if repeated:
+        if verdict is Verdict.REPETITION or (not replayed and self._dispatcher.knows(topic, header)):
             self._dispatcher.repetition(topic)
             return
         try:

@@ -41,6 +41,7 @@ _SNDMORE, _NOBLOCK = int(zmq.SNDMORE), int(zmq.NOBLOCK)
 # What zmq.Socket's methods call after a look at options that nobody gives here: half of their time.
 _send: Callable[[zmq.Socket[bytes], bytes | zmq.Frame, int], object] = Backend.send
 _recv = cast("Callable[[zmq.Socket[bytes], int, bool], zmq.Frame]", Backend.recv)
+_recv_bytes = cast("Callable[[zmq.Socket[bytes], int], bytes]", Backend.recv)
 
 _event_encoder = msgspec.msgpack.Encoder()
 _event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
@@ -81,6 +82,13 @@ class Header(NamedTuple):
             self.offset,
             self.event_number,
             self.previous,
+        )
+
+    def pack_at(self, offset: int, event_number: int, previous: int) -> bytes:
+        """Return the 64 bytes of this header with the place that the bus gives."""
+        source, source_seq, topic_seq, records, *_ = self
+        return HEADER.pack(
+            WIRE_VERSION, records, source, source_seq, topic_seq, offset, event_number, previous
         )
 
 
@@ -225,6 +233,28 @@ def receive_frames(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
         frame = _recv(socket, _NOBLOCK, False)
         frames.append(frame)
     return frames
+
+
+def receive_event(socket: zmq.Socket[bytes]) -> tuple[bytes, bytes, zmq.Frame]:
+    """Receive topic, header and payload without waiting, the payload uncopied.
+
+    For small frames a copy is a third of the price of a :class:`zmq.Frame`.
+
+    Raises:
+        zmq.Again: there is none.
+        WireError: the message has not three frames; what was taken for the rest of it is gone, too.
+    """
+    topic = _recv_bytes(socket, _NOBLOCK)
+    try:
+        header, payload = _recv_bytes(socket, _NOBLOCK), _recv(socket, _NOBLOCK, False)
+    except zmq.Again:  # the frames of a message come together
+        raise WireError("an event has three frames, this message fewer", topic) from None
+    if payload.more:
+        last = payload
+        while last.more:
+            last = _recv(socket, _NOBLOCK, False)
+        raise WireError("an event has three frames, this message not", topic)
+    return topic, header, payload
 
 
 def encode_control(message: Request | Reply) -> bytes:

@@ -114,7 +114,7 @@ class Bus:
         self._next_prune_s = 0.0
         self._events = 0
         self._bad = 0
-        self._acks: dict[bytes, Ack] = {}
+        self._acks: dict[bytes, tuple[int, bool]] = {}  # by connection: up to where, and to send again
         self._stop = False
         self._lost: dict[str, str] = {}  # runs whose end is still to be published, and why
         self._ending: list[tuple[bytes, str]] = []
@@ -219,8 +219,8 @@ class Bus:
             except JournalError as error:  # it cannot be read: the client asks again
                 logger.error("phase-bus bus: %s", error)
         self._commit()
-        for identity, ack in self._acks.items():
-            self._reply(identity, ack)
+        for identity, (seq, resend) in self._acks.items():
+            self._reply(identity, Ack(seq=seq, resend=resend))
         self._acks.clear()
 
     def _commit(self) -> bool:
@@ -261,12 +261,12 @@ class Bus:
             # lost in its turn, the publisher's next beat brings it up again.
             hole = header.source_seq > expected
             if not hole or client.asked_seq != expected:
-                self._acks[identity] = Ack(seq=client.last_seq, resend=hole)
+                self._acks[identity] = (client.last_seq, hole)
             if hole:
                 client.asked_seq = expected
             return
         client.last_seq = header.source_seq
-        self._acks[identity] = Ack(seq=header.source_seq)
+        self._acks[identity] = (header.source_seq, False)
         view = payload.buffer
         if len(view) < _LARGE_BYTES:
             self._accept(topic, header, payload.bytes)
@@ -361,7 +361,7 @@ class Bus:
             ),
         )
         if beat.sent_seq > client.last_seq:
-            self._acks[identity] = Ack(seq=client.last_seq, resend=True)
+            self._acks[identity] = (client.last_seq, True)
         if group is not None:
             changed = group.take_beat(beat)
             self._assign(group.members if changed else [beat.client_id], group)

@@ -74,20 +74,23 @@ class Stream:
             else:
                 previous = last.get(partition, self.partitions.get(partition, 0))
                 last[partition] = offset
-            placed = header._replace(offset=offset, event_number=number, previous=previous)
+            kind, run_id = parsed
+            source, source_seq, _, records, *_ = header
+            placed = header.pack_at(offset, number, previous)
             entries.append(
+                # By position: names cost half as much again.
                 Entry(
-                    offset=offset,
-                    topic=topic,
-                    header=placed.pack(),
-                    payload=payload,
-                    run_id=parsed.run_id,
-                    kind=parsed.kind,
-                    source=header.source,
-                    source_seq=header.source_seq,
-                    records=header.records,
-                    event_number=number,
-                    ts_ns=now_ns,
+                    offset,
+                    topic,
+                    placed,
+                    payload,
+                    run_id,
+                    kind,
+                    source,
+                    source_seq,
+                    records,
+                    number,
+                    now_ns,
                 )
             )
         if self._journal is not None:

@@ -1,0 +1,95 @@
+"""A bus with a journal, a publisher and a consumer in one process, and what passes their sockets."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from phase_bus import wire
+from phase_bus.address import Address
+from phase_bus.bus.journal import Entry, Journal
+from phase_bus.bus.server import Bus
+from phase_bus.publisher import Publisher
+from tests.helpers import DEADLINE_S, FAST, wait_until
+
+
+class Frames:
+    """How many frames sockets of each type send and ask for.
+
+    Attributes:
+        sent: by the socket's type.
+        received: likewise; asking an empty socket counts, too.
+        payloads: what an XPUB sent as the last frame of each message.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sent: Counter[int] = Counter()
+        self.received: Counter[int] = Counter()
+        self.payloads: list[object] = []
+        self._send, self._recv = wire._send, wire._recv
+        monkeypatch.setattr(wire, "_send", self._note_send)
+        monkeypatch.setattr(wire, "_recv", self._note_recv)
+
+    def _note_send(self, socket: zmq.Socket[bytes], frame: Any, flags: int) -> object:
+        self.sent[int(socket.type)] += 1
+        if int(socket.type) == zmq.XPUB and not flags & zmq.SNDMORE:
+            self.payloads.append(frame)
+        return self._send(socket, frame, flags)
+
+    def _note_recv(self, socket: zmq.Socket[bytes], flags: int, copy: bool) -> zmq.Frame:
+        self.received[int(socket.type)] += 1
+        return self._recv(socket, flags, copy)
+
+
+class GatedJournal(Journal):
+    """A journal that keeps its first events back until the gate is open, so that more queue meanwhile.
+
+    Attributes:
+        appended: how many events each transaction had.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.appended: list[int] = []
+        self.gate = threading.Event()
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        assert self.gate.wait(DEADLINE_S)
+        self.appended.append(len(entries))
+        super().append(entries)
+
+
+@contextmanager
+def running_bus(directory: Path) -> Iterator[tuple[str, GatedJournal]]:
+    """Run a bus in a thread, until the block ends."""
+    journal = GatedJournal(directory / "journal")
+    bus = Bus([Address.parse(f"ipc://{directory}")], FAST, journal)
+    bus.bind()
+    thread = threading.Thread(target=bus.run)
+    thread.start()
+    try:
+        yield f"ipc://{directory}", journal
+    finally:
+        journal.gate.set()
+        bus.stop()
+        thread.join(DEADLINE_S)
+        bus.close()
+
+
+def send_all(
+    publisher: Publisher, publish: Callable[[], None], count: int, frames: Frames, journal: GatedJournal
+) -> None:
+    """Publish so many events while the journal keeps still, and then let it work."""
+    wait_until(lambda: publisher.connected)
+    for _ in range(count):
+        publish()
+    wait_until(lambda: frames.sent[zmq.DEALER] >= 3 * count)
+    journal.gate.set()
+    assert publisher.flush(DEADLINE_S)
