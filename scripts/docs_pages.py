@@ -52,7 +52,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def commands_page() -> str:
     """Return the page of all commands."""
     found = list(commands())
-    rows = "".join(f"| [`phase-bus {' '.join(path)}`](#{_anchor(path)}) | {what} |\n" for path, what in found)
+    rows = "".join(
+        f"| [`phase-bus {' '.join(path)}`](#{_anchor(path)}) | {what} |\n" for path, what in found
+    )
     return _COMMANDS_HEAD + rows + "".join(_command(path) for path, _ in found)
 
 
