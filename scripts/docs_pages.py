@@ -25,8 +25,8 @@ from phase_bus.registry import WORDS, Entry, Registry
 _COMMANDS_HEAD = """\
 # Commands
 
-Made from the code. Each command explains itself in the same words with `--help`. What a user can put right is told
-in one line, with exit code 2.
+Made from the code. Each command explains itself in the same words with `--help`. What a user can put right
+is told in one line, with exit code 2.
 
 | command | does |
 |---|---|
@@ -34,9 +34,9 @@ in one line, with exit code 2.
 _CONSUMERS_HEAD = """\
 # Consumers that come with it
 
-Made from the code. `phase-bus consumers` lists these, and what other plugins bring, on your machine. Options are given
-as `--with NAME:option=value,option=value` (`exec`, `up`), as `--set option=value` (`consume`), or as
-[YAML](configuration.md).
+Made from the code. `phase-bus consumers` lists these, and what other plugins bring, on your machine.
+Options are given as `--with NAME:option=value,option=value` (`exec`, `up`), as `--set option=value`
+(`consume`), or as [YAML](configuration.md).
 
 """
 _EXAMPLES = re.compile(r"^For example:\n\n((?: {4}.*\n|\n)+)", re.MULTILINE)

@@ -24,7 +24,7 @@ def test_the_tests_of_the_testing_guide(tmp_path: Path) -> None:
 
 
 def test_names_in_the_pages_exist() -> None:
-    """Every factory, and every file of the repository, that a page names; on GitHub links lead there too."""
+    """Every factory and every file that a page names; links lead there on GitHub too."""
     for page in DOCS:
         text = page.read_text()
         for name in set(re.findall(r"\b(make_\w+|run_consumer\w*|MemoryBus|LiveBus)\b", text)):
