@@ -85,6 +85,7 @@ def test_the_aggregator_agrees_with_aiperf(
     assert metrics["phases"]["profiling"]["counts"]["completed"] == phase_of(run)["requests"]
 
 
+@pytest.mark.slow
 def test_failed_requests_and_a_killed_consumer(
     workplace: Workplace, mock_llm: Callable[..., str], aiperf: Callable[..., list[str]]
 ) -> None:
@@ -113,6 +114,7 @@ def test_failed_requests_and_a_killed_consumer(
     assert_same_numbers(phase, workplace.json("aiperf-out/profile_export_aiperf.json"))
 
 
+@pytest.mark.slow
 def test_four_workers_of_which_one_is_killed(
     workplace: Workplace, mock_llm: Callable[..., str], aiperf: Callable[..., list[str]]
 ) -> None:
@@ -137,6 +139,7 @@ def test_four_workers_of_which_one_is_killed(
     assert_same_numbers(phase_of(run), workplace.json("aiperf-out/profile_export_aiperf.json"))
 
 
+@pytest.mark.slow
 def test_requests_cut_at_the_end_of_the_grace_period(
     workplace: Workplace, mock_llm: Callable[..., str], aiperf: Callable[..., list[str]]
 ) -> None:
@@ -156,6 +159,7 @@ def test_requests_cut_at_the_end_of_the_grace_period(
     assert run["complete"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_cancelled(
     workplace: Workplace, mock_llm: Callable[..., str], aiperf: Callable[..., list[str]]
 ) -> None:

@@ -249,6 +249,7 @@ def test_it_is_listed(workplace: Workplace, plugin: Path) -> None:
     assert workplace.run("consumers", "--validate").returncode == 0
 
 
+@pytest.mark.slow
 def test_hooks_in_processes_of_their_own(workplace: Workplace, plugin: Path) -> None:
     """By name, by class, and several in one process in the order of their priority."""
     done = workplace.run(
@@ -269,6 +270,7 @@ def test_hooks_in_processes_of_their_own(workplace: Workplace, plugin: Path) -> 
     assert "profiling has PhaseStats(sent=0" in done.stderr
 
 
+@pytest.mark.slow
 def test_from_a_yaml_file(workplace: Workplace, plugin: Path) -> None:
     """The same in a configuration file, with values that are no text; what loads by itself runs."""
     (workplace.directory / "bus.yaml").write_text("""
@@ -288,6 +290,7 @@ consumers:
     assert "my-diary" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_hook_that_raises(workplace: Workplace, plugin: Path) -> None:
     """The others get their events, the run exits with 3, and once mended it alone gets them again."""
     use = "hook:first,acme_load.hooks:Fragile,second"

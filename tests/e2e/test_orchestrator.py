@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.e2e.conftest import EXAMPLES, Workplace, json_lines
 
 SCRIPT = EXAMPLES / "orchestrator.py"
@@ -45,6 +47,7 @@ def test_without_a_bus(workplace: Workplace) -> None:
     assert list(results["phases"]) == ["warmup", "profiling"]
 
 
+@pytest.mark.slow
 def test_the_same_output_both_ways(workplace: Workplace) -> None:
     """In one run, the classes in the process and those on the bus come to the same."""
     done = workplace.finish(workplace.start(*shown_command()))

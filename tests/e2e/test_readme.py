@@ -103,6 +103,7 @@ def test_exec_around_a_synthetic_run(workplace: Workplace) -> None:
     assert "== profiling ==" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_bus_that_stays(workplace: Workplace) -> None:
     """`up` with the example's YAML, and the commands beside it with the address in the environment."""
     (workplace.directory / "examples").mkdir()

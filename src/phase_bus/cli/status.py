@@ -63,7 +63,7 @@ def show_status(status: Status, console: Console) -> None:
             for c in status.clients
             if run.run_id in c.handled_runs and not c.group
         ] + [
-            f"{g.name} ({'incomplete, ' if run.run_id in g.incomplete_runs else ''}group of {g.members})"
+            f"{g.name} ({'incomplete, ' if run.run_id in g.incomplete_runs else ''}group)"
             for g in status.groups
             if run.run_id in g.handled_runs
         ]
