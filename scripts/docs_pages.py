@@ -141,7 +141,7 @@ def _entry(registry: Registry, entry: Entry) -> str:
     options = options_of(cls).values()
     if options:
         page += "| option | means |\n|---|---|\n"
-        page += "".join(f"| `{_cell(str(o))}` | {_cell(means.get(o.name, ''))} |\n" for o in options) + "\n"
+        page += "".join(f"| {_cell(f'`{o}`')} | {_cell(means.get(o.name, ''))} |\n" for o in options) + "\n"
     return page
 
 
@@ -149,9 +149,12 @@ def _plain_roles(text: str) -> str:
     return re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text.replace("``", "`"))
 
 
-def _escaped(text: str) -> str:
-    return html.escape(text, quote=False)
+def _escaped(text: str, pipe: str = "|") -> str:
+    """Return a text of ours in which nothing is taken for HTML; code is taken for none anyway."""
+    parts = re.split(r"(`[^`]*`)", text)
+    parts[::2] = (html.escape(part, quote=False).replace("|", pipe) for part in parts[::2])
+    return "".join(parts)
 
 
 def _cell(text: str) -> str:
-    return _escaped(" ".join(_plain_roles(text).split())).replace("|", "\\|")
+    return _escaped(" ".join(_plain_roles(text).split()), pipe="&#124;")

@@ -80,6 +80,7 @@ def test_every_link_leads_somewhere(site: Path) -> None:
             if target in pages:
                 assert unquote(parts.fragment) in pages[target].anchors, (path, link)
             followed += 1
+        assert not re.search(r"&amp;(lt|gt|amp|#124);|\\\|", path.read_text("utf-8")), path  # escaped twice
     assert followed > 1000
     for style in site.rglob("*.css"):
         assert not re.search(r"url\(['\"]?(https?:)?//|@import", style.read_text("utf-8")), style
