@@ -33,3 +33,27 @@ def test_names_in_the_pages_exist() -> None:
             assert (ROOT / path).exists(), path
         for link in re.findall(r"\]\(([\w./-]+)\)", text):
             assert (page.parent / link).exists() or link.endswith(MADE), link
+
+
+def test_messages_that_a_page_quotes_are_said() -> None:
+    """What a reader looks for in a log is what the code writes."""
+    source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # texts over several lines
+    for message in (
+        *(
+            "the disk is full",
+            "the bus cannot keep events",
+            "was moved or deleted",
+            "is in use by another bus",
+        ),
+        *("gave no receipt", "cannot be imported", "is silent", "not installed in this environment"),
+        *(
+            "AIPerf does not see it",
+            "no bus answers at",
+            "phase-bus is off for this run",
+            "published no run",
+        ),
+    ):
+        assert message in source, message
+        pages = (ROOT / "docs" / f"{name}.md" for name in ("operating", "troubleshooting"))
+        assert any(message in page.read_text() for page in pages), message
