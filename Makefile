@@ -38,8 +38,8 @@ lint: $(DEV)  ## Check style, format and types
 bench: $(DEV)  ## Measure the budgets, each side by side with what it is compared to
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
-schemas: $(DEV)  ## Write schemas/ anew from the event types
-	@$(BIN)/python scripts/make_schemas.py
+schemas: $(DEV)  ## Write schemas/ anew: JSON Schemas, AsyncAPI document, test vectors
+	@$(BIN)/python -m scripts.make_schemas
 
 docs: $(DOCS)  ## Build the documentation as a site, build/docs/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)

@@ -1,6 +1,8 @@
-"""Write ``schemas/``: a JSON Schema for each kind of event, from the types themselves.
+"""Write ``schemas/``: JSON Schemas, the AsyncAPI document and the test vectors, from the types themselves.
 
-``python scripts/make_schemas.py`` writes, ``--check`` says whether the files are as they should be.
+``python -m scripts.make_schemas`` writes, ``--check`` says whether the files are as they should be.
+``--freeze`` does what belongs to a release: it writes down which fields there are, and no later version
+may take any of them away (``schemas/frozen.json``, :mod:`scripts.frozen`).
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ from typing import Any
 import msgspec
 
 from phase_bus.events import KINDS, EventBase
+from scripts import asyncapi, frozen, vectors
 
 SCHEMAS = Path(__file__).resolve().parent.parent / "schemas"
+FROZEN = SCHEMAS / "frozen.json"
 
 
 def schema_of(kind: type[EventBase]) -> dict[str, Any]:
@@ -24,28 +28,39 @@ def schema_of(kind: type[EventBase]) -> dict[str, Any]:
 
 
 def files() -> dict[Path, str]:
-    """Return what each file of ``schemas/`` should hold."""
-    return {
-        SCHEMAS / f"{name}.json": json.dumps(schema_of(kind), indent=2) + "\n"
-        for name, kind in KINDS.items()
-    }
+    """Return what each file of ``schemas/`` should hold, but for the frozen one."""
+    documents = {f"{name}.json": schema_of(kind) for name, kind in KINDS.items()}
+    documents["asyncapi.json"] = asyncapi.document()
+    documents |= {f"vectors/{name}": found for name, found in vectors.files().items()}
+    return {SCHEMAS / name: _text(document) for name, document in documents.items()}
+
+
+def found_files() -> dict[Path, str]:
+    """Return what the files of ``schemas/`` hold, but for the frozen one."""
+    return {path: path.read_text() for path in SCHEMAS.rglob("*.json") if path != FROZEN}
 
 
 def main(arguments: list[str]) -> int:
     """Write the files, or check them; return the exit code."""
-    wanted = files()
-    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
-    surplus = sorted(set(SCHEMAS.glob("*.json")) - set(wanted))
+    wanted, there = files(), found_files()
+    stale = [path for path, text in wanted.items() if there.get(path) != text]
+    surplus = sorted(set(there) - set(wanted))
     if arguments == ["--check"]:
         for path in (*stale, *surplus):
-            print(f"{path.name} is stale; run 'make schemas'", file=sys.stderr)
+            print(f"{path.relative_to(SCHEMAS)} is stale; run 'make schemas'", file=sys.stderr)
         return int(bool(stale or surplus))
-    SCHEMAS.mkdir(exist_ok=True)
     for path in stale:
+        path.parent.mkdir(exist_ok=True)
         path.write_text(wanted[path])
     for path in surplus:
         path.unlink()
+    if arguments == ["--freeze"]:
+        FROZEN.write_text(_text(frozen.fields()))
     return 0
+
+
+def _text(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":

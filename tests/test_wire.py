@@ -91,9 +91,9 @@ def test_every_kind_is_tried() -> None:
 def test_header(
     source: bytes, source_seq: int, topic_seq: int, records: int, offset: int, number: int
 ) -> None:
-    """A header of 56 bytes holds what it is given."""
+    """A header of 64 bytes holds what it is given."""
     header = Header(source, source_seq, topic_seq, records, offset, number)
-    assert len(header.pack()) == 56
+    assert len(header.pack()) == 64
     assert unpack_header(header.pack()) == header
 
 
@@ -102,7 +102,7 @@ def test_header_bytes() -> None:
     packed = Header(bytes(range(16)), 2, 3, 4, 5, 6).pack()
     assert packed.hex() == (
         "0200000004000000000102030405060708090a0b0c0d0e0f"
-        "0200000000000000030000000000000005000000000000000600000000000000"
+        "02000000000000000300000000000000050000000000000006000000000000000000000000000000"
     )
 
 

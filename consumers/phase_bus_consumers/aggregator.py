@@ -102,7 +102,8 @@ class ResultsAggregator(Consumer):
             self._write()
 
     async def stop(self) -> None:
-        if self.partition is None:
+        # In a group another may lead by now, whose files are newer.
+        if self.partition is None and not self._grouped:
             for run in self._runs.values():
                 if run.changed:
                     self._summarize(run)
@@ -220,10 +221,13 @@ class ResultsAggregator(Consumer):
         self.publish(Summary(run_id=run_id, producer=self.name, final=run.final, result=summary))
 
     def _finish(self, run: _Run) -> None:
-        """Tell the result at a run's end; what is not complete is kept for late records."""
+        """Tell the result at a run's end.
+
+        What is not complete is kept for late records; so is a lost run, whose publisher may come back.
+        """
         self._tell(run)
         self._write()
-        if run.final:
+        if run.final and run.end is not None and run.end.status != "lost":
             self.forget(run.state.run_id)
 
     def _write(self) -> None:

@@ -60,7 +60,7 @@ async function findEvents(address, clientId) {
   }
 }
 
-// The header's 56 bytes, little-endian.
+// The header's 64 bytes, little-endian; the last 8 are of no use here.
 function parseHeader(frame) {
   const version = frame.readUInt8(0);
   if (version !== WIRE_VERSION) throw new Error(`wire version ${version} is not ${WIRE_VERSION}`);

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
+WIRE_VERSION = 2
 EVENTS = -1  # the share of a group that is all events but records; the others are partitions
 REMEMBERED_RUNS = 50  # how many of the latest runs a consumer names in its beats
 
@@ -61,7 +62,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
     host: str = ""
     subscriptions: tuple[str, ...] = ()
     next_seq: int = 1
-    wire_version: int = 1
+    wire_version: int = WIRE_VERSION
     group: str = ""
     settings: str = ""
 
@@ -80,6 +81,7 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
         bus_id: 32 hex digits, new at each start of the bus.
         events: where live events are published.
         heartbeat_s: how often the bus wants to hear from the client, in seconds.
+        silent_after_s: seconds without a word after which the client counts as gone.
         last_seq: for a publisher, the last source sequence the bus has, 0 for none.
         replay: where past events can be fetched, None if the bus keeps none.
         journal_id: which journal offsets are of; empty without one.
@@ -92,6 +94,7 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
     bus_id: str
     events: Endpoint
     heartbeat_s: float
+    silent_after_s: float = 10.0
     last_seq: int = 0
     replay: Endpoint | None = None
     journal_id: str = ""
@@ -127,6 +130,7 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
         state: its lifecycle state.
         handled_runs: for a consumer, the runs whose end it has handled and flushed.
         incomplete_runs: those among them of which it did not handle everything.
+        lost_runs: those among them that ended as lost, so that their publishers may still come back.
         received: events received so far (consumer), or published (publisher).
         failed: events its handlers failed on (consumer), or dropped (publisher).
         sent_seq: for a publisher, the last source sequence it sent. If the bus does not have it by now,
@@ -144,6 +148,7 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
     state: State
     handled_runs: tuple[str, ...] = ()
     incomplete_runs: tuple[str, ...] = ()
+    lost_runs: tuple[str, ...] = ()
     received: int = 0
     failed: int = 0
     sent_seq: int = 0
@@ -188,7 +193,8 @@ class Assigned(Struct, frozen=True, kw_only=True, tag_field="op", tag="assigned"
             commit that bears another token is refused.
         release: the shares that it is to let go of, after a last commit. What it holds and is named
             nowhere here has been given to another already.
-        handled_runs: the latest runs of which the whole group has handled everything.
+        handled_runs: the latest runs that the whole group has handled and that are to be let go of: all
+            but a few of those of which something is missing, or whose publisher may come back.
         problem: why the member cannot be in the group, empty if it can.
     """
 
@@ -212,11 +218,11 @@ class Ack(Struct, frozen=True, kw_only=True, tag_field="op", tag="ack"):
 
 
 class Refused(Struct, frozen=True, kw_only=True, tag_field="op", tag="refused"):
-    """The bus could not keep a publisher's events: it has none after ``seq``.
+    """The bus could not keep a publisher's events, or cannot talk to a client at all.
 
     Attributes:
         seq: the last source sequence that it has.
-        reason: why, in words (the disk is full ...). To be tried again in a while.
+        reason: why, in words (the disk is full, another wire version ...). To be tried again in a while.
     """
 
     seq: int

@@ -10,7 +10,7 @@ from contextlib import suppress
 import zmq
 
 from phase_bus.address import Address
-from phase_bus.control import Assigned, Beat, Goodbye, Heard, Hello, Welcome
+from phase_bus.control import Assigned, Beat, Goodbye, Heard, Hello, Refused, Welcome
 from phase_bus.errors import WireError
 from phase_bus.readable import Readable
 from phase_bus.session import Session
@@ -53,6 +53,7 @@ class Conversation:
         self._on_heard = on_heard
         self._on_assigned = on_assigned
         self._readable: Readable | None = None
+        self._refusal = ""  # why the bus refuses this client, if it does
 
     def tell_news(self) -> None:
         """Beat at once."""
@@ -101,10 +102,17 @@ class Conversation:
                 continue
             if isinstance(reply, Heard):
                 self._on_heard(reply)
+            elif isinstance(reply, Refused):
+                self._complain(reply.reason)
             elif isinstance(reply, Assigned):
                 self._on_assigned(reply)
             if self.session.heard(reply, time.monotonic()) and isinstance(reply, Welcome):
                 self._on_welcome(reply)
+
+    def _complain(self, reason: str) -> None:
+        if reason != self._refusal:
+            self._refusal = reason
+            logger.error("the bus at %s refuses this consumer: %s", self._address, reason)
 
     def _dealer(self) -> zmq.Socket[bytes]:
         dealer = self._context.socket(zmq.DEALER)

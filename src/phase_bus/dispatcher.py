@@ -169,12 +169,6 @@ class Dispatcher:
         """Let go of a run's account; return whether there was one."""
         return self._accounts.pop(run_id, None) is not None
 
-    def last_seq(self, topic: bytes, source: bytes) -> int:
-        """Return the last sequence received of a source on a topic, 0 for none."""
-        account = self._accounts.get(parse_topic(topic).run_id)
-        counts = account.topics.get(topic) if account is not None else None
-        return counts.last_seqs.get(source, 0) if counts is not None else 0
-
     def saved(self) -> bytes:
         """Return what is to be kept with the position: the accounts of runs, and the consumer's state."""
         return encode_saved(Saved(self._accounts, self.handled, self._consumer.state()))

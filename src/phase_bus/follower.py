@@ -5,7 +5,6 @@ The whole of gap detection and of changing between live and replay, without any 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
 
 from phase_bus.wire import Header
@@ -108,27 +107,23 @@ class Follower:
 class PartitionFollower:
     """Follows one partition of the records, of all runs.
 
-    Such a reader sees neither every offset nor every event number, but every message of its topics:
-    a hole in a topic's sequence shows a loss, and a heartbeat says what the partition's last offset is.
-
-    Args:
-        last_seq: returns the last sequence handled of a source on a topic.
+    Such a reader sees neither every offset nor every event number. Each message names the offset of
+    the one before it in the partition, and a heartbeat the last one: by these it sees what is missing.
 
     Attributes:
         offset: all of the partition up to here is handled.
         replaying: whether it reads from the journal; live messages are left out meanwhile.
     """
 
-    def __init__(self, last_seq: Callable[[bytes, bytes], int]) -> None:
-        self._last_seq = last_seq
+    def __init__(self) -> None:
         self.offset = 0
         self.replaying = True
 
-    def live(self, topic: bytes, header: Header) -> Verdict:
+    def live(self, header: Header) -> Verdict:
         """Judge a live message. A hole changes to replaying; nothing else does."""
         if header.offset <= self.offset:
             return Verdict.REPETITION
-        if header.topic_seq > self._last_seq(topic, header.source) + 1:
+        if header.previous > self.offset:
             self.replaying = True
             return Verdict.HOLE
         self.offset = header.offset

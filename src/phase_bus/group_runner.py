@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 import zmq
@@ -34,6 +34,7 @@ _RUN_COMPLETE = topic_prefix("run_complete")
 _LOOK_S = 1.0  # between two looks at what the partitions have come to
 _LOOK_AT_END_S = 0.05  # likewise while the end of a run waits for them
 _SOON_S = 0.05
+_BEAT_BYTES = 512 << 10  # of commits in one beat at most: a bus refuses messages that are too large
 _COMMITTED_BYTES_PER_S = 2 << 20  # by one member, beyond which it commits less often
 
 
@@ -112,6 +113,9 @@ class GroupRunner(ConsumerProcess):
             raise self._failure
 
     async def _step(self, stopping: asyncio.Task[bool]) -> None:
+        if not self._is_member():
+            await asyncio.wait((stopping,), timeout=_LOOK_AT_END_S)
+            return
         settled = await self._act_on_assignment()
         await self._drain()
         behind = [share for share in self._held() if share.replaying and not self._is_held_back(share)]
@@ -125,6 +129,20 @@ class GroupRunner(ConsumerProcess):
         elif self._replay is None:
             await asyncio.wait((stopping,), timeout=_LOOK_AT_END_S)
         self._live.ask_again()
+
+    def _is_member(self) -> bool:
+        """Whether what was assigned cannot have been given to others yet, for want of a word from here."""
+        return self._assigned is not None and self._conversation.session.is_known(time.monotonic())
+
+    def _is_ours(self, share: GroupShare) -> bool:
+        """Whether a share is certainly this member's; else nothing of it may be handled nor written.
+
+        It may not be when a handler has blocked this process for long, or it was suspended.
+        """
+        assigned, number = self._assigned, share.share
+        if share.lost or assigned is None or not self._is_member():
+            return False
+        return assigned.shares.get(number) == share.token or number in assigned.release
 
     def _held(self) -> list[GroupShare]:
         return [share for share in self.shares.values() if not share.lost]
@@ -140,13 +158,16 @@ class GroupRunner(ConsumerProcess):
             return True
         if assigned.generation != self._generation:
             await self._let_go(assigned)
+            if self._assigned is not assigned:
+                return False  # the bus was restarted meanwhile, or has changed its mind
             self._generation = assigned.generation
             self._handled_runs = assigned.handled_runs
             for share in self._held():
                 for run_id in assigned.handled_runs:
                     share.forget(run_id)
             self._conversation.tell_news()
-        missing = [number for number in assigned.shares if number not in self.shares]
+        # One that it has just let go of is not read back before the bus has its last commit.
+        missing = [n for n in assigned.shares if n not in self.shares and n not in self._released]
         if not missing:
             if self._live.greeted:
                 self._become_ready()
@@ -190,20 +211,26 @@ class GroupRunner(ConsumerProcess):
         consumer.journal_id = self._journal_id
         consumer._publish = self.publish
         share = GroupShare(consumer, number, token, self.client_id)
-        share.stand_at(*states.get(number, (0, None)))
-        for run_id in self._handled_runs:
-            share.forget(run_id)
         await consumer.start()
         self.shares[number] = share
-        share.dispatcher.done_offset = await consumer.position() or 0
+        stored = await consumer.position()
+        position, saved = states.get(number, (0, None))
+        if stored is not None and stored < position:
+            position, saved = 0, None  # its data were set back: all is counted anew, and handled after that
+        share.dispatcher.done_offset = stored or 0
+        share.stand_at(position, saved)
+        for run_id in self._handled_runs:
+            share.forget(run_id)
         self._live.subscribe(share.topics)
         if share.leads:
             self._leader = _Leader()
-            self._leader.handled = dict(share.dispatcher.handled)
+            self._leader.committing = self._leader.handled = dict(share.dispatcher.handled)
 
     async def _drop(self, share: GroupShare) -> None:
         del self.shares[share.share]
         self._live.unsubscribe(share.topics)
+        if share.leads:
+            self._leader = _Leader()
         await share.consumer.stop()
 
     # ---- events ----
@@ -241,8 +268,12 @@ class GroupRunner(ConsumerProcess):
             self._next_flush_s = 0.0
         partition = partition_of(topic)
         owned = self.shares.get(EVENTS if partition == NO_PARTITION else partition)
-        if owned is not None and not owned.lost and not owned.replaying:
+        if owned is None or owned.replaying:
+            return
+        if self._is_ours(owned):
             await self._give(owned, topic, header, payload.buffer, replayed=False)
+        else:
+            owned.replay()  # should it be ours after all, this event is still to come
 
     def _take_heartbeat(self, topic: bytes, header: Header, payload: memoryview) -> None:
         event = decode_event(topic, payload)
@@ -258,6 +289,8 @@ class GroupRunner(ConsumerProcess):
         try:
             piece = await self._replay.fetch(share.offset, records=False, partition=partition)
         except BusUnreachableError:
+            return
+        if not self._is_ours(share):
             return
         breath_s = time.monotonic() + BREATH_S
         for topic, header, payload in piece.events:
@@ -277,8 +310,8 @@ class GroupRunner(ConsumerProcess):
     ) -> None:
         """Give an event to its share's instance, unless it came before or has to wait."""
         if share.leads and topic.startswith(_RUN_COMPLETE) and header.offset > share.offset:
-            end = decode_event(topic, payload)
-            if isinstance(end, RunComplete) and not self._leader.has_all(end, header.offset):
+            end = _end(topic, payload)
+            if end is not None and not self._leader.has_all(end, header.offset):
                 self._leader.held_back = (end, header.offset)
                 share.replay()  # and so come to it again
                 return
@@ -302,7 +335,7 @@ class GroupRunner(ConsumerProcess):
         """Hand what the partitions have committed to the leader's instance, if it is here."""
         leads = self.shares.get(EVENTS)
         leader, now_s = self._leader, time.monotonic()
-        if leads is None or leads.lost or self._replay is None or now_s < leader.next_look_s:
+        if leads is None or self._replay is None or now_s < leader.next_look_s or not self._is_ours(leads):
             return
         leader.next_look_s = now_s + (_LOOK_S if leader.held_back is None else _LOOK_AT_END_S)
         try:
@@ -322,12 +355,13 @@ class GroupRunner(ConsumerProcess):
 
     async def _give_receipts(self, share: GroupShare) -> None:
         """Give the group's receipts of runs whose end was handled."""
-        ends = self._leader.ends
-        while ends:
-            run_id, end = ends.popitem()
-            receipt = share.dispatcher.receipt(end, self._leader.accounts_of(run_id))
+        leader = self._leader
+        while leader.ends:
+            run_id, end = leader.ends.popitem()
+            receipt = share.dispatcher.receipt(end, leader.accounts_of(run_id))
             self.publish(receipt)
             await self._flush_publisher()  # the summary and the receipt are there before the run is done
+            (leader.lost.add if end.status == "lost" else leader.lost.discard)(run_id)
             share.dispatcher.finished(run_id, whole=receipt.complete)
 
     # ---- commits ----
@@ -347,11 +381,11 @@ class GroupRunner(ConsumerProcess):
 
     async def _flush(self, share: GroupShare) -> None:
         """Let a share's instance write out; if it could, have the bus keep its position."""
-        if share.lost or not await share.flush():
+        if not self._is_ours(share) or not await share.flush():
             return
         if share.leads:
             await self._give_receipts(share)
-            self._leader.handled = dict(share.dispatcher.handled)
+            self._leader.committing = dict(share.dispatcher.handled)
         share.prepare_commit()
 
     # ---- what the bus says and is told ----
@@ -361,19 +395,24 @@ class GroupRunner(ConsumerProcess):
 
     def _beat(self) -> Beat:
         held = self._held()
-        commits = [share.commit for share in held if share.commit is not None]
-        handled = self._leader.handled if EVENTS in self.shares else {}
+        handled = self._leader.handled
         return Beat(
             client_id=self.client_id,
             state=self.state,
             handled_runs=tuple(handled),
             incomplete_runs=tuple(run_id for run_id, whole in handled.items() if not whole),
+            lost_runs=tuple(self._leader.lost & handled.keys()),
             received=sum(share.dispatcher.received for share in held),
             failed=sum(share.dispatcher.failed for share in held),
             generation=self._generation,
             shares=tuple(share.share for share in held),
-            commits=(*self._released.values(), *commits),
+            commits=tuple(_first(self._commits(), _BEAT_BYTES)),
         )
+
+    def _commits(self) -> list[Commit]:
+        """Return what the bus has not confirmed yet."""
+        held = [share.commit for share in self._held() if share.commit is not None]
+        return [*self._released.values(), *held]
 
     def _be_welcomed(self, welcome: Welcome) -> None:
         super()._be_welcomed(welcome)
@@ -408,12 +447,21 @@ class GroupRunner(ConsumerProcess):
             if number in self._released and self._released[number].position == position:
                 del self._released[number]
             if number in self.shares:
-                self.shares[number].confirm(position)
+                self._confirm(self.shares[number], position)
                 self.shares[number].dispatcher.forget_dead_letters(heard.dead_letters)
         for number in heard.refused:
             if self._released.pop(number, None) is None and number in self.shares:
                 self.shares[number].lost = True
-                self._live.readable.look_again()
+        if heard.kept or heard.refused:
+            self._live.readable.look_again()
+            if self._commits():  # there was no room for them in the last beat
+                self._conversation.tell_news()
+
+    def _confirm(self, share: GroupShare, position: int) -> None:
+        leader = self._leader
+        if share.confirm(position) and share.leads and leader.handled != leader.committing:
+            leader.handled = leader.committing
+            self._conversation.tell_news()
 
 
 class _Leader:
@@ -424,7 +472,9 @@ class _Leader:
         unmerged: states that the leading instance has not taken over yet.
         held_back: the end of a run that waits for the partitions, and its offset.
         ends: of runs whose receipts are to be given.
-        handled: the runs whose end is handled and committed, and whether everything was handled.
+        lost: runs that ended as lost.
+        committing: the runs whose end is handled, as the last commit has them.
+        handled: those of a commit that the bus has kept: members let go of no run before.
         next_look_s: when to look at the partitions again.
         merged: whether the leading instance has been handed anything yet.
     """
@@ -434,6 +484,8 @@ class _Leader:
         self.unmerged: dict[int, bytes] = {}
         self.held_back: tuple[RunComplete, int] | None = None
         self.ends: dict[str, RunComplete] = {}
+        self.lost: set[str] = set()
+        self.committing: dict[str, bool] = {}
         self.handled: dict[str, bool] = {}
         self.next_look_s = 0.0
         self.merged = False
@@ -458,7 +510,12 @@ class _Leader:
         return [runs[run_id] for _, runs in sorted(self._accounts.items()) if run_id in runs]
 
     def has_all(self, end: RunComplete, offset: int) -> bool:
-        """Return whether every partition has come to a run's end: by counting, or by passing its offset."""
+        """Return whether every partition has come to a run's end: by counting, or by passing its offset.
+
+        And whether the instance has taken over all that they have come to.
+        """
+        if self.unmerged:
+            return False
         for name, published in end.published.items():
             topic = name.encode()
             partition = partition_of(topic)
@@ -468,3 +525,22 @@ class _Leader:
             if account is None or account.counts(topic).received < published:
                 return False
         return True
+
+
+def _first(commits: Iterable[Commit], limit_bytes: int) -> Iterator[Commit]:
+    """Yield the first commits, and at least one, up to a size."""
+    size_bytes = 0
+    for commit in commits:
+        size_bytes += len(commit.saved or b"")
+        if size_bytes > limit_bytes and size_bytes > len(commit.saved or b""):
+            return
+        yield commit
+
+
+def _end(topic: bytes, payload: memoryview) -> RunComplete | None:
+    """Return the end of a run, None if it cannot be read: then it is set aside as any other event."""
+    try:
+        end = decode_event(topic, payload)
+    except WireError:
+        return None
+    return end if isinstance(end, RunComplete) else None

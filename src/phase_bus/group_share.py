@@ -55,7 +55,7 @@ class GroupShare:
             self._wanted = self.topics = (partition_prefix(share),)
         self.dispatcher = Dispatcher(consumer, handlers, self._wanted, client_id)
         self._events = Follower(records=False)
-        self._records = PartitionFollower(self.dispatcher.last_seq)
+        self._records = PartitionFollower()
 
     # ---- where it stands ----
 
@@ -108,7 +108,7 @@ class GroupShare:
         if self.leads:
             verdict = self._events.replayed(header) if replayed else self._events.live(header)
         else:
-            verdict = self._records.replayed(header) if replayed else self._records.live(topic, header)
+            verdict = self._records.replayed(header) if replayed else self._records.live(header)
         if not topic.startswith((*self._wanted, _RUN_COMPLETE)):
             return False
         if verdict is Verdict.REPETITION:
@@ -156,10 +156,12 @@ class GroupShare:
             dead_letters=tuple(self.dispatcher.dead_letters),
         )
 
-    def confirm(self, position: int) -> None:
-        """Note that the bus has kept the commit at a position."""
-        if self.commit is not None and self.commit.position == position:
-            self.commit = None
+    def confirm(self, position: int) -> bool:
+        """Note that the bus has kept the commit at a position; return whether it is the latest one."""
+        if self.commit is None or self.commit.position != position:
+            return False
+        self.commit = None
+        return True
 
     def forget(self, run_id: str) -> None:
         """Let go of a run of which the group has handled everything."""

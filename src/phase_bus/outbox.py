@@ -81,7 +81,7 @@ class Outbox:
             return None
         topic = topic_of(event)
         seq, topic_seq = self.last_seq + 1, self._topic_seqs[topic] + 1
-        header = HEADER.pack(WIRE_VERSION, records, self.source, seq, topic_seq, 0, 0)
+        header = HEADER.pack(WIRE_VERSION, records, self.source, seq, topic_seq, 0, 0, 0)
         self.last_seq = seq
         self._topic_seqs[topic] = topic_seq
         size_bytes = len(topic) + len(header) + len(payload)

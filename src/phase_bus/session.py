@@ -39,6 +39,11 @@ class Session:
         """Whether the bus has welcomed this client and answers."""
         return self.welcome is not None
 
+    def is_known(self, now_s: float) -> bool:
+        """Whether the bus cannot have taken this client for gone: it answered a short while ago."""
+        welcome = self.welcome
+        return welcome is not None and now_s - self._heard_s < welcome.silent_after_s - welcome.heartbeat_s
+
     def due(self, now_s: float) -> Request | None:
         """Return what is to be said now, if anything; call again after :meth:`wait_s`."""
         if self.welcome is not None:

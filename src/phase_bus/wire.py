@@ -4,11 +4,12 @@ An event is three frames: ``topic``, ``header``, ``payload``.
 
 - The topic is ``<kind>.<qualifier>$`` in UTF-8, where the qualifier is the run id, for records with the
   partition before it: ``phase_start.3f2a$``, ``records.07.3f2a$``. Subscribing to a prefix filters.
-- The header is 56 bytes, little-endian (:data:`HEADER`): wire version (u1), three zero bytes, the number
+- The header is 64 bytes, little-endian (:data:`HEADER`): wire version (u1), three zero bytes, the number
   of request records inside (u4), source (16 bytes, a UUID of the publisher), source sequence (u8), topic
-  sequence (u8), and, given by the bus and 0 before, offset (u8) and event number (u8). All count from 1
-  and have no holes: the source's over all it publishes, the topic's over what that source publishes on
-  the topic, the offset over all that the bus took in, the event number over what of it is no records.
+  sequence (u8), and, given by the bus and 0 before, offset (u8), event number (u8), and for records the
+  offset of those before them in their partition (u8). The numbers count from 1 and have no holes: the
+  source's over all it publishes, the topic's over what that source publishes on the topic, the offset
+  over all that the bus took in, the event number over what of it is no records.
 - The payload is the event in msgpack, a map tagged by ``kind``.
 
 A control message between a client and the bus is one frame, msgpack tagged by ``op``
@@ -26,12 +27,12 @@ import msgspec
 import zmq
 from zmq.backend import Socket as Backend
 
+from phase_bus.control import WIRE_VERSION as WIRE_VERSION
 from phase_bus.control import Reply, Request
 from phase_bus.errors import WireError
 from phase_bus.events import KINDS, Event, EventBase, Records
 
-WIRE_VERSION = 2
-HEADER = struct.Struct("<BxxxI16sQQQQ")
+HEADER = struct.Struct("<BxxxI16sQQQQQ")
 TOPIC_END = "$"
 NO_PARTITION = -1  # of events that are no records
 
@@ -57,6 +58,8 @@ class Header(NamedTuple):
         records: how many request records the event carries.
         offset: its place among all that the bus took in, from 1; 0 before the bus has it.
         event_number: how many events up to and including this one are no records; likewise.
+        previous: of records, the offset of those before them in their partition, whatever their run; 0
+            for none, and for all other kinds. Who reads one partition alone sees by it what is missing.
     """
 
     source: bytes
@@ -65,9 +68,10 @@ class Header(NamedTuple):
     records: int = 0
     offset: int = 0
     event_number: int = 0
+    previous: int = 0
 
     def pack(self) -> bytes:
-        """Return the header's 56 bytes."""
+        """Return the header's 64 bytes."""
         return HEADER.pack(
             WIRE_VERSION,
             self.records,
@@ -76,6 +80,7 @@ class Header(NamedTuple):
             self.topic_seq,
             self.offset,
             self.event_number,
+            self.previous,
         )
 
 
@@ -185,13 +190,13 @@ def unpack_header(frame: bytes | memoryview, topic: bytes = b"") -> Header:
     """
     if len(frame) < HEADER.size:
         raise WireError(f"a header has {HEADER.size} bytes, this one {len(frame)}", topic)
-    version, records, source, source_seq, topic_seq, offset, number = HEADER.unpack_from(frame)
+    version, records, source, source_seq, topic_seq, offset, number, previous = HEADER.unpack_from(frame)
     if version != WIRE_VERSION:
         raise WireError(
             f"wire version {version} is not {WIRE_VERSION}; use the same phase-bus on both sides",
             topic,
         )
-    return Header(source, source_seq, topic_seq, records, offset, number)
+    return Header(source, source_seq, topic_seq, records, offset, number, previous)
 
 
 def send_frames(socket: zmq.Socket[bytes], frames: Sequence[bytes | zmq.Frame], flags: int = 0) -> None:

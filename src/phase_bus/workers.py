@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from phase_bus.errors import ConfigError
 from phase_bus.supervisor import Child, describe_exit
 
-_STARTED_S = 1.0  # who lived longer than this has not failed to start
+_STARTED_S = 1.0  # after this what it prints is shown as it comes
+_LASTED_S = 20.0  # who fails by itself before that has not worked
 _FAILURES = 3  # one after another, after which it is no use
 _WAIT_S = 0.5  # before a dead worker is replaced
 
@@ -62,7 +63,8 @@ class WorkerPool:
             failure = await self._watch(child, stopping)
             if failure is None:
                 return
-            failures = 0 if time.monotonic() - started_s > _STARTED_S else failures + 1
+            by_itself = child.returncode is not None and child.returncode > 0
+            failures = failures + 1 if by_itself and time.monotonic() - started_s < _LASTED_S else 0
             if child.returncode == 2 or failures == _FAILURES:
                 raise ConfigError(failure)
             self._say("", f"{name} {describe_exit(child.returncode)}; starting another in its place")

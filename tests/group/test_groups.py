@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from phase_bus.bus.groups import Group, Groups, Judgement, spread
+from phase_bus.bus.groups import KEPT_INCOMPLETE, Group, Groups, Judgement, spread
 from phase_bus.control import EVENTS, Assigned, Beat, Commit
 
 PARTITIONS = range(4)
@@ -54,6 +54,7 @@ class GroupMachine(RuleBasedStateMachine):
         self.told: dict[str, Assigned] = {}  # what each member acts upon
         self.holds: dict[str, dict[int, int]] = {}  # shares and tokens, as the member believes
         self.asleep: dict[str, dict[int, int]] = {}
+        self.last: str | None = None  # who was the last to leave: nobody has come since
 
     @rule(member=st.sampled_from(NAMES))
     def join(self, member: str) -> None:
@@ -61,6 +62,7 @@ class GroupMachine(RuleBasedStateMachine):
             self.group.join(member)
             self.group.rebalance()
             self.holds[member] = {}
+            self.last = None
 
     @precondition(lambda self: self.holds)
     @rule(data=st.data(), quiet=st.booleans())
@@ -72,14 +74,17 @@ class GroupMachine(RuleBasedStateMachine):
         self.group.rebalance()
         if quiet:
             self.asleep[member] = held
+        if not self.holds:
+            self.last = member
 
     @precondition(lambda self: self.asleep)
     @rule(data=st.data())
     def wake(self, data: st.DataObject) -> None:
-        """Nothing that it commits counts; it comes back as a new one."""
+        """Nothing that it commits counts, if others were there; it comes back as a new one."""
         member = data.draw(st.sampled_from(sorted(self.asleep)))
+        expected = Judgement.KEEP if member == self.last else Judgement.REFUSE
         for share, token in self.asleep.pop(member).items():
-            assert self.commit(member, share, token) is Judgement.REFUSE
+            assert self.commit(member, share, token) is expected
         self.join(member)
 
     @precondition(lambda self: self.holds)
@@ -192,3 +197,40 @@ def test_members_that_start_together_share_at_once() -> None:
     groups.leave("a")
     (group,) = groups.rebalance_due(10.2)
     assert len(group.assignment("b").shares) == 17
+
+
+def test_an_incomplete_run_is_let_go_of_in_the_end() -> None:
+    """It is kept while it is one of the last, or else states would grow for ever."""
+    group = Group("g", [0])
+    group.join("a")
+    group.rebalance()
+    runs = [f"r{number}" for number in range(KEPT_INCOMPLETE + 2)]
+    for latest in range(1, len(runs) + 1):
+        beat = Beat(
+            client_id="a",
+            state="ready",
+            generation=group.generation,
+            shares=(EVENTS, 0),
+            handled_runs=tuple(runs[:latest]),
+            incomplete_runs=tuple(runs[:latest]),
+        )
+        group.take_beat(beat)
+        assert group.assignment("a").handled_runs == tuple(runs[: max(latest - KEPT_INCOMPLETE, 0)])
+
+
+def test_who_was_alone_and_asleep_goes_on() -> None:
+    """Nobody has taken its shares over, so what it commits on waking counts."""
+    group = Group("g", [0])
+    group.join("a")
+    group.rebalance()
+    tokens = group.assignment("a").shares
+    group.leave("a")
+    group.rebalance()
+    group.join("a")
+    group.rebalance()
+    assert group.assignment("a").shares == tokens
+    group.leave("a")
+    group.join("b")
+    group.rebalance()
+    assert group.assignment("b").shares.keys() == tokens.keys()
+    assert group.judge("a", Commit(share=0, token=tokens[0], position=1)) is Judgement.REFUSE

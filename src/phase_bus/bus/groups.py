@@ -18,6 +18,8 @@ from enum import Enum
 from phase_bus.control import EVENTS, Assigned, Beat, Commit, GroupInfo
 
 PARTITIONS = 16  # shares that every group has from the start; more come with the first record in them
+# So many of the runs handled last are not let go of if something of them is missing, or may still come.
+KEPT_INCOMPLETE = 10
 
 
 class Judgement(Enum):
@@ -69,6 +71,7 @@ class Group:
         self.refused = 0
         self.handled: dict[str, bool] = {}
         self.settings = ""
+        self._lost: frozenset[str] = frozenset()  # handled runs whose publishers may come back
         self._shares = {share: Share() for share in sorted({EVENTS, *partitions})}
         self._acting: dict[str, int] = {}  # the generation that each member acts upon
 
@@ -79,15 +82,13 @@ class Group:
             self._acting[member] = 0
 
     def leave(self, member: str) -> bool:
-        """Let a member go and free its shares; return whether it was one."""
+        """Let a member go; :meth:`rebalance` gives its shares to others. Return whether it was one.
+
+        While there are no others they stay its own: should it have been asleep, it goes on with them.
+        """
         if self._acting.pop(member, None) is None:
             return False
         self.members.remove(member)
-        for share in self._shares.values():
-            if share.owner == member:
-                share.owner = None
-            if share.target == member:
-                share.target = None
         return True
 
     def add_partition(self, partition: int) -> bool:
@@ -99,6 +100,11 @@ class Group:
 
     def rebalance(self) -> None:
         """Share the work out among the members that there are; who has what moves as little as can be."""
+        if not self.members:
+            return
+        for share in self._shares.values():
+            share.owner = share.owner if share.owner in self._acting else None
+            share.target = share.target if share.target in self._acting else None
         current = {number: share.target or share.owner for number, share in self._shares.items()}
         targets = spread(current, self.members)
         self.generation += 1
@@ -115,6 +121,7 @@ class Group:
         handled = self.handled
         if self._shares[EVENTS].owner == beat.client_id and EVENTS in beat.shares:
             handled = {run_id: run_id not in beat.incomplete_runs for run_id in beat.handled_runs}
+            self._lost = frozenset(beat.lost_runs)
         free = [
             share
             for number, share in self._shares.items()
@@ -143,12 +150,17 @@ class Group:
 
     def assignment(self, member: str) -> Assigned:
         """Return what a member is to work on."""
+        old = len(self.handled) - KEPT_INCOMPLETE
         held = {number: share for number, share in self._shares.items() if share.owner == member}
         return Assigned(
             generation=self.generation,
             shares={n: share.token for n, share in held.items() if share.target == member},
             release=tuple(n for n, share in held.items() if share.target != member),
-            handled_runs=tuple(run_id for run_id, whole in self.handled.items() if whole),
+            handled_runs=tuple(
+                run_id
+                for place, (run_id, whole) in enumerate(self.handled.items())
+                if (whole and run_id not in self._lost) or place < old
+            ),
         )
 
     def is_current(self, member: str) -> bool:

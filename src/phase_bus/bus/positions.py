@@ -50,7 +50,7 @@ class Positions:
             by_judgement[judgement].append(commit)
         commits, refused = by_judgement[Judgement.KEEP], by_judgement[Judgement.REFUSE]
         if refused:
-            tell_refused(client.group, client.pid, refused)
+            _tell_refused(client.group, client.pid, refused)
         kept = Kept()
         if self._journal is not None and (beat.position is not None or beat.dead_letters or commits):
             try:
@@ -76,7 +76,7 @@ class Positions:
             journal.commit(share, commit.position, commit.saved)
 
 
-def tell_refused(group: str, pid: int, commits: Sequence[Commit]) -> None:
+def _tell_refused(group: str, pid: int, commits: Sequence[Commit]) -> None:
     """Log that a member's commits came too late to count."""
     logger.warning(
         "phase-bus bus: group %r: late commits of the member with pid %d are refused: %s; these had been "

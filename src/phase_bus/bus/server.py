@@ -21,11 +21,12 @@ from phase_bus.address import Address
 from phase_bus.bus.groups import Group, Groups
 from phase_bus.bus.journal import Journal
 from phase_bus.bus.ledger import Client, Ledger, Run, lost
-from phase_bus.bus.positions import Positions, tell_refused
+from phase_bus.bus.positions import Positions
 from phase_bus.bus.replay import ReplayServer
 from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Incoming, Stream
 from phase_bus.control import (
+    WIRE_VERSION,
     Ack,
     Assigned,
     Beat,
@@ -320,6 +321,8 @@ class Bus:
     def _answer(self, identity: bytes, request: Request) -> None:
         now_s = time.monotonic()
         match request:
+            case Hello(wire_version=version) if version != WIRE_VERSION:
+                self._refuse_version(identity, request)
             case Hello():
                 self._reply(identity, self._welcome(request, identity, now_s))
                 if request.group:
@@ -343,8 +346,7 @@ class Bus:
     def _hear_beat(self, identity: bytes, beat: Beat, now_s: float) -> None:
         client = self._ledger.clients.get(beat.client_id)
         if client is None or not self._ledger.beat(beat, now_s):
-            if client is not None and beat.commits:
-                tell_refused(client.info.group, client.info.pid, beat.commits)
+            # Its commits are judged when it has said hello and says them again.
             self._reply(identity, Heard(bus_id=self.bus_id, known=False))
             return
         group = self._groups.of(beat.client_id)
@@ -363,6 +365,15 @@ class Bus:
         if group is not None:
             changed = group.take_beat(beat)
             self._assign(group.members if changed else [beat.client_id], group)
+
+    def _refuse_version(self, identity: bytes, hello: Hello) -> None:
+        """Tell a client that it and this bus do not understand each other."""
+        reason = (
+            f"it reads wire version {WIRE_VERSION}, and {hello.name!r} on {hello.host or 'this host'} "
+            f"writes {hello.wire_version}; use the same phase-bus on both sides"
+        )
+        logger.warning("phase-bus bus: %s %r is refused: %s", hello.role, hello.name, reason)
+        self._reply(identity, Refused(seq=hello.next_seq - 1, reason=reason))
 
     def _join(self, identity: bytes, hello: Hello, now_s: float) -> None:
         """Take a consumer into its group."""
@@ -396,6 +407,7 @@ class Bus:
             bus_id=self.bus_id,
             events=self._sockets.events_endpoint,
             heartbeat_s=self.options.heartbeat_s,
+            silent_after_s=self._ledger.silent_after_s,
             last_seq=client.last_seq,
             replay=self._sockets.replay_endpoint if self._journal else None,
             journal_id=self._journal.journal_id if self._journal else "",

@@ -68,11 +68,13 @@ class Stream:
         last: dict[int, int] = {}
         for topic, parsed, header, payload, partition, _ in pending:
             offset += 1
+            previous = 0
             if partition == NO_PARTITION:
                 number += 1
             else:
+                previous = last.get(partition, self.partitions.get(partition, 0))
                 last[partition] = offset
-            placed = header._replace(offset=offset, event_number=number)
+            placed = header._replace(offset=offset, event_number=number, previous=previous)
             entries.append(
                 Entry(
                     offset=offset,

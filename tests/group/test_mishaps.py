@@ -1,0 +1,306 @@
+"""What may befall a group: handlers that block, leaders that sleep, merges that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import zmq
+
+from phase_bus.address import Address
+from phase_bus.bus.journal import JournalReader
+from phase_bus.bus.server import BusOptions
+from phase_bus.client import BusClient
+from phase_bus.consumer import Consumer
+from phase_bus.control import Ack, Hello
+from phase_bus.dispatcher import decode_saved
+from phase_bus.errors import JournalError
+from phase_bus.events import PhaseStart, Records, Summary
+from phase_bus.wire import Header
+from tests.group.consumers import Totals
+from tests.group.test_group_runner import SOURCE, Member, Run, group_info, handled, publish, shared_out
+from tests.helpers import RawClient, until
+from tests.test_replay import Kept
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+BRIEF = BusOptions(heartbeat_s=0.1, silent_after_s=0.5)
+
+
+@pytest.fixture
+def kept(ipc_dir: Path, tmp_path: Path) -> Iterator[Kept]:
+    """A bus with a journal, that does not wait long for anybody."""
+    bus = Kept(ipc_dir, tmp_path / "journal", BRIEF)
+    yield bus
+    bus.close()
+
+
+class Sleeper:
+    """A member in a thread and event loop of its own, so that it can be blocked alone."""
+
+    def __init__(self, address: str, cls: type[Consumer]) -> None:
+        self._address, self._cls = address, cls
+        self._member: Member | None = None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
+        self._thread.start()
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._member = Member(self._address, self._cls)
+        await asyncio.wait((self._member.task,))
+
+    @property
+    def shares(self) -> set[int]:
+        """What it works on."""
+        return self._member.shares if self._member is not None else set()
+
+    def close(self) -> None:
+        """Let it finish."""
+        assert self._member is not None
+        self._loop.call_soon_threadsafe(self._member.runner.stop)
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+def summaries(kept: Kept) -> list[Summary]:
+    """All summaries of the run, in order."""
+    with JournalReader(kept.data) as reader:
+        return reader.events("r", Summary)
+
+
+def has_forgotten(member: Member) -> Callable[[], bool]:
+    """Whether the instances of a member that has everything have let go of the run."""
+
+    def forgotten() -> bool:
+        consumers = [share.consumer for share in member.runner.shares.values()]
+        return sum("r" in c.forgotten for c in consumers if isinstance(c, Totals)) == 16
+
+    return forgotten
+
+
+async def test_an_end_that_nobody_can_read(kept: Kept) -> None:
+    """It is set aside as any other event is, and the leader goes on with the next run."""
+    member = Member(kept.address)
+    await until(lambda: shared_out([member]))
+    with RawClient(kept.address) as client:
+        client.ask(Hello(client_id=SOURCE.hex(), role="publisher", name="raw"))
+        client.socket.send_multipart((b"run_complete.bad$", Header(SOURCE, 1, 1).pack(), b"\xc1"))
+        assert isinstance(client.reply(), Ack)
+    await asyncio.to_thread(publish, kept.address, 100)
+    await until(lambda: member.task.done() or "r" in group_info(kept.address).handled_runs)
+    await member.stop()
+
+
+async def test_a_merge_that_fails(kept: Kept) -> None:
+    """The end of the run waits until it succeeds: a result without these states would be wrong."""
+    failures: list[int] = []
+
+    class Failing(Totals):
+        async def merge(self, states: Mapping[int, bytes]) -> None:
+            if states and len(failures) < 2:
+                failures.append(len(states))
+                raise ValueError("not now")
+            await super().merge(states)
+
+    await asyncio.to_thread(publish, kept.address, 1000)
+    member = Member(kept.address, Failing)
+    await handled(kept.address)
+    await member.stop()
+    assert len(failures) == 2
+    assert [summary.result["records"] for summary in summaries(kept)] == [1000]
+
+
+async def test_a_handler_that_blocks_longer_than_the_bus_waits(kept: Kept) -> None:
+    """Who is alone goes on with what it had: it does not begin anew for ever."""
+    calls = []
+
+    class Blocking(Totals):
+        async def on_records(self, event: Records) -> None:
+            calls.append(event.partition)
+            time.sleep(1.0)  # noqa: ASYNC251
+            await super().on_records(event)
+
+    member = Member(kept.address, Blocking)
+    await until(lambda: shared_out([member]))
+    await asyncio.to_thread(publish, kept.address, 7)  # one batch
+    await until(lambda: "r" in group_info(kept.address).handled_runs or len(calls) > 3)
+    await member.stop()
+    assert len(calls) == 1
+
+
+async def test_a_leader_that_slept_has_no_more_to_say(kept: Kept) -> None:
+    """Its successor's result is the last word, on the bus and in what it writes."""
+    awake, asleep = threading.Event(), threading.Event()
+    written: list[str] = []
+
+    class Successor(Totals):
+        async def flush(self) -> None:
+            if self.partition is None:
+                written.append(type(self).__name__)
+
+    class Sleeping(Successor):
+        async def on_phase_start(self, event: PhaseStart) -> None:
+            asleep.set()
+            awake.wait(30)
+            await super().on_phase_start(event)
+
+    sleeper = Sleeper(kept.address, Sleeping)
+    try:
+        await until(lambda: len(sleeper.shares) == 17)
+        with Run(kept.address) as run:
+            await run.publish(700)
+            await until(asleep.is_set)
+            successor = Member(kept.address, Successor)
+            await until(lambda: len(successor.shares) == 17)
+            await run.publish(700, end=True)
+            await handled(kept.address)
+            await until(has_forgotten(successor))
+            shares = successor.runner.shares.values()
+            await until(lambda: not any(share.changed or share.commit for share in shares))
+            written.clear()
+            awake.set()
+            await until(lambda: len(sleeper.shares) in (8, 9))
+            assert "Sleeping" not in written
+            await successor.stop()
+    finally:
+        awake.set()
+        sleeper.close()
+    assert [summary.result["records"] for summary in summaries(kept)] == [1400]
+    with JournalReader(kept.data) as reader:
+        assert [receipt.complete for receipt in reader.receipts("r")] == [True]
+
+
+async def test_a_run_is_handled_when_that_is_kept(kept: Kept) -> None:
+    """Until the journal has it nobody lets go of the run, since the next leader would need its states."""
+    member = Member(kept.address)
+    await until(lambda: shared_out([member]))
+    real = kept.journal.commit
+    refused: list[int] = []
+
+    def commit(name: str, offset: int, saved: bytes | None = None) -> None:
+        if name.endswith("/events") and saved is not None and decode_saved(saved).handled:
+            refused.append(offset)
+            raise JournalError(kept.data, "the disk is full", "free some space")
+        real(name, offset, saved)
+
+    with Run(kept.address) as run:
+        vars(kept.journal)["commit"] = commit
+        try:
+            await run.publish(16 * 7, end=True)
+            await until(lambda: len(refused) > 3)
+            assert not group_info(kept.address).handled_runs
+        finally:
+            del vars(kept.journal)["commit"]
+        await handled(kept.address)
+    await until(has_forgotten(member))
+    await member.stop()
+    assert [summary.result["records"] for summary in summaries(kept)] == [112]
+
+
+async def test_states_larger_than_a_message(ipc_dir: Path, tmp_path: Path) -> None:
+    """They are told in several messages, as the bus refuses one that is too large."""
+
+    class Big(Totals):
+        padding = bytes(100_000)
+
+        def state(self) -> bytes:
+            return super().state() + self.padding
+
+        def restore(self, state: bytes) -> None:
+            super().restore(state.removesuffix(self.padding))
+
+        async def merge(self, states: Mapping[int, bytes]) -> None:
+            await super().merge({n: state.removesuffix(self.padding) for n, state in states.items()})
+
+    options = BusOptions(heartbeat_s=0.1, max_message_bytes=1 << 20)
+    kept = Kept(ipc_dir, tmp_path / "journal", options)
+    member = Member(kept.address, Big)
+    try:
+        await until(lambda: shared_out([member]))
+        await asyncio.to_thread(publish, kept.address, 16 * 7)
+        await handled(kept.address)
+    finally:
+        await member.stop()
+        kept.close()
+
+
+async def test_data_that_were_set_back(kept: Kept) -> None:
+    """A consumer that keeps its position with its data gets again what it has not stored."""
+    stored: dict[str, int] = {}
+    seen: list[int] = []
+
+    class Storing(Totals):
+        async def position(self) -> int | None:
+            return stored.get(self.name, 0)
+
+        async def on_records(self, event: Records) -> None:
+            seen.append(self.offset)
+
+        async def flush(self) -> None:
+            stored[self.name] = self.offset
+
+    await asyncio.to_thread(publish, kept.address, 16 * 7)
+    first = Member(kept.address, Storing)
+    await handled(kept.address)
+    await first.stop()
+    stored.clear()
+    second = Member(kept.address, Storing)
+    await until(lambda: len(seen) == 32)
+    await second.stop()
+    assert sorted(seen[:16]) == sorted(seen[16:])
+
+
+async def test_a_loss_while_two_runs_go_on(ipc_dir: Path, tmp_path: Path) -> None:
+    """What was lost on the way is read from the journal, whatever else came in the partition meanwhile."""
+    kept = Kept(ipc_dir, tmp_path / "journal", BusOptions(heartbeat_s=4.0))
+    member = Member(kept.address)
+    live = member.runner._live
+    receive = live.receive
+    lost: list[list[zmq.Frame]] = []
+
+    def losing() -> list[zmq.Frame]:
+        frames = receive()
+        if frames[0].bytes == b"records.03.a$" and not lost:
+            lost.append(frames)
+            frames = receive()
+        return frames
+
+    try:
+        await until(lambda: shared_out([member]))
+        await until(lambda: not any(share.replaying for share in member.runner.shares.values()))
+        vars(live)["receive"] = losing
+        with Run(kept.address, "a") as a, Run(kept.address, "b") as b:
+            for _ in range(3):
+                await a.publish(16 * 7)
+                await b.publish(16 * 7)
+            await a.publish(7, end=True)
+            await b.publish(7, end=True)
+            await handled(kept.address, "a")
+            await handled(kept.address, "b")
+        assert lost
+        assert not group_info(kept.address).incomplete_runs
+    finally:
+        await member.stop()
+        kept.close()
+
+
+async def test_a_publisher_that_comes_back(kept: Kept) -> None:
+    """A run that was given up as lost goes on after all: at its real end all its records count."""
+    member = Member(kept.address)
+    await until(lambda: shared_out([member]))
+    try:
+        with Run(kept.address) as run:
+            await run.publish(700)
+            with BusClient(Address.parse(kept.address)) as client:
+                await asyncio.to_thread(client.end_runs, "test")
+            await handled(kept.address)
+            await asyncio.sleep(0.5)  # in which it must not be forgotten
+            await run.publish(700, end=True)
+            found = await until(lambda: len(found := summaries(kept)) == 2 and found)
+    finally:
+        await member.stop()
+    assert [summary.result["records"] for summary in found] == [700, 1400]
