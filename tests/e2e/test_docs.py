@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -61,8 +62,8 @@ def test_the_code_of_a_page(workplace: Workplace, name: str) -> None:
 
 @pytest.mark.parametrize(("name", "test"), ELSEWHERE.items())
 def test_the_others_have_tests(name: str, test: str) -> None:
-    """Each page that is left out above is read by the test that is said to do so."""
-    assert f'Page("docs/{name}")' in (ROOT / "tests" / "e2e" / test).read_text()
+    """Each page that is left out above is named in the file that is said to test it."""
+    assert Path(name).name in (ROOT / "tests" / "e2e" / test).read_text()
 
 
 def moved(text: str, place: dict[str, str]) -> str:
