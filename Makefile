@@ -3,14 +3,15 @@
 #   make PYTHON=/path/to/python ... names the Python that .venv is made with
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos lint bench schemas clean
+.PHONY: help demo test test-slow chaos lint bench schemas docs clean
 
 export PYTHON
 
 VENV := .venv
 BIN := $(VENV)/bin
-# AIPERF is set up for `make demo`; DEV is more, and counts for both.
+# AIPERF is set up for `make demo`, DOCS for `make docs`; DEV is more, and counts for all.
 AIPERF := $(VENV)/.stamp-aiperf
+DOCS := $(VENV)/.stamp-docs
 DEV := $(VENV)/.stamp-dev
 BENCH := $(VENV)/.stamp-bench
 INPUTS := pyproject.toml constraints-dev.txt
@@ -41,6 +42,9 @@ bench: $(BENCH)  ## Measure the budgets, each side by side with what it is compa
 schemas: $(DEV)  ## Write schemas/ anew: JSON Schemas, AsyncAPI document, test vectors
 	@$(BIN)/python -m scripts.make_schemas
 
+docs: $(DOCS)  ## Build the documentation as a site, build/docs/index.html
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
 clean:  ## Remove .venv, the demo's output, caches and builds
 	rm -rf $(VENV) .venv.lock demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src consumers tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -48,8 +52,11 @@ clean:  ## Remove .venv, the demo's output, caches and builds
 $(AIPERF): $(INPUTS)
 	@sh scripts/setup-venv.sh aiperf $@
 
+$(DOCS): $(INPUTS)
+	@sh scripts/setup-venv.sh docs $@
+
 $(DEV): $(INPUTS)
-	@sh scripts/setup-venv.sh aiperf,dev $@ $(AIPERF)
+	@sh scripts/setup-venv.sh aiperf,dev $@ $(AIPERF) $(DOCS)
 
 $(BENCH): $(INPUTS)
-	@sh scripts/setup-venv.sh aiperf,dev,bench $@ $(AIPERF) $(DEV)
+	@sh scripts/setup-venv.sh aiperf,dev,bench $@ $(AIPERF) $(DEV) $(DOCS)

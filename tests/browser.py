@@ -47,8 +47,17 @@ class Seen:
         return self.dom[start.start() :].partition("<figcaption")[0]
 
 
-def browse(page: Path, profile: Path, width: int = 1400) -> Seen:
-    """Open a page in a window of that many pixels, let its scripts run, and return what came of it."""
+def browse(page: Path, profile: Path, width: int = 1400, query: str = "", until: str = "true") -> Seen:
+    """Open a page in a window, let its scripts run, and return what came of it.
+
+    Args:
+        page: the file.
+        profile: a directory for the browser.
+        width: the window's width in pixels.
+        query: what comes after the page's address and a question mark.
+        until: an expression in the page to wait for.
+    """
+    address = page.as_uri() + (f"?{query}" if query else "")
     seen = Seen()
     with _Chromium(profile, seen) as chromium:
         target = chromium.ask("Target.createTarget", url="about:blank")["targetId"]
@@ -57,12 +66,13 @@ def browse(page: Path, profile: Path, width: int = 1400) -> Seen:
             chromium.ask(f"{domain}.enable")
         size = {"width": width, "height": 2000, "deviceScaleFactor": 1, "mobile": False}
         chromium.ask("Emulation.setDeviceMetricsOverride", **size)
-        chromium.ask("Page.navigate", url=page.as_uri())
+        chromium.ask("Page.navigate", url=address)
         chromium.wait_for("Page.loadEventFired")
         chromium.ask("Runtime.evaluate", expression=_DRAWN, awaitPromise=True)
+        wait_until(lambda: chromium.value(until))
         seen.dom = chromium.value("document.documentElement.outerHTML")
         seen.width = chromium.value("document.documentElement.scrollWidth")
-    seen.requests.remove(page.as_uri())
+    seen.requests.remove(address)
     return seen
 
 

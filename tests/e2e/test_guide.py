@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shlex
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import Workplace, json_lines, wait_for
+from tests.e2e.pages import PROGRAM, Page, words
 
-PROGRAM = (sys.executable, "-m", "phase_bus")
 SIMULATE = (*PROGRAM, "simulate", "-r", "0")
 
 HOOKS = '''
@@ -388,19 +385,12 @@ def test_a_killed_processor_goes_on_where_it_was(workplace: Workplace, plugin: P
 @pytest.mark.slow
 def test_the_page_about_hooks(workplace: Workplace) -> None:
     """What docs/guide/hooks.md shows: its files, and every command."""
-    page = (Path(__file__).resolve().parents[2] / "docs" / "guide" / "hooks.md").read_text()
-    for block in re.findall(r"```(?:python|yaml)\n# (.*?)```", page, re.DOTALL):
-        name, _, content = block.partition("\n")
-        path = workplace.directory / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(content)
+    page = Page("docs/guide/hooks.md")
+    page.write_files(workplace.directory)
     said = ""
-    commands = [
-        line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()
-    ]
+    commands = page.commands()
     for command in commands:
-        words = shlex.split(command.replace("-- phase-bus simulate", "-- phase-bus simulate -n 100 -r 300"))
-        line = [w for word in words for w in (PROGRAM if word == "phase-bus" else (word,))]
+        line = words(command.replace("-- phase-bus simulate", "-- phase-bus simulate -n 100 -r 300"))
         done = workplace.finish(workplace.start(*line))
         assert done.returncode == 0, (command, done.stderr, done.stdout)
         said += done.stdout + done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -18,39 +17,13 @@ import pytest
 
 from phase_bus.cli import main
 from tests.e2e.conftest import Workplace, wait_for
+from tests.e2e.pages import ROOT, Page, words
 
-ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
-PROGRAM = (sys.executable, "-m", "phase_bus")
+PAGE = Page("README.md")
+README = PAGE.text
+starting = PAGE.starting
 # What the demo and the tests run AIPerf against.
 NOT_EXAMPLES = {"demo.py", "make_tokenizer.py", "mock_llm_server.py", "__pycache__"}
-
-
-def blocks(language: str) -> list[str]:
-    """Return the README's code blocks in a language."""
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-def commands() -> list[str]:
-    """Return the command lines of the README, continued lines joined and comments left out."""
-    joined = "".join(blocks("sh")).replace("\\\n", " ")
-    lines = (re.sub(r"\s+#.*", "", line).strip() for line in joined.splitlines())
-    return [" ".join(line.split()) for line in lines if line]
-
-
-def words(command: str) -> list[str]:
-    """Return a command's words, with `phase-bus` as the one under test."""
-    result: list[str] = []
-    for word in shlex.split(command):
-        result += PROGRAM if word == "phase-bus" else (word,)
-    return result
-
-
-def starting(prefix: str) -> str:
-    """Return the README's only command that begins so, or is just that."""
-    found = [command for command in commands() if command.startswith(prefix)]
-    (command,) = [command for command in found if command == prefix] or found
-    return command
 
 
 def test_every_command_is_run_by_a_test() -> None:
@@ -76,7 +49,7 @@ def test_every_command_is_run_by_a_test() -> None:
         "phase-bus exec --with aggregator:output=shared.json",
         "phase-bus consume aggregator --group team",
     )
-    assert [c for c in commands() if not c.startswith(known)] == []
+    assert [c for c in PAGE.commands() if not c.startswith(known)] == []
     ci = (ROOT / ".ci" / "run").read_text()
     assert "\nmake demo\n" in ci
     assert "\nmake test\n" in ci
@@ -170,7 +143,7 @@ def handled(workplace: Workplace, address: str) -> int:
 
 def test_the_consumer_in_ten_lines(workplace: Workplace) -> None:
     """The README's class, in a file of that name, warns when it should."""
-    (code,) = (block for block in blocks("python") if block.startswith("# slow.py"))
+    code = PAGE.files()["slow.py"]
     (workplace.directory / "slow.py").write_text(code)
     done = workplace.finish(workplace.start(*words(starting("phase-bus exec --with slow:SlowPhase"))))
     assert done.returncode == 0, done.stderr
@@ -248,7 +221,7 @@ def test_the_files_it_names_are_there() -> None:
 
 def test_publishing_from_another_load_generator(workplace: Workplace) -> None:
     """The README's publisher: its record arrives, the run is complete."""
-    (code,) = (block for block in blocks("python") if block.startswith("# publish.py"))
+    code = PAGE.files()["publish.py"]
     (workplace.directory / "publish.py").write_text(code)
     done = workplace.run(
         "exec", "--with", "aggregator:output=summary.json", "--", sys.executable, "publish.py"

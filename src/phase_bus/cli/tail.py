@@ -63,7 +63,7 @@ def tail(
 ) -> None:
     """Print events as they come, until Ctrl-C.
 
-    A topic is '<kind>.<run id>$'; request records are on 'records.<partition>.<run id>$'.
+    A topic is 'KIND.RUN_ID$'; request records are on 'records.PARTITION.RUN_ID$'.
 
     For example:
 
