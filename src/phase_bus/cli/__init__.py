@@ -29,6 +29,7 @@ _COMMANDS = {
     "journal": ("", "Look at a bus's journal: info, verify, prune, export."),
     "dead-letters": ("", "Look at events that a consumer failed on, and retry them."),
     "status": ("status:status", "Show who is on the bus, and how the runs are."),
+    "verify": ("verify:verify", "Measure whether a benchmark feels the bus."),
     "doctor": ("doctor:doctor", "Say what is installed, and whether plugin and address work."),
 }
 _SUBCOMMANDS = {
