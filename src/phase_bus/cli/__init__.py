@@ -57,7 +57,8 @@ def build_app(*chosen: str) -> App:
         version=__version__,
         help="Follow AIPerf benchmark runs from independent processes.\n\n"
         "Start with: phase-bus exec --with logging --with aggregator -- aiperf profile ...",
-        help_format="markdown",
+        # Markdown takes as long to load as everything else; the list of commands does without it.
+        help_format="markdown" if chosen[:1] and chosen[0] in _COMMANDS else "plaintext",
         result_action="return_value",
     )
     for name, (where, what) in _COMMANDS.items():
