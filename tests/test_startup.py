@@ -27,7 +27,8 @@ from phase_bus.events import PhaseRef
 from phase_bus.publisher import Publisher
 
 publisher = Publisher("ipc:///nowhere/at/all")
-publisher.record("r", PhaseRef("profiling"), {"request_latency": 1, "inter_chunk_latency": [1, 2]}, {"a": "b"})
+metrics = {"request_latency": 1, "inter_chunk_latency": [1, 2]}
+publisher.record("r", PhaseRef("profiling"), metrics, {"worker_id": "w"})
 publisher.complete_run("r", "completed", "")
 publisher.close(0.0)
 """

@@ -73,11 +73,12 @@ class Session:
         """Run all rounds, or as many as the user lets it.
 
         Raises:
-            PhaseBusError: a run of the warm-up does not work, so none would.
+            PhaseBusError: the bus, a consumer or a run of the warm-up does not work, so no other run would.
         """
         self._interrupt.install()
-        self._begun_s = time.monotonic()
         try:
+            await self._bench.check(self._directory)
+            self._begun_s = time.monotonic()
             await self._round(0, MODES)
             for number, order in enumerate(itertools.islice(orders(self._seed), self._rounds), 1):
                 await self._round(number, order)

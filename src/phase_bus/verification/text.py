@@ -74,9 +74,12 @@ def _cpu(result: Verification) -> Table:
 
 def _verdict(result: Verification) -> Text:
     text = Text(f"\n{result.verdict}", style=_STYLES[result.verdict])
-    felt = [f"{_title(c)} ({c.mode})" for c in result.comparisons if c.decision == "felt"]
-    if felt:
-        text.append(f"\nbeyond ±{result.tolerance_pct:g} %: {', '.join(felt)}")
+    felt: dict[str, list[str]] = {}
+    for comparison in result.comparisons:
+        if comparison.decision == "felt":
+            felt.setdefault(_title(comparison), []).append(comparison.mode)
+    for title, modes in felt.items():
+        text.append(f"\nbeyond ±{result.tolerance_pct:g} %: {title} ({', '.join(modes)})")
     asked = [c.decision for c in result.comparisons if c.metric != CPU.metric]
     if undecided := sum(decision in ("undecided", None) for decision in asked):
         text.append(

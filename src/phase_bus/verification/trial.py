@@ -85,6 +85,18 @@ class Bench:
         self._command = command
         self._config = config
 
+    async def check(self, directory: Path) -> None:
+        """See that the bus and the consumers can be started, before a benchmark is run for nothing.
+
+        Args:
+            directory: where their output goes.
+
+        Raises:
+            PhaseBusError: they cannot.
+        """
+        async with self._rig(directory):
+            pass
+
     async def run(self, run: Run, kill_after_s: float) -> Run:
         """Run the benchmark as a run says, in its directory, and return the run with what was measured.
 
@@ -101,13 +113,18 @@ class Bench:
             environ = {k: v for k, v in os.environ.items() if k != "PHASE_BUS_ADDRESS"}
             ended, display_s = await self._benchmark(directory, environ)
             return _measured(run, ended, {"display": display_s})
+        async with self._rig(directory) as rig:
+            return await self._run_with(rig, run, kill_after_s)
+
+    @asynccontextmanager
+    async def _rig(self, directory: Path) -> AsyncIterator[Rig]:
+        """Have a bus and consumers as ``exec`` has, but for the journal, which is not kept."""
+        journal = directory / "journal"
+        config = msgspec.structs.replace(self._config, data=str(journal))
         with (directory / "phase-bus.log").open("w") as log:
-            console = Console(file=log, width=_WIDE, highlight=False)
-            journal = directory / "journal"
-            config = msgspec.structs.replace(self._config, data=str(journal))
             try:
-                async with Rig(config, console) as rig:
-                    return await self._run_with(rig, run, kill_after_s)
+                async with Rig(config, Console(file=log, width=_WIDE, highlight=False)) as rig:
+                    yield rig
             finally:
                 shutil.rmtree(journal, ignore_errors=True)
 
