@@ -176,12 +176,13 @@ def test_a_benchmark_that_feels_it(workplace: Workplace, stand_in: Callable[...,
 def test_a_benchmark_that_does_not_feel_it(
     workplace: Workplace, stand_in: Callable[..., tuple[str, ...]]
 ) -> None:
-    """Its figures are the same in all modes: exit code 0, though how long it takes may not be decided."""
-    done = workplace.run(*stand_in(), "--strict", timeout_s=110)  # after '--', so the stand-in's
-    assert done.returncode == 0, done.stdout + done.stderr
-    decisions = {(c["metric"], c["decision"]) for c in workplace.json("result.json")["comparisons"]}
-    assert ("request_latency", "same") in decisions
-    assert "felt" not in {decision for _, decision in decisions}
+    """Its own figures are the same in all modes; how long two rounds of a process take may be anything."""
+    done = workplace.run(*stand_in(), timeout_s=110)
+    compared = workplace.json("result.json")["comparisons"]
+    latencies = [c for c in compared if c["metric"] == "request_latency"]
+    assert len(latencies) == 9
+    assert {c["decision"] for c in latencies} == {"same"}
+    assert done.returncode == any(c["decision"] == "felt" for c in compared), done.stdout
 
 
 @pytest.mark.slow

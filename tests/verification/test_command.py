@@ -95,6 +95,15 @@ async def test_the_first_interrupt_asks_and_the_second_kills(tmp_path: Path, no_
     assert interrupt.asked.is_set()
 
 
+async def test_a_command_that_is_started_too_late_is_ended(tmp_path: Path, no_leaks: None) -> None:
+    """The user wanted to stop while the bus was starting."""
+    interrupt = Interrupt()
+    interrupt.asked.set()
+    ended = await ran(tmp_path, "import time; time.sleep(60)", interrupt)
+    assert ended.exit_code != 0
+    assert ended.duration_s < 30
+
+
 async def test_a_run_that_is_cancelled_leaves_nothing(tmp_path: Path, no_leaks: None) -> None:
     """Whatever goes wrong around it."""
     running = asyncio.create_task(ran(tmp_path, "import time; print(1, flush=True); time.sleep(60)"))

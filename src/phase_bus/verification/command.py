@@ -21,6 +21,7 @@ _ARTIFACT_DIR = ("--artifact-dir", "--output-artifact-dir")
 _PREFIX = ("--profile-export-prefix", "--profile-export-file")
 _CONFIG = ("--config", "-f")
 _ADDRESS_IN_YAML = re.compile(r"\bphase_bus\b")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _END_S = 15.0  # what AIPerf gets to end by itself, once it was interrupted
 
 
@@ -39,9 +40,9 @@ class Ended(Struct, frozen=True, kw_only=True):
 
 
 class Interrupt:
-    """Whether the user wants to stop (Ctrl-C, SIGTERM); while a command runs, it is passed on to it.
+    """Whether the user wants to stop (Ctrl-C, SIGTERM, SIGHUP); a command that runs is told as well.
 
-    The first one asks the command to end; a second one, or ``_END_S`` without an end, kills it.
+    The first signal asks the command to end; a second one, or ``_END_S`` without an end, kills it.
     """
 
     def __init__(self) -> None:
@@ -51,30 +52,35 @@ class Interrupt:
     def install(self) -> None:
         """Take the signals of this process."""
         loop = asyncio.get_running_loop()
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in _SIGNALS:
             loop.add_signal_handler(signum, self._on_signal)
 
     def remove(self) -> None:
         """Give the signals back."""
         loop = asyncio.get_running_loop()
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in _SIGNALS:
             loop.remove_signal_handler(signum)
 
     def watch(self, group: int | None) -> None:
-        """Pass signals on to a process group from now on, or to none."""
+        """From now on tell a command, by its process group; None for no command."""
         self._group = group
+        if self.asked.is_set():  # while the bus was starting, for instance
+            self._ask()
 
     def _on_signal(self) -> None:
-        again = self.asked.is_set()
-        self.asked.set()
-        if self._group is None:
-            return
-        _signal_group(self._group, signal.SIGKILL if again else signal.SIGINT)
-        if not again:
+        if self.asked.is_set():
+            self._kill(self._group)
+        else:
+            self.asked.set()
+            self._ask()
+
+    def _ask(self) -> None:
+        if self._group is not None:
+            _signal_group(self._group, signal.SIGINT)
             asyncio.get_running_loop().call_later(_END_S, self._kill, self._group)
 
-    def _kill(self, group: int) -> None:
-        if self._group == group:
+    def _kill(self, group: int | None) -> None:
+        if group is not None and group == self._group:
             _signal_group(group, signal.SIGKILL)
 
 
