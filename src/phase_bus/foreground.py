@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from phase_bus.errors import ConfigError
@@ -32,27 +32,42 @@ async def run_in_foreground(command: Sequence[str], environment: Mapping[str, st
     It gets a process group of its own, as a shell gives it one, and the terminal with it: Ctrl-C and
     Ctrl-Z reach the command alone. Signals sent to this process are passed on to the group.
     """
-    process = await asyncio.create_subprocess_exec(*command, env=dict(environment), process_group=0)
-    with _terminal_given_to(process.pid), _signals_forwarded_to(process.pid):
-        watcher = asyncio.create_task(_follow_suspension(process.pid))
-        try:
-            return await process.wait()
-        finally:
-            watcher.cancel()
+    # Before the start: a signal during it must not end this process and leave the command behind.
+    with _signals_forwarded() as forward_to:
+        process = await asyncio.create_subprocess_exec(*command, env=dict(environment), process_group=0)
+        forward_to(process.pid)
+        with _terminal_given_to(process.pid):
+            watcher = asyncio.create_task(_follow_suspension(process.pid))
+            try:
+                return await process.wait()
+            finally:
+                watcher.cancel()
 
 
 @contextmanager
-def _signals_forwarded_to(group: int) -> Iterator[None]:
+def _signals_forwarded() -> Iterator[Callable[[int], None]]:
+    """Pass signals on to a process group, named as soon as it is known; those before it wait."""
     loop = asyncio.get_running_loop()
+    early: list[int] = []
+    group: int | None = None
 
     def forward(signum: int) -> None:
+        if group is None:
+            early.append(signum)
+            return
         with suppress(ProcessLookupError):
             os.killpg(group, signum)
+
+    def forward_to(pid: int) -> None:
+        nonlocal group
+        group = pid
+        for signum in early:
+            forward(signum)
 
     for signum in _FORWARDED:
         loop.add_signal_handler(signum, forward, signum)
     try:
-        yield
+        yield forward_to
     finally:
         for signum in _FORWARDED:
             loop.remove_signal_handler(signum)

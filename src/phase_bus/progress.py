@@ -6,6 +6,7 @@ because a log of them is worth keeping.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -49,14 +50,26 @@ class _Phase:
 
 
 class Progress(Consumer):
-    """Shows how the runs on a bus go."""
+    """Shows how the runs on a bus go.
+
+    Args:
+        console: where to.
+        every_s: how often while a phase goes on.
+
+    Attributes:
+        results: final summaries by run, the first producer's.
+        ended: how runs ended.
+        receipts: by run and consumer.
+        profiling: set as soon as a profiling phase has begun.
+    """
 
     def __init__(self, console: Console, every_s: float = 2.0) -> None:
         self.console = console
         self.every_s = every_s
-        self.results: dict[str, dict[str, Any]] = {}  # final summaries by run, the first producer's
+        self.results: dict[str, dict[str, Any]] = {}
         self.ended: dict[str, RunComplete] = {}
         self.receipts: dict[tuple[str, str], Receipt] = {}
+        self.profiling = asyncio.Event()
         self._phases: dict[tuple[str, int], _Phase] = {}
         self._runs: list[str] = []
         self._shown_s = time.monotonic()
@@ -79,6 +92,8 @@ class Progress(Consumer):
         """Show that a phase began."""
         self._phase(event).stats = event.stats
         self.note(f"{self._title(event)} started")
+        if event.phase.kind == "profiling":
+            self.profiling.set()
         self._shown_s = time.monotonic()
 
     async def on_phase_progress(self, event: PhaseProgress) -> None:

@@ -76,6 +76,15 @@ class Rig:
     ) -> None:
         await self._close()
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process ids of the bus (``bus``) and of the consumers, by their names."""
+        return self._supervisor.pids
+
+    async def status(self) -> Status | None:
+        """Return the bus's status, or None if it does not answer."""
+        return await self._supervisor.status()
+
     async def settle(self, reason: str) -> None:
         """Wait until every run has ended and every living consumer has handled that.
 

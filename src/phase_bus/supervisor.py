@@ -206,6 +206,12 @@ class Supervisor:
         """The consumers' processes."""
         return tuple(self._consumers)
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process ids of the bus (``bus``) and of the consumers, by their names."""
+        bus = () if self._bus is None else (self._bus,)
+        return {child.name: child.pid for child in (*self._consumers, *bus)}
+
     async def start(self) -> Status:
         """Start everything and wait until each consumer is ready; return the bus's status.
 

@@ -17,6 +17,7 @@ from tests.e2e.pages import ROOT, Page, words
 ELSEWHERE = {
     "guide/hooks.md": "test_guide.py",
     "guide/testing.md": "test_guides.py",
+    "guide/verify.md": "test_verify.py",
 }
 # What stays running until the reader ends it, and what shows that it is up.
 STAYS = {"bus": "bus ready", "up": "consumers ready", "consume": ""}

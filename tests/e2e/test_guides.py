@@ -25,11 +25,10 @@ def test_the_tests_of_the_testing_guide(tmp_path: Path) -> None:
 
 def test_names_in_the_pages_exist() -> None:
     """Every factory and every file that a page names; links lead there on GitHub too."""
+    names = r"(?<!scripts\.)\b(make_\w+\b(?!\.py)|run_consumer\w*|MemoryBus|LiveBus)\b"
     for page in DOCS:
         text = page.read_text()
-        for name in set(
-            re.findall(r"(?<!scripts\.)\b(make_\w+|run_consumer\w*|MemoryBus|LiveBus)\b", text)
-        ):
+        for name in set(re.findall(names, text)):
             assert hasattr(testing, name), name
         for path in re.findall(r"`((?:examples|tests|schemas|benchmarks|consumers)/[\w./]*)`", text):
             assert (ROOT / path).exists(), path

@@ -29,6 +29,7 @@ _COMMANDS = {
     "journal": ("", "Look at a bus's journal: info, verify, prune, export."),
     "dead-letters": ("", "Look at events that a consumer failed on, and retry them."),
     "status": ("status:status", "Show who is on the bus, and how the runs are."),
+    "verify": ("verify:verify", "Measure whether a benchmark feels the bus."),
     "doctor": ("doctor:doctor", "Say what is installed, and whether plugin and address work."),
 }
 _SUBCOMMANDS = {
@@ -56,7 +57,8 @@ def build_app(*chosen: str) -> App:
         version=__version__,
         help="Follow AIPerf benchmark runs from independent processes.\n\n"
         "Start with: phase-bus exec --with logging --with aggregator -- aiperf profile ...",
-        help_format="markdown",
+        # Markdown takes as long to load as everything else; the list of commands does without it.
+        help_format="markdown" if chosen[:1] and chosen[0] in _COMMANDS else "plaintext",
         result_action="return_value",
     )
     for name, (where, what) in _COMMANDS.items():

@@ -1,0 +1,143 @@
+"""``phase-bus verify``."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from cyclopts import Parameter
+
+from phase_bus.cli.options import WithOption, make_console
+from phase_bus.config import ConsumerConfig, load_config
+from phase_bus.errors import ConfigError
+from phase_bus.files import check_writable, write_whole
+from phase_bus.foreground import check_command
+from phase_bus.verification.command import check_benchmark
+from phase_bus.verification.result import Verification, as_json, conclude
+from phase_bus.verification.session import Session
+from phase_bus.verification.text import tables
+
+_CONSUMERS = ("aggregator", "logging")
+_INTERRUPTED = 130
+
+
+def verify(
+    *command: str,
+    rounds: int = 8,
+    tolerance: str = "5%",
+    config: Annotated[Path | None, Parameter(name=["--config", "-c"])] = None,
+    with_: WithOption = None,
+    seed: int | None = None,
+    strict: Annotated[bool, Parameter(negative=())] = False,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    json: Path | None = None,
+) -> int:
+    """Measure whether a benchmark feels the bus.
+
+    Runs COMMAND, an 'aiperf profile ...' of one run, once a round in each of four modes: with the bus
+    off; on, with the consumers; on with the first consumer suspended; on with the first consumer killed
+    in the middle of the profiling phase. The order changes from round to round, and a first round warms
+    up and does not count. Then shows for throughput, TTFT, ITL, request latency and the duration of the
+    command the difference of each mode to off, with its 95 % confidence interval, and the CPU time of
+    each process.
+
+    Exits with 1 if an interval lies beyond the tolerance as a whole, or if a run failed: any exit code but
+    0, no results, nothing published. An interval that reaches across the tolerance decides nothing: it is
+    shown as such, and counts as a failure only with --strict.
+
+    Let COMMAND send at a fixed rate that the machine can bear, or any change is drowned by its own.
+
+    For example:
+
+        phase-bus verify -- aiperf profile -m my-model --url ... --request-rate 50 --benchmark-duration 30
+
+        phase-bus verify --rounds 12 --tolerance 2% --json verify.json -c bus.yaml -- aiperf profile ...
+
+    Args:
+        command: The AIPerf command and its arguments, after '--'. Its results go to a directory for each
+            run, whatever directory it names.
+        rounds: How many rounds count. With a multiple of four the order of the modes is balanced.
+        tolerance: How large a difference may be, in percent, in either direction.
+        config: A YAML file that names the consumers, as for 'phase-bus exec'. By default 'aggregator' and
+            'logging' run.
+        seed: Of the order of the modes. By default a new one, which is shown.
+        strict: Exit with 1 also when something is not decided.
+        output: Where each run gets its directory. By default a new one: phase-bus-verify-DATE-TIME.
+        json: Where to write everything as JSON.
+    """
+    tolerance_pct = _percent(tolerance)
+    if rounds < 2:
+        raise ConfigError(f"--rounds {rounds}: an interval needs two rounds or more")
+    if not command:
+        raise ConfigError("no command to run; write it after '--', as in: -- aiperf profile ...")
+    benchmark = check_benchmark(command)
+    check_command(benchmark)
+    loaded = load_config(config, with_ or [], [])
+    if not loaded.consumers:
+        loaded = msgspec.structs.replace(loaded, consumers=tuple(map(ConsumerConfig, _CONSUMERS)))
+    if json is not None:
+        check_writable(json, "--json")
+    seed = random.SystemRandom().randrange(2**16) if seed is None else seed
+    console = make_console(stderr=True)
+    session = Session(
+        benchmark,
+        loaded,
+        rounds=rounds,
+        seed=seed,
+        directory=_new_directory(output),
+        say=lambda line: console.print(f"phase-bus: {line}", markup=False, soft_wrap=True),
+    )
+    asyncio.run(session.run())
+    result = conclude(
+        session.runs,
+        command=benchmark,
+        consumers=tuple(consumer.title for consumer in loaded.consumers),
+        seed=seed,
+        tolerance_pct=tolerance_pct,
+        rounds=rounds,
+        interrupted=session.interrupted,
+    )
+    for part in tables(result):
+        make_console().print(part)
+    if json is not None:
+        write_whole(json, as_json(result))
+    return _exit_code(result, strict)
+
+
+def _exit_code(result: Verification, strict: bool) -> int:
+    if result.interrupted:
+        return _INTERRUPTED
+    return int(result.verdict in ("felt", "failed") or (strict and result.verdict == "not decided"))
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 100:
+        raise ConfigError(f"--tolerance {text!r}: give a percentage between 0 and 100, such as 5%")
+    return value
+
+
+def _new_directory(output: Path | None) -> Path:
+    """Make the directory for all runs.
+
+    Raises:
+        ConfigError: it cannot be made, or is not empty.
+    """
+    directory = output or Path(f"phase-bus-verify-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        used = any(directory.iterdir())
+    except OSError as error:
+        raise ConfigError(
+            f"--output {str(directory)!r}: {error.strerror}; give another directory"
+        ) from error
+    if used:
+        raise ConfigError(f"--output {str(directory)!r}: is not empty; give a new directory")
+    return directory

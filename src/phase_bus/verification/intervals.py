@@ -1,0 +1,96 @@
+"""Confidence intervals of differences that are paired by round, and what they decide.
+
+For each round r in which both were measured, y_r = ln(x_r / off_r), where x_r is the value in a mode and
+off_r that with the bus off. Over n rounds, with the mean ȳ and the standard deviation s of the sample,
+
+    ȳ ± t(n-1, 0.975) · s / √n
+
+is the 95 % confidence interval of the mean of y by Student's t, and 100 · (exp(y) - 1) of its ends and of ȳ
+are what is told: the difference in percent. Logarithms, because what disturbs a measurement does so by a
+factor, and because the mean of x_r / off_r itself would be biased upwards by the noise of off_r.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+from phase_bus.errors import ConfigError
+
+CONFIDENCE = 0.95
+
+Decision: TypeAlias = Literal["same", "felt", "undecided"]
+
+
+class Interval(Struct, frozen=True, kw_only=True):
+    """A difference to the mode ``off``, in percent of it.
+
+    Attributes:
+        rounds: how many rounds are in it.
+        estimate_pct: the difference, as far as these rounds tell.
+        low_pct: the lower end of the confidence interval.
+        high_pct: the upper end.
+    """
+
+    rounds: int
+    estimate_pct: float
+    low_pct: float
+    high_pct: float
+
+    def decide(self, tolerance_pct: float) -> Decision:
+        """Return what the interval says of a tolerance, which holds in both directions.
+
+        ``same``: all of it lies within the tolerance, so the mode is as good as ``off`` (a test of
+        equivalence by the inclusion of an interval). ``felt``: all of it lies beyond, on one side.
+        ``undecided``: it reaches across an end of the tolerance, so it takes more rounds, longer ones, or a
+        quieter machine.
+        """
+        if -tolerance_pct <= self.low_pct and self.high_pct <= tolerance_pct:
+            return "same"
+        if self.low_pct > tolerance_pct or self.high_pct < -tolerance_pct:
+            return "felt"
+        return "undecided"
+
+
+def difference(pairs: Sequence[tuple[float, float]]) -> Interval | None:
+    """Return the difference between paired values, None for fewer than two pairs.
+
+    Args:
+        pairs: for each round the value with the bus off, and the value in the mode; a pair with a value
+            that is not positive tells nothing of a ratio and is left out.
+
+    Raises:
+        ConfigError: scipy is not installed.
+    """
+    logs = [math.log(value / off) for off, value in pairs if off > 0 and value > 0]
+    if len(logs) < 2:
+        return None
+    mean = statistics.fmean(logs)
+    half = student_t(len(logs)) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return Interval(
+        rounds=len(logs),
+        estimate_pct=_percent(mean),
+        low_pct=_percent(mean - half),
+        high_pct=_percent(mean + half),
+    )
+
+
+def student_t(n: int) -> float:
+    """Return the quantile of Student's t for the two-sided interval of a mean over n values.
+
+    Raises:
+        ConfigError: scipy is not installed.
+    """
+    try:
+        from scipy.special import stdtrit
+    except ModuleNotFoundError as error:
+        raise ConfigError("scipy is missing; install it with: pip install 'phase-bus[verify]'") from error
+    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+
+
+def _percent(log_ratio: float) -> float:
+    return 100.0 * math.expm1(log_ratio)

@@ -1,0 +1,147 @@
+"""What is measured of a run: AIPerf's own results, and the CPU time of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from phase_bus.errors import ConfigError
+
+EXPORT = "profile_export_aiperf.json"
+
+
+class Measure(Struct, frozen=True):
+    """A figure that is compared between modes.
+
+    Attributes:
+        metric: AIPerf's name of the metric.
+        statistic: which of its statistics.
+        title: what to call it.
+        unit: its unit.
+    """
+
+    metric: str
+    statistic: str
+    title: str
+    unit: str
+
+    @property
+    def key(self) -> str:
+        """By what it is found in a run's values."""
+        return f"{self.metric}.{self.statistic}"
+
+
+_LATENCIES = {
+    "time_to_first_token": "TTFT",
+    "inter_token_latency": "ITL",
+    "request_latency": "request latency",
+}
+_STATISTICS = {"avg": "mean", "p50": "p50", "p99": "p99"}
+# Not in AIPerf's results: what the shell sees of the command.
+DURATION = Measure("command", "duration", "duration of the command", "s")
+MEASURES = (
+    Measure("request_throughput", "avg", "request throughput", "requests/s"),
+    *(
+        Measure(metric, statistic, f"{title} {word}", "ms")
+        for metric, title in _LATENCIES.items()
+        for statistic, word in _STATISTICS.items()
+    ),
+    DURATION,
+)
+# Told as the others are, and never decided on: it is what the plugin costs, not what the benchmark feels.
+CPU = Measure("aiperf", "cpu", "CPU time of AIPerf", "s")
+
+
+class Results(Struct, frozen=True, kw_only=True):
+    """AIPerf's results of a run.
+
+    Attributes:
+        values: by :attr:`Measure.key`; what AIPerf did not measure is left out.
+        duration_s: how long its profiling phase took.
+        requests: how many requests succeeded.
+        errors: how many failed.
+    """
+
+    values: dict[str, float]
+    duration_s: float
+    requests: int
+    errors: int
+
+
+def read_results(artifacts: Path) -> Results | str:
+    """Return the results in a directory of AIPerf's, or why they cannot be used."""
+    path = artifacts / EXPORT
+    try:
+        export = msgspec.json.decode(path.read_bytes())
+    except FileNotFoundError:
+        return f"AIPerf wrote no {EXPORT}; verify takes a command of one run, no sweep"
+    except (OSError, msgspec.DecodeError) as error:
+        return f"{path} cannot be read: {error}"
+    if export.get("was_cancelled"):
+        return "AIPerf says that the run was cancelled"
+    values = {}
+    for measure in MEASURES:
+        value = _statistic(export, measure.metric, measure.statistic)
+        if value is not None:
+            values[measure.key] = value
+    return Results(
+        values=values,
+        duration_s=_statistic(export, "benchmark_duration", "avg") or 0.0,
+        requests=int(_statistic(export, "request_count", "avg") or 0),
+        errors=int(_statistic(export, "error_request_count", "avg") or 0),
+    )
+
+
+def processes_of(pid: int) -> list[Any]:
+    """Return a process and all below it, as psutil has them; nothing of one that is gone.
+
+    Raises:
+        ConfigError: psutil is not installed.
+    """
+    psutil = load_psutil()
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def cpu_s_of(pid: int) -> float | None:
+    """Return the CPU time, in seconds, of a process and all below it; None if it is gone.
+
+    Raises:
+        ConfigError: psutil is not installed.
+    """
+    psutil = load_psutil()
+    total_s = None
+    for process in processes_of(pid):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        # Of children that have ended it holds what they used, of the living ones it does not.
+        spent_s = times.user + times.system + times.children_user + times.children_system
+        total_s = (total_s or 0.0) + spent_s
+    return total_s
+
+
+def load_psutil() -> Any:
+    """Return the module psutil.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import psutil
+    except ModuleNotFoundError as error:
+        raise ConfigError("psutil is missing; install it with: pip install 'phase-bus[verify]'") from error
+    return psutil
+
+
+def _statistic(export: dict[str, Any], metric: str, statistic: str) -> float | None:
+    entry = export.get(metric)
+    value = entry.get(statistic) if isinstance(entry, dict) else None
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,98 @@
+"""What a verification came to, as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from phase_bus.verification.measures import CPU, MEASURES, Measure
+from phase_bus.verification.plan import FELT_MODES, MODES, WHAT
+from phase_bus.verification.result import Comparison, Verification
+
+_MARKS = {"same": ("=", "green"), "felt": ("!", "bold red"), "undecided": ("?", "yellow"), None: ("", "")}
+_STYLES = {"not felt": "green", "not decided": "yellow", "felt": "bold red", "failed": "bold red"}
+
+
+def tables(result: Verification) -> Iterator[RenderableType]:
+    """Yield what is to be printed, in order."""
+    machine = ", ".join(f"{name} {value}" for name, value in result.machine.items())
+    yield Text(f"{machine}; seed {result.seed}\n")
+    yield _differences(result)
+    yield Text(
+        f"\nDifference to off in percent, [{result.confidence:.0%} confidence interval], paired by round "
+        f"(n in brackets where rounds are missing).\n"
+        f"= within ±{result.tolerance_pct:g} %    ! beyond it    ? reaches across it: not decided"
+    )
+    for mode in MODES:
+        yield Text(f"{mode}: {WHAT[mode]}", style="dim")
+    yield Text("")
+    yield _cpu(result)
+    for problem in result.problems:
+        yield Text(f"does not count: {problem}", style="red")
+    yield _verdict(result)
+
+
+def _differences(result: Verification) -> Table:
+    rounds = max((c.difference.rounds for c in result.comparisons if c.difference), default=0)
+    table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))
+    table.add_column(f"{rounds} rounds".upper(), no_wrap=True)
+    table.add_column("OFF", justify="right", no_wrap=True)
+    for mode in FELT_MODES:
+        table.add_column(mode.upper(), justify="right", no_wrap=True)
+    found = {(c.metric, c.statistic, c.mode): c for c in result.comparisons}
+    for measure in (*MEASURES, CPU):
+        row = {mode: found.get((measure.metric, measure.statistic, mode)) for mode in FELT_MODES}
+        first = next((c for c in row.values() if c), None)
+        if first is not None:
+            cells = (_cell(c, rounds) for c in row.values())
+            table.add_row(measure.title, f"{first.off_mean:.2f} {measure.unit}", *cells)
+    return table
+
+
+def _cell(comparison: Comparison | None, rounds: int) -> Text:
+    if comparison is None or comparison.difference is None:
+        return Text("too few rounds", style="yellow")
+    d = comparison.difference
+    mark, style = _MARKS[comparison.decision]
+    n = "" if d.rounds == rounds else f" ({d.rounds})"
+    return Text(f"{d.estimate_pct:+.1f} [{d.low_pct:+.1f}, {d.high_pct:+.1f}]{n} {mark:1}", style=style)
+
+
+def _cpu(result: Verification) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))
+    table.add_column("CPU SECONDS A RUN", no_wrap=True)
+    for mode in MODES:
+        table.add_column(mode.upper(), justify="right", no_wrap=True)
+    for name in dict.fromkeys(name for mode in MODES for name in result.cpu_s[mode]):
+        cells = (result.cpu_s[mode].get(name) for mode in MODES)
+        table.add_row(name, *("" if value is None else f"{value:.2f}" for value in cells))
+    return table
+
+
+def _verdict(result: Verification) -> Text:
+    text = Text(f"\n{result.verdict}", style=_STYLES[result.verdict])
+    felt: dict[str, list[str]] = {}
+    for comparison in result.comparisons:
+        if comparison.decision == "felt":
+            felt.setdefault(_title(comparison), []).append(comparison.mode)
+    for title, modes in felt.items():
+        text.append(f"\nbeyond ±{result.tolerance_pct:g} %: {title} ({', '.join(modes)})")
+    asked = [c.decision for c in result.comparisons if c.metric != CPU.metric]
+    if undecided := sum(decision in ("undecided", None) for decision in asked):
+        text.append(
+            f"\n{undecided} of {len(asked)} differences are not decided; "
+            "more or longer rounds, or a quieter machine, may tell"
+        )
+    if result.interrupted:
+        text.append("\ninterrupted: this is what there is")
+    return text
+
+
+def _title(comparison: Comparison) -> str:
+    def is_it(measure: Measure) -> bool:
+        return (measure.metric, measure.statistic) == (comparison.metric, comparison.statistic)
+
+    return next(measure.title for measure in MEASURES if is_it(measure))

@@ -1,0 +1,91 @@
+"""What is loaded at start-up, and so how long it takes: by the names of modules, not by a clock."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SHOW = "\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
+
+# cyclopts, and what it loads itself to parse a command line and to show help.
+CYCLOPTS = {"attr", "attrs", "cyclopts", "docstring_parser", "rich", "typing_extensions"}
+# What the plugin is made of; AIPerf has loaded it long before. (pyzmq is built with Cython.)
+WIRE = {"msgspec", "zmq", "typing_extensions", "cython_runtime", "_cython"}
+HELP = """
+from phase_bus.cli import main
+try:
+    main({arguments})
+except SystemExit as end:
+    assert end.code == 0
+"""
+PLUGIN_AT_WORK = """
+import phase_bus.aiperf.plugin
+from phase_bus.events import PhaseRef
+from phase_bus.publisher import Publisher
+
+publisher = Publisher("ipc:///nowhere/at/all")
+metrics = {"request_latency": 1, "inter_chunk_latency": [1, 2]}
+publisher.record("r", PhaseRef("profiling"), metrics, {"worker_id": "w"})
+publisher.complete_run("r", "completed", "")
+publisher.close(0.0)
+"""
+
+
+def loaded(code: str) -> set[str]:
+    """Return the modules that a Python has loaded when it has run the code, without those of its start."""
+    return modules(code) - modules("")
+
+
+def modules(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", code + SHOW], capture_output=True, text=True, check=True, timeout=60
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def of_others(names: set[str]) -> set[str]:
+    """Return the packages that belong neither to Python nor to phase-bus."""
+    packages = {"_cython" if name.startswith("_cython") else name.partition(".")[0] for name in names}
+    return packages - sys.stdlib_module_names - {"phase_bus"}
+
+
+def of_ours(names: set[str]) -> set[str]:
+    return {name.removeprefix("phase_bus.") for name in names if name.startswith("phase_bus.")}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], []])
+def test_the_list_of_commands_loads_none_of_them(arguments: list[str]) -> None:
+    """Only what parses the command line: no command, no numpy, no ZeroMQ, no Markdown."""
+    names = loaded(HELP.format(arguments=arguments))
+    assert of_others(names) <= CYCLOPTS
+    assert of_ours(names) == {"cli", "errors"}
+    assert "rich.markdown" not in names
+
+
+def test_the_plugin_loads_what_it_publishes_with() -> None:
+    """The plugin's import: msgspec and pyzmq, and nothing of the other side of the bus."""
+    names = loaded("import phase_bus.aiperf.plugin")
+    assert of_others(names) <= WIRE
+    unwanted = ("aggregation", "bus", "cli", "config", "consumer", "records", "registry", "rig", "runner")
+    assert {name for name in of_ours(names) if name.split(".")[0] in unwanted} == set()
+
+
+def test_the_plugin_loads_no_more_at_work() -> None:
+    """Nothing is put off until the first record, where the benchmark would wait for it."""
+    assert of_others(loaded(PLUGIN_AT_WORK)) <= WIRE
+    late = modules(PLUGIN_AT_WORK) - modules("import phase_bus.aiperf.plugin")
+    assert of_ours(late) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.aiperf
+def test_the_plugin_brings_nothing_new_to_aiperf() -> None:
+    """In the process of AIPerf that the plugin lives in, only phase-bus's own modules are added."""
+    pytest.importorskip("aiperf")
+    host = "import aiperf.records.records_manager"
+    added = modules(f"{host}; import phase_bus.aiperf.plugin") - modules(host)
+    assert of_others(added) == set()
+    assert {name for name in added if not name.startswith("phase_bus")} == set()
