@@ -287,8 +287,6 @@ def _plain(value: Any, *, convert: bool = True) -> Any:
             return numbers if all(isinstance(number, int | float) for number in numbers) else None
         if isinstance(value, Number) and not hasattr(value, "tolist"):
             return float(value)  # type: ignore[arg-type] # a complex one raises
-        if isinstance(value, Number) and not hasattr(value, "tolist"):
-            return float(value)  # type: ignore[arg-type] # a complex one raises
         return _plain(value.tolist(), convert=False) if convert else None  # of numpy and its kin
     except Exception:  # not a number of any library: the caller counts it
         return None

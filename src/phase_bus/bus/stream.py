@@ -75,12 +75,9 @@ class Stream:
             kind, run_id = parsed
             source, source_seq, _, records, _, _ = header
             placed = header.pack_at(offset, number)
-            entries.append(
-                # By position: names cost half as much again.
-                Entry(
-                    offset, topic, placed, payload, run_id, kind, source, source_seq, records, number, now_ns
-                )
-            )
+            # By position: names cost half as much again.
+            entry = (offset, topic, placed, payload, run_id, kind, source, source_seq, records, number, now_ns)
+            entries.append(Entry(*entry))
         if self._journal is not None:
             self._journal.append(entries)
         self.head = Head(offset, number)
