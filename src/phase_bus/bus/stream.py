@@ -76,8 +76,8 @@ class Stream:
             source, source_seq, _, records, _, _ = header
             placed = header.pack_at(offset, number)
             # By position: names cost half as much again.
-            entry = (offset, topic, placed, payload, run_id, kind, source, source_seq, records, number, now_ns)
-            entries.append(Entry(*entry))
+            numbers = (source_seq, records, number, now_ns)
+            entries.append(Entry(offset, topic, placed, payload, run_id, kind, source, *numbers))
         if self._journal is not None:
             self._journal.append(entries)
         self.head = Head(offset, number)
