@@ -16,7 +16,7 @@ from phase_bus.wire import encode_event
 
 QUESTION = "Does anything cost more than its share when there is more of it?"
 LOADS = (1, 4, 16)
-_LATENCY_S = 0.7
+_LATENCY_S = 0.5
 _BATCH = 256
 
 Sides = dict[int, Callable[[], float]]
@@ -33,7 +33,7 @@ def measure(plan: Plan, report: Report) -> None:
     for title, unit, amount, rate, open_sides in (
         ("cost of a record to the benchmark", "µs", "1,024 records", False, _cost),
         ("through the bus, 200 B, one consumer", "events/s", "1,000 events", True, _delivery),
-        ("records to percentiles, three consumers", "records/s", "2,048 records", True, _batches),
+        ("records to percentiles, three consumers", "records/s", "1,024 records", True, _batches),
         ("RunState.update", "million values/s", "320 batches", True, _update),
         ("a summary of 16 partitions", "ms", "512 records a partition", None, _summary),
         ("replay from the journal, 200 B", "events/s", "2,000 events", True, _replay),
@@ -61,7 +61,7 @@ def measure(plan: Plan, report: Report) -> None:
 
 def _shorter(plan: Plan) -> Plan:
     """Three loads are more than one, and differences of a few per cent say nothing here."""
-    return Plan(rounds=min(plan.rounds, 3), scale=plan.scale, limit_s=plan.limit_s / 3)
+    return Plan(rounds=min(plan.rounds, 3), scale=plan.scale, limit_s=plan.limit_s / 4)
 
 
 def _growth(found: list[Spread], *, falling: bool) -> Spread:
@@ -92,7 +92,7 @@ def _delivery() -> Iterator[Sides]:
 def _batches() -> Iterator[Sides]:
     pool = shapes.records(1024)
     with ExitStack() as stack:
-        ways = {load: batches.Way(stack, batches.Aggregating, 2048 * load, _BATCH) for load in LOADS}
+        ways = {load: batches.Way(stack, batches.Aggregating, 1024 * load, _BATCH) for load in LOADS}
         yield {
             load: partial(way.measure, batches.recorder(way.publisher, pool)) for load, way in ways.items()
         }

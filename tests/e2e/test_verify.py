@@ -1,4 +1,4 @@
-"""`phase-bus verify` as a process, around a stand-in for AIPerf and AIPerf itself (docs/guide/verify.md)."""
+"""`phase-bus verify` as a process, around a stand-in for AIPerf and AIPerf: docs/guide/verify.md."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Calls:
 
     Attributes:
         python: functions written in Python; comprehensions count before Python 3.12.
-        c: functions written in C, as far as Python code calls them by name.
+        c: functions and methods written in C; making an object of a class does not count.
     """
 
     def __init__(self) -> None:

@@ -33,9 +33,10 @@ class Frames:
         self.sent: Counter[int] = Counter()
         self.received: Counter[int] = Counter()
         self.payloads: list[object] = []
-        self._send, self._recv = wire._send, wire._recv
+        self._send, self._recv, self._recv_bytes = wire._send, wire._recv, wire._recv_bytes
         monkeypatch.setattr(wire, "_send", self._note_send)
         monkeypatch.setattr(wire, "_recv", self._note_recv)
+        monkeypatch.setattr(wire, "_recv_bytes", self._note_recv_bytes)
 
     def _note_send(self, socket: zmq.Socket[bytes], frame: Any, flags: int) -> object:
         self.sent[int(socket.type)] += 1
@@ -46,6 +47,10 @@ class Frames:
     def _note_recv(self, socket: zmq.Socket[bytes], flags: int, copy: bool) -> zmq.Frame:
         self.received[int(socket.type)] += 1
         return self._recv(socket, flags, copy)
+
+    def _note_recv_bytes(self, socket: zmq.Socket[bytes], flags: int) -> bytes:
+        self.received[int(socket.type)] += 1
+        return self._recv_bytes(socket, flags)
 
 
 class GatedJournal(Journal):

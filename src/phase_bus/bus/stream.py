@@ -77,22 +77,9 @@ class Stream:
             kind, run_id = parsed
             source, source_seq, _, records, *_ = header
             placed = header.pack_at(offset, number, previous)
-            entries.append(
-                # By position: names cost half as much again.
-                Entry(
-                    offset,
-                    topic,
-                    placed,
-                    payload,
-                    run_id,
-                    kind,
-                    source,
-                    source_seq,
-                    records,
-                    number,
-                    now_ns,
-                )
-            )
+            # By position: names cost half as much again.
+            numbers = (source_seq, records, number, now_ns)
+            entries.append(Entry(offset, topic, placed, payload, run_id, kind, source, *numbers))
         if self._journal is not None:
             self._journal.append(entries)
         self.head = Head(offset, number)

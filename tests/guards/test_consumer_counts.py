@@ -72,7 +72,7 @@ def test_an_event_takes_few_calls_to_its_handler_and_leaves_nothing() -> None:
     take()
 
     # Four of them are the test's own.
-    assert_at_most(25, calls_of(take).all / _COUNT, "calls an event in Dispatcher.take")
+    assert_at_most(17, calls_of(take).all / _COUNT, "calls an event in Dispatcher.take")
     assert_at_most(0.1, blocks_kept(take)[1] / _COUNT, "blocks of memory left behind by an event")
 
 
