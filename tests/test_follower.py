@@ -286,6 +286,7 @@ class MemoryOnly(Bus):
         self.finish()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", [Journaled, MemoryOnly])
 def test_against_the_model(machine: type[Bus]) -> None:
     """Losses, overflows, restarts of both sides, pieces of any size: no hole, no double, in order."""

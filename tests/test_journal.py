@@ -544,6 +544,7 @@ with Journal(Path(sys.argv[1]), Limits(max_runs=3)) as journal:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.parametrize("pruning", [0, 1])
 def test_a_killed_writer_leaves_all_that_it_reported(tmp_path: Path, pruning: int) -> None:

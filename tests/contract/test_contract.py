@@ -50,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 AnyBus: TypeAlias = MemoryBus | LiveBus
 
 
-@pytest.fixture(params=["memory", "live"])
+@pytest.fixture(params=["memory", pytest.param("live", marks=pytest.mark.slow)])
 def bus(request: pytest.FixtureRequest) -> Iterator[AnyBus]:
     """Each of the two."""
     if request.param == "memory":

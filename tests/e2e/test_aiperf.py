@@ -62,6 +62,7 @@ def assert_same_numbers(phase: dict[str, Any], export: dict[str, Any]) -> None:
     assert phase["request_throughput"] == pytest.approx(export["request_throughput"]["avg"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_aggregator_agrees_with_aiperf(
     workplace: Workplace, mock_llm: Callable[..., str], aiperf: Callable[..., list[str]]
 ) -> None:

@@ -81,6 +81,7 @@ def test_several_runs_in_one_command_are_kept_apart(workplace: Workplace) -> Non
     assert [run["complete"] for run in runs_of(workplace)] == [True] * 3
 
 
+@pytest.mark.slow
 def test_a_killed_consumer_is_reported_and_changes_nothing_else(workplace: Workplace) -> None:
     """SIGKILL of one consumer in a run: the command and the other consumers do not notice; code 3."""
     process = workplace.phase_bus(
@@ -109,6 +110,7 @@ def test_a_killed_bus_does_not_touch_the_command(workplace: Workplace) -> None:
     assert "the bus does not answer" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_its_publisher_leaves_open_ends_as_lost(workplace: Workplace) -> None:
     """A publisher that is killed in a run: everybody learns that the run is lost, nobody waits."""
     process = workplace.phase_bus(
@@ -207,6 +209,7 @@ class Bad(Consumer):
     assert "consumer bad:Bad did not handle everything" in done.stderr
 
 
+@pytest.mark.slow
 def test_up_serves_runs_that_come_and_go(workplace: Workplace) -> None:
     """`up` in the foreground, two runs from outside, status and tail beside it, SIGTERM at the end."""
     address = f"ipc://{workplace.directory}/bus"
@@ -239,6 +242,7 @@ def test_up_serves_runs_that_come_and_go(workplace: Workplace) -> None:
     assert workplace.finish(up).returncode == 0
 
 
+@pytest.mark.slow
 def test_consumers_in_any_order(workplace: Workplace, tmp_path: Path) -> None:
     """A consumer that is started before its bus waits for it, and loses nothing of a later run."""
     address = f"ipc://{workplace.directory}/bus"

@@ -233,6 +233,7 @@ def summaries(workplace: Workplace) -> dict[tuple[str, str], dict[str, Any]]:
     return {(e["result"]["processor"], e["result"]["phase"]): e for e in events}
 
 
+@pytest.mark.slow
 def test_it_is_listed(workplace: Workplace, plugin: Path) -> None:
     """Hooks and processors are found by the guide's entry point, with priority and tags."""
     done = workplace.run("consumers", "--json")
@@ -311,6 +312,7 @@ def test_a_hook_that_raises(workplace: Workplace, plugin: Path) -> None:
     assert lines(workplace, "order.txt") == order
 
 
+@pytest.mark.slow
 def test_processors(workplace: Workplace, plugin: Path) -> None:
     """Each phase's results are processed, and what comes of it is an event on the bus."""
     done = workplace.run(
@@ -333,6 +335,7 @@ def test_processors(workplace: Workplace, plugin: Path) -> None:
     assert not list((workplace.directory / "state").rglob("*.records"))
 
 
+@pytest.mark.slow
 def test_a_processor_that_raises(workplace: Workplace, plugin: Path) -> None:
     """The other one's results are there, the failure is an event too, and the run exits with 3."""
     use = "processor:acme_load.processors:Fussy,batches"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from phase_bus import testing
 from tests.e2e.pages import ROOT, Page
 from tests.testing.test_pytest_plugin import run_pytest
@@ -13,6 +15,7 @@ MADE = ("commands.md", "consumers.md")  # by scripts/docs_pages.py
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 
 
+@pytest.mark.slow
 def test_the_tests_of_the_testing_guide(tmp_path: Path) -> None:
     """Typed in as a reader would, beside the README's consumer, they pass."""
     found = Page("docs/guide/testing.md").files()

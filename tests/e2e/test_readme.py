@@ -141,6 +141,7 @@ def handled(workplace: Workplace, address: str) -> int:
     return sum(bool(client["handled_runs"]) for client in json.loads(status.stdout)["clients"])
 
 
+@pytest.mark.slow
 def test_the_consumer_in_ten_lines(workplace: Workplace) -> None:
     """The README's class, in a file of that name, warns when it should."""
     code = PAGE.files()["slow.py"]
@@ -151,6 +152,7 @@ def test_the_consumer_in_ten_lines(workplace: Workplace) -> None:
     assert "profiling" in done.stderr
 
 
+@pytest.mark.slow
 def test_workers_that_share_the_work(workplace: Workplace) -> None:
     """Four within `exec`; and a group of two on a bus that stays, of which one is killed and replaced."""
     command = words(starting("phase-bus exec --with aggregator:output=shared.json"))
@@ -192,6 +194,7 @@ def team_is_done(workplace: Workplace, place: dict[str, str]) -> bool:
     return bool(group["handled_runs"]) and not group["incomplete_runs"]
 
 
+@pytest.mark.slow
 def test_hooks_and_processors(workplace: Workplace) -> None:
     """The README's hook writes its lines, the processor's result is told, and both are listed."""
     done = workplace.finish(workplace.start(*words(starting("phase-bus exec --with hook:example_logging"))))
@@ -219,6 +222,7 @@ def test_the_files_it_names_are_there() -> None:
         assert f"examples/{path.name}" in README or path.name in NOT_EXAMPLES
 
 
+@pytest.mark.slow
 def test_publishing_from_another_load_generator(workplace: Workplace) -> None:
     """The README's publisher: its record arrives, the run is complete."""
     code = PAGE.files()["publish.py"]

@@ -111,6 +111,7 @@ def test_what_cannot_work_is_said_at_once(workplace: Workplace, arguments: list[
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_fails_by_itself(
     workplace: Workplace, stand_in: Callable[..., tuple[str, ...]]
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_benchmark_that_fails_by_itself(
     assert "no such model" in log.read_text()
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_publishes_nothing(
     workplace: Workplace, stand_in: Callable[..., tuple[str, ...]]
 ) -> None:
@@ -131,6 +133,7 @@ def test_a_benchmark_that_publishes_nothing(
     assert "warm-up with the bus on: the command published nothing" in done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_and_shows_what_there_is(
     workplace: Workplace, stand_in: Callable[..., tuple[str, ...]]
 ) -> None:

@@ -101,6 +101,7 @@ def test_the_groups_command(workplace: Workplace) -> None:
     assert sum(counted) == succeeded > 1900
 
 
+@pytest.mark.slow
 def test_the_archives_command(workplace: Workplace) -> None:
     """The line of its docstring, in a directory from which the examples can be imported."""
     (workplace.directory / "examples").symlink_to(ROOT / "examples")

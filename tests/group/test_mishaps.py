@@ -26,7 +26,7 @@ from tests.group.test_group_runner import SOURCE, Member, Run, group_info, handl
 from tests.helpers import RawClient, until
 from tests.test_replay import Kept
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_leaks")]
 
 BRIEF = BusOptions(heartbeat_s=0.1, silent_after_s=0.5)
 
