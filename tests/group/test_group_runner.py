@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import msgspec
 import pytest
@@ -15,22 +15,24 @@ import pytest
 from phase_bus.address import Address
 from phase_bus.bus.journal import JournalReader
 from phase_bus.bus.journal_rows import DeadLetter
+from phase_bus.bus.server import BusOptions
 from phase_bus.client import BusClient
 from phase_bus.consumer import Consumer, build_consumer
-from phase_bus.control import EVENTS, GroupInfo, Hello, Status
+from phase_bus.control import EVENTS, Assigned, Beat, Commit, GroupInfo, Heard, Hello, Status, Welcome
 from phase_bus.dead_letters import open_retrier
 from phase_bus.dispatcher import decode_saved
 from phase_bus.errors import ConfigError
 from phase_bus.events import PhaseRef, PhaseStart, Receipt, Records, Summary
 from phase_bus.group_runner import GroupRunner
 from phase_bus.publisher import Publisher
-from phase_bus.wire import decode_event
+from phase_bus.wire import decode_event, encode_control
 from tests.group.consumers import Totals
 from tests.helpers import BusThread, RawClient, Subscriber, until
 from tests.test_replay import Kept
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
+T = TypeVar("T")
 PHASE = PhaseRef("profiling")
 SOURCE = bytes(15) + b"\x07"
 EVERYTHING = {EVENTS, *range(16)}
@@ -342,3 +344,62 @@ def letter_retried(kept: Kept, letter: DeadLetter) -> list[dict[str, list[int]]]
     state = decode_saved(kept_now.state).state
     assert state is not None
     return [msgspec.msgpack.decode(state)[0]]
+
+
+def test_a_late_commit_is_refused(ipc_dir: Path, tmp_path: Path) -> None:
+    """Who was asleep for too long cannot overwrite what its successor has committed meanwhile."""
+    kept = Kept(ipc_dir, tmp_path / "journal", BusOptions(heartbeat_s=0.1, silent_after_s=0.5))
+    try:
+        with RawClient(kept.address) as sleeper, RawClient(kept.address) as successor:
+            first = join(sleeper, "a" * 32)
+            assert heard(sleeper, "a" * 32, commit(first, position=3)).kept == {0: 3}
+            second = join(successor, "b" * 32)
+            while 0 not in second.shares:  # the sleeper says nothing any more
+                successor.socket.send(encode_control(Beat(client_id="b" * 32, state="ready")))
+                second = next_of(successor, Assigned)
+            assert second.shares[0] != first.shares[0]
+            assert heard(successor, "b" * 32, commit(second, position=5)).kept == {0: 5}
+            late = commit(first, position=9)
+            assert not heard(sleeper, "a" * 32, late).known
+            sleeper.socket.send(encode_control(hello("a" * 32)))
+            next_of(sleeper, Welcome)
+            answer = heard(sleeper, "a" * 32, late)
+            assert (answer.kept, answer.refused) == ({}, (0,))
+            assert group_info(kept.address).refused == 1
+        with JournalReader(kept.data) as reader:
+            assert reader.checkpoint("g/00") == (5, b"state at 5")
+    finally:
+        kept.close()
+
+
+def hello(client_id: str) -> Hello:
+    """What a member of a group says first."""
+    return Hello(client_id=client_id, role="consumer", name="g", group="g")
+
+
+def join(client: RawClient, client_id: str) -> Assigned:
+    """Join a group; return its first assignment."""
+    client.socket.send(encode_control(hello(client_id)))
+    return next_of(client, Assigned)
+
+
+def commit(assigned: Assigned, position: int) -> Commit:
+    """A commit of partition 0, under an assignment."""
+    saved = f"state at {position}".encode()
+    return Commit(share=0, token=assigned.shares[0], position=position, saved=saved)
+
+
+def heard(client: RawClient, client_id: str, commit: Commit) -> Heard:
+    """Say a commit; return the bus's answer."""
+    beat = Beat(client_id=client_id, state="ready", shares=(0,), commits=(commit,))
+    client.socket.send(encode_control(beat))
+    while not ((answer := next_of(client, Heard)).kept or answer.refused or not answer.known):
+        pass  # the answers to earlier beats, without commits
+    return answer
+
+
+def next_of(client: RawClient, kind: type[T]) -> T:
+    """Return the next reply of a kind."""
+    while not isinstance(reply := client.reply(), kind):
+        pass
+    return reply
