@@ -368,6 +368,7 @@ async def test_a_dead_letter_waits_until_the_journal_takes_it(kept: Kept) -> Non
                 assert len(journal.dead_letters()) == 1
 
 
+@pytest.mark.slow
 async def test_a_flush_that_fails_keeps_the_checkpoint(kept: Kept) -> None:
     """The position moves, and a run counts as handled, only once everything is written out."""
 
@@ -403,6 +404,7 @@ async def test_a_flush_that_fails_keeps_the_checkpoint(kept: Kept) -> None:
 # ---- kills ----
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.parametrize("scheme", ["ipc", "tcp"])
 async def test_bus_killed(scheme: str, ipc_dir: Path, tmp_path: Path) -> None:

@@ -223,6 +223,7 @@ def test_headers_stay_as_they_were(tmp_path: Path) -> None:
     assert is_spool(path)
 
 
+@pytest.mark.slow
 def test_truncated_anywhere(tmp_path: Path) -> None:
     """Wherever a file is cut: what is before is read, in order, and the loss is told."""
     path = write_events(tmp_path, *map(start, range(5)))

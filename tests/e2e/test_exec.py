@@ -74,6 +74,7 @@ def test_a_command_that_dies_of_a_signal(workplace: Workplace) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_several_runs_in_one_command_are_kept_apart(workplace: Workplace) -> None:
     """Runs one after another are each complete in each sink."""
     done = workplace.run("exec", *AGGREGATOR, "--", *SIMULATE, "-n", "200", "-r", "0", "--runs", "3")
@@ -145,6 +146,7 @@ def test_signals_reach_the_command(workplace: Workplace, signum: signal.Signals)
     assert workplace.finish(process).returncode == 9
 
 
+@pytest.mark.slow
 def test_a_yaml_file_names_the_consumers(workplace: Workplace) -> None:
     """Two consumers of one class under names of their own, beside an option of the bus and a port."""
     (workplace.directory / "bus.yaml").write_text(
@@ -167,6 +169,7 @@ bus: {high_water_mark: 2000}
     assert "consumers ready: plain, detailed" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_consumer_of_ones_own(workplace: Workplace) -> None:
     """A class in a file beside: its option is converted, its handlers get the events."""
     (workplace.directory / "mine.py").write_text(
@@ -192,6 +195,7 @@ class Counter(Consumer):
     assert (workplace.directory / "count.txt").read_text() == "1100"
 
 
+@pytest.mark.slow
 def test_a_consumer_that_fails_on_events_is_told_of(workplace: Workplace) -> None:
     """A handler that raises: the process lives on, and `exec` says that not all was handled."""
     (workplace.directory / "bad.py").write_text(

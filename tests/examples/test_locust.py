@@ -64,6 +64,7 @@ def test_the_example(workplace: Workplace, mock_llm: Callable[..., str]) -> None
     assert sum(phase["failed"] for phase in run["phases"]) == failures
 
 
+@pytest.mark.slow
 def test_gevent_is_not_held_up(bus: BusThread) -> None:
     """In a program that gevent has patched, other greenlets go on while the publisher waits."""
     pytest.importorskip("pytest_locust", reason="gevent, which locust brings, is not installed")

@@ -72,6 +72,7 @@ def test_fixtures(tmp_path: Path, options: tuple[str, ...], test: str) -> None:
     assert f"{test.count('def test_')} passed" in said
 
 
+@pytest.mark.slow
 def test_it_costs_others_nothing(tmp_path: Path) -> None:
     """In a project that does not use it, nothing of phase-bus but the plugin itself is imported."""
     (tmp_path / "test_it.py").write_text(
