@@ -281,7 +281,8 @@ def test_killed_at_any_moment_each_row_is_there_once(url: str) -> None:
             assert ready[:1] == ["ready"]
             positions.append(int(ready[1]))
             if len(positions) <= KILLS:
-                for _ in range(moments.randrange(80)):
+                # Every other one lives long enough to write some 50 events, so that some get on.
+                for _ in range(moments.randrange(80) + 60 * (len(positions) % 2)):
                     feeder.stdout.readline()
                 time.sleep(moments.uniform(0.0, 0.03))
                 feeder.kill()
