@@ -7,14 +7,19 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from phase_bus.bus.backfill import Backfill
 from phase_bus.bus.journal_files import (
+    BACKFILL_PAGES,
     FILE_NAME,
+    PAGE_BYTES,
     event_crc,
     failing_clearly,
     lock,
+    open_for_backfill,
     open_for_writing,
     stream_crc,
     used_bytes,
@@ -51,6 +56,7 @@ UNKNOWN = "unknown"
 
 _PRUNED_AT_ONCE = 500  # offsets in one transaction
 _VACUUMED_AT_ONCE = 1000  # pages in one transaction
+_PAGES_A_COMMIT = 3  # of tables and indexes, that nearly every transaction writes
 
 _INSERT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _COUNT = (
@@ -118,6 +124,7 @@ class Journal(JournalReader):
                     self._head = self._read_head()
                     self._streams: dict[tuple[bytes, bytes], _Stream] = {}
                     self._inode = path.stat().st_ino
+                    self._backfill = Backfill(partial(open_for_backfill, path), BACKFILL_PAGES)
             except BaseException:
                 self._db.close()
                 raise
@@ -127,6 +134,7 @@ class Journal(JournalReader):
 
     def close(self) -> None:
         """Close the file and let others have it. Doing so twice does no harm."""
+        self._backfill.close()
         super().close()
         self._lock.close()
 
@@ -158,6 +166,7 @@ class Journal(JournalReader):
                 self._head = head
                 self._streams.clear()
                 raise
+        self._backfill.wrote(_PAGES_A_COMMIT)
 
     def _check_in_place(self) -> None:
         # SQLite would go on writing to a file that nobody can find any more.
@@ -196,6 +205,7 @@ class Journal(JournalReader):
             self._db.executemany(_INSERT_EVENT, rows)
             self._db.executemany(_COUNT, [(*count, id_) for id_, count in counts.items()])
             self._head = Head(offset, event_number)
+        self._backfill.wrote(sum(count[2] for count in counts.values()) // PAGE_BYTES)
 
     def _stream(self, entry: Entry) -> _Stream:
         key = (entry.topic, entry.source)
@@ -305,7 +315,7 @@ class Journal(JournalReader):
                 gone.append(run_id)
             self._forget_sources(now_ns)
             while time.monotonic() < deadline_s and vacuum(self._db, _VACUUMED_AT_ONCE):
-                pass
+                self._backfill.wrote(_VACUUMED_AT_ONCE)
         return gone
 
     def _next_to_prune(self, now_ns: int) -> str | None:
@@ -343,6 +353,7 @@ class Journal(JournalReader):
                     " AND stream IN (SELECT id FROM streams WHERE run_id = ?)",
                     (start, min(first - 1, last), run_id),
                 ).rowcount
+                self._backfill.wrote(deleted)
                 self._db.execute(
                     "UPDATE past SET offset = ?, event_number = ?, pruned = pruned + ?",
                     (*self._head, deleted),

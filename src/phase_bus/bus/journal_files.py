@@ -27,9 +27,10 @@ FILE_NAME = "journal.sqlite"
 SCHEMA_VERSION = 2  # of the tables here, and of what the payloads hold
 
 _LOCK_NAME = "journal.lock"
-_PAGE_BYTES = 8192
-_CHECKPOINT_PAGES = 2000
-_WAL_KEPT_BYTES = 64 << 20
+PAGE_BYTES = 8192
+BACKFILL_PAGES = 2000  # in the write-ahead log, after which it is copied into the file
+_CHECKPOINT_PAGES = 4 * BACKFILL_PAGES  # likewise by the writer, should it still be there
+_WAL_KEPT_BYTES = _CHECKPOINT_PAGES * PAGE_BYTES
 _BUSY_S = 5.0
 _NUMBERS = struct.Struct("<QQQQq")
 _TABLES = frozenset(("events", "streams", "past"))
@@ -149,7 +150,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     with _opening(path):
         db = sqlite3.connect(path, _BUSY_S, isolation_level=None, check_same_thread=False)
         try:
-            db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+            db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # both count for a new file only
             version = _check_version(db, path)
             db.execute("PRAGMA journal_mode = WAL")
@@ -167,6 +168,12 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
             db.close()
             raise
     return db
+
+
+def open_for_backfill(path: Path) -> sqlite3.Connection:
+    """Open a journal that this process writes, to copy its write-ahead log; for one thread."""
+    uri = f"{path.absolute().as_uri()}?mode=rw"  # never begin one
+    return sqlite3.connect(uri, 0.0, isolation_level=None, uri=True)
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
