@@ -61,7 +61,7 @@ def measure(plan: Plan, report: Report) -> None:
 
 def _shorter(plan: Plan) -> Plan:
     """Three loads are more than one, and differences of a few per cent say nothing here."""
-    return Plan(rounds=min(plan.rounds, 3), scale=plan.scale, limit_s=plan.limit_s / 4)
+    return Plan(rounds=min(plan.rounds, 3), scale=plan.scale, limit_s=plan.limit_s / 4, least_rounds=1)
 
 
 def _growth(found: list[Spread], *, falling: bool) -> Spread:

@@ -82,12 +82,14 @@ class Plan(Struct, frozen=True):
     Attributes:
         rounds: how often each side has its turn, besides a first turn that is not counted.
         scale: what counts and durations are multiplied with.
-        limit_s: no new round begins after this time, for one comparison.
+        limit_s: no new round begins after this time, for one comparison,
+        least_rounds: unless there were fewer than these.
     """
 
     rounds: int = 7
     scale: float = 1.0
     limit_s: float = 60.0
+    least_rounds: int = 3
 
     def count(self, full: int) -> int:
         """Return a count of the full form, scaled."""
@@ -96,8 +98,8 @@ class Plan(Struct, frozen=True):
 
 FORMS = {
     "full": Plan(),
-    "short": Plan(rounds=5, scale=0.3, limit_s=5.0),
-    "quick": Plan(rounds=3, scale=0.1, limit_s=2.0),
+    "short": Plan(rounds=5, scale=0.2, limit_s=5.0),
+    "quick": Plan(rounds=3, scale=0.1, limit_s=2.0, least_rounds=1),
 }
 
 
@@ -117,7 +119,7 @@ def alternate(sides: Mapping[str, Callable[[], float]], plan: Plan) -> dict[str,
     for side in sides.values():
         side()
     for done in range(plan.rounds):
-        if done and time.monotonic() > deadline_s:
+        if done >= plan.least_rounds and time.monotonic() > deadline_s:
             break
         for name, side in sides.items():
             values[name].append(side())
