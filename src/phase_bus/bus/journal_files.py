@@ -28,7 +28,6 @@ SCHEMA_VERSION = 2  # of the tables here, and of what the payloads hold
 
 _LOCK_NAME = "journal.lock"
 _PAGE_BYTES = 8192
-_CHECKPOINT_PAGES = 2000
 _WAL_KEPT_BYTES = 64 << 20
 _BUSY_S = 5.0
 _NUMBERS = struct.Struct("<QQQQq")
@@ -155,7 +154,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
             db.execute("PRAGMA secure_delete = OFF")  # on in some builds: pruning would write zeros
-            db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+            db.execute("PRAGMA wal_autocheckpoint = 0")  # the journal has a thread for it
             db.execute(f"PRAGMA journal_size_limit = {_WAL_KEPT_BYTES}")
             if version == 0:
                 db.executescript(
@@ -167,6 +166,12 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
             db.close()
             raise
     return db
+
+
+def open_for_merging(path: Path) -> sqlite3.Connection:
+    """Open a journal that this process has open for writing, to merge its log."""
+    uri = f"{path.absolute().as_uri()}?mode=rw"
+    return sqlite3.connect(uri, _BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
@@ -259,11 +264,15 @@ def free_pages(db: sqlite3.Connection) -> int:
     return int(db.execute("PRAGMA freelist_count").fetchone()[0])
 
 
+def page_bytes(db: sqlite3.Connection) -> int:
+    """Return the size of a page."""
+    return int(db.execute("PRAGMA page_size").fetchone()[0])
+
+
 def used_bytes(db: sqlite3.Connection) -> int:
     """Return the size of the pages that hold something."""
     (pages,) = db.execute("PRAGMA page_count").fetchone()
-    (size,) = db.execute("PRAGMA page_size").fetchone()
-    return (int(pages) - free_pages(db)) * int(size)
+    return (int(pages) - free_pages(db)) * page_bytes(db)
 
 
 def size_on_disk(path: Path) -> int:
