@@ -7,24 +7,22 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from phase_bus.bus.backfill import Backfill
 from phase_bus.bus.journal_files import (
-    BACKFILL_PAGES,
     FILE_NAME,
-    PAGE_BYTES,
     event_crc,
     failing_clearly,
     lock,
-    open_for_backfill,
+    open_for_merging,
     open_for_writing,
+    page_bytes,
     stream_crc,
     used_bytes,
     vacuum,
 )
+from phase_bus.bus.journal_merge import Merger
 from phase_bus.bus.journal_reader import JournalReader
 from phase_bus.bus.journal_rows import (
     Checkpoint,
@@ -56,7 +54,7 @@ UNKNOWN = "unknown"
 
 _PRUNED_AT_ONCE = 500  # offsets in one transaction
 _VACUUMED_AT_ONCE = 1000  # pages in one transaction
-_PAGES_A_COMMIT = 3  # of tables and indexes, that nearly every transaction writes
+_PAGES_AT_LEAST = 4  # that a transaction writes
 
 _INSERT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _COUNT = (
@@ -124,7 +122,9 @@ class Journal(JournalReader):
                     self._head = self._read_head()
                     self._streams: dict[tuple[bytes, bytes], _Stream] = {}
                     self._inode = path.stat().st_ino
-                    self._backfill = Backfill(partial(open_for_backfill, path), BACKFILL_PAGES)
+                    self._page_bytes = page_bytes(self._db)
+                    self._merger = Merger(open_for_merging(path), str(path))
+                    self._written_bytes = 0  # by the transaction that is going on, about
             except BaseException:
                 self._db.close()
                 raise
@@ -134,7 +134,7 @@ class Journal(JournalReader):
 
     def close(self) -> None:
         """Close the file and let others have it. Doing so twice does no harm."""
-        self._backfill.close()
+        self._merger.close()
         super().close()
         self._lock.close()
 
@@ -156,6 +156,8 @@ class Journal(JournalReader):
         head = self._head
         with failing_clearly(self.path):
             self._check_in_place()
+            self._merger.begin()
+            self._written_bytes = _PAGES_AT_LEAST * self._page_bytes
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -166,7 +168,7 @@ class Journal(JournalReader):
                 self._head = head
                 self._streams.clear()
                 raise
-        self._backfill.wrote(_PAGES_A_COMMIT)
+            self._merger.committed(self._written_bytes)
 
     def _check_in_place(self) -> None:
         # SQLite would go on writing to a file that nobody can find any more.
@@ -205,7 +207,7 @@ class Journal(JournalReader):
             self._db.executemany(_INSERT_EVENT, rows)
             self._db.executemany(_COUNT, [(*count, id_) for id_, count in counts.items()])
             self._head = Head(offset, event_number)
-        self._backfill.wrote(sum(count[2] for count in counts.values()) // PAGE_BYTES)
+            self._written_bytes += sum(count[2] for count in counts.values())
 
     def _stream(self, entry: Entry) -> _Stream:
         key = (entry.topic, entry.source)
@@ -236,6 +238,7 @@ class Journal(JournalReader):
         """Keep how far a consumer has come, and its state there, instead of what it said before."""
         with self.transaction():
             self._db.execute(_COMMIT, (consumer, offset, state))
+            self._written_bytes += len(state or b"")
 
     def add_dead_letter(
         self,
@@ -314,9 +317,17 @@ class Journal(JournalReader):
                 self._delete_run(run_id, now_ns)
                 gone.append(run_id)
             self._forget_sources(now_ns)
-            while time.monotonic() < deadline_s and vacuum(self._db, _VACUUMED_AT_ONCE):
-                self._backfill.wrote(_VACUUMED_AT_ONCE)
+            while time.monotonic() < deadline_s and self._vacuum():
+                pass
         return gone
+
+    def _vacuum(self) -> bool:
+        """Give some unused pages back to the disk; return whether there were any."""
+        self._merger.begin()
+        done = vacuum(self._db, _VACUUMED_AT_ONCE)
+        if done:
+            self._merger.committed(_VACUUMED_AT_ONCE * self._page_bytes)
+        return done
 
     def _next_to_prune(self, now_ns: int) -> str | None:
         half_gone = self._db.execute("SELECT run_id FROM runs WHERE pruning LIMIT 1").fetchone()
@@ -353,11 +364,11 @@ class Journal(JournalReader):
                     " AND stream IN (SELECT id FROM streams WHERE run_id = ?)",
                     (start, min(first - 1, last), run_id),
                 ).rowcount
-                self._backfill.wrote(deleted)
                 self._db.execute(
                     "UPDATE past SET offset = ?, event_number = ?, pruned = pruned + ?",
                     (*self._head, deleted),
                 )
+                self._written_bytes += deleted * self._page_bytes
         return True
 
     def _offset_from(self, offset: int) -> int | None:

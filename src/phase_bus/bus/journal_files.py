@@ -27,10 +27,8 @@ FILE_NAME = "journal.sqlite"
 SCHEMA_VERSION = 2  # of the tables here, and of what the payloads hold
 
 _LOCK_NAME = "journal.lock"
-PAGE_BYTES = 8192
-BACKFILL_PAGES = 2000  # in the write-ahead log, after which it is copied into the file
-_CHECKPOINT_PAGES = 4 * BACKFILL_PAGES  # likewise by the writer, should it still be there
-_WAL_KEPT_BYTES = _CHECKPOINT_PAGES * PAGE_BYTES
+_PAGE_BYTES = 8192
+_WAL_KEPT_BYTES = 64 << 20
 _BUSY_S = 5.0
 _NUMBERS = struct.Struct("<QQQQq")
 _TABLES = frozenset(("events", "streams", "past"))
@@ -148,15 +146,15 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         JournalError: it cannot be written, is damaged, or is none that this version knows.
     """
     with _opening(path):
-        db = sqlite3.connect(path, _BUSY_S, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
-            db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # both count for a new file only
             version = _check_version(db, path)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
             db.execute("PRAGMA secure_delete = OFF")  # on in some builds: pruning would write zeros
-            db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+            db.execute("PRAGMA wal_autocheckpoint = 0")  # the journal has a thread for it
             db.execute(f"PRAGMA journal_size_limit = {_WAL_KEPT_BYTES}")
             if version == 0:
                 db.executescript(
@@ -170,10 +168,10 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     return db
 
 
-def open_for_backfill(path: Path) -> sqlite3.Connection:
-    """Open a journal that this process writes, to copy its write-ahead log; for one thread."""
-    uri = f"{path.absolute().as_uri()}?mode=rw"  # never begin one
-    return sqlite3.connect(uri, 0.0, isolation_level=None, uri=True)
+def open_for_merging(path: Path) -> sqlite3.Connection:
+    """Open a journal that this process has open for writing, to merge its log."""
+    uri = f"{path.absolute().as_uri()}?mode=rw"
+    return sqlite3.connect(uri, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
@@ -197,7 +195,7 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
 
 def _connect_to_read(path: Path, how: str) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?{how}"
-    db = sqlite3.connect(uri, _BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
+    db = sqlite3.connect(uri, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
     try:
         if _check_version(db, path) == 0:
             raise JournalError(path, "is empty", "give another one, or start a bus on it first")
@@ -266,11 +264,15 @@ def free_pages(db: sqlite3.Connection) -> int:
     return int(db.execute("PRAGMA freelist_count").fetchone()[0])
 
 
+def page_bytes(db: sqlite3.Connection) -> int:
+    """Return the size of a page."""
+    return int(db.execute("PRAGMA page_size").fetchone()[0])
+
+
 def used_bytes(db: sqlite3.Connection) -> int:
     """Return the size of the pages that hold something."""
     (pages,) = db.execute("PRAGMA page_count").fetchone()
-    (size,) = db.execute("PRAGMA page_size").fetchone()
-    return (int(pages) - free_pages(db)) * int(size)
+    return (int(pages) - free_pages(db)) * page_bytes(db)
 
 
 def size_on_disk(path: Path) -> int:
