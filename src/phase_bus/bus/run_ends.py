@@ -20,6 +20,9 @@ class RunEnds:
         own_events: numbers the ends.
         accept: takes in an event: its topic, header and payload.
         commit: puts into the stream what was taken in, and says if it is there.
+
+    Attributes:
+        lost: the runs whose end is still to be published, and why. One that is taken out goes on.
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class RunEnds:
         self._own_events = own_events
         self._accept = accept
         self._commit = commit
-        self._lost: dict[str, str] = {}  # runs whose end is still to be published, and why
+        self.lost: dict[str, str] = {}
 
     def end(self, reason: str, source: bytes | None = None) -> None:
         """End the runs that are going on.
@@ -45,21 +48,17 @@ class RunEnds:
         self._commit()  # what was taken in may begin a run, or end it
         for run in self._ledger.open_runs(source):
             logger.warning("phase-bus bus: run %s is lost: %s", run.run_id, reason)
-            self._lost[run.run_id] = reason
+            self.lost[run.run_id] = reason
         self.publish()
-
-    def spare(self, run_id: str) -> None:
-        """Let a run go on whose end is not published yet: its publisher is back."""
-        self._lost.pop(run_id, None)
 
     def publish(self) -> None:
         """Publish the end of runs that are lost; what the journal cannot take now comes later."""
-        for run_id, reason in list(self._lost.items()):
+        for run_id, reason in list(self.lost.items()):
             run = self._ledger.runs[run_id]
             event = lost(run, reason)
             self._accept(*self._own_events.number(event))
             if not self._commit():
                 return
-            self._lost.pop(run_id, None)
+            self.lost.pop(run_id, None)
             self._ledger.end(run, event.status, event.ts_ns)
             self._ledger.note(run)

@@ -272,7 +272,7 @@ class Bus:
         run = self._ledger.count(parsed, topic.decode(), header)
         if run is None:
             return
-        self._run_ends.spare(run.run_id)  # its publisher is back
+        self._run_ends.lost.pop(run.run_id, None)  # its publisher is back
         if parsed.kind == RunComplete.kind:
             try:
                 event = decode_event(topic, payload)
