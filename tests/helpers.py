@@ -75,8 +75,7 @@ class BusThread:
 _BUS = """
 import sys
 from phase_bus.address import Address
-from phase_bus.bus.options import BusOptions
-from phase_bus.bus.server import Bus
+from phase_bus.bus.server import Bus, BusOptions
 bus = Bus([Address.parse(a) for a in sys.argv[1:]], BusOptions(heartbeat_s=0.1))
 bus.install_signals()
 bus.bind()
