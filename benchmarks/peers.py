@@ -14,7 +14,8 @@ import zmq
 
 from phase_bus.address import Address
 from phase_bus.bus.journal import Journal
-from phase_bus.bus.server import Bus, BusOptions
+from phase_bus.bus.options import BusOptions
+from phase_bus.bus.server import Bus
 from phase_bus.consumer import Consumer
 from phase_bus.events import EventBase
 from phase_bus.group_runner import GroupRunner

@@ -12,7 +12,8 @@ from typing import Self, TypeVar
 import zmq
 
 from phase_bus.address import Address
-from phase_bus.bus.server import Bus, BusOptions
+from phase_bus.bus.options import BusOptions
+from phase_bus.bus.server import Bus
 from phase_bus.control import Hello, Reply, Request, Status, StatusRequest, Welcome
 from phase_bus.events import Event, EventBase
 from phase_bus.testing.waiting import DEADLINE_S, until, wait_until

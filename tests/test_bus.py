@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from phase_bus.bus.server import BusOptions
+from phase_bus.bus.options import BusOptions
 from phase_bus.control import Ack, Beat, EndRuns, Goodbye, Heard, Hello, Welcome
 from phase_bus.errors import AddressError
 from phase_bus.events import PhaseRef, PhaseStart, RunComplete, RunStart

@@ -18,7 +18,8 @@ import zmq
 
 from phase_bus.address import Address
 from phase_bus.bus.journal import Journal, JournalReader
-from phase_bus.bus.server import Bus, BusOptions
+from phase_bus.bus.options import BusOptions
+from phase_bus.bus.server import Bus
 from phase_bus.consumer import Consumer
 from phase_bus.control import Ack, Beat, Fetch, Fetched, Goodbye, Hello, Refused, Welcome
 from phase_bus.errors import BusUnreachableError, JournalError
@@ -252,18 +253,19 @@ async def test_a_long_handler_does_not_read_what_it_cannot_take(kept: Kept) -> N
 
 async def test_a_greeting_that_is_lost(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue may be full when the bus greets a consumer; it asks again."""
-    greet = kept.bus._greet_subscribers
+    sockets = kept.bus._sockets
+    greet = sockets.greet_subscribers
     lost: list[bytes] = []
 
     def lose_the_first() -> None:
         if lost:
             greet()
         while not lost:
-            message = kept.bus._xpub.recv()
+            message = sockets.xpub.recv()
             if b"ready." in message:
                 lost.append(message)
 
-    monkeypatch.setattr(kept.bus, "_greet_subscribers", lose_the_first)
+    monkeypatch.setattr(sockets, "greet_subscribers", lose_the_first)
     consumer = Recorder()
     async with running(consumer, kept.address):
         assert lost

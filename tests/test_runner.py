@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from phase_bus.address import Address
-from phase_bus.bus.server import BusOptions
+from phase_bus.bus.options import BusOptions
 from phase_bus.consumer import Consumer
 from phase_bus.control import ClientInfo, Hello
 from phase_bus.events import (

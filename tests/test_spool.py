@@ -16,7 +16,8 @@ import pytest
 from phase_bus.address import Address
 from phase_bus.aiperf import plugin
 from phase_bus.bus.journal import Journal
-from phase_bus.bus.server import Bus, BusOptions
+from phase_bus.bus.options import BusOptions
+from phase_bus.bus.server import Bus
 from phase_bus.control import RunInfo
 from phase_bus.errors import BusUnreachableError, SpoolError
 from phase_bus.events import EventBase, PhaseComplete, PhaseRef, PhaseStart, Records, RunComplete

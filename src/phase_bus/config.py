@@ -12,7 +12,7 @@ import yaml
 from msgspec import Meta, Struct, field
 
 from phase_bus.bus.journal import Limits
-from phase_bus.bus.server import BusOptions
+from phase_bus.bus.options import BusOptions
 from phase_bus.errors import ConfigError, suggest
 from phase_bus.registry import Registry
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from phase_bus.address import Address
 from phase_bus.bus.journal import Limits
-from phase_bus.bus.server import BusOptions
+from phase_bus.bus.options import BusOptions
 from phase_bus.client import BusClient
 from phase_bus.config import Config, ConsumerConfig
 from phase_bus.control import ClientInfo, GroupInfo, Status

@@ -15,7 +15,7 @@ import pytest
 from phase_bus.address import Address
 from phase_bus.bus.journal import JournalReader
 from phase_bus.bus.journal_rows import DeadLetter
-from phase_bus.bus.server import BusOptions
+from phase_bus.bus.options import BusOptions
 from phase_bus.client import BusClient
 from phase_bus.consumer import Consumer, build_consumer
 from phase_bus.control import EVENTS, Assigned, Beat, Commit, GroupInfo, Heard, Hello, Status, Welcome

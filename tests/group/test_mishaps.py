@@ -13,7 +13,7 @@ import zmq
 
 from phase_bus.address import Address
 from phase_bus.bus.journal import JournalReader
-from phase_bus.bus.server import BusOptions
+from phase_bus.bus.options import BusOptions
 from phase_bus.client import BusClient
 from phase_bus.consumer import Consumer
 from phase_bus.control import Ack, Hello

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 
 import msgspec
 
-from phase_bus.bus.journal_reader import JournalReader
+from phase_bus.bus.journal import Journal
 from phase_bus.control import Beat, ClientInfo, Hello, RunInfo
+from phase_bus.errors import JournalError
 from phase_bus.events import BEGIN_NO_RUN, RunComplete, RunStatus
 from phase_bus.wire import Header, Topic, parse_topic
+
+logger = logging.getLogger("phase_bus.bus")
 
 _KEPT_CLIENTS = 200  # of those that left; the oldest are forgotten
 _KEPT_RUNS = 1000
@@ -21,7 +25,8 @@ class Client:
 
     Attributes:
         info: what it last said of itself.
-        heard_s: when, by :func:`time.monotonic`.
+        source: a publisher's name in the headers of its events.
+        heard_s: when it was last heard, by :func:`time.monotonic`.
         last_seq: a publisher's last event taken in.
         kept_seq: its last event in the stream.
         asked_seq: the missing event that a publisher was last asked to send again.
@@ -29,6 +34,7 @@ class Client:
     """
 
     def __init__(self, hello: Hello, identity: bytes, now_s: float) -> None:
+        self.source = bytes.fromhex(hello.client_id)
         self.identity = identity
         self.heard_s = now_s
         self.last_seq = self.kept_seq = hello.next_seq - 1
@@ -59,7 +65,10 @@ class Run:
 
     Attributes:
         publisher: the source that publishes it.
+        publisher_name: what a person calls that.
         status: ``running``, or how it ended.
+        started_ns: when its first event was taken in, in Unix time.
+        ended_ns: when it ended, None while it runs.
         published: its publisher's events taken in so far, by topic.
         records: the request records in them.
     """
@@ -91,17 +100,30 @@ class Ledger:
 
     Args:
         silent_after_s: seconds without a word after which a client counts as gone.
+        journal: where it is kept how runs are, and where an earlier bus has left that; None for nowhere.
+
+    Attributes:
+        clients: all of them by their ids, the latest of those that left included.
+        sources: the publishers among them by their sources.
+        runs: the runs, the latest of those that ended included.
+
+    Raises:
+        JournalError: it cannot be read.
     """
 
-    def __init__(self, silent_after_s: float) -> None:
+    def __init__(self, silent_after_s: float, journal: Journal | None = None) -> None:
         self.silent_after_s = silent_after_s
         self.clients: dict[str, Client] = {}
         self.sources: dict[bytes, Client] = {}
         self.runs: dict[str, Run] = {}
-        self.orphans: dict[bytes, float] = {}  # publishers of runs that an earlier bus left open
+        # Publishers of runs that an earlier bus left open, and until when they are waited for.
+        self._orphans: dict[bytes, float] = {}
         self._past_seqs: dict[bytes, int] = {}
+        self._journal = journal
+        if journal is not None:
+            self._recall(journal)
 
-    def recall(self, journal: JournalReader) -> None:
+    def _recall(self, journal: Journal) -> None:
         """Go on from what an earlier bus left: open runs, and what each publisher had delivered."""
         self._past_seqs = journal.last_seqs()
         now_s = time.monotonic()
@@ -117,13 +139,13 @@ class Ledger:
                     run.published[topic.decode()] = events
             self.runs[row.run_id] = run
             if run.status == "running":
-                self.orphans[run.publisher] = now_s + self.silent_after_s
+                self._orphans[run.publisher] = now_s + self.silent_after_s
 
     def newly_orphaned(self, now_s: float) -> list[bytes]:
         """Return the publishers that did not come back after a restart of the bus."""
-        gone = [source for source, deadline_s in self.orphans.items() if now_s > deadline_s]
+        gone = [source for source, deadline_s in self._orphans.items() if now_s > deadline_s]
         for source in gone:
-            del self.orphans[source]
+            del self._orphans[source]
         return gone
 
     def hello(self, hello: Hello, identity: bytes, now_s: float) -> Client:
@@ -135,13 +157,13 @@ class Ledger:
         client.identity = identity
         client.heard_s = now_s
         # Nobody can send again what was acknowledged: waiting for it would never end.
-        last_seq = self._past_seqs.pop(_source(hello.client_id), 0)
+        last_seq = self._past_seqs.pop(client.source, 0)
         client.last_seq = client.kept_seq = max(client.last_seq, hello.next_seq - 1, last_seq)
         if not client.here:
             client.update(state="ready" if hello.role == "publisher" else "starting")
         if client.info.role == "publisher":
-            self.sources[_source(hello.client_id)] = client
-            self.orphans.pop(_source(hello.client_id), None)
+            self.sources[client.source] = client
+            self._orphans.pop(client.source, None)
         return client
 
     def beat(self, beat: Beat, now_s: float) -> bool:
@@ -206,6 +228,15 @@ class Ledger:
         run.status = status
         run.ended_ns = ended_ns
 
+    def note(self, run: Run) -> None:
+        """Keep in the journal how a run is; what cannot be kept is logged."""
+        if self._journal is None:
+            return
+        try:
+            self._journal.note_run(run.run_id, run.status, run.started_ns, run.ended_ns, run.publisher_name)
+        except JournalError as error:
+            logger.error("phase-bus bus: %s", error)
+
     def open_runs(self, source: bytes | None = None) -> list[Run]:
         """Return the runs that are going on, of one source or of all."""
         return [
@@ -224,16 +255,12 @@ class Ledger:
         for client_id in gone[:-_KEPT_CLIENTS]:
             client = self.clients.pop(client_id)
             if client.info.role == "publisher":
-                self.sources.pop(bytes.fromhex(client_id), None)
+                self.sources.pop(client.source, None)
 
     def _forget_old_runs(self) -> None:
         ended = [run_id for run_id, run in self.runs.items() if run.status != "running"]
         for run_id in ended[:-_KEPT_RUNS]:
             del self.runs[run_id]
-
-
-def _source(client_id: str) -> bytes:
-    return bytes.fromhex(client_id)
 
 
 def lost(run: Run, reason: str) -> RunComplete:

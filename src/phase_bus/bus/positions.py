@@ -1,4 +1,4 @@
-"""Keeping how far consumers have come, and what they have set aside, as they say in their beats."""
+"""Keeping how far consumers have come, and what they have set aside, as they say."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ import msgspec
 
 from phase_bus.bus.groups import Group, Judgement
 from phase_bus.bus.journal import Journal
-from phase_bus.bus.journal_rows import checkpoint_name
-from phase_bus.control import Beat, ClientInfo, Commit, DeadLetterNote
+from phase_bus.bus.journal_rows import Checkpoint, checkpoint_name
+from phase_bus.control import Beat, ClientInfo, Commit, DeadLetterNote, Hello
 from phase_bus.errors import JournalError
 
 logger = logging.getLogger("phase_bus.bus")
 
 
 class Kept:
-    """What of a beat is kept now: dead letters by their offsets; positions by share; and what is not."""
+    """What has become of what a beat says.
+
+    Attributes:
+        dead_letters: the offsets of those that are kept now.
+        shares: the shares whose commits are kept now, with the positions in these.
+        refused: the shares whose commits came too late to count.
+    """
 
     def __init__(self) -> None:
         self.dead_letters: list[int] = []
@@ -27,14 +33,33 @@ class Kept:
 
 
 class Positions:
-    """Writes positions, states and dead letters of consumers into the journal.
+    """Keeps positions, states and dead letters of consumers in the journal.
 
     Args:
-        journal: where to; without one nothing is remembered, and nothing kept back.
+        journal: where; without one nothing is remembered, and nothing kept back.
     """
 
     def __init__(self, journal: Journal | None) -> None:
         self._journal = journal
+
+    @property
+    def journal_id(self) -> str:
+        """Which journal the positions are of; empty without one.
+
+        Raises:
+            JournalError: it cannot be read.
+        """
+        return "" if self._journal is None else self._journal.journal_id
+
+    def find(self, hello: Hello) -> Checkpoint | None:
+        """Return where a consumer that comes goes on, None at the start, or if its group tells it.
+
+        Raises:
+            JournalError: it cannot be read.
+        """
+        if self._journal is None or hello.role != "consumer" or hello.group:
+            return None
+        return self._journal.checkpoint(hello.name)
 
     def keep(self, client: ClientInfo, beat: Beat, group: Group | None) -> Kept:
         """Keep what a consumer says it has done, all of it as one; what cannot be kept is logged.
@@ -55,7 +80,7 @@ class Positions:
         if self._journal is not None and (beat.position is not None or beat.dead_letters or commits):
             try:
                 with self._journal.transaction():
-                    self._write(self._journal, client.name, beat, commits)
+                    _write(self._journal, client.name, beat, commits)
             except JournalError as error:
                 logger.error("phase-bus bus: %s", error)  # the consumer says it again
                 return kept
@@ -66,14 +91,31 @@ class Positions:
         kept.refused = [commit.share for commit in refused]
         return kept
 
-    def _write(self, journal: Journal, name: str, beat: Beat, commits: Sequence[Commit]) -> None:
-        _set_aside(journal, name, beat.dead_letters)
-        if beat.position is not None:
-            journal.commit(name, beat.position, beat.saved)
-        for commit in commits:
-            share = checkpoint_name(name, commit.share)
-            _set_aside(journal, share, commit.dead_letters)
-            journal.commit(share, commit.position, commit.saved)
+    def settle(self, letter_id: int, saved: bytes | None) -> bool:
+        """Forget a dead letter that was handled after all; return whether that is kept, or else logged.
+
+        Args:
+            letter_id: its number; one that is unknown is settled.
+            saved: the consumer's state with it, None to leave what is kept.
+        """
+        if self._journal is None:
+            return False
+        try:
+            self._journal.settle_dead_letter(letter_id, saved)
+        except JournalError as error:
+            logger.error("phase-bus bus: %s", error)  # who asked gets no answer, and says so
+            return False
+        return True
+
+
+def _write(journal: Journal, name: str, beat: Beat, commits: Sequence[Commit]) -> None:
+    _set_aside(journal, name, beat.dead_letters)
+    if beat.position is not None:
+        journal.commit(name, beat.position, beat.saved)
+    for commit in commits:
+        share = checkpoint_name(name, commit.share)
+        _set_aside(journal, share, commit.dead_letters)
+        journal.commit(share, commit.position, commit.saved)
 
 
 def _tell_refused(group: str, pid: int, commits: Sequence[Commit]) -> None:

@@ -1,16 +1,21 @@
-"""The bus's sockets, and where they are bound."""
+"""The bus's sockets: where they are bound, and how clients are answered on them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import IO
 
 import zmq
 
 from phase_bus.address import Address
-from phase_bus.control import Endpoint
+from phase_bus.control import Endpoint, Reply
 from phase_bus.errors import AddressError
 from phase_bus.files import lock_directory, unlock_directory
+from phase_bus.wire import Header, encode_control, send_frames
+
+_READY = b"ready."
+_NO_HEADER = Header(source=bytes(16), source_seq=0, topic_seq=0).pack()
 
 
 class BusSockets:
@@ -25,7 +30,7 @@ class BusSockets:
         xpub: the live stream.
         replay: past events; bound only for a bus with a journal.
         events_endpoint: where clients find the live stream, once bound.
-        replay_endpoint: where they find past events.
+        replay_endpoint: where they find past events; None unless the replay socket is bound.
     """
 
     def __init__(self, high_water_mark: int, max_message_bytes: int) -> None:
@@ -37,7 +42,7 @@ class BusSockets:
         self.xpub.setsockopt(zmq.SNDHWM, high_water_mark)
         self.replay = self._socket(zmq.ROUTER)
         self.events_endpoint = Endpoint(ipc_name="events.ipc")
-        self.replay_endpoint = Endpoint(ipc_name="replay.ipc")
+        self.replay_endpoint: Endpoint | None = None
 
     def bind(self, addresses: Sequence[Address], *, replay: bool) -> tuple[Address, ...]:
         """Bind all addresses; return them with the ports that port 0 became.
@@ -61,10 +66,32 @@ class BusSockets:
                 raise AddressError(
                     str(address), "is that of a publisher in direct mode", "leave 'direct+' out"
                 )
+        if replay:
+            self.replay_endpoint = Endpoint(ipc_name="replay.ipc")
         return tuple(
-            self._bind_ipc(address, replay) if address.scheme == "ipc" else self._bind_tcp(address, replay)
+            self._bind_ipc(address) if address.scheme == "ipc" else self._bind_tcp(address)
             for address in addresses
         )
+
+    def reply(self, identity: bytes, reply: Reply) -> None:
+        """Send a message to one connection of the ROUTER for requests, unless it is gone."""
+        # A ROUTER lets go of what is for a peer that is gone; the peer asks again if it is not.
+        with suppress(zmq.Again):
+            send_frames(self.router, (identity, encode_control(reply)), int(zmq.NOBLOCK))
+
+    def greet_subscribers(self) -> None:
+        """Answer each consumer's last subscription on that very topic.
+
+        A consumer subscribes to ``ready.<its id>$`` after everything else. That the answer reaches it
+        shows that all its subscriptions are in force.
+        """
+        while True:
+            try:
+                message = self.xpub.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if message[:1] == b"\x01" and message[1:].startswith(_READY):
+                send_frames(self.xpub, (message[1:], _NO_HEADER, b""))
 
     def close(self) -> None:
         """Close all sockets, remove the ipc files, and let others have the directory."""
@@ -82,7 +109,7 @@ class BusSockets:
         sock.setsockopt(zmq.MAXMSGSIZE, self._max_message_bytes)
         return sock
 
-    def _bind_tcp(self, address: Address, replay: bool) -> Address:
+    def _bind_tcp(self, address: Address) -> Address:
         port = _port(_bind(self.router, address, address.control))
         try:
             wanted = port + 1 if address.port else 0
@@ -91,16 +118,16 @@ class BusSockets:
             # The next port is only a custom, for firewalls; clients are told which one it is.
             events = _bind(self.xpub, address, f"tcp://{address.host}:0")
         self.events_endpoint = Endpoint(ipc_name="events.ipc", tcp_port=_port(events))
-        if replay:
+        if self.replay_endpoint is not None:
             past = _bind(self.replay, address, f"tcp://{address.host}:0")
             self.replay_endpoint = Endpoint(ipc_name="replay.ipc", tcp_port=_port(past))
         return Address("tcp", host=address.host, port=port)
 
-    def _bind_ipc(self, address: Address, replay: bool) -> Address:
+    def _bind_ipc(self, address: Address) -> Address:
         self._locks.append(lock_directory(address))
         _bind(self.router, address, address.control)
         _bind(self.xpub, address, address.direct_events)
-        if replay:
+        if self.replay_endpoint is not None:
             _bind(self.replay, address, address.endpoint(self.replay_endpoint))
         return address
 

@@ -10,8 +10,9 @@ from cyclopts import Parameter
 
 from phase_bus.address import Address, default_address
 from phase_bus.bus.journal import Journal, Limits
+from phase_bus.bus.options import BusOptions
 from phase_bus.bus.places import journal_directory
-from phase_bus.bus.server import Bus, BusOptions
+from phase_bus.bus.server import Bus
 from phase_bus.cli.options import AddressesOption, StopOnEof, configure_logging
 
 _DEFAULTS = BusOptions()

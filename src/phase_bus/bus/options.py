@@ -1,0 +1,23 @@
+"""How a bus behaves."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class BusOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a bus behaves.
+
+    Attributes:
+        heartbeat_s: how often clients are to say that they are alive, in seconds.
+        silent_after_s: seconds without a word after which a client counts as gone, and the runs of a
+            publisher that is gone end as ``lost``.
+        high_water_mark: events queued for each consumer at most; beyond that the consumer loses
+            events, sees the gap, and reports it.
+        max_message_bytes: larger messages are refused.
+    """
+
+    heartbeat_s: float = 1.0
+    silent_after_s: float = 10.0
+    high_water_mark: int = 1000
+    max_message_bytes: int = 256 << 20
