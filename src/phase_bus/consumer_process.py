@@ -20,7 +20,7 @@ from phase_bus.address import Address
 from phase_bus.control import Assigned, Beat, Heard, Hello, State, Welcome
 from phase_bus.conversation import Conversation
 from phase_bus.dispatcher import Dispatcher
-from phase_bus.errors import BusUnreachableError, WireError
+from phase_bus.errors import BusUnreachableError, JournalUnreadableError, WireError
 from phase_bus.events import EventBase, RunComplete
 from phase_bus.live import LiveQueue
 from phase_bus.publisher import Publisher
@@ -32,6 +32,7 @@ logger = logging.getLogger("phase_bus.consumer")
 FLUSH_S = 1.0
 _BREATH_S = 0.005  # how long handlers may run before heartbeats and signals get a turn
 _RECEIPT_S = 2.0
+_READ_AGAIN_S = 1.0  # after the bus could not read its journal
 
 T = TypeVar("T")
 
@@ -154,6 +155,10 @@ class ConsumerProcess(ABC):
             return await ask(self._replay)
         except BusUnreachableError:
             return None  # it may have been restarted; the control connection finds out
+        except JournalUnreadableError as error:
+            logger.warning("%s %r: %s; trying again", self._noun, self.name, error)
+            await self._pause(_READ_AGAIN_S)
+            return None
 
     async def _handle(self, piece: Piece, goes_on: Callable[[], bool]) -> bool:
         """Handle a piece of the journal, breath by breath.
