@@ -63,12 +63,15 @@ class ConsumerRunner(ConsumerProcess):
         wanted = subscriptions_of(handlers) if topics is None else topics
         self._wanted = tuple(topic.encode() for topic in wanted)
         self._handled_topics = (*self._wanted, _RUN_COMPLETE)
-        records = any(topic.startswith(_RECORDS) or not topic for topic in self._wanted)
+        records = any(topic.startswith(_RECORDS) or _RECORDS.startswith(topic) for topic in self._wanted)
         self._follower = Follower(records=records)
-        others = tuple(topic for topic in self._wanted if not topic.startswith((*EVENT_TOPICS, _RECORDS)))
-        self._subscriptions = (*EVENT_TOPICS, *others, *((_RECORDS,) if records else ()))
         if address.direct:
             self._subscriptions = self._wanted
+        elif records:
+            self._subscriptions = (b"",)  # everything: kinds that are newer than this program too
+        else:
+            others = (topic for topic in self._wanted if not topic.startswith(EVENT_TOPICS))
+            self._subscriptions = (*EVENT_TOPICS, *others)
         self._dispatcher = Dispatcher(consumer, handlers, self._wanted, self.client_id)
         self._welcomed = asyncio.Event()
         # Whether it has a place in the stream that it is connected to; in direct mode there are no places.
