@@ -1,4 +1,4 @@
-"""What every process around consumers has: its sockets, its talk with the bus, its end."""
+"""What every process around consumers has: its sockets, how it reads on, its talk with the bus, its end."""
 
 from __future__ import annotations
 
@@ -6,30 +6,35 @@ import asyncio
 import logging
 import os
 import socket
+import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from typing import ClassVar, TypeVar
 
 import zmq
 
+from phase_bus.account import RunAccount
 from phase_bus.address import Address
 from phase_bus.control import Assigned, Beat, Heard, Hello, State, Welcome
 from phase_bus.conversation import Conversation
-from phase_bus.events import KINDS, EventBase, Records
+from phase_bus.dispatcher import Dispatcher
+from phase_bus.errors import BusUnreachableError, JournalUnreadableError, WireError
+from phase_bus.events import EventBase, RunComplete
 from phase_bus.live import LiveQueue
 from phase_bus.publisher import Publisher
-from phase_bus.replay_client import ReplayClient
-from phase_bus.wire import WIRE_VERSION, topic_prefix
+from phase_bus.replay_client import Piece, ReplayClient
+from phase_bus.wire import WIRE_VERSION, Header
 
 logger = logging.getLogger("phase_bus.consumer")
 
-BREATH_S = 0.005  # how long handlers may run before heartbeats and signals get a turn
 FLUSH_S = 1.0
-RECEIPT_S = 2.0
+_BREATH_S = 0.005  # how long handlers may run before heartbeats and signals get a turn
+_RECEIPT_S = 2.0
+_READ_AGAIN_S = 1.0  # after the bus could not read its journal
 
-# All kinds but records, wanted or not, so that no loss of an event can hide (docs/decisions/0007).
-EVENT_TOPICS = tuple(topic_prefix(kind) for kind in KINDS if kind != Records.kind)
+T = TypeVar("T")
 
 
 class ConsumerProcess(ABC):
@@ -45,6 +50,8 @@ class ConsumerProcess(ABC):
         client_id: 32 hex digits that name this process on the bus.
         state: its lifecycle state.
     """
+
+    _noun: ClassVar[str] = "consumer"  # what it calls itself in the log
 
     def __init__(
         self,
@@ -87,12 +94,111 @@ class ConsumerProcess(ABC):
         """Ask :meth:`run` to finish. Call it from the event loop."""
         self._stop.set()
 
+    async def _pause(self, seconds: float) -> None:
+        """Wait for a while, unless asked to stop."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
+
+    # ---- reading on ----
+
+    @property
+    @abstractmethod
+    def _takes_live(self) -> bool:
+        """Whether the next event may come from the live queue."""
+
+    @abstractmethod
+    def _take(self, topic: bytes, header_frame: bytes, payload: zmq.Frame) -> Header | None:
+        """Take in a message of the live queue; return its header if it is an event to be judged.
+
+        Raises:
+            WireError: it cannot be read.
+        """
+
+    @abstractmethod
+    async def _judge(
+        self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
+    ) -> None:
+        """Decide whether an event is the next, a repetition, or shows a hole; handle the next."""
+
+    def _set_aside(self, error: WireError) -> None:
+        """Tell of a message that cannot be read."""
+        logger.error("%s %r: %s; set aside", self._noun, self.name, error)
+
+    async def _breathe(self) -> None:
+        """Let heartbeats and signals have their turns."""
+        await asyncio.sleep(0)
+
+    async def _drain(self) -> bool:
+        """Handle what has arrived live, for a breath at most; return whether there may be more."""
+        breath_s = time.monotonic() + _BREATH_S
+        while self._takes_live:
+            try:
+                topic, header_frame, payload = self._live.receive()
+                header = self._take(topic, header_frame, payload)
+            except zmq.Again:
+                return False
+            except WireError as error:
+                self._set_aside(error)
+            else:
+                if header is not None:
+                    await self._judge(topic, header, payload.buffer, replayed=False)
+            if time.monotonic() >= breath_s:
+                await self._breathe()
+                return True
+        return False
+
+    async def _read_journal(self, ask: Callable[[ReplayClient], Awaitable[T]]) -> T | None:
+        """Return what the bus answers from its journal, None if it cannot now: then ask again."""
+        if self._replay is None:
+            return None
+        try:
+            return await ask(self._replay)
+        except BusUnreachableError:
+            return None  # it may have been restarted; the control connection finds out
+        except JournalUnreadableError as error:
+            logger.warning("%s %r: %s; trying again", self._noun, self.name, error)
+            await self._pause(_READ_AGAIN_S)
+            return None
+
+    async def _handle(self, piece: Piece, goes_on: Callable[[], bool]) -> bool:
+        """Handle a piece of the journal, breath by breath.
+
+        Args:
+            piece: the piece.
+            goes_on: whether to go on after an event.
+
+        Returns:
+            Whether all of it was judged.
+        """
+        breath_s = time.monotonic() + _BREATH_S
+        for topic, header, payload in piece.events:
+            await self._judge(topic, header, payload, replayed=True)
+            if time.monotonic() >= breath_s:
+                await self._breathe()
+                breath_s = time.monotonic() + _BREATH_S
+            if self._stop.is_set() or not goes_on():
+                return False
+        return True
+
+    # ---- publishing ----
+
     def publish(self, event: EventBase) -> None:
         """Publish an event for a consumer; in direct mode there is nowhere to publish it."""
         if self._publisher is None and not self.address.direct:
             self._publisher = Publisher(str(self.address), name=f"{self.name} (results)")
         if self._publisher is not None:
             self._publisher.publish(event)
+
+    async def _give_receipt(
+        self, dispatcher: Dispatcher, end: RunComplete, parts: Iterable[RunAccount] = ()
+    ) -> None:
+        """Give the receipt of a run whose end was handled; the run counts as handled then."""
+        receipt = dispatcher.receipt(end, parts)
+        self.publish(receipt)
+        if self._publisher is not None:
+            # The summary and the receipt are on the bus before the run counts as handled.
+            await asyncio.to_thread(self._publisher.flush, _RECEIPT_S)
+        dispatcher.finished(end.run_id, whole=receipt.complete)
 
     # ---- the bus ----
 
@@ -136,11 +242,6 @@ class ConsumerProcess(ABC):
             self._conversation.tell_news()
             if self._on_ready is not None:
                 self._on_ready()
-
-    async def _flush_publisher(self) -> None:
-        """Wait until what was published is on the bus, for a while."""
-        if self._publisher is not None:
-            await asyncio.to_thread(self._publisher.flush, RECEIPT_S)
 
     async def _close(self, control: asyncio.Task[None] | None) -> None:
         try:

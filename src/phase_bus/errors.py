@@ -78,6 +78,18 @@ class JournalError(PhaseBusError):
         super().__init__(f"journal {str(path)!r}: {reason}; {remedy}")
 
 
+class JournalUnreadableError(PhaseBusError):
+    """The bus could not read its journal when it was asked for something; it may be asked again.
+
+    Attributes:
+        reason: what is wrong.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the bus cannot read its journal: {reason}")
+
+
 class SpoolError(PhaseBusError):
     """A file that is no spool, or cannot be read.
 

@@ -40,10 +40,16 @@ class Follower:
         self.replaying = True
         self.missed = 0
 
-    def stand_at(self, offset: int, event_number: int | None, *, replay: bool) -> None:
-        """Begin at a position; ``replay`` if events after it may be past already."""
+    def stand_at(self, offset: int, event_number: int | None = None, *, replay: bool = True) -> None:
+        """Begin at a position.
+
+        Args:
+            offset: the position.
+            event_number: the event number there, None if it is not known.
+            replay: whether events after it may be past already.
+        """
         self.offset = offset
-        self.event_number = event_number
+        self.event_number = event_number if offset else 0
         self.replaying = replay
 
     def live(self, header: Header) -> Verdict:
@@ -106,6 +112,7 @@ class PartitionFollower:
 
     Such a reader sees neither every offset nor every event number. Each message names the offset of
     the one before it in the partition, and a heartbeat the last one: by these it sees what is missing.
+    Its methods are those of :class:`Follower`, as far as a bus with a journal needs them.
 
     Attributes:
         offset: all of the partition up to here is handled.
@@ -114,6 +121,11 @@ class PartitionFollower:
 
     def __init__(self) -> None:
         self.offset = 0
+        self.replaying = True
+
+    def stand_at(self, offset: int) -> None:
+        """Begin at a position; records after it may be past already."""
+        self.offset = offset
         self.replaying = True
 
     def live(self, header: Header) -> Verdict:
@@ -133,19 +145,18 @@ class PartitionFollower:
         self.offset = header.offset
         return Verdict.HANDLE
 
-    def heartbeat(self, head: int, last: int) -> None:
+    def heartbeat(self, header: Header) -> None:
         """Take in where the stream and the partition stand: after this nothing older can come.
 
         Args:
-            head: the offset of the last event of all.
-            last: the offset of the partition's last event.
+            header: the heartbeat's, with the offset of the partition's last records as ``previous``.
         """
-        if last > self.offset:
+        if header.previous > self.offset:
             self.replaying = True
         elif not self.replaying:
-            self.offset = max(self.offset, head)
+            self.offset = max(self.offset, header.offset)
 
-    def caught_up(self, offset: int) -> None:
+    def caught_up(self, offset: int, _event_number: int) -> None:
         """Go live: the journal has nothing more of the partition up to an offset."""
         self.offset = max(self.offset, offset)
         self.replaying = False

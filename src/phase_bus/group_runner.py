@@ -10,30 +10,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import zmq
 
 from phase_bus.address import Address
-from phase_bus.bus.journal_rows import checkpoint_name
 from phase_bus.consumer import Consumer
-from phase_bus.consumer_process import BREATH_S, FLUSH_S, ConsumerProcess
-from phase_bus.control import EVENTS, Assigned, Beat, Commit, Heard, Hello, Welcome
-from phase_bus.errors import BusUnreachableError, ConfigError, PhaseBusError, WireError
-from phase_bus.events import Heartbeat, RunComplete
+from phase_bus.consumer_process import FLUSH_S, ConsumerProcess
+from phase_bus.control import Assigned, Beat, Heard, Hello, Welcome
+from phase_bus.errors import ConfigError, PhaseBusError, WireError
+from phase_bus.events import Heartbeat
+from phase_bus.group_holdings import Holdings
 from phase_bus.group_leader import GroupLeader
 from phase_bus.group_share import GroupShare, check_shareable
-from phase_bus.wire import NO_PARTITION, Header, decode_event, partition_of, topic_prefix, unpack_header
+from phase_bus.wire import Header, decode_event, partition_of, topic_prefix, unpack_header
 
 logger = logging.getLogger("phase_bus.consumer")
 
 _HEARTBEAT = topic_prefix("heartbeat")
 _RUN_COMPLETE = topic_prefix("run_complete")
-_LOOK_S = 1.0  # between two looks at what the partitions have come to
-_LOOK_AT_END_S = 0.05  # likewise while the end of a run waits for them
+_LOOK_S = 0.05  # between two looks where nothing tells this process that it can go on
+# From when a share has come to the end of the journal until that is committed: not at once, since the
+# others come to it at about the same time, and all can be told in one beat.
 _SOON_S = 0.05
-_BEAT_BYTES = 512 << 10  # of commits in one beat at most: a bus refuses messages that are too large
 _COMMITTED_BYTES_PER_S = 2 << 20  # by one member, beyond which it commits less often
 
 
@@ -49,11 +50,13 @@ class GroupRunner(ConsumerProcess):
         on_ready: called once the member has its first assignment, and its subscriptions are in force.
 
     Attributes:
-        shares: what the member works on now.
+        shares: what the member works on now, by number.
 
     Raises:
         ConfigError: the consumer takes no records, or the address has no bus.
     """
+
+    _noun = "consumer group"
 
     def __init__(
         self,
@@ -71,19 +74,15 @@ class GroupRunner(ConsumerProcess):
             )
         check_shareable(build())
         super().__init__(group, address, high_water_mark=high_water_mark, on_ready=on_ready)
-        self.shares: dict[int, GroupShare] = {}
+        self._holdings = Holdings(group)
+        self.shares = self._holdings.shares
         self._build = build
         self._settings = settings
         self._failure: PhaseBusError | None = None
         self._bus_id = ""
         self._journal_id = ""
-        self._assigned: Assigned | None = None  # the latest
-        self._generation = 0  # of the one acted upon
-        self._released: dict[int, Commit] = {}  # last commits of shares that are let go
-        self._handled_runs: tuple[str, ...] = ()  # by the whole group, as told by the bus
         self._ends_at = 0  # the offset of the last end of a run
         self._next_flush_s = 0.0
-        self._leader = GroupLeader()
 
     async def run(self) -> None:
         """Work on what the bus assigns until stopped, then commit and leave.
@@ -99,7 +98,7 @@ class GroupRunner(ConsumerProcess):
             while not self._stop.is_set():
                 await self._step(stopping)
             self.state = "stopping"
-            for share in self._held():
+            for share in self._holdings.held:
                 await self._flush(share)
         finally:
             stopping.cancel()
@@ -113,69 +112,62 @@ class GroupRunner(ConsumerProcess):
 
     async def _step(self, stopping: asyncio.Task[bool]) -> None:
         if not self._is_member():
-            await asyncio.wait((stopping,), timeout=_LOOK_AT_END_S)
+            await self._pause(_LOOK_S)
             return
         settled = await self._act_on_assignment()
         await self._drain()
-        behind = [share for share in self._held() if share.replaying and not self._is_held_back(share)]
+        behind = [share for share in self._holdings.held if self._holdings.reads_journal(share)]
         for share in behind:
-            await self._fetch(share)
+            if not await self._fetch(share):
+                break
         await self._lead()
         await self._flush_due()
         if settled and not behind:
-            waits = self._leader.held_back is not None
-            await self._live.readable.wait(stopping, timeout_s=_LOOK_AT_END_S if waits else FLUSH_S)
+            leader = self._holdings.leader
+            wait_s = FLUSH_S if leader is None else leader.look_s
+            await self._live.readable.wait(stopping, timeout_s=wait_s)
         elif self._replay is None:
-            await asyncio.wait((stopping,), timeout=_LOOK_AT_END_S)
+            await self._pause(_LOOK_S)
         self._live.ask_again()
 
     def _is_member(self) -> bool:
         """Whether what was assigned cannot have been given to others yet, for want of a word from here."""
-        return self._assigned is not None and self._conversation.session.is_known(time.monotonic())
+        known = self._conversation.session.is_known(time.monotonic())
+        return known and self._holdings.assigned is not None
 
     def _is_ours(self, share: GroupShare) -> bool:
         """Whether a share is certainly this member's; else nothing of it may be handled nor written.
 
         It may not be when a handler has blocked this process for long, or it was suspended.
         """
-        assigned, number = self._assigned, share.share
-        if share.lost or assigned is None or not self._is_member():
-            return False
-        return assigned.shares.get(number) == share.token or number in assigned.release
-
-    def _held(self) -> list[GroupShare]:
-        return [share for share in self.shares.values() if not share.lost]
+        return self._holdings.is_assigned(share) and self._is_member()
 
     # ---- the assignment ----
 
     async def _act_on_assignment(self) -> bool:
         """Let go of shares and take up others, as the bus says; return whether that is done."""
-        for share in [share for share in self.shares.values() if share.lost]:
+        for share in self._holdings.lost:
             await self._drop(share)
-        assigned = self._assigned
+        assigned = self._holdings.assigned
         if assigned is None:
             return True
-        if assigned.generation != self._generation:
+        if assigned.generation != self._holdings.generation:
             await self._let_go(assigned)
-            if self._assigned is not assigned:
+            if self._holdings.assigned is not assigned:
                 return False  # the bus was restarted meanwhile, or has changed its mind
-            self._generation = assigned.generation
-            self._handled_runs = assigned.handled_runs
-            for share in self._held():
+            self._holdings.generation = assigned.generation
+            for share in self._holdings.held:
                 for run_id in assigned.handled_runs:
                     share.forget(run_id)
             self._conversation.tell_news()
-        # One that it has just let go of is not read back before the bus has its last commit.
-        missing = [n for n in assigned.shares if n not in self.shares and n not in self._released]
+        missing = self._holdings.missing
         if not missing:
             if self._live.greeted:
                 self._become_ready()
             return True
-        try:
-            for number in missing:
-                await self._take_up(number, assigned.shares[number])
-        except BusUnreachableError:
-            return False  # it may have been restarted; the control connection finds out
+        for number in missing:
+            if not await self._take_up(number, assigned):
+                return False
         self._live.ask_for_greeting()
         self._conversation.tell_news()
         return True
@@ -186,188 +178,136 @@ class GroupRunner(ConsumerProcess):
                 continue
             if number in assigned.release:
                 await self._flush(share)
-                if share.commit is not None:
-                    self._released[number] = share.commit
+                self._holdings.release(share)
             else:
                 logger.warning(
                     "consumer group %r: %s was given to another member while this one was silent; "
                     "what it had not committed is left to that one",
                     self.name,
-                    checkpoint_name(self.name, number),
+                    share.name,
                 )
             await self._drop(share)
 
-    async def _take_up(self, number: int, token: int) -> None:
-        """Begin a share where its last owner left it."""
-        if self._replay is None:
-            raise BusUnreachableError(str(self.address), 0.0)
-        states = await self._replay.fetch_states(self.name, {}, only=number)
+    async def _take_up(self, number: int, assigned: Assigned) -> bool:
+        """Begin a share where its last owner left it; return whether the bus could say where that is."""
+        states = await self._read_journal(lambda replay: replay.fetch_states(self.name, {}, only=number))
+        if states is None:
+            return False
         consumer = self._build()
-        if number != EVENTS:
-            consumer.name = checkpoint_name(self.name, number)
-            consumer.partition = number
+        share = GroupShare(consumer, self.name, number, assigned.shares[number], self.client_id)
         consumer.log = consumer.log.bind(consumer=consumer.name)
         consumer.journal_id = self._journal_id
         consumer._publish = self.publish
-        share = GroupShare(consumer, number, token, self.client_id)
-        await consumer.start()
-        self.shares[number] = share
-        stored = await consumer.position()
-        position, saved = states.get(number, (0, None))
-        if stored is not None and stored < position:
-            position, saved = 0, None  # its data were set back: all is counted anew, and handled after that
-        share.dispatcher.done_offset = stored or 0
-        share.stand_at(position, saved)
-        for run_id in self._handled_runs:
+        await share.start(states.get(number))
+        self._holdings.add(share)
+        for run_id in assigned.handled_runs:
             share.forget(run_id)
         self._live.subscribe(share.topics)
-        if share.leads:
-            self._leader = GroupLeader()
-            self._leader.committing = self._leader.handled = dict(share.dispatcher.handled)
+        return True
 
     async def _drop(self, share: GroupShare) -> None:
-        del self.shares[share.share]
+        self._holdings.remove(share)
         self._live.unsubscribe(share.topics)
-        if share.leads:
-            self._leader = GroupLeader()
         await share.consumer.stop()
 
     # ---- events ----
 
-    async def _drain(self) -> None:
-        """Handle what has arrived live, letting heartbeats and signals have their turns."""
-        breath_s = time.monotonic() + BREATH_S
-        while not self._stop.is_set():
-            try:
-                await self._take(*self._live.receive())
-            except zmq.Again:
-                return
-            except WireError as error:
-                logger.error("consumer group %r: %s; set aside", self.name, error)
-            if time.monotonic() >= breath_s:
-                await asyncio.sleep(0)
-                self._live.readable.look_again()
-                return
+    @property
+    def _takes_live(self) -> bool:
+        return not self._stop.is_set()
 
-    async def _take(self, topic: bytes, header_frame: bytes, payload: zmq.Frame) -> None:
+    def _take(self, topic: bytes, header_frame: bytes, payload: zmq.Frame) -> Header | None:
         if self._live.is_greeting(topic):
             for share in self.shares.values():
-                share.replay()  # what was published before is in the journal only
-            return
+                share.follower.replaying = True  # what was published before is in the journal only
+            return None
         header = unpack_header(header_frame, topic)
         if topic.startswith(_HEARTBEAT):
-            self._take_heartbeat(topic, header, payload.buffer)
-            return
+            event = decode_event(topic, payload.buffer)
+            if isinstance(event, Heartbeat):
+                for share in self.shares.values():
+                    share.heartbeat(header, event.partitions)
+            return None
         if topic.startswith(_RUN_COMPLETE):
             self._ends_at = max(self._ends_at, header.offset)
             self._next_flush_s = 0.0
-        partition = partition_of(topic)
-        owned = self.shares.get(EVENTS if partition == NO_PARTITION else partition)
-        if owned is None or owned.replaying:
-            return
-        if self._is_ours(owned):
-            await self._give(owned, topic, header, payload.buffer, replayed=False)
-        else:
-            owned.replay()  # should it be ours after all, this event is still to come
+        return header
 
-    def _take_heartbeat(self, topic: bytes, header: Header, payload: memoryview) -> None:
-        event = decode_event(topic, payload)
-        if isinstance(event, Heartbeat):
-            for share in self.shares.values():
-                share.heartbeat(header, event.partitions.get(share.share, 0))
-
-    async def _fetch(self, share: GroupShare) -> None:
-        """Handle the next piece of the journal."""
-        if self._replay is None:
-            return
-        partition = None if share.leads else share.share
-        try:
-            piece = await self._replay.fetch(share.offset, records=False, partition=partition)
-        except BusUnreachableError:
-            return
-        if not self._is_ours(share):
-            return
-        breath_s = time.monotonic() + BREATH_S
-        for topic, header, payload in piece.events:
-            await self._give(share, topic, header, payload, replayed=True)
-            if time.monotonic() >= breath_s:
-                await asyncio.sleep(0)
-                breath_s = time.monotonic() + BREATH_S
-            if share.lost or self._stop.is_set() or self._is_held_back(share):
-                return
-        if piece.end:
-            share.caught_up(piece.offset, piece.event_number)
-            # Who has come to the end of the journal may be the one for whom the end of a run waits.
-            self._next_flush_s = min(self._next_flush_s, time.monotonic() + _SOON_S)
-
-    async def _give(
-        self, share: GroupShare, topic: bytes, header: Header, payload: memoryview, *, replayed: bool
+    async def _judge(
+        self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
     ) -> None:
-        """Give an event to its share's instance, unless it came before or has to wait."""
-        if share.leads and topic.startswith(_RUN_COMPLETE) and header.offset > share.offset:
-            end = _end(topic, payload)
-            if end is not None and not self._leader.has_all(end, header.offset):
-                self._leader.held_back = (end, header.offset)
-                share.replay()  # and so come to it again
+        share = self.shares.get(partition_of(topic))  # that of events has the number of no partition
+        if share is None:
+            return
+        if not replayed:
+            if share.follower.replaying:
+                return  # it comes again, from the journal
+            if not self._is_ours(share):
+                share.follower.replaying = True  # should it be ours after all, this event is still to come
                 return
+        leader = self._holdings.leader if share.leads else None
+        if (
+            leader is not None
+            and topic.startswith(_RUN_COMPLETE)
+            and leader.holds_back(topic, header, payload)
+        ):
+            share.follower.replaying = True  # and so come to it again
+            return
         if not share.is_next(topic, header, replayed=replayed):
             return
         try:
-            ended = await share.take(topic, header, payload, replayed=replayed)
+            end = await share.dispatcher.take(topic, header, payload, replayed=replayed)
         except WireError as error:
-            logger.error("consumer group %r: %s; set aside", self.name, error)
+            self._set_aside(error)
             return
-        if ended is not None:
-            self._leader.ends[ended.run_id] = ended
+        if end is not None and leader is not None:
+            leader.ends[end.run_id] = end
             await self._flush(share)
 
-    def _is_held_back(self, share: GroupShare) -> bool:
-        return share.leads and self._leader.held_back is not None
+    async def _fetch(self, share: GroupShare) -> bool:
+        """Handle the next piece of the journal; return whether the bus could give one."""
+        follower = share.follower
+        piece = await self._read_journal(
+            lambda replay: replay.fetch(follower.offset, records=False, partition=share.partition)
+        )
+        if piece is None:
+            return False
+        if not self._is_ours(share):
+            return True
+        if await self._handle(piece, partial(self._holdings.reads_journal, share)) and piece.end:
+            follower.caught_up(piece.offset, piece.event_number)
+            # Who has come to the end of the journal may be the one for whom the end of a run waits.
+            self._next_flush_s = min(self._next_flush_s, time.monotonic() + _SOON_S)
+        return True
 
     # ---- leading ----
 
     async def _lead(self) -> None:
         """Hand what the partitions have committed to the leader's instance, if it is here."""
-        leads = self.shares.get(EVENTS)
-        leader, now_s = self._leader, time.monotonic()
-        if leads is None or self._replay is None or now_s < leader.next_look_s or not self._is_ours(leads):
+        leader, now_s = self._holdings.leader, time.monotonic()
+        if leader is None or now_s < leader.next_look_s or not self._is_ours(leader.share):
             return
-        leader.next_look_s = now_s + (_LOOK_S if leader.held_back is None else _LOOK_AT_END_S)
-        try:
-            leader.note(await self._replay.fetch_states(self.name, leader.positions))
-        except BusUnreachableError:
-            return
-        states, leader.unmerged = dict(sorted(leader.unmerged.items())), {}
-        if states or not leader.merged:
-            leader.merged = True  # so that the instance knows that it leads, whatever comes
-            try:
-                await leads.consumer.merge(states)
-            except Exception:
-                logger.exception("consumer group %r could not merge states; trying again", self.name)
-                leader.unmerged = states | leader.unmerged
-                leader.next_look_s = now_s + _LOOK_S
-        if leader.held_back is not None and leader.has_all(*leader.held_back):
-            leader.held_back = None
+        leader.next_look_s = now_s + leader.look_s
+        states = await self._read_journal(lambda replay: replay.fetch_states(self.name, leader.positions))
+        if states is not None:
+            await leader.take_over(states)
 
-    async def _give_receipts(self, share: GroupShare) -> None:
+    async def _give_receipts(self, leader: GroupLeader) -> None:
         """Give the group's receipts of runs whose end was handled."""
-        leader = self._leader
         while leader.ends:
             run_id, end = leader.ends.popitem()
-            receipt = share.dispatcher.receipt(end, leader.accounts_of(run_id))
-            self.publish(receipt)
-            await self._flush_publisher()  # the summary and the receipt are there before the run is done
-            (leader.lost.add if end.status == "lost" else leader.lost.discard)(run_id)
-            share.dispatcher.finished(run_id, whole=receipt.complete)
+            await self._give_receipt(leader.share.dispatcher, end, leader.accounts_of(run_id))
+            (leader.lost_runs.add if end.status == "lost" else leader.lost_runs.discard)(run_id)
 
     # ---- commits ----
 
     async def _flush_due(self) -> None:
         now_s = time.monotonic()
-        soon = [share for share in self._held() if share.position < self._ends_at <= share.offset]
+        held = self._holdings.held
+        soon = [share for share in held if share.position < self._ends_at <= share.follower.offset]
         if now_s < self._next_flush_s and not soon:
             return
-        due = [share for share in self._held() if share.is_due(self._ends_at)]
+        due = [share for share in held if share.is_due(self._ends_at)]
         for share in due:
             await self._flush(share)
         size = sum(len(share.commit.saved or b"") for share in due if share.commit is not None)
@@ -377,11 +317,11 @@ class GroupRunner(ConsumerProcess):
 
     async def _flush(self, share: GroupShare) -> None:
         """Let a share's instance write out; if it could, have the bus keep its position."""
-        if not self._is_ours(share) or not await share.flush():
+        if not self._is_ours(share) or not await share.dispatcher.flush():
             return
-        if share.leads:
-            await self._give_receipts(share)
-            self._leader.committing = dict(share.dispatcher.handled)
+        if share.leads and (leader := self._holdings.leader) is not None:
+            await self._give_receipts(leader)
+            leader.committed()
         share.prepare_commit()
 
     # ---- what the bus says and is told ----
@@ -390,90 +330,34 @@ class GroupRunner(ConsumerProcess):
         return msgspec.structs.replace(super()._hello(), group=self.name, settings=self._settings)
 
     def _beat(self) -> Beat:
-        held = self._held()
-        handled = self._leader.handled
-        return Beat(
-            client_id=self.client_id,
-            state=self.state,
-            handled_runs=tuple(handled),
-            incomplete_runs=tuple(run_id for run_id, whole in handled.items() if not whole),
-            lost_runs=tuple(self._leader.lost & handled.keys()),
-            received=sum(share.dispatcher.received for share in held),
-            failed=sum(share.dispatcher.failed for share in held),
-            generation=self._generation,
-            shares=tuple(share.share for share in held),
-            commits=tuple(_first(self._commits(), _BEAT_BYTES)),
-        )
-
-    def _commits(self) -> list[Commit]:
-        """Return what the bus has not confirmed yet."""
-        held = [share.commit for share in self._held() if share.commit is not None]
-        return [*self._released.values(), *held]
+        return self._holdings.beat(self.client_id, self.state)
 
     def _be_welcomed(self, welcome: Welcome) -> None:
         super()._be_welcomed(welcome)
         if welcome.replay is None:
-            self._failure = ConfigError(
+            self._fail(
                 f"group {self.name!r} needs a bus that keeps a journal; start it without --no-journal, or "
                 "the consumer without a group"
             )
-            self.stop()
-        # Whether the shares are still this member's shows in the next assignment, which this asks for.
-        self._assigned, self._generation = None, 0
-        if welcome.bus_id != self._bus_id:
-            # Another bus has given nothing to anybody yet.
-            self._bus_id, self._journal_id = welcome.bus_id, welcome.journal_id
-            self._released.clear()
-            for share in self.shares.values():
-                share.lost = True
+        self._holdings.begin_anew(lose_all=welcome.bus_id != self._bus_id)
+        self._bus_id, self._journal_id = welcome.bus_id, welcome.journal_id
         self._live.readable.look_again()
 
     def _be_assigned(self, assigned: Assigned) -> None:
         if assigned.problem:
-            self._failure = ConfigError(
+            self._fail(
                 f"group {self.name!r}: {assigned.problem}; start all of them alike, or give another --group"
             )
-            self.stop()
             return
-        self._assigned = assigned
+        self._holdings.assigned = assigned
         self._live.readable.look_again()
 
     def _be_heard(self, heard: Heard) -> None:
-        for number, position in heard.kept.items():
-            if number in self._released and self._released[number].position == position:
-                del self._released[number]
-            if number in self.shares:
-                self._confirm(self.shares[number], position)
-                self.shares[number].dispatcher.forget_dead_letters(heard.dead_letters)
-        for number in heard.refused:
-            if self._released.pop(number, None) is None and number in self.shares:
-                self.shares[number].lost = True
+        if self._holdings.take_in(heard):
+            self._conversation.tell_news()
         if heard.kept or heard.refused:
             self._live.readable.look_again()
-            if self._commits():  # there was no room for them in the last beat
-                self._conversation.tell_news()
 
-    def _confirm(self, share: GroupShare, position: int) -> None:
-        leader = self._leader
-        if share.confirm(position) and share.leads and leader.handled != leader.committing:
-            leader.handled = leader.committing
-            self._conversation.tell_news()
-
-
-def _end(topic: bytes, payload: memoryview) -> RunComplete | None:
-    """Return the end of a run, None if it cannot be read: then it is set aside as any other event."""
-    try:
-        end = decode_event(topic, payload)
-    except WireError:
-        return None
-    return end if isinstance(end, RunComplete) else None
-
-
-def _first(commits: Iterable[Commit], limit_bytes: int) -> Iterator[Commit]:
-    """Yield the first commits, and at least one, up to a size."""
-    size_bytes = 0
-    for commit in commits:
-        size_bytes += len(commit.saved or b"")
-        if size_bytes > limit_bytes and size_bytes > len(commit.saved or b""):
-            return
-        yield commit
+    def _fail(self, problem: str) -> None:
+        self._failure = ConfigError(problem)
+        self.stop()

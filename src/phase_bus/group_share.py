@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
+from phase_bus.bus.journal_rows import checkpoint_name
 from phase_bus.consumer import Consumer, Handler, handlers_of, subscriptions_of
-from phase_bus.consumer_process import EVENT_TOPICS
 from phase_bus.control import EVENTS, Commit
 from phase_bus.dispatcher import Dispatcher
 from phase_bus.errors import ConfigError
-from phase_bus.events import Records, RunComplete
+from phase_bus.events import Records
 from phase_bus.follower import Follower, PartitionFollower, Verdict
+from phase_bus.live import EVENT_TOPICS
+from phase_bus.origin import begin_at
 from phase_bus.wire import Header, partition_prefix, topic_prefix
 
 _RUN_COMPLETE = topic_prefix("run_complete")
@@ -21,22 +24,32 @@ class GroupShare:
     """A partition of the records, or all other events, with the consumer's instance for it.
 
     Args:
-        consumer: the instance.
-        share: the partition, or :data:`~phase_bus.control.EVENTS`.
+        consumer: the instance; it is told which partition it is for.
+        group: the group's name.
+        number: the partition, or :data:`~phase_bus.control.EVENTS`.
         token: what the share was given to this member with.
         client_id: the member's.
 
     Attributes:
+        name: what its position is kept under.
+        leads: whether it is the share of events, whose owner leads the group.
+        partition: None if it leads.
+        topics: what it subscribes to.
+        dispatcher: gives the instance its events.
+        follower: where it stands.
         lost: it belongs to somebody else by now.
         commit: what the bus is to keep of it and has not confirmed.
         position: where the last commit left it.
         changed: whether there is something to commit beside new events.
     """
 
-    def __init__(self, consumer: Consumer, share: int, token: int, client_id: str) -> None:
+    def __init__(self, consumer: Consumer, group: str, number: int, token: int, client_id: str) -> None:
         self.consumer = consumer
-        self.share = share
+        self.number = number
         self.token = token
+        self.name = checkpoint_name(group, number)
+        self.leads = number == EVENTS
+        self.partition = None if self.leads else number
         self.lost = False
         self.commit: Commit | None = None
         self.position = 0
@@ -44,86 +57,59 @@ class GroupShare:
         self._committed_events = 0
         self._committed_s = 0.0
         handlers = check_shareable(consumer)
-        self.leads = share == EVENTS
         self.topics: tuple[bytes, ...]
+        self.follower: Follower | PartitionFollower
         if self.leads:
             # Its receipts are the group's, so they count records, which others receive.
-            self._wanted = tuple(topic.encode() for topic in subscriptions_of(handlers))
+            wanted = tuple(topic.encode() for topic in subscriptions_of(handlers))
             self.topics = EVENT_TOPICS
+            self.follower = Follower(records=False)
         else:
+            consumer.name, consumer.partition = self.name, number
             handlers = {Records.kind: handlers.get(Records.kind) or handlers["*"]}
-            self._wanted = self.topics = (partition_prefix(share),)
-        self.dispatcher = Dispatcher(consumer, handlers, self._wanted, client_id)
-        self._events = Follower(records=False)
-        self._records = PartitionFollower()
+            wanted = self.topics = (partition_prefix(number),)
+            self.follower = PartitionFollower()
+        self._handled_topics = (*wanted, _RUN_COMPLETE)
+        self.dispatcher = Dispatcher(consumer, handlers, wanted, client_id)
 
-    # ---- where it stands ----
+    async def start(self, kept: tuple[int, bytes | None] | None) -> None:
+        """Start the instance, and begin where the share was left.
 
-    @property
-    def offset(self) -> int:
-        """All of the share up to here is handled."""
-        return self._events.offset if self.leads else self._records.offset
-
-    @property
-    def replaying(self) -> bool:
-        """Whether it reads from the journal."""
-        return self._events.replaying if self.leads else self._records.replaying
-
-    def replay(self) -> None:
-        """Read from the journal: something may have been missed."""
-        self._events.replaying = self._records.replaying = True
-
-    def stand_at(self, position: int, saved: bytes | None) -> None:
-        """Begin where the share was left.
+        Args:
+            kept: the last commit's position, and what was saved there; None for none.
 
         Raises:
             WireError: what was saved there cannot be read.
         """
-        self.position = position
-        if self.leads:
-            self._events.stand_at(position, None if position else 0, replay=True)
-        else:
-            self._records.offset = position
-        if saved is not None:
-            self.dispatcher.restore(saved)
+        await self.consumer.start()
+        try:
+            stored = await self.consumer.position()
+            self.dispatcher.done_offset = stored or 0
+            self.position, saved = begin_at(kept, stored)
+            self.follower.stand_at(self.position)
+            if saved is not None:
+                self.dispatcher.restore(saved)
+        except BaseException:
+            await self.consumer.stop()
+            raise
 
-    def heartbeat(self, header: Header, last: int) -> None:
-        """Take in where the stream stands, and the share's partition if it is one."""
-        if self.leads:
-            self._events.heartbeat(header)
-        else:
-            self._records.heartbeat(header.offset, last)
+    def heartbeat(self, header: Header, last_offsets: Mapping[int, int]) -> None:
+        """Take in where the stream stands.
 
-    def caught_up(self, offset: int, event_number: int) -> None:
-        """Go live: the journal has nothing more for this share up to a position."""
-        if self.leads:
-            self._events.caught_up(offset, event_number)
-        else:
-            self._records.caught_up(offset)
-
-    # ---- events ----
+        Args:
+            header: the heartbeat's.
+            last_offsets: the offset of the last records in each partition.
+        """
+        self.follower.heartbeat(header._replace(previous=last_offsets.get(self.number, 0)))
 
     def is_next(self, topic: bytes, header: Header, *, replayed: bool) -> bool:
         """Judge an event, and return whether it is to be handled now; one that came twice is counted."""
-        if self.leads:
-            verdict = self._events.replayed(header) if replayed else self._events.live(header)
-        else:
-            verdict = self._records.replayed(header) if replayed else self._records.live(header)
-        if not topic.startswith((*self._wanted, _RUN_COMPLETE)):
+        verdict = self.follower.replayed(header) if replayed else self.follower.live(header)
+        if not topic.startswith(self._handled_topics):
             return False
         if verdict is Verdict.REPETITION:
             self.dispatcher.repetition(topic)
         return verdict is Verdict.HANDLE
-
-    async def take(
-        self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
-    ) -> RunComplete | None:
-        """Handle an event; return it if it ends a run.
-
-        Raises:
-            WireError: it cannot be read; it is counted as failed.
-        """
-        return await self.dispatcher.take(topic, header, payload, replayed=replayed)
 
     # ---- commits ----
 
@@ -135,21 +121,17 @@ class GroupShare:
         """
         if self.dispatcher.received != self._committed_events or self.changed:
             return True
-        idle = self.offset > self.position and time.monotonic() >= self._committed_s + _IDLE_S
-        return idle or self.position < ends_at <= self.offset
-
-    async def flush(self) -> bool:
-        """Let the consumer write out; return whether it could, and may be committed."""
-        return await self.dispatcher.flush()
+        idle = self.follower.offset > self.position and time.monotonic() >= self._committed_s + _IDLE_S
+        return idle or self.position < ends_at <= self.follower.offset
 
     def prepare_commit(self) -> None:
         """Make the commit of what is written out."""
         self._committed_events = self.dispatcher.received
         self._committed_s = time.monotonic()
         self.changed = False
-        self.position = self.offset
+        self.position = self.follower.offset
         self.commit = Commit(
-            share=self.share,
+            share=self.number,
             token=self.token,
             position=self.position,
             saved=self.dispatcher.saved(),

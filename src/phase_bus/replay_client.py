@@ -9,7 +9,7 @@ from typing import NamedTuple
 import zmq
 
 from phase_bus.control import Fetch, Fetched, FetchedStates, FetchStates, ReadFailed, Reply
-from phase_bus.errors import BusUnreachableError, PhaseBusError, WireError
+from phase_bus.errors import BusUnreachableError, JournalUnreadableError, WireError
 from phase_bus.readable import Readable
 from phase_bus.wire import Header, decode_reply, encode_control, receive_frames, unpack_header
 
@@ -66,7 +66,7 @@ class ReplayClient:
 
         Raises:
             BusUnreachableError: no answer came in time.
-            PhaseBusError: the bus cannot read its journal; the message says why.
+            JournalUnreadableError: the bus cannot read its journal.
         """
         frames = await self._ask(Fetch(after=after, records=records, partition=partition))
         return _piece(frames)
@@ -83,7 +83,7 @@ class ReplayClient:
 
         Raises:
             BusUnreachableError: no answer came in time.
-            PhaseBusError: the bus cannot read its journal; the message says why.
+            JournalUnreadableError: the bus cannot read its journal.
         """
         known = dict(after)
         states: dict[int, tuple[int, bytes | None]] = {}
@@ -127,7 +127,7 @@ class ReplayClient:
 def _answer(frames: list[zmq.Frame]) -> Reply:
     answer = decode_reply(frames[0].buffer)
     if isinstance(answer, ReadFailed):
-        raise PhaseBusError(f"the bus cannot read its journal: {answer.reason}")
+        raise JournalUnreadableError(answer.reason)
     return answer
 
 

@@ -6,24 +6,23 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Literal, TypeAlias
 
 import msgspec
 import zmq
 
 from phase_bus.address import Address
 from phase_bus.consumer import Consumer, handlers_of, subscriptions_of
-from phase_bus.consumer_process import BREATH_S, EVENT_TOPICS, FLUSH_S, ConsumerProcess
+from phase_bus.consumer_process import FLUSH_S, ConsumerProcess
 from phase_bus.control import Beat, Heard, Hello, Welcome
 from phase_bus.dispatcher import Dispatcher
-from phase_bus.errors import BusUnreachableError, WireError
+from phase_bus.errors import WireError
 from phase_bus.events import RunComplete
 from phase_bus.follower import Follower, Verdict
+from phase_bus.live import EVENT_TOPICS
+from phase_bus.origin import Origin, begin_at
 from phase_bus.wire import Header, topic_prefix, unpack_header
 
 logger = logging.getLogger("phase_bus.consumer")
-
-Origin: TypeAlias = Literal["checkpoint", "start", "now"] | int
 
 _RECORDS = topic_prefix("records")
 _RUN_COMPLETE = topic_prefix("run_complete")  # every consumer learns of the end of runs
@@ -64,15 +63,19 @@ class ConsumerRunner(ConsumerProcess):
         wanted = subscriptions_of(handlers) if topics is None else topics
         self._wanted = tuple(topic.encode() for topic in wanted)
         self._handled_topics = (*self._wanted, _RUN_COMPLETE)
-        records = any(topic.startswith(_RECORDS) or not topic for topic in self._wanted)
+        records = any(topic.startswith(_RECORDS) or _RECORDS.startswith(topic) for topic in self._wanted)
         self._follower = Follower(records=records)
-        others = tuple(topic for topic in self._wanted if not topic.startswith((*EVENT_TOPICS, _RECORDS)))
-        self._subscriptions = (*EVENT_TOPICS, *others, *((_RECORDS,) if records else ()))
         if address.direct:
             self._subscriptions = self._wanted
+        elif records:
+            self._subscriptions = (b"",)  # everything: kinds that are newer than this program too
+        else:
+            others = (topic for topic in self._wanted if not topic.startswith(EVENT_TOPICS))
+            self._subscriptions = (*EVENT_TOPICS, *others)
         self._dispatcher = Dispatcher(consumer, handlers, self._wanted, self.client_id)
         self._welcomed = asyncio.Event()
-        self._placed = False  # whether the place to begin at is known
+        # Whether it has a place in the stream that it is connected to; in direct mode there are no places.
+        self._has_place = address.direct
         self._moved = False  # whether it followed another stream before this one
         self._journal_id = ""
         self._bus_id = ""
@@ -120,14 +123,9 @@ class ConsumerRunner(ConsumerProcess):
             while not self._stop.is_set():
                 await self._step(stopping)
             if not self._follower.replaying:
-                await self._drain(until_s=time.monotonic() + _DRAIN_S)
+                await self._drain_rest()
         finally:
             stopping.cancel()
-
-    @property
-    def _has_place(self) -> bool:
-        """Whether it has a place in the stream that it is connected to; there is none in direct mode."""
-        return self._placed or self.address.direct
 
     @property
     def _reads_journal(self) -> bool:
@@ -162,7 +160,14 @@ class ConsumerRunner(ConsumerProcess):
         stored = await self.consumer.position()
         if welcome.bus_id != self._bus_id:
             return  # that was the place in another one's stream
-        begin = self._begin(welcome, stored)
+        begin, saved = begin_at(
+            None if welcome.checkpoint is None else (welcome.checkpoint, welcome.state),
+            stored,
+            origin="checkpoint" if self._moved else self._origin,
+            head=welcome.offset,
+        )
+        if saved is not None:
+            self._dispatcher.restore(saved)
         # What a consumer stored beyond its checkpoint is counted again, but not handled again.
         self._dispatcher.done_offset = stored or 0
         if welcome.replay is None:  # nothing is kept: begin with whatever comes from now on
@@ -170,72 +175,34 @@ class ConsumerRunner(ConsumerProcess):
             self._follower.stand_at(*head, replay=False)
         else:
             number = welcome.event_number if begin >= welcome.offset else None
-            self._follower.stand_at(begin, number if begin else 0, replay=True)
-        self._placed = True
-
-    def _begin(self, welcome: Welcome, stored: int | None) -> int:
-        """Return the offset after which to begin."""
-        origin = "checkpoint" if self._moved else self._origin
-        if isinstance(origin, int):
-            return origin
-        if origin == "now":
-            return welcome.offset
-        kept = welcome.checkpoint if origin == "checkpoint" else None
-        if kept is None or (stored is not None and stored < kept):
-            # Never here before, or its data were set back to before the checkpoint: there is no account
-            # of what it stored, so all is counted anew, but handled only after that.
-            return 0
-        if welcome.state is not None:
-            self._dispatcher.restore(welcome.state)
-        return kept
+            self._follower.stand_at(begin, number)
+        self._has_place = True
 
     async def _fetch(self) -> None:
         """Handle the next piece of the journal."""
-        assert self._replay is not None
-        try:
-            piece = await self._replay.fetch(self._follower.offset, records=self._follower.records)
-        except BusUnreachableError:
-            return  # it may have been restarted; the control connection finds out
-        breath_s = time.monotonic() + BREATH_S
-        for topic, header, payload in piece.events:
-            await self._judge(topic, header, payload, replayed=True)
-            now_s = time.monotonic()
-            if now_s >= breath_s:
-                await asyncio.sleep(0)
-                breath_s = now_s + BREATH_S
-            if now_s >= self._next_flush_s:
-                await self._flush_when_moved()
-            if self._stop.is_set() or not self._has_place:
-                return
-        if piece.end and self._has_place:
-            self._follower.caught_up(piece.offset, piece.event_number)
+        follower = self._follower
+        piece = await self._read_journal(
+            lambda replay: replay.fetch(follower.offset, records=follower.records)
+        )
+        if piece is None or not self._has_place:
+            return
+        if await self._handle(piece, lambda: self._has_place) and piece.end:
+            follower.caught_up(piece.offset, piece.event_number)
 
-    async def _drain(self, until_s: float | None = None) -> None:
-        """Handle all that has arrived, letting heartbeats and signals have their turns.
+    @property
+    def _takes_live(self) -> bool:
+        return self._has_place and (not self._follower.replaying or self.state == "starting")
 
-        Args:
-            until_s: when to give up; by default as soon as the consumer is to stop.
-        """
-        breath_s = time.monotonic() + BREATH_S
-        while self._has_place and (not self._follower.replaying or self.state == "starting"):
-            try:
-                topic, header_frame, payload = self._live.receive()
-                header = self._take(topic, header_frame)
-            except zmq.Again:
-                return
-            except WireError as error:
-                self._set_aside(error)
-            else:
-                if header is not None:
-                    await self._judge(topic, header, payload.buffer, replayed=False)
-            now_s = time.monotonic()
-            if now_s >= breath_s:
-                await asyncio.sleep(0)
-                breath_s = now_s + BREATH_S
-                if until_s is None and (self._stop.is_set() or now_s >= self._next_flush_s):
-                    self._live.readable.look_again()
-                    return
-            if until_s is not None and now_s > until_s:
+    async def _breathe(self) -> None:
+        await super()._breathe()
+        if time.monotonic() >= self._next_flush_s:
+            await self._flush_when_moved()
+
+    async def _drain_rest(self) -> None:
+        """Handle what had arrived when the consumer was to stop, for a while at most."""
+        until_s = time.monotonic() + _DRAIN_S
+        while await self._drain():
+            if time.monotonic() > until_s:
                 logger.warning(
                     "consumer %r: stopped with events still waiting: more than %g s of them",
                     self.consumer.name,
@@ -249,7 +216,7 @@ class ConsumerRunner(ConsumerProcess):
         same = bool(welcome.journal_id) and welcome.journal_id == self._journal_id
         if self._bus_id and self._bus_id != welcome.bus_id and not same:
             # Another stream: the old one's offsets say nothing about it.
-            self._placed, self._moved, self._flushed = False, True, None
+            self._has_place, self._moved, self._flushed = False, True, None
         self._bus_id, self._journal_id = welcome.bus_id, welcome.journal_id
         self._welcomed.set()
 
@@ -259,12 +226,7 @@ class ConsumerRunner(ConsumerProcess):
 
     # ---- one event ----
 
-    def _take(self, topic: bytes, header_frame: bytes) -> Header | None:
-        """Take a message of the live queue; return its header if it is an event to be judged.
-
-        Raises:
-            WireError: it cannot be read.
-        """
+    def _take(self, topic: bytes, header_frame: bytes, _payload: zmq.Frame) -> Header | None:
         if self._live.is_greeting(topic):
             self._subscriptions_in_force()
             return None
@@ -280,14 +242,13 @@ class ConsumerRunner(ConsumerProcess):
 
     def _set_aside(self, error: WireError) -> None:
         self._dispatcher.failed += 1
-        logger.error("consumer %r: %s; set aside", self.consumer.name, error)
+        super()._set_aside(error)
 
     async def _judge(
         self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
     ) -> None:
-        """Decide whether an event is the next, a repetition, or shows a hole; handle the next."""
         verdict = Verdict.HANDLE
-        if self._placed:
+        if not self.address.direct:
             verdict = self._follower.replayed(header) if replayed else self._follower.live(header)
             if verdict is Verdict.HOLE:
                 if self._replay is not None:
@@ -304,7 +265,8 @@ class ConsumerRunner(ConsumerProcess):
             logger.error("consumer %r: %s; set aside", self.consumer.name, error)
             return
         if end is not None and self._receipts:
-            await self._finish_run(end)
+            self._ends[end.run_id] = end
+            await self._flush()
 
     def _subscriptions_in_force(self) -> None:
         """All subscriptions count from now on, for the first time or again.
@@ -315,19 +277,11 @@ class ConsumerRunner(ConsumerProcess):
             self._follower.replaying = True
         self._become_ready()
 
-    async def _finish_run(self, end: RunComplete) -> None:
-        self._ends[end.run_id] = end
-        await self._flush()
-
     async def _give_receipts(self) -> None:
         """Give the receipts of runs whose end was handled; the runs count as handled then."""
         while self._ends:
-            run_id, end = self._ends.popitem()
-            receipt = self._dispatcher.receipt(end)
-            self.publish(receipt)
-            # The summary and the receipt are on the bus before the run counts as handled.
-            await self._flush_publisher()
-            self._dispatcher.finished(run_id, whole=receipt.complete)
+            _, end = self._ends.popitem()
+            await self._give_receipt(self._dispatcher, end)
             self._conversation.tell_news()
 
     async def _flush_when_moved(self) -> None:
@@ -341,10 +295,7 @@ class ConsumerRunner(ConsumerProcess):
             return
         self._flushed_events = self._dispatcher.received
         await self._give_receipts()
-        self._keep_position()
-
-    def _keep_position(self) -> None:
-        if self._placed and self._receipts:
+        if self._has_place and self._receipts and not self.address.direct:
             self._flushed = (self._follower.offset, self._dispatcher.saved())
 
     # ---- what the bus is told ----

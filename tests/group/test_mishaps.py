@@ -271,7 +271,7 @@ async def test_a_loss_while_two_runs_go_on(ipc_dir: Path, tmp_path: Path) -> Non
 
     try:
         await until(lambda: shared_out([member]))
-        await until(lambda: not any(share.replaying for share in member.runner.shares.values()))
+        await until(lambda: not any(share.follower.replaying for share in member.runner.shares.values()))
         vars(live)["receive"] = losing
         with Run(kept.address, "a") as a, Run(kept.address, "b") as b:
             for _ in range(3):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from phase_bus.publisher import Publisher
 
 if TYPE_CHECKING:
-    from phase_bus.runner import Origin
+    from phase_bus.origin import Origin
 
 _WIDE = 200
 

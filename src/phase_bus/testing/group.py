@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Generic
 
 from phase_bus.batcher import PARTITIONS
-from phase_bus.bus.journal_rows import checkpoint_name
 from phase_bus.control import EVENTS
 from phase_bus.dispatcher import decode_saved
 from phase_bus.events import EventBase, RunComplete
@@ -57,9 +56,8 @@ class MemoryGroup(Generic[C]):
         started: list[GroupShare] = []
         try:
             for share in self._shares.values():
-                await share.consumer.start()
+                await share.start(self._bus.checkpoints.get(share.name))
                 started.append(share)
-                share.dispatcher.done_offset = await share.consumer.position() or 0
             for message in self._bus.messages:  # the group may add to them
                 await self._give(message)
             for share in self._shares.values():
@@ -70,29 +68,24 @@ class MemoryGroup(Generic[C]):
         return self.outcome
 
     def _take_up(self, consumer: C, number: int) -> C:
-        """Make a share with its instance, and let it go on where it was left."""
-        if number != EVENTS:
-            consumer.name = checkpoint_name(self._name, number)
-            consumer.partition = number
+        """Make a share with its instance."""
+        share = GroupShare(consumer, self._name, number, 0, uuid.uuid4().hex)
+        self._shares[number] = share
         consumer.journal_id = self._bus.journal_id
         consumer._publish = self._publish
-        share = self._shares[number] = GroupShare(consumer, number, 0, uuid.uuid4().hex)
-        kept = self._bus.checkpoints.get(checkpoint_name(self._name, number))
-        if kept is not None:
-            share.stand_at(kept.offset, kept.saved)
         return consumer
 
     async def _give(self, message: StoredMessage) -> None:
         """Give an event to its share's instance, unless it came to an earlier one."""
         topic, header, payload = message
         share = self._shares[partition_of(topic)]  # that of events has the number of no partition
-        if header.offset <= share.offset:
+        if header.offset <= share.follower.offset:
             return
         if share.leads and topic.startswith(_RUN_COMPLETE):
             await self._merge()
         if not share.is_next(topic, header, replayed=True):
             return
-        end = await share.take(topic, header, payload, replayed=False)
+        end = await share.dispatcher.take(topic, header, payload, replayed=False)
         if end is not None:
             await self._finish(share, end)
 
@@ -101,7 +94,7 @@ class MemoryGroup(Generic[C]):
         changed: dict[int, bytes] = {}
         for number, share in self._shares.items():
             if not share.leads and await self._flush(share):
-                state = decode_saved(self._bus.checkpoints[checkpoint_name(self._name, number)].saved).state
+                state = decode_saved(self._bus.checkpoints[share.name].saved).state
                 if state is not None and state != self._merged.get(number):
                     changed[number] = self._merged[number] = state
         if changed:
@@ -110,7 +103,7 @@ class MemoryGroup(Generic[C]):
     async def _finish(self, share: GroupShare, end: RunComplete) -> None:
         """Give the group's receipt of a run, and let the partitions forget it."""
         await self._flush(share)
-        names = (checkpoint_name(self._name, number) for number in range(PARTITIONS))
+        names = (each.name for each in self._shares.values() if not each.leads)
         kept = [self._bus.checkpoints[name] for name in names if name in self._bus.checkpoints]
         accounts = [decode_saved(each.saved).accounts for each in kept]
         parts = [runs[end.run_id] for runs in accounts if end.run_id in runs]
@@ -126,10 +119,9 @@ class MemoryGroup(Generic[C]):
         letters = share.dispatcher.dead_letters
         self.outcome.dead_letters += letters
         share.dispatcher.forget_dead_letters(tuple(letter.offset for letter in letters))
-        if not await share.flush():
+        if not await share.dispatcher.flush():
             return False
-        kept = Checkpoint(share.offset, share.dispatcher.saved())
-        self._bus.checkpoints[checkpoint_name(self._name, share.share)] = kept
+        self._bus.checkpoints[share.name] = Checkpoint(share.follower.offset, share.dispatcher.saved())
         return True
 
     def _publish(self, event: EventBase) -> None:

@@ -23,8 +23,9 @@ from phase_bus.consumer import handlers_of, subscriptions_of
 from phase_bus.control import ClientInfo, DeadLetterNote, Status
 from phase_bus.errors import BusUnreachableError
 from phase_bus.events import Event, EventBase, RunStatus
+from phase_bus.origin import Origin
 from phase_bus.publisher import Publisher
-from phase_bus.runner import ConsumerRunner, Origin
+from phase_bus.runner import ConsumerRunner
 from phase_bus.testing.outcome import C, Outcome, prepare
 from phase_bus.testing.waiting import DEADLINE_S
 from phase_bus.wire import decode_event, topic_prefix

@@ -12,7 +12,7 @@ from phase_bus.consumer import handlers_of, subscriptions_of
 from phase_bus.dispatcher import ATTEMPTS, Dispatcher
 from phase_bus.errors import WireError
 from phase_bus.events import EventBase, RunComplete, RunStatus
-from phase_bus.runner import Origin
+from phase_bus.origin import Origin, begin_at
 from phase_bus.testing.group import GroupOutcome, MemoryGroup
 from phase_bus.testing.outcome import C, Outcome, prepare
 from phase_bus.testing.store import Checkpoint, MessageStore
@@ -122,7 +122,11 @@ class MemoryRun(Outcome[C]):
         self._runs = True
         self.consumer.journal_id = self._bus.journal_id
         stored = await self.consumer.position()
-        self._offset = self._begin(stored)
+        kept = self._bus.checkpoints.get(self.consumer.name)
+        head = len(self._bus.messages)
+        self._offset, saved = begin_at(kept, stored, origin=self._origin, head=head)
+        if saved is not None:
+            self._dispatcher.restore(saved)
         self._dispatcher.done_offset = stored or 0
         return self
 
@@ -169,18 +173,6 @@ class MemoryRun(Outcome[C]):
     async def crash(self) -> None:
         """End as by SIGKILL: neither flush nor stop is called, and the position stays at the last flush."""
         self._runs = False
-
-    def _begin(self, stored: int | None) -> int:
-        """Return the offset after which to begin, as the real process does."""
-        if isinstance(self._origin, int):
-            return self._origin
-        if self._origin == "now":
-            return len(self._bus.messages)
-        kept = self._bus.checkpoints.get(self.consumer.name) if self._origin == "checkpoint" else None
-        if kept is None or (stored is not None and stored < kept.offset):
-            return 0
-        self._dispatcher.restore(kept.saved)
-        return kept.offset
 
     def _publish(self, event: EventBase) -> None:
         self.published.append(event)
