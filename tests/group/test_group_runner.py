@@ -372,6 +372,21 @@ def test_a_late_commit_is_refused(ipc_dir: Path, tmp_path: Path) -> None:
         kept.close()
 
 
+def test_a_member_that_was_connected_anew_hears_what_changes(kept: Kept) -> None:
+    """ZeroMQ makes a cut connection anew by itself, and to the bus that is another peer."""
+    with RawClient(kept.address) as cut, RawClient(kept.address) as again, RawClient(kept.address) as other:
+        mine = join(cut, "a" * 32)
+        again.socket.send(
+            encode_control(Beat(client_id="a" * 32, state="ready", shares=tuple(mine.shares)))
+        )
+        next_of(again, Heard)
+        join(other, "b" * 32)
+        asked = next_of(again, Assigned)
+        while not asked.release:  # what it was told before, once more
+            asked = next_of(again, Assigned)
+        assert set(asked.release) < set(mine.shares)
+
+
 def hello(client_id: str) -> Hello:
     """What a member of a group says first."""
     return Hello(client_id=client_id, role="consumer", name="g", group="g")

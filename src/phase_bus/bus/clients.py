@@ -98,7 +98,7 @@ class Clients:
     def hear(self, identity: bytes, beat: Beat, now_s: float) -> Client | None:
         """Take in that a client is alive, and what it has done; return it, or None if it is not known."""
         client = self._ledger.clients.get(beat.client_id)
-        if client is None or not self._ledger.beat(beat, now_s):
+        if client is None or not self._ledger.beat(beat, identity, now_s):
             # Its commits are judged when it has said hello and says them again.
             self._reply(identity, Heard(bus_id=self._bus_id, known=False))
             return None

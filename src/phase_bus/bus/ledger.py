@@ -166,12 +166,13 @@ class Ledger:
             self._orphans.pop(client.source, None)
         return client
 
-    def beat(self, beat: Beat, now_s: float) -> bool:
+    def beat(self, beat: Beat, identity: bytes, now_s: float) -> bool:
         """Take in a beat; return False if the client must say hello first."""
         client = self.clients.get(beat.client_id)
         if client is None or not client.here:
             return False
         client.heard_s = now_s
+        client.identity = identity  # ZeroMQ may have connected it anew, without a word to it
         client.update(
             state=beat.state,
             handled_runs=beat.handled_runs,
