@@ -42,8 +42,12 @@ class Merger:
         self._writer_waits = False
         self._unmerged_bytes = 0
         self._log_bytes = 0  # written since the log could last start over
-        self._merged_version = self._version()
         self._failed = False
+        try:
+            self._merged_version = self._version()
+        except BaseException:
+            connection.close()
+            raise
 
     def begin(self) -> None:
         """Note that a transaction is about to begin; wait for a merge if the log has grown too long.
