@@ -34,8 +34,10 @@ logger = logging.getLogger("phase_bus.publisher")
 
 _RAW_RECORD_BYTES = 4096  # what a record not yet encoded is taken to occupy; AIPerf's has some 3.5 kB
 _IDLE_WAIT_S = 1.0
+_REPLIES_S = 0.1  # how long replies of the bus may lie, while nothing waits for them
 _CLOSING_WAIT_S = 0.02
 _ENDING_S, _SPOOLING_S = 1.0, 10.0  # how long the thread may take to end when its time is over
+_POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
 _AWAKE, _UNTIL_BATCH_IS_DUE, _IDLE = range(3)  # what the thread does, for those who may wake it
 
 
@@ -279,9 +281,6 @@ class Publisher:
             self._end()
 
     def _loop(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._wake_read, zmq.POLLIN)
-        link_socket = self._link.socket
         while not self._finished():
             now_s = time.monotonic()
             closing = self._deadline_s is not None
@@ -289,28 +288,30 @@ class Publisher:
             self._batcher.close_due(now_s)
             if closing:
                 self._batcher.close_all()
-            self._composer.tell_drops(now_s, at_once=closing)
-            if isinstance(self._link, BusLink):
-                self._link.events_dropped = self._drops.total
+            if self._drops:
+                self._composer.tell_drops(now_s, at_once=closing)
+                if isinstance(self._link, BusLink):
+                    self._link.events_dropped = self._drops.total
+            self._link.receive()
             wait_s = min(self._link.tick(now_s), _CLOSING_WAIT_S if closing else _IDLE_WAIT_S)
             want_write = self._link.send()
             self._settle_flushes()
-            if link_socket is not self._link.socket:
-                poller.unregister(link_socket)
-                link_socket = self._link.socket
-            poller.register(link_socket, zmq.POLLIN | (zmq.POLLOUT if want_write else 0))
+            wakers: list[tuple[Any, int]] = [(self._wake_read, _POLLIN)]
+            if closing or self._flushes or self._outbox.has_unsent or not self._link.connected:
+                # Only now is a reply worth a wake-up, which costs as much as ten events.
+                wakers.append((self._link.socket, _POLLIN | _POLLOUT if want_write else _POLLIN))
+            elif len(self._outbox):
+                wait_s = min(wait_s, _REPLIES_S)
             self._sleep = _IDLE
             if self._batcher.due_s is not None:
                 self._sleep = _UNTIL_BATCH_IS_DUE
                 wait_s = min(wait_s, self._batcher.due_s - now_s)
             if self._inbox:  # it came before the flag was up, so nobody will wake us
                 wait_s = 0.0
-            ready = dict(poller.poll(math.ceil(max(wait_s, 0.0) * 1000)))
+            ready = zmq.zmq_poll(wakers, math.ceil(max(wait_s, 0.0) * 1000))
             self._sleep = _AWAKE
-            if self._wake_read in ready:
+            if ready:
                 self._drain_pipe()
-            if link_socket in ready:
-                self._link.receive()
 
     def _finished(self) -> bool:
         if self._deadline_s is None:
