@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import zmq
 
@@ -22,6 +22,7 @@ from phase_bus import native
 from phase_bus.address import Address, default_address
 from phase_bus.batcher import RawRecord
 from phase_bus.composer import Completion, Composer
+from phase_bus.event_publisher import EventPublisher as EventPublisher
 from phase_bus.events import EventBase, PhaseRef, Records, RunStatus
 from phase_bus.leftovers import Leftovers
 from phase_bus.link import BusLink, DirectLink, Link
@@ -50,30 +51,6 @@ class _Flush:
 
 
 _Inbox: TypeAlias = deque[RawRecord | EventBase | Completion | _Flush]
-
-
-class EventPublisher(Protocol):
-    """What publishes: a :class:`Publisher`, or one of the in-memory bus of :mod:`phase_bus.testing`."""
-
-    @property
-    def pending(self) -> int:
-        """How many events and records wait to be sent or acknowledged."""
-
-    def publish(self, event: EventBase) -> None:
-        """Publish an event."""
-
-    def record(
-        self,
-        run_id: str,
-        phase: PhaseRef,
-        metrics: Mapping[str, Any],
-        fields: Mapping[str, Any],
-        error: tuple[str, str, int | None] | None = None,
-    ) -> None:
-        """Publish a request's record, in a batch with others."""
-
-    def complete_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
-        """Publish the run's last event, with the count of all that was published of it."""
 
 
 class Publisher:
@@ -333,14 +310,13 @@ class Publisher:
                 self._composer.drop_unusable(item)
 
     def _take(self, item: EventBase | Completion | _Flush) -> None:
-        match item:
-            case Completion():
-                self._composer.complete(item)
-            case _Flush():
-                self._batcher.close_all()
-                self._flushes.append((self._outbox.last_seq, item))
-            case _:
-                self._composer.add(item)
+        if isinstance(item, Completion):
+            self._composer.complete(item)
+        elif isinstance(item, _Flush):
+            self._batcher.close_all()
+            self._flushes.append((self._outbox.last_seq, item))
+        else:
+            self._composer.add(item)
 
     def _settle_flushes(self) -> None:
         if self._flushes:
