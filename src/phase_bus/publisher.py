@@ -160,7 +160,10 @@ class Publisher:
 
     @property
     def pending(self) -> int:
-        """How many events and records wait to be sent or acknowledged."""
+        """How many events and records wait to be sent or acknowledged.
+
+        While nobody waits in :meth:`flush` or :meth:`close`, acknowledgements are read every 0.1 s.
+        """
         return len(self._inbox) + len(self._outbox) + len(self._batcher)
 
     @property
@@ -263,8 +266,8 @@ class Publisher:
                 self._batcher.close_all()
             if self._drops:
                 self._composer.tell_drops(now_s, at_once=closing)
-                if isinstance(self._link, BusLink):
-                    self._link.events_dropped = self._drops.total
+            if isinstance(self._link, BusLink):
+                self._link.events_dropped = self._drops.total
             self._link.receive()
             wait_s = min(self._link.tick(now_s), _CLOSING_WAIT_S if closing else _IDLE_WAIT_S)
             want_write = self._link.send()
