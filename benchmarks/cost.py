@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import zmq
+
 from benchmarks import peers, shapes
 from benchmarks.harness import (
     Child,
@@ -17,21 +19,22 @@ from benchmarks.harness import (
     installed,
     ratios,
     run,
+    shared_counts,
     spread,
+    wait_for,
 )
-from phase_bus.aiperf.mapping import (
-    RECORD_FIELDS,
-    phase_ref,
-    phase_stats,
-    record_error,
-    record_fields,
-)
-from phase_bus.events import PhaseProgress
+from phase_bus.aiperf.mapping import RECORD_FIELDS, record_error, record_fields
+from phase_bus.aiperf.phase_log import PhaseLog
+from phase_bus.events import EventBase
+from phase_bus.outbox import Outbox
 from phase_bus.publisher import Publisher
+from phase_bus.wire import send_frames
 
 QUESTION = "What do a record and a phase event cost the benchmark's process, in CPU time?"
 _POOL = 1024  # different records, used again and again
-_SECOND = 1000  # records of the paced form, and how many a second
+_RATE = 1000  # records a second of the paced form
+_SINGLE_S = 0.004  # between single events: until all of it has gone to sleep again
+_READY_S = 10.0
 
 Side = Callable[[], float]
 
@@ -50,9 +53,15 @@ def measure(plan: Plan, report: Report) -> None:
                 raise RuntimeError("the bus does not answer")
             _records(plan, report, publisher)
             _phase_events(plan, report, publisher)
+            _single_events(plan, report, publisher, f"ipc://{where}/bare")
     report.notes.append(
         "Whole: CPU time of all threads of the process, ZeroMQ's as well, with a real bus that "
-        "acknowledges. The bus process itself is not in it."
+        "acknowledges, until it has. The bus process itself is not in it, nor the making of the objects: "
+        f"{_POOL} different ones are there before, and both sides find them in no cache."
+    )
+    report.notes.append(
+        "Paced: after each sleep code and data are in no cache any more, so that the same takes several "
+        "times as long, on all sides. What an idle loop costs that sleeps as often is taken off."
     )
 
 
@@ -67,37 +76,41 @@ def _records(plan: Plan, report: Report, publisher: Publisher) -> None:
         **{name: _each(encode, theirs, count // 4) for name, encode in _encoders(theirs).items()},
     }
     values = alternate(sides, plan)
-    paced = alternate(
-        {
-            "paced": lambda: _paced(publisher, objects),
-            "idle": lambda: _paced(None, objects),
-        },
-        Plan(rounds=min(plan.rounds, 5), limit_s=plan.limit_s),
-    )
-    values["paced"] = [a - b for a, b in zip(paced["paced"], paced["idle"], strict=True)]
+    paced_count = plan.count(1000)
+    at_a_rate: dict[str, Side] = {
+        "paced": lambda: _paced(lambda record: _record_all(publisher, (record,)), objects, paced_count),
+        "idle": lambda: _paced(lambda _: None, objects, paced_count),
+    }
+    if theirs:
+        at_a_rate["paced_model_dump_json"] = lambda: _paced(
+            lambda record: record.model_dump_json(), theirs, paced_count
+        )
+    paced = alternate(at_a_rate, plan)
+    values |= _without_idle(paced)
     titles = {
         "call": "phase-bus: the call alone, in AIPerf's thread (mapping + Publisher.record)",
         "whole": "phase-bus: whole, at full speed (batches of 256)",
         "failures": "phase-bus: whole, 2 % failed requests among them",
-        "paced": "phase-bus: whole, at 1,000 records/s (batches of some 50; an idle loop's cost taken off)",
+        "paced": "phase-bus: whole, at 1,000 records/s (batches of 100)",
+        "paced_model_dump_json": "AIPerf: record.model_dump_json(), at 1,000 records/s",
         "model_dump_json": "AIPerf: record.model_dump_json() with its trace, headers left out",
         "pushed": "AIPerf: RecordsMessage.to_json_bytes(), as it pushes each record",
         "exported": "AIPerf: model_dump, scrub, orjson without the trace, as its JSONL export does",
     }
-    base = values.get("model_dump_json")
     rows = []
     for name, title in titles.items():
         if name not in values:
             continue
         report.figures[f"record_{name}_us"] = spread(values[name])
         cells = [title, spread(values[name]).show()]
+        base = values.get("paced_model_dump_json" if name.startswith("paced") else "model_dump_json")
         n = min(len(values[name]), len(base or ()))
         ratio = ratios(values[name][:n], base[:n]) if base else None
         if ratio is not None:
             report.figures[f"record_{name}_ratio"] = ratio
         rows.append([*cells, ratio.show() if ratio else "-"])
     report.tables.append(Table("One record, CPU", ["what", "µs", "of AIPerf's model_dump_json"], rows))
-    if base is None:
+    if not theirs:
         report.notes.append("AIPerf is not installed: its side is missing, and no ratio can be given.")
 
 
@@ -107,7 +120,6 @@ def _phase_events(plan: Plan, report: Report, publisher: Publisher) -> None:
     sides: dict[str, Side] = {
         "call": lambda: _publish(publisher, source, count, whole=False),
         "whole": lambda: _publish(publisher, source, count, whole=True),
-        "single": lambda: _publish_singly(publisher, source, plan.count(100)),
     }
     if message is not None:
         sides["aiperf"] = _each(lambda m: m.to_json_bytes(), [message], count)
@@ -115,17 +127,66 @@ def _phase_events(plan: Plan, report: Report, publisher: Publisher) -> None:
     titles = {
         "call": "phase-bus: the call alone, in AIPerf's thread (mapping + publish)",
         "whole": "phase-bus: whole, many in a row",
-        "single": "phase-bus: whole, one every 4 ms (with its wake-ups, system calls and acknowledgement)",
         "aiperf": "AIPerf: CreditPhaseProgressMessage.to_json_bytes()",
     }
+    report.tables.append(_event_table("One phase event of many in a row, CPU", titles, values, report))
+
+
+def _single_events(plan: Plan, report: Report, publisher: Publisher, endpoint: str) -> None:
+    """One every few ms: with wake-ups, system calls and acknowledgement, which many in a row share."""
+    count = plan.count(100)
+    source, message = _phase_message()
+    log = _begun(source)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    bare = context.socket(zmq.PUB)
+    bare.bind(endpoint)
+    frames = _frames(log.update(source)[0])
+    counts = shared_counts(1)
+    try:
+        with Child(peers.bare_consumer, endpoint, counts, 0, by_frame=False) as consumer:
+            consumer.ready()
+            if not wait_for(lambda: bare.send(peers.NOTHING) is None and counts[0] == -1, _READY_S):
+                raise RuntimeError("the bare consumer does not hear")
+            sides: dict[str, Side] = {
+                "single": lambda: _singly(lambda: _publish_all(publisher, log, source), count),
+                "single_bare": lambda: _singly(lambda: send_frames(bare, frames), count),
+                "idle": lambda: _singly(lambda: None, count),
+            }
+            if message is not None:
+                sides["single_aiperf"] = lambda: _singly(message.to_json_bytes, count)
+            values = _without_idle(alternate(sides, plan))
+    finally:
+        context.destroy(linger=0)
+    titles = {
+        "single": "phase-bus: whole",
+        "single_bare": "bare PUB: sending the same bytes, nothing else (its I/O thread as well)",
+        "single_aiperf": "AIPerf: CreditPhaseProgressMessage.to_json_bytes()",
+    }
+    report.tables.append(_event_table("One phase event every 4 ms, CPU", titles, values, report))
+
+
+def _event_table(
+    title: str, titles: dict[str, str], values: dict[str, list[float]], report: Report
+) -> Table:
+    base = next((values[name] for name in ("aiperf", "single_aiperf") if name in values), None)
     rows = []
-    for name, some in values.items():
-        ratio = ratios(some, values["aiperf"]) if message is not None else None
-        report.figures[f"event_{name}_us"] = spread(some)
+    for name in titles:
+        if name not in values:
+            continue
+        report.figures[f"event_{name}_us"] = spread(values[name])
+        ratio = ratios(values[name], base) if base else None
         if ratio is not None:
             report.figures[f"event_{name}_ratio"] = ratio
-        rows.append([titles[name], spread(some).show(), ratio.show() if ratio else "-"])
-    report.tables.append(Table("One phase event, CPU", ["what", "µs", "of AIPerf's"], rows))
+        rows.append([titles[name], spread(values[name]).show(), ratio.show() if ratio else "-"])
+    return Table(title, ["what", "µs", "of AIPerf's"], rows)
+
+
+def _without_idle(values: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Take off from each side, round by round, what doing nothing at that rate costs."""
+    idle = values.pop("idle")
+    return {
+        name: [max(a - b, 0.0) for a, b in zip(some, idle, strict=True)] for name, some in values.items()
+    }
 
 
 # ---- our side ----
@@ -153,14 +214,13 @@ def whole_us(publisher: Publisher, objects: Sequence[Any], count: int) -> float:
     return (time.process_time() - before_s) / count * 1e6
 
 
-def _paced(publisher: Publisher | None, objects: Sequence[Any]) -> float:
-    """The same at a fixed rate; without a publisher what the pacing itself costs."""
+def _paced(work: Callable[[Any], object], objects: Sequence[Any], count: int) -> float:
+    """Return the µs of CPU of the whole process, a record, at a fixed rate."""
     started_s, before_s = time.monotonic(), time.process_time()
-    for number in range(_SECOND):
-        if publisher is not None:
-            _record_all(publisher, (objects[number % _POOL],))
-        time.sleep(max(started_s + (number + 1) / _SECOND - time.monotonic(), 0.0))
-    return (time.process_time() - before_s) / _SECOND * 1e6
+    for number in range(count):
+        work(objects[number % _POOL])
+        time.sleep(max(started_s + (number + 1) / _RATE - time.monotonic(), 0.0))
+    return (time.process_time() - before_s) / count * 1e6
 
 
 def _record_all(publisher: Publisher, objects: Sequence[Any]) -> None:
@@ -176,30 +236,44 @@ def _record_all(publisher: Publisher, objects: Sequence[Any]) -> None:
         )
 
 
+def _begun(source: Any) -> PhaseLog:
+    """Return the plugin's log of phases, after the phase's start: all stats to come are progress."""
+    log = PhaseLog(shapes.RUN_ID)
+    log.update(source)  # the start
+    log.update(source)  # its repetition, which AIPerf tells as progress
+    return log
+
+
+def _publish_all(publisher: Publisher, log: PhaseLog, source: Any) -> None:
+    """What the plugin does when AIPerf hands over a phase's stats."""
+    for event in log.update(source):
+        publisher.publish(event)
+
+
 def _publish(publisher: Publisher, source: Any, count: int, *, whole: bool) -> float:
+    log = _begun(source)
     clock = time.process_time if whole else time.thread_time
     before_s = clock()
     for _ in range(count):
-        event = PhaseProgress(run_id=shapes.RUN_ID, phase=phase_ref(source), stats=phase_stats(source))
-        publisher.publish(event)
+        _publish_all(publisher, log, source)
     spent_s = clock() - before_s
     publisher.flush(30.0)
     return (clock() - before_s if whole else spent_s) / count * 1e6
 
 
-def _publish_singly(publisher: Publisher, source: Any, count: int) -> float:
-    """Publish one event every few ms; return what a loop that publishes nothing does not cost."""
-    return _singly(publisher, source, count) - _singly(None, source, count)
-
-
-def _singly(publisher: Publisher | None, source: Any, count: int) -> float:
+def _singly(work: Callable[[], object], count: int) -> float:
     before_s = time.process_time()
     for _ in range(count):
-        if publisher is not None:
-            stats = phase_stats(source)
-            publisher.publish(PhaseProgress(run_id=shapes.RUN_ID, phase=phase_ref(source), stats=stats))
-        time.sleep(0.004)  # until all of it has gone to sleep again
+        work()
+        time.sleep(_SINGLE_S)
     return (time.process_time() - before_s) / count * 1e6
+
+
+def _frames(event: EventBase) -> tuple[bytes, bytes, bytes]:
+    """Return an event's frames."""
+    outbox = Outbox(bytes(16), 1 << 20)
+    outbox.put(event)
+    return next(iter(outbox)).frames
 
 
 # ---- AIPerf's side ----

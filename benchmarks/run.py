@@ -73,17 +73,25 @@ class Budget(Struct, frozen=True):
 # Profiled on 2026-11-22 with other work on the same two cores, so shares count for more than times: one
 # thread, the least of many short runs, and CPU by thread from /proc.
 _TABLES = (
-    "A record: the call 0.9 to 1.2 µs; in the publisher's thread some 4, of it packing 2.5 to 3: "
-    "picking 34 metrics out of the dict 0.7, struct.pack 0.3 to 0.6, the fields 0.6, a list's summary 0.6 "
-    "and encoding 0.1. Most of picking is waiting for memory: the values were made some ms before and are "
-    "in no cache any more, for AIPerf's own encoder neither. The rest of the figure is two threads at one "
-    "GIL. At 1,000 records/s half of the figure is the call itself, cold after each ms of sleep, and the "
-    "rest a batch of 100 with its wake-ups; batches of 50 ms cost a quarter more, of 200 ms a tenth less."
+    "A record, the least of many rounds, where AIPerf's encoding takes 14.5 µs: 5.7, of it the call 1.0, "
+    "the publisher's thread 4.8 to 5.3, ZeroMQ's 0.15. The publisher's: packing 3.3 to 3.7, taking from "
+    "the queue and adding to the batch 0.4, encoding 0.3 (0.1, were its pages not fresh each time), "
+    "sending and replies 0.2. It is neither the GIL nor wake-ups: 16 switches of context for 2,048 "
+    "records; nor the bus beside it, as direct mode costs no less. In a loop of its own, to pick 33 "
+    "numbers out of the dict takes 0.5, to pack them 0.4, a list's summary 0.5, the fields 0.8: with a "
+    "call of 0.6 and the rest as above 3.6, or 0.25, is what these calls into C could come to, with "
+    "everything in the cache. Packing at once, in AIPerf's thread, was tried: no less at full speed, and "
+    "at 1,000 records/s 41 µs for 29, as its code is cold at each call. At that rate AIPerf's encoding, "
+    "too, costs more than twice as much; it has its own row."
 )
 _EVENT = (
-    "A phase event, warm: phase_ref and phase_stats 1.9 µs, the event 0.2, encoding 0.5 (AIPerf's: 4.4), "
-    "topic, numbers, header and memory for them 1.4, three sends 1.3, keeping it until it is acknowledged "
-    "1 to 2; ZeroMQ's thread 1.3. AIPerf's side only encodes, and sends nothing."
+    "A phase event, warm, the least of many rounds: 10.6 to 12 µs, AIPerf's encoding 4.7. In AIPerf's "
+    "thread 5 (the phase's stats read 1.9, compared with the last 2, the queue 0.5 to 1), in the "
+    "publisher's 6 (encoding 0.5, topic, numbers, header and counts 1.5, three sends 1.3, keeping it "
+    "until it is acknowledged 0.4, the rest taking turns), in ZeroMQ's 1.3. AIPerf's side only encodes, "
+    "and sends nothing. One every 4 ms: the publisher's thread wakes once for it (three times when each "
+    "reply woke it), and what it runs is in no cache: 160 to 200 µs, where waking a thread that does "
+    "nothing takes 15. In that state AIPerf's encoding takes 80 to 120, and a bare PUB's send 70 to 160."
 )
 _FRAMES = (
     "Small events, the least of many rounds: the bus's own thread takes 16 µs an event: receiving its four "

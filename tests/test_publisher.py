@@ -385,7 +385,7 @@ def test_fork(bus: BusThread) -> None:
     with Publisher(bus.address) as publisher:
         publisher.publish(start(0))
         assert publisher.flush(10)
-        publisher._wake_lock.acquire()  # as if another thread were at it just now
+        publisher._waker._lock.acquire()  # as if another thread were at it just now
         child = os.fork()
         if child == 0:
             try:
@@ -397,7 +397,7 @@ def test_fork(bus: BusThread) -> None:
                 os._exit(0 if not other.is_alive() and not publisher.flush(60) else 1)
             finally:
                 os._exit(2)
-        publisher._wake_lock.release()
+        publisher._waker._lock.release()
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         publisher.publish(start(2))
         assert publisher.flush(10)

@@ -106,9 +106,9 @@ class Composer:
         if topic is None:
             self.drops.add(event, f"the buffer of {self._outbox.limit_bytes} bytes is full")
             return False
-        run = self._run(event.run_id)
+        run = self._runs.get(event.run_id) or self._run(event.run_id)
         run.published[topic] += 1
-        if isinstance(event, Records):
+        if type(event) is Records:
             run.records += event.count
         return True
 

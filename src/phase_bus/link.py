@@ -17,7 +17,7 @@ from phase_bus.errors import AddressError, WireError
 from phase_bus.files import lock_directory, unlock_directory
 from phase_bus.outbox import Outbox
 from phase_bus.session import Session
-from phase_bus.wire import WIRE_VERSION, decode_reply, encode_control, send_frames
+from phase_bus.wire import WIRE_VERSION, decode_reply, encode_control, receive_frame, send_frames
 
 logger = logging.getLogger("phase_bus.publisher")
 
@@ -104,11 +104,7 @@ class BusLink:
 
     def receive(self) -> None:
         """Take in all replies that have arrived."""
-        while True:
-            try:
-                frame = self.socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        while (frame := receive_frame(self.socket)) is not None:
             try:
                 reply = decode_reply(frame)
             except WireError as error:  # of a newer bus, or no bus at all

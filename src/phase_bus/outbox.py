@@ -52,6 +52,11 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._unsent) + len(self._unacked)
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._unsent)
+
     def __iter__(self) -> Iterator[Message]:
         """Yield, in order, all that is not acknowledged."""
         yield from self._unacked

@@ -166,27 +166,29 @@ class _Shape:
             struct.error, KeyError, TypeError, ValueError, OverflowError: they are not of this shape.
         """
         records, rows = group.records, _u4(group.rows)
-        self._check(records)
+        others = list(_tuples(self._others, records)) if self._others else []
+        self._check(records, others)
         tables = []
         if self._names:
-            numbers = others = _EMPTY
+            numbers = encoded = _EMPTY
             if self._numbers:
                 numbers = memoryview(b"".join(starmap(self._pack, _tuples(self._numbers, records))))
-            if self._others:
-                others = memoryview(_encode(list(_tuples(self._others, records))))
-            tables.append(Table(self._names, self._types, len(records), numbers, others, rows))
+            if others:
+                encoded = memoryview(_encode(others))
+            tables.append(Table(self._names, self._types, len(records), numbers, encoded, rows))
         for name in self._summarised:
             tables += _summaries(as_text(name), list(map(itemgetter(name), records)), group.rows)
         return tables
 
-    def _check(self, records: Sequence[Record]) -> None:
+    def _check(self, records: Sequence[Record], others: Sequence[tuple[Any, ...]]) -> None:
         """Look at what packing would not notice: a number packs as a flag, and a dict as a text."""
         if self._missing and not _NOTHING.issuperset(_values(self._missing, records)):
             raise TypeError
         if self._flags and not _FLAGS.issuperset(_values(self._flags, records)):
             raise TypeError
         if self._texts:
-            "".join(_values(self._texts, records))
+            texts = others if not self._lists else _tuples(self._texts, records)
+            "".join(chain.from_iterable(texts))
         for name in self._lists:
             lists = list(map(itemgetter(name), records))
             if set(map(type, lists)) != {list}:
@@ -225,8 +227,8 @@ def _summaries(name: str, lists: Sequence[list[Any]], rows: Sequence[int] | None
 
     if set(map(type, lists)) != {list}:
         raise TypeError
-    lengths = list(map(len, lists))
-    if not all(lengths):
+    lengths = np.fromiter(map(len, lists), "<i8", len(lists))
+    if not lengths.all():
         places = range(len(lists)) if rows is None else rows
         empty = [place for place, length in zip(places, lengths, strict=True) if not length]
         full = [place for place, length in zip(places, lengths, strict=True) if length]
@@ -240,7 +242,7 @@ def _summaries(name: str, lists: Sequence[list[Any]], rows: Sequence[int] | None
     except struct.error:  # a float among them, or beyond 64 bits: a float keeps the magnitude
         letter, data = "f", struct.pack(f"<{len(flat)}d", *flat)
     values = np.frombuffer(data, "<i8" if letter == "i" else "<f8")
-    starts = np.cumsum([0, *lengths[:-1]])
+    starts = lengths.cumsum() - lengths
     table = np.empty((len(lists), 4), "<i8")
     table[:, 0] = lengths
     with np.errstate(all="ignore"):  # infinities have no mean, and that is all there is to it

@@ -6,17 +6,15 @@ import atexit
 import logging
 import math
 import os
-import shlex
 import threading
 import time
 import uuid
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import zmq
 
@@ -24,18 +22,22 @@ from phase_bus import native
 from phase_bus.address import Address, default_address
 from phase_bus.batcher import RawRecord
 from phase_bus.composer import Completion, Composer
+from phase_bus.event_publisher import EventPublisher as EventPublisher
 from phase_bus.events import EventBase, PhaseRef, Records, RunStatus
+from phase_bus.leftovers import Leftovers
 from phase_bus.link import BusLink, DirectLink, Link
 from phase_bus.outbox import Outbox
-from phase_bus.spool import prepare_directory, write_spool
 from phase_bus.tables import ListMode, as_text
+from phase_bus.waker import Waker
 
 logger = logging.getLogger("phase_bus.publisher")
 
 _RAW_RECORD_BYTES = 4096  # what a record not yet encoded is taken to occupy; AIPerf's has some 3.5 kB
 _IDLE_WAIT_S = 1.0
+_REPLIES_S = 0.1  # how long replies of the bus may lie, while nothing waits for them
 _CLOSING_WAIT_S = 0.02
 _ENDING_S, _SPOOLING_S = 1.0, 10.0  # how long the thread may take to end when its time is over
+_POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
 _AWAKE, _UNTIL_BATCH_IS_DUE, _IDLE = range(3)  # what the thread does, for those who may wake it
 
 
@@ -49,30 +51,6 @@ class _Flush:
 
 
 _Inbox: TypeAlias = deque[RawRecord | EventBase | Completion | _Flush]
-
-
-class EventPublisher(Protocol):
-    """What publishes: a :class:`Publisher`, or one of the in-memory bus of :mod:`phase_bus.testing`."""
-
-    @property
-    def pending(self) -> int:
-        """How many events and records wait to be sent or acknowledged."""
-
-    def publish(self, event: EventBase) -> None:
-        """Publish an event."""
-
-    def record(
-        self,
-        run_id: str,
-        phase: PhaseRef,
-        metrics: Mapping[str, Any],
-        fields: Mapping[str, Any],
-        error: tuple[str, str, int | None] | None = None,
-    ) -> None:
-        """Publish a request's record, in a batch with others."""
-
-    def complete_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
-        """Publish the run's last event, with the count of all that was published of it."""
 
 
 class Publisher:
@@ -138,9 +116,7 @@ class Publisher:
         self._deadline_s: float | None = None
         self._sleep = _AWAKE
         self._broken = False
-        self._undelivered: Counter[str] = Counter()
-        self._spool_dir: Path | None = None
-        self._spooled: Path | None = None
+        spool: Path | None = None
         parsed = Address.parse(bind or address or default_address())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         linger_ms = int(linger_s * 1000)
@@ -154,14 +130,13 @@ class Publisher:
                 self.address = str(parsed)
                 self._link = BusLink(self._context, parsed, self._outbox, self.name, linger_ms)
                 if spool_dir:
-                    self._spool_dir = Path(os.path.expanduser(spool_dir)).absolute()  # noqa: PTH111 - never raises
+                    spool = Path(os.path.expanduser(spool_dir)).absolute()  # noqa: PTH111 - never raises
         except BaseException:
             self._context.destroy(linger=0)
             raise
-        self._wake_lock = native.make_lock()
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_write, False)
-        os.set_blocking(self._wake_read, False)
+        self._leftovers = Leftovers(self.name, self.address, self._outbox, spool, self._warn_once)
+        self._ending_s = _SPOOLING_S if spool else _ENDING_S
+        self._waker = Waker()
         self._thread_id = 0
         self._thread = native.start_thread(self._main, "phase-bus-publisher")
         atexit.register(self.close, 0.5)
@@ -185,18 +160,21 @@ class Publisher:
 
     @property
     def pending(self) -> int:
-        """How many events and records wait to be sent or acknowledged."""
+        """How many events and records wait to be sent or acknowledged.
+
+        While nobody waits in :meth:`flush` or :meth:`close`, acknowledgements are read every 0.1 s.
+        """
         return len(self._inbox) + len(self._outbox) + len(self._batcher)
 
     @property
     def undelivered(self) -> dict[str, int]:
         """After :meth:`close`: how many events of each topic the bus never acknowledged."""
-        return dict(self._undelivered)
+        return dict(self._leftovers.events)
 
     @property
     def spooled(self) -> Path | None:
         """After :meth:`close`: the file in which they are, if there is one."""
-        return self._spooled
+        return self._leftovers.file
 
     def publish(self, event: EventBase) -> None:
         """Publish an event. Never blocks, never raises; the order of calls is kept."""
@@ -260,7 +238,7 @@ class Publisher:
             self._deadline_s = time.monotonic() + timeout_s
             self._wake()
         if threading.get_native_id() != self._thread_id:
-            self._thread.join(timeout_s + (_SPOOLING_S if self._spool_dir else _ENDING_S))
+            self._thread.join(timeout_s + self._ending_s)
         # Only now: a program that ends meanwhile waits for the thread once more, and for its file.
         if not self._thread.is_alive():
             atexit.unregister(self.close)
@@ -270,7 +248,7 @@ class Publisher:
     def _main(self) -> None:
         self._thread_id = threading.get_native_id()
         try:
-            self._check_spool()
+            self._leftovers.prepare()
             self._loop()
         except Exception:
             logger.exception("phase-bus: the publisher failed; nothing more will be published")
@@ -279,9 +257,6 @@ class Publisher:
             self._end()
 
     def _loop(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._wake_read, zmq.POLLIN)
-        link_socket = self._link.socket
         while not self._finished():
             now_s = time.monotonic()
             closing = self._deadline_s is not None
@@ -289,28 +264,30 @@ class Publisher:
             self._batcher.close_due(now_s)
             if closing:
                 self._batcher.close_all()
-            self._composer.tell_drops(now_s, at_once=closing)
+            if self._drops:
+                self._composer.tell_drops(now_s, at_once=closing)
             if isinstance(self._link, BusLink):
                 self._link.events_dropped = self._drops.total
+            self._link.receive()
             wait_s = min(self._link.tick(now_s), _CLOSING_WAIT_S if closing else _IDLE_WAIT_S)
             want_write = self._link.send()
             self._settle_flushes()
-            if link_socket is not self._link.socket:
-                poller.unregister(link_socket)
-                link_socket = self._link.socket
-            poller.register(link_socket, zmq.POLLIN | (zmq.POLLOUT if want_write else 0))
+            wakers: list[tuple[Any, int]] = [(self._waker.fd, _POLLIN)]
+            if closing or self._flushes or self._outbox.has_unsent or not self._link.connected:
+                # Only now is a reply worth a wake-up, which costs as much as ten events.
+                wakers.append((self._link.socket, _POLLIN | _POLLOUT if want_write else _POLLIN))
+            elif len(self._outbox):
+                wait_s = min(wait_s, _REPLIES_S)
             self._sleep = _IDLE
             if self._batcher.due_s is not None:
                 self._sleep = _UNTIL_BATCH_IS_DUE
                 wait_s = min(wait_s, self._batcher.due_s - now_s)
             if self._inbox:  # it came before the flag was up, so nobody will wake us
                 wait_s = 0.0
-            ready = dict(poller.poll(math.ceil(max(wait_s, 0.0) * 1000)))
+            ready = zmq.zmq_poll(wakers, math.ceil(max(wait_s, 0.0) * 1000))
             self._sleep = _AWAKE
-            if self._wake_read in ready:
-                self._drain_pipe()
-            if link_socket in ready:
-                self._link.receive()
+            if ready:
+                self._waker.drain()
 
     def _finished(self) -> bool:
         if self._deadline_s is None:
@@ -336,14 +313,13 @@ class Publisher:
                 self._composer.drop_unusable(item)
 
     def _take(self, item: EventBase | Completion | _Flush) -> None:
-        match item:
-            case Completion():
-                self._composer.complete(item)
-            case _Flush():
-                self._batcher.close_all()
-                self._flushes.append((self._outbox.last_seq, item))
-            case _:
-                self._composer.add(item)
+        if isinstance(item, Completion):
+            self._composer.complete(item)
+        elif isinstance(item, _Flush):
+            self._batcher.close_all()
+            self._flushes.append((self._outbox.last_seq, item))
+        else:
+            self._composer.add(item)
 
     def _settle_flushes(self) -> None:
         if self._flushes:
@@ -360,81 +336,31 @@ class Publisher:
 
     # ---- the end ----
 
-    def _check_spool(self) -> None:
-        """Say early that the directory is no good; in this thread, since a disk may keep one waiting."""
-        if self._spool_dir is not None:
-            try:
-                prepare_directory(self._spool_dir)
-            except Exception as error:
-                self._warn_once("spool", f"what the bus will not take cannot be kept on disk: {error}")
-
     def _end(self) -> None:
         waiting, self._inbox = self._inbox, deque(maxlen=0)  # from now on everything falls through
-        if self._spool_dir is not None:
-            self._spool(self._spool_dir, waiting)
-        self._undelivered = self._outbox.remaining()
-        if self._spooled is None:
-            self._log_undelivered(waiting)
+
+        def encode_rest() -> None:
+            self._take_inbox(waiting)
+            self._batcher.close_all()
+            self._composer.tell_drops(time.monotonic(), at_once=True)
+
+        def not_encoded() -> int:
+            return sum(not isinstance(item, _Flush) for item in waiting) + len(self._batcher)
+
+        self._leftovers.settle(encode_rest, not_encoded)
         for flush in (*(flush for _, flush in self._flushes), *waiting):
             if isinstance(flush, _Flush):
                 flush.done.set()
         self._link.close()
         self._context.destroy()
-        with self._wake_lock:
-            os.close(self._wake_read)
-            os.close(self._wake_write)
-            self._wake_write = -1
-
-    def _spool(self, directory: Path, waiting: _Inbox) -> None:
-        """Write down what is not acknowledged, and what was not even encoded."""
-        try:
-            self._take_inbox(waiting)
-            self._batcher.close_all()
-            self._composer.tell_drops(time.monotonic(), at_once=True)
-            if not len(self._outbox):
-                return
-            self._spooled, head = write_spool(directory, self.name, self._outbox)
-        except Exception as error:
-            logger.error("phase-bus publisher %r: nothing could be left on disk: %s", self.name, error)
-            return
-        logger.warning(
-            "phase-bus publisher %r: closed before %s had acknowledged everything; %d events, with %d "
-            "request records in them, are in %s; deliver them with: phase-bus replay %s --address %s",
-            self.name,
-            self.address,
-            head.events,
-            head.records,
-            self._spooled,
-            shlex.quote(str(self._spooled)),
-            shlex.quote(self.address),
-        )
-
-    def _log_undelivered(self, waiting: _Inbox) -> None:
-        lost = sum(not isinstance(item, _Flush) for item in waiting) + len(self._batcher)
-        if self._undelivered or lost:
-            logger.warning(
-                "phase-bus publisher %r: closed before %s had acknowledged everything; "
-                "not delivered: %s, and %d not yet encoded",
-                self.name,
-                self.address,
-                dict(self._undelivered) or "no events",
-                lost,
-            )
-
-    def _drain_pipe(self) -> None:
-        try:
-            while len(os.read(self._wake_read, 4096)) == 4096:
-                pass
-        except BlockingIOError:
-            pass
+        self._waker.close()
 
     # ---- from any thread ----
 
     def _forget(self) -> None:
         """After a fork, in the child: the thread stayed behind, and the sockets are the parent's."""
-        self._wake_lock = native.make_lock()
+        self._waker.forget()
         self._drops.renew_lock()
-        self._wake_write = -1
         self._sleep = _AWAKE
         self._inbox = deque(maxlen=0)
         self._broken = True
@@ -442,10 +368,7 @@ class Publisher:
 
     def _wake(self) -> None:
         self._sleep = _AWAKE  # for others, who need not wake it again until it sleeps again
-        with self._wake_lock:  # the descriptor must not be closed, and be another file's, meanwhile
-            if self._wake_write >= 0:
-                with suppress(BlockingIOError):  # the pipe is full: a wake-up is under way
-                    os.write(self._wake_write, b"!")
+        self._waker.wake()
 
 
 def _after_fork_in_child() -> None:

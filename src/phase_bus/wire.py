@@ -42,6 +42,8 @@ _SNDMORE, _NOBLOCK = int(zmq.SNDMORE), int(zmq.NOBLOCK)
 _send: Callable[[zmq.Socket[bytes], bytes | zmq.Frame, int], object] = Backend.send
 _recv = cast("Callable[[zmq.Socket[bytes], int, bool], zmq.Frame]", Backend.recv)
 _recv_bytes = cast("Callable[[zmq.Socket[bytes], int], bytes]", Backend.recv)
+_get = cast("Callable[[zmq.Socket[bytes], int], int]", Backend.get)
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 _event_encoder = msgspec.msgpack.Encoder()
 _event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
@@ -255,6 +257,14 @@ def receive_event(socket: zmq.Socket[bytes]) -> tuple[bytes, bytes, zmq.Frame]:
             last = _recv(socket, _NOBLOCK, False)
         raise WireError("an event has three frames, this message not", topic)
     return topic, header, payload
+
+
+def receive_frame(socket: zmq.Socket[bytes]) -> bytes | None:
+    """Receive a message of one frame without waiting, None if there is none.
+
+    It is asked first, because the exception would cost several times as much.
+    """
+    return _recv_bytes(socket, _NOBLOCK) if _get(socket, _EVENTS) & _POLLIN else None
 
 
 def encode_control(message: Request | Reply) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import pytest
 
 from benchmarks import shapes
 from phase_bus.outbox import Outbox
-from phase_bus.publisher import Publisher
+from phase_bus.publisher import _REPLIES_S, Publisher
 from phase_bus.record_builder import RecordBuilder
 from tests.guards.counting import assert_at_most, blocks_kept, calls_of
-from tests.helpers import DEADLINE_S
+from tests.helpers import DEADLINE_S, BusThread, Subscriber, wait_until
 
 _COUNT = 256
 _EVENT = shapes.event_of_size(200)
@@ -66,6 +67,27 @@ def test_a_batch_wakes_the_thread_once(publisher: Publisher, monkeypatch: pytest
 
     # One when the first record comes, one for each batch that is full.
     assert_at_most(batches + 1, wakes, f"wake-ups of the thread for {batches} batches")
+
+
+def test_an_event_wakes_the_thread_once(bus: BusThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = 0
+    with Subscriber(bus.address) as subscriber, Publisher(bus.address) as publisher:
+        assert publisher.flush(DEADLINE_S)
+        tick = publisher._link.tick
+
+        def counting(now_s: float) -> float:
+            nonlocal rounds
+            rounds += 1
+            return tick(now_s)
+
+        monkeypatch.setattr(publisher._link, "tick", counting)
+        events, began_s = 50, time.monotonic()
+        for number in range(1, events + 1):
+            publisher.publish(_EVENT)
+            wait_until(lambda: len(subscriber.of(type(_EVENT))) == number)  # noqa: B023 - called at once
+        by_the_clock = 5 + (time.monotonic() - began_s) / _REPLIES_S  # some as it begins, and for beats
+        assert_at_most(events + by_the_clock, rounds, f"rounds of the thread's loop for {events} events")
+        wait_until(lambda: not publisher.pending)  # the replies are read, though nobody asks for them
 
 
 @pytest.mark.parametrize("count", [256, 2048])
