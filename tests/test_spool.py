@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from phase_bus.address import Address
-from phase_bus.aiperf import plugin
+from phase_bus.aiperf import exporter, options
 from phase_bus.bus.journal import Journal
 from phase_bus.bus.server import Bus, BusOptions
 from phase_bus.control import RunInfo
@@ -353,13 +353,13 @@ time.sleep(0.1)
 def test_plugin_option(monkeypatch: pytest.MonkeyPatch) -> None:
     """The directory comes from AIPerf's YAML or from the environment, and goes to the publisher."""
     given = {"phase_bus": {"address": "ipc:///x", "spool_dir": "/yaml"}}
-    assert plugin.read_options(given, {}).spool_dir == "/yaml"
-    options = plugin.read_options(given, {"PHASE_BUS_SPOOL_DIR": "/env"})
-    assert options.spool_dir == "/env"
+    assert options.read_options(given, {}).spool_dir == "/yaml"
+    set_ = options.read_options(given, {"PHASE_BUS_SPOOL_DIR": "/env"})
+    assert set_.spool_dir == "/env"
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(plugin, "Publisher", lambda _address, **kwargs: seen.append(kwargs))
-    plugin._publisher(options)
-    plugin._publisher(plugin.Options(address="ipc:///x"))
+    monkeypatch.setattr(exporter, "Publisher", lambda _address, **kwargs: seen.append(kwargs))
+    exporter._publisher(set_)
+    exporter._publisher(options.Options(address="ipc:///x"))
     assert [kwargs["spool_dir"] for kwargs in seen] == ["/env", None]
 
 
