@@ -333,14 +333,17 @@ from phase_bus import spool
 from phase_bus.events import PhaseRef, PhaseStart
 from phase_bus.publisher import Publisher
 write = spool._write
+begun = threading.Event()
 def slowly(*args):
-    time.sleep(0.5)
+    begun.set()
+    while threading.main_thread().is_alive():  # until the program has come to its end
+        time.sleep(0.001)
     write(*args)
 spool._write = slowly
 publisher = Publisher("ipc://{ipc_dir}", spool_dir="{tmp_path}")
 publisher.publish(PhaseStart(run_id="r", phase=PhaseRef("p"), ts_ns=1))
 threading.Thread(target=publisher.close, args=(0.0,), daemon=True).start()
-time.sleep(0.1)
+assert begun.wait(10)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
     assert done.returncode == 0, done.stderr
