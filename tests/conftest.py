@@ -13,7 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.helpers import BusProcess, BusThread, wait_until
+from phase_bus.testing.process import BusProcess
+from tests.helpers import BusThread, plain_bus, wait_until
+
+
+def pytest_collection_finish() -> None:
+    """Put aside what the imports have made: every look for leaks would go through all of it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -85,9 +92,7 @@ def bus(ipc_dir: Path) -> Iterator[BusThread]:
 
 
 @pytest.fixture
-def bus_process(ipc_dir: Path) -> Iterator[BusProcess]:
-    """A bus on an ipc directory, in a process of its own."""
-    running = BusProcess(f"ipc://{ipc_dir}")
-    yield running
-    if running.process.poll() is None:
-        running.kill()
+def bus_process(ipc_dir: Path, tmp_path: Path) -> Iterator[BusProcess]:
+    """A bus without a journal on an ipc directory, in a process of its own."""
+    with plain_bus(tmp_path, f"ipc://{ipc_dir}") as running:
+        yield running

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import uuid
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -16,6 +15,7 @@ from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
 from phase_bus.control import Hello, Reply, Request, Status, StatusRequest, Welcome
 from phase_bus.events import Event, EventBase
+from phase_bus.testing.process import BusProcess
 from phase_bus.testing.waiting import DEADLINE_S, until, wait_until
 from phase_bus.wire import (
     Header,
@@ -72,51 +72,10 @@ class BusThread:
             self.bus.close()
 
 
-_BUS = """
-import sys
-from phase_bus.address import Address
-from phase_bus.bus.server import Bus, BusOptions
-bus = Bus([Address.parse(a) for a in sys.argv[1:]], BusOptions(heartbeat_s=0.1))
-bus.install_signals()
-bus.bind()
-print("ready", *bus.addresses, flush=True)
-bus.run()
-bus.close()
-"""
-
-
-class BusProcess:
-    """A bus in a process of its own, that can be killed and started again."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.start()
-
-    def start(self) -> None:
-        """Start it, and wait until it is bound."""
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _BUS, self.address], stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line.startswith("ready"), line
-        self.address = line.split()[1]
-
-    def kill(self) -> None:
-        """End it without a chance to clean up."""
-        self.process.kill()
-        self._reap()
-
-    def terminate(self) -> int:
-        """End it by SIGTERM; return its exit code."""
-        self.process.terminate()
-        self._reap()
-        return self.process.returncode
-
-    def _reap(self) -> None:
-        self.process.wait(DEADLINE_S)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+def plain_bus(directory: Path, address: str) -> BusProcess:
+    """Return a bus without a journal, in a process of its own, not started yet."""
+    options = ("--no-journal", "--heartbeat-s", str(FAST.heartbeat_s))
+    return BusProcess(directory / "bus.log", address, options=options)
 
 
 class RawClient:

@@ -13,8 +13,9 @@ from phase_bus.control import Ack, Beat, EndRuns, Goodbye, Heard, Hello, Welcome
 from phase_bus.errors import AddressError
 from phase_bus.events import PhaseRef, PhaseStart, RunComplete, RunStart
 from phase_bus.publisher import Publisher
+from phase_bus.testing.process import BusProcess
 from phase_bus.wire import Header, encode_event, topic_of
-from tests.helpers import BusProcess, BusThread, RawClient, Subscriber, wait_until
+from tests.helpers import BusThread, RawClient, Subscriber, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

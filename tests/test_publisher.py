@@ -19,8 +19,9 @@ import zmq
 from phase_bus.errors import AddressError
 from phase_bus.events import Drop, EventBase, PhaseComplete, PhaseRef, PhaseStart, Records, RunComplete
 from phase_bus.publisher import Publisher
+from phase_bus.testing.process import BusProcess
 from phase_bus.wire import send_frames
-from tests.helpers import BusProcess, BusThread, RawClient, Subscriber, wait_until
+from tests.helpers import BusThread, RawClient, Subscriber, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -423,6 +423,7 @@ async def test_bus_killed(scheme: str, ipc_dir: Path, tmp_path: Path) -> None:
                     seen = round_ * 500 + 50
                     await until(lambda: len(consumer.numbers) > seen)  # noqa: B023
                     bus.kill()
+                    # Waits for nothing: the bus is away for a moment, half a heartbeat, a whole one.
                     await asyncio.sleep(0.1 * round_)
                     bus.start()
                 publisher.complete_run("r", "completed")

@@ -33,7 +33,7 @@ from phase_bus.events import (
 from phase_bus.publisher import Publisher
 from phase_bus.runner import ConsumerRunner
 from phase_bus.wire import Header
-from tests.helpers import BusProcess, BusThread, RawClient, Subscriber, until
+from tests.helpers import BusThread, RawClient, Subscriber, plain_bus, until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -385,9 +385,9 @@ async def test_a_consumer_that_is_there_before_the_bus(ipc_dir: Path) -> None:
 @pytest.mark.parametrize("scheme", ["ipc", "tcp"])
 async def test_bus_killed_and_started_again(scheme: str, ipc_dir: Path) -> None:
     """A consumer finds the next bus, handles in order and nothing twice, and counts what it missed."""
-    bus = BusProcess(f"ipc://{ipc_dir}" if scheme == "ipc" else "tcp://127.0.0.1:0")
+    bus = plain_bus(ipc_dir, f"ipc://{ipc_dir}" if scheme == "ipc" else "tcp://127.0.0.1:0")
     consumer = Recorder()
-    try:
+    with bus:
         async with running(consumer, bus.address) as runner:
             with Publisher(bus.address) as publisher:
                 for number in range(500):
@@ -413,9 +413,6 @@ async def test_bus_killed_and_started_again(scheme: str, ipc_dir: Path) -> None:
         assert numbers == sorted(set(numbers))
         assert account.received == account.handled == len(consumer.events) - 1
         assert account.received + account.missed == end.published["phase_start.r$"]
-    finally:
-        if bus.process.poll() is None:
-            bus.kill()
 
 
 _PROGRAM = """

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from phase_bus.address import Address
-from phase_bus.aiperf import plugin
+from phase_bus.aiperf import exporter, options
 from phase_bus.bus.journal import Journal
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
@@ -334,14 +334,17 @@ from phase_bus import spool
 from phase_bus.events import PhaseRef, PhaseStart
 from phase_bus.publisher import Publisher
 write = spool._write
+begun = threading.Event()
 def slowly(*args):
-    time.sleep(0.5)
+    begun.set()
+    while threading.main_thread().is_alive():  # until the program has come to its end
+        time.sleep(0.001)
     write(*args)
 spool._write = slowly
 publisher = Publisher("ipc://{ipc_dir}", spool_dir="{tmp_path}")
 publisher.publish(PhaseStart(run_id="r", phase=PhaseRef("p"), ts_ns=1))
 threading.Thread(target=publisher.close, args=(0.0,), daemon=True).start()
-time.sleep(0.1)
+assert begun.wait(10)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
     assert done.returncode == 0, done.stderr
@@ -354,13 +357,13 @@ time.sleep(0.1)
 def test_plugin_option(monkeypatch: pytest.MonkeyPatch) -> None:
     """The directory comes from AIPerf's YAML or from the environment, and goes to the publisher."""
     given = {"phase_bus": {"address": "ipc:///x", "spool_dir": "/yaml"}}
-    assert plugin.read_options(given, {}).spool_dir == "/yaml"
-    options = plugin.read_options(given, {"PHASE_BUS_SPOOL_DIR": "/env"})
-    assert options.spool_dir == "/env"
+    assert options.read_options(given, {}).spool_dir == "/yaml"
+    set_ = options.read_options(given, {"PHASE_BUS_SPOOL_DIR": "/env"})
+    assert set_.spool_dir == "/env"
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(plugin, "Publisher", lambda _address, **kwargs: seen.append(kwargs))
-    plugin._publisher(options)
-    plugin._publisher(plugin.Options(address="ipc:///x"))
+    monkeypatch.setattr(exporter, "Publisher", lambda _address, **kwargs: seen.append(kwargs))
+    exporter._publisher(set_)
+    exporter._publisher(options.Options(address="ipc:///x"))
     assert [kwargs["spool_dir"] for kwargs in seen] == ["/env", None]
 
 

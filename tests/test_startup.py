@@ -8,10 +8,19 @@ import sys
 
 import pytest
 
+from phase_bus.cli import _COMMANDS, _SUBCOMMANDS
+
 SHOW = "\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
 
 # cyclopts, and what it loads itself to parse a command line and to show help.
 CYCLOPTS = {"attr", "attrs", "cyclopts", "docstring_parser", "rich", "typing_extensions"}
+COMMANDS = [
+    *(name for name in _COMMANDS if name not in _SUBCOMMANDS),
+    *(f"{name} {sub}" for name, subs in _SUBCOMMANDS.items() for sub in subs),
+]
+# What no command needs to explain itself: others' packages, and our modules.
+HEAVY = {"jinja2", "numpy", "plotly", "psutil", "pyarrow", "scipy", "sqlalchemy", "structlog", "tenacity"}
+WORKING = {"consumer", "dispatcher", "group_runner", "records", "registry", "rig", "runner"}
 # What the plugin is made of; AIPerf has loaded it long before. (pyzmq is built with Cython.)
 WIRE = {"msgspec", "zmq", "typing_extensions", "cython_runtime", "_cython"}
 HELP = """
@@ -21,8 +30,19 @@ try:
 except SystemExit as end:
     assert end.code == 0
 """
-PLUGIN_AT_WORK = """
-import phase_bus.aiperf.plugin
+PLUGIN_OFF = """
+from types import SimpleNamespace
+from phase_bus.aiperf.plugin import PhaseBusExporter
+
+try:
+    PhaseBusExporter(run=SimpleNamespace(variables={}))
+except Exception as error:
+    assert "no address is set" in str(error)
+"""
+PLUGIN_ON = "import phase_bus.aiperf.plugin, phase_bus.aiperf.exporter"
+PLUGIN_AT_WORK = (
+    PLUGIN_ON
+    + """
 from phase_bus.events import PhaseRef
 from phase_bus.publisher import Publisher
 
@@ -32,6 +52,7 @@ publisher.record("r", PhaseRef("profiling"), metrics, {"worker_id": "w"})
 publisher.complete_run("r", "completed", "")
 publisher.close(0.0)
 """
+)
 
 
 def loaded(code: str) -> set[str]:
@@ -65,9 +86,24 @@ def test_the_list_of_commands_loads_none_of_them(arguments: list[str]) -> None:
     assert "rich.markdown" not in names
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_explains_itself_without_what_it_works_with(command: str) -> None:
+    """``--help`` of each: no numpy, no structlog, no consumer, no process to run one."""
+    names = loaded(HELP.format(arguments=[*command.split(), "--help"]))
+    assert of_others(names) & HEAVY == set()
+    assert of_ours(names) & WORKING == set()
+
+
+def test_a_plugin_that_is_off_loads_next_to_nothing() -> None:
+    """Neither ZeroMQ nor the publisher, the events, or what maps AIPerf's: its options alone."""
+    names = loaded(PLUGIN_OFF)
+    assert of_others(names) <= {"aiperf", "msgspec", "typing_extensions"}
+    assert of_ours(names) == {"aiperf", "aiperf.options", "aiperf.plugin", "tables"}
+
+
 def test_the_plugin_loads_what_it_publishes_with() -> None:
-    """The plugin's import: msgspec and pyzmq, and nothing of the other side of the bus."""
-    names = loaded("import phase_bus.aiperf.plugin")
+    """With an address: msgspec and pyzmq, and nothing of the other side of the bus."""
+    names = loaded(PLUGIN_ON)
     assert of_others(names) <= WIRE
     unwanted = ("aggregation", "bus", "cli", "config", "consumer", "records", "registry", "rig", "runner")
     assert {name for name in of_ours(names) if name.split(".")[0] in unwanted} == set()
@@ -76,7 +112,7 @@ def test_the_plugin_loads_what_it_publishes_with() -> None:
 def test_the_plugin_loads_no_more_at_work() -> None:
     """Nothing is put off until the first record, where the benchmark would wait for it."""
     assert of_others(loaded(PLUGIN_AT_WORK)) <= WIRE
-    late = modules(PLUGIN_AT_WORK) - modules("import phase_bus.aiperf.plugin")
+    late = modules(PLUGIN_AT_WORK) - modules(PLUGIN_ON)
     assert of_ours(late) == set()
 
 
@@ -86,6 +122,6 @@ def test_the_plugin_brings_nothing_new_to_aiperf() -> None:
     """In the process of AIPerf that the plugin lives in, only phase-bus's own modules are added."""
     pytest.importorskip("aiperf")
     host = "import aiperf.records.records_manager"
-    added = modules(f"{host}; import phase_bus.aiperf.plugin") - modules(host)
+    added = modules(f"{host}; {PLUGIN_ON}") - modules(host)
     assert of_others(added) == set()
     assert {name for name in added if not name.startswith("phase_bus")} == set()

@@ -155,7 +155,7 @@ def test_unknown_kind() -> None:
         b"\xc1",
         msgspec.msgpack.encode({"kind": "phase_start"}),
         msgspec.msgpack.encode([1]),
-        encode_event(Heartbeat()),
+        encode_event(Heartbeat(ts_ns=1)),
         msgspec.msgpack.encode({"kind": "brand_new", "run_id": "r"}),
     ],
 )

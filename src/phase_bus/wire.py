@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import zmq
@@ -46,9 +46,24 @@ _get = cast("Callable[[zmq.Socket[bytes], int], int]", Backend.get)
 _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 _event_encoder = msgspec.msgpack.Encoder()
-_event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
-_request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
-_reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+
+
+def _built_late(name: str, kind: object) -> Callable[[bytes | memoryview], Any]:
+    """Return what decodes one kind of message: built when it is first used, it takes its own place then.
+
+    Building takes milliseconds, and a process needs one of the three or two; an import needs none.
+    """
+
+    def build_and_decode(frame: bytes | memoryview) -> Any:
+        decode = globals()[name] = msgspec.msgpack.Decoder(kind).decode
+        return decode(frame)
+
+    return build_and_decode
+
+
+_decode_event: Callable[[bytes | memoryview], Event] = _built_late("_decode_event", Event)
+_decode_request: Callable[[bytes | memoryview], Request] = _built_late("_decode_request", Request)
+_decode_reply: Callable[[bytes | memoryview], Reply] = _built_late("_decode_reply", Reply)
 
 
 class Header(NamedTuple):
@@ -184,7 +199,7 @@ def decode_event(topic: bytes, payload: bytes | memoryview) -> Event | None:
     if kind not in KINDS:
         return None
     try:
-        event = _event_decoder.decode(payload)
+        event = _decode_event(payload)
     except msgspec.MsgspecError as error:
         raise WireError(str(error), topic) from error
     if event.kind != kind:
@@ -279,7 +294,7 @@ def decode_request(frame: bytes | memoryview) -> Request:
         WireError: it is none.
     """
     try:
-        return _request_decoder.decode(frame)
+        return _decode_request(frame)
     except msgspec.MsgspecError as error:
         raise WireError(f"not a request: {error}") from error
 
@@ -291,6 +306,6 @@ def decode_reply(frame: bytes | memoryview) -> Reply:
         WireError: it is none.
     """
     try:
-        return _reply_decoder.decode(frame)
+        return _decode_reply(frame)
     except msgspec.MsgspecError as error:
         raise WireError(f"not a reply: {error}") from error

@@ -15,9 +15,11 @@ import msgspec
 import pytest
 import zmq
 
-from phase_bus.aiperf import plugin
+from phase_bus.aiperf import exporter as module
+from phase_bus.aiperf.exporter import RunExporter
 from phase_bus.aiperf.listener import BusListener
-from phase_bus.aiperf.plugin import PhaseBusExporter, read_options
+from phase_bus.aiperf.options import read_options
+from phase_bus.aiperf.plugin import PhaseBusExporter
 from phase_bus.events import EventBase, PhaseRef
 
 RECORDS: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "records.json").read_text())
@@ -146,11 +148,11 @@ def stats_of(step: int, sent: int = 0, index: int = 1) -> Any:
 
 
 @pytest.fixture
-def exporter(monkeypatch: pytest.MonkeyPatch, bus: Bus) -> Iterator[PhaseBusExporter]:
-    monkeypatch.setattr(plugin, "Publisher", FakePublisher)
+def exporter(monkeypatch: pytest.MonkeyPatch, bus: Bus) -> Iterator[RunExporter]:
+    monkeypatch.setattr(module, "Publisher", FakePublisher)
     topics = ("all_records_received", "process_records_result")
     monkeypatch.setattr(
-        plugin,
+        module,
         "_listener",
         lambda run, on_message, on_tick: BusListener(bus.address, topics, on_message, on_tick),
     )
@@ -162,7 +164,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch, bus: Bus) -> Iterator[PhaseBusExpo
     made._listener.stop(5.0)
 
 
-def published(exporter: PhaseBusExporter) -> FakePublisher:
+def published(exporter: RunExporter) -> FakePublisher:
     publisher = exporter._publisher
     assert isinstance(publisher, FakePublisher)
     return publisher
@@ -210,7 +212,7 @@ def test_the_environment_goes_before_the_yaml() -> None:
     assert (options.address, options.buffer_mib, options.lists) == ("ipc:///env", 2.0, "omit")
 
 
-async def test_a_whole_run_in_order(exporter: PhaseBusExporter, bus: Bus) -> None:
+async def test_a_whole_run_in_order(exporter: RunExporter, bus: Bus) -> None:
     await exporter.initialize()
     await exporter.start()
     bus.wait_for_subscriptions(2)
@@ -241,7 +243,7 @@ async def test_a_whole_run_in_order(exporter: PhaseBusExporter, bus: Bus) -> Non
     assert publisher.closed_s is not None
 
 
-async def test_records_are_handed_over_as_they_are(exporter: PhaseBusExporter) -> None:
+async def test_records_are_handed_over_as_they_are(exporter: RunExporter) -> None:
     record = record_of("error_500")
     await exporter.process_record(record)
     ((_, (run_id, phase, metrics, fields, error)),) = published(exporter).calls
@@ -252,7 +254,7 @@ async def test_records_are_handed_over_as_they_are(exporter: PhaseBusExporter) -
     assert error == ("Internal Server Error", record.error.message, 500)
 
 
-async def test_records_after_an_interrupt_come_before_the_end(exporter: PhaseBusExporter, bus: Bus) -> None:
+async def test_records_after_an_interrupt_come_before_the_end(exporter: RunExporter, bus: Bus) -> None:
     await exporter.initialize()
     bus.wait_for_subscriptions(2)
     await exporter.process_record(stats_of(1, 5))
@@ -267,7 +269,7 @@ async def test_records_after_an_interrupt_come_before_the_end(exporter: PhaseBus
 
 
 async def test_records_after_the_end_are_counted_and_told(
-    exporter: PhaseBusExporter, bus: Bus, caplog: pytest.LogCaptureFixture
+    exporter: RunExporter, bus: Bus, caplog: pytest.LogCaptureFixture
 ) -> None:
     await exporter.initialize()
     bus.wait_for_subscriptions(2)
@@ -285,7 +287,7 @@ async def test_records_after_the_end_are_counted_and_told(
 
 @pytest.mark.parametrize("finalized", [False, True])
 async def test_stop_tells_the_end_although_aiperf_told_nothing(
-    exporter: PhaseBusExporter, finalized: bool
+    exporter: RunExporter, finalized: bool
 ) -> None:
     await exporter.process_record(stats_of(1, 5))
     if finalized:
@@ -297,13 +299,13 @@ async def test_stop_tells_the_end_although_aiperf_told_nothing(
     assert published(exporter).kinds().count("run_complete") == 1
 
 
-async def test_an_unreachable_bus_is_not_waited_for(exporter: PhaseBusExporter) -> None:
+async def test_an_unreachable_bus_is_not_waited_for(exporter: RunExporter) -> None:
     published(exporter).connected = False
     await exporter.stop()
     assert published(exporter).closed_s == 0.0
 
 
-def _calls(exporter: PhaseBusExporter) -> list[Callable[[], Awaitable[None]]]:
+def _calls(exporter: RunExporter) -> list[Callable[[], Awaitable[None]]]:
     return [
         exporter.initialize,
         exporter.start,
@@ -317,7 +319,7 @@ def _calls(exporter: PhaseBusExporter) -> list[Callable[[], Awaitable[None]]]:
 
 
 async def test_no_fault_gets_out_and_each_kind_is_logged_once(
-    exporter: PhaseBusExporter, caplog: pytest.LogCaptureFixture
+    exporter: RunExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     exporter._record = published(exporter).record
     published(exporter).error = RuntimeError("boom")
@@ -329,7 +331,7 @@ async def test_no_fault_gets_out_and_each_kind_is_logged_once(
     assert "failures counted" in caplog.text
 
 
-async def test_cancellation_passes(exporter: PhaseBusExporter) -> None:
+async def test_cancellation_passes(exporter: RunExporter) -> None:
     task = asyncio.create_task(exporter.stop())
     await asyncio.sleep(0)
     task.cancel()
@@ -337,7 +339,7 @@ async def test_cancellation_passes(exporter: PhaseBusExporter) -> None:
         await task
 
 
-async def test_an_aiperf_that_has_fewer_fields_loses_no_record(exporter: PhaseBusExporter) -> None:
+async def test_an_aiperf_that_has_fewer_fields_loses_no_record(exporter: RunExporter) -> None:
     record = record_of("profiling_ok")
     del record.metadata.turn_index, record.metadata.phase_name
     await exporter.process_record(record)

@@ -2,90 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
-import subprocess
-import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.helpers import DEADLINE_S, wait_until
+from phase_bus.testing.process import BusProcess, PythonProcess
+from tests.helpers import DEADLINE_S
 
 ROOT = Path(__file__).parents[2]
 
 
-class Killable:
-    """A Python process that can be killed and started again; its output goes to a file.
+class Killable(PythonProcess):
+    """A Python process that finds the tests' own modules.
 
     Args:
-        log: that file.
+        log: where its output goes.
         arguments: those of ``python``.
     """
 
     def __init__(self, log: Path, *arguments: str) -> None:
-        self.log = log
-        self.arguments = arguments
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.kill()
-
-    @property
-    def pid(self) -> int:
-        """The process's id."""
-        assert self.process is not None
-        return self.process.pid
-
-    @property
-    def runs(self) -> bool:
-        """Whether the process is there."""
-        return self.process is not None and self.process.poll() is None
-
-    def start(self) -> None:
-        """Start it."""
-        env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *self.arguments],
-                cwd=ROOT,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    def kill(self) -> None:
-        """End it by SIGKILL, if it is still there."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(DEADLINE_S)
-
-    def terminate(self) -> int:
-        """End it by SIGTERM; return its exit code."""
-        assert self.process is not None
-        self.process.terminate()
-        return self.process.wait(DEADLINE_S)
-
-    def tail(self) -> str:
-        """Return the end of its output."""
-        return f"{self.log.name}:\n" + "\n".join(self.log.read_text().splitlines()[-40:])
+        super().__init__(log, *arguments, cwd=ROOT)
 
 
-class JournaledBus(Killable):
-    """A bus process with a journal in a directory; it keeps its address when it is started again.
+class JournaledBus(BusProcess):
+    """A bus process with a journal in a directory, started at once.
 
     Args:
         directory: where its journal and its output are.
@@ -95,28 +39,9 @@ class JournaledBus(Killable):
 
     def __init__(self, directory: Path, *addresses: str, options: tuple[str, ...] = ()) -> None:
         self.directory = directory / "journal"
-        self.options = ("--heartbeat-s", "0.2", "--data", str(self.directory), *options)
-        super().__init__(directory / "bus.log")
-        self.addresses = addresses
+        journaled = ("--heartbeat-s", "0.2", "--data", str(self.directory), *options)
+        super().__init__(directory / "bus.log", *addresses, options=journaled)
         self.start()
-        words = wait_until(self._ready_line).split(";")[0].removeprefix("bus ready at ")
-        self.addresses = tuple(words.split(" and "))
-
-    @property
-    def address(self) -> str:
-        """Its first address."""
-        return self.addresses[0]
-
-    def start(self) -> None:
-        """Start it."""
-        places = [part for address in self.addresses for part in ("--address", address)]
-        self.arguments = ("-m", "phase_bus", "bus", *places, *self.options)
-        super().start()
-
-    def _ready_line(self) -> str:
-        assert self.runs, self.tail()
-        lines = self.log.read_text().splitlines()
-        return next((line for line in lines if line.startswith("bus ready at ")), "")
 
 
 def consumer(directory: Path, kind: str, address: str, *settings: str, name: str = "") -> Killable:

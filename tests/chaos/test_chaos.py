@@ -76,7 +76,6 @@ class World:
 
     def wreak_havoc(self) -> None:
         """Kill, until the publisher is done and there have been enough."""
-        assert self.publisher.process is not None
         deadline_s = time.monotonic() + TIMEOUT_S
         while self.publisher.runs or self.kills.total() < KILLS:
             assert time.monotonic() < deadline_s, f"{self.publisher.tail()}\n{self.bus.tail()}"

@@ -216,7 +216,6 @@ def test_a_live_run_with_kills_and_a_pause(bus: JournaledBus, tmp_path: Path) ->
             sleeper, *others = dice.sample(group.workers, 4)
             before = group.received()
             wait_until(lambda: group.received() > before + 20)
-            assert sleeper.process is not None
             sleeper.process.send_signal(signal.SIGSTOP)
             wait_until(lambda: (info := group.info) is not None and info.members == 3, timeout_s=30.0)
             sleeper.process.send_signal(signal.SIGCONT)

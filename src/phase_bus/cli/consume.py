@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
@@ -19,15 +19,13 @@ from phase_bus.cli.options import (
     parse_address,
     parse_origin,
 )
-from phase_bus.consumer import Consumer
-from phase_bus.consumer_process import ConsumerProcess
 from phase_bus.errors import ConfigError
-from phase_bus.group_runner import GroupRunner
-from phase_bus.group_share import check_shareable
-from phase_bus.registry import Registry, is_adapted
-from phase_bus.runner import ConsumerRunner
 from phase_bus.stopping import stop_on_eof, stop_on_signals
-from phase_bus.workers import WorkerPool
+
+if TYPE_CHECKING:
+    from phase_bus.consumer import Consumer
+    from phase_bus.consumer_process import ConsumerProcess
+    from phase_bus.workers import WorkerPool
 
 
 def consume(
@@ -79,6 +77,13 @@ def consume(
         from_: Where to begin: 'checkpoint', where it left off (or the start, if it never ran); 'start',
             the first event in the bus's journal; 'now', what comes from now on; or after an OFFSET.
     """
+    # Here, since they take longer to load than --help to show.
+    from phase_bus.group_runner import GroupRunner
+    from phase_bus.group_share import check_shareable
+    from phase_bus.registry import Registry, is_adapted
+    from phase_bus.runner import ConsumerRunner
+    from phase_bus.workers import WorkerPool
+
     configure_logging()
     where = parse_address(address)
     origin = parse_origin(from_)

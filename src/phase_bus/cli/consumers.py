@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from cyclopts import Parameter
@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from phase_bus.cli.options import JsonOption, configure_logging, make_console
-from phase_bus.consumer import options_of
 from phase_bus.errors import ConfigError, PhaseBusError
-from phase_bus.registry import Entry, Registry
+
+if TYPE_CHECKING:
+    from phase_bus.registry import Entry, Registry
 
 SOMETHING_WRONG = 2
 
@@ -40,6 +41,8 @@ def consumers(
         validate: Check registry.yaml files, import their classes, print a line for each mistake, and
             exit with 2 if there is one.
     """
+    from phase_bus.registry import Registry
+
     configure_logging()
     if validate:
         return _validate(files, json)
@@ -75,6 +78,8 @@ def consumers(
 
 def _options(registry: Registry, entry: Entry) -> tuple[list[str], str]:
     """Return the options of what an entry names, and what is wrong with it."""
+    from phase_bus.consumer import options_of
+
     try:
         return [str(o) for o in options_of(registry.class_of(entry.kind, entry.name)).values()], ""
     except PhaseBusError as error:  # an extra that is not installed; the others are there

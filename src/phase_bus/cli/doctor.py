@@ -22,7 +22,6 @@ from phase_bus.address import ADDRESS_VARIABLE, Address, default_address
 from phase_bus.cli.options import AddressOption, JsonOption, make_console
 from phase_bus.client import BusClient
 from phase_bus.errors import PhaseBusError
-from phase_bus.registry import Registry
 
 Verdict: TypeAlias = Literal["ok", "note", "wrong"]
 
@@ -135,6 +134,8 @@ def _aiperf() -> Iterator[Finding]:
 
 
 def _consumers() -> Iterator[Finding]:
+    from phase_bus.registry import Registry
+
     registry = Registry.load()
     for entry in registry.entries():
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from cyclopts import Parameter
@@ -18,12 +18,13 @@ from phase_bus.cli.options import (
     configure_logging,
     make_console,
 )
-from phase_bus.config import Config, load_config
 from phase_bus.errors import ConfigError
 from phase_bus.foreground import check_command, run_in_foreground
 from phase_bus.ledger_view import ledger_in_brief, ledger_table
-from phase_bus.rig import Rig
-from phase_bus.supervisor import describe_exit, environment, shell_code
+
+if TYPE_CHECKING:
+    from phase_bus.config import Config
+    from phase_bus.rig import Rig
 
 NOT_EVERYTHING_HANDLED = 3
 
@@ -61,6 +62,8 @@ def exec_command(
         config: A YAML file that names the consumers, their options, and addresses.
         quiet: Show nothing but what the consumers print, and what goes wrong.
     """
+    from phase_bus.config import load_config
+
     if not command:
         raise ConfigError("no command to run; write it after '--', as in: -- aiperf profile ...")
     check_command(command)
@@ -72,6 +75,9 @@ def exec_command(
 
 
 async def _run(command: tuple[str, ...], config: Config, quiet: bool) -> int:
+    from phase_bus.rig import Rig
+    from phase_bus.supervisor import describe_exit, environment, shell_code
+
     console = make_console(stderr=True)
     async with Rig(config, console, quiet=quiet) as rig:
         names = ", ".join(consumer.title for consumer in config.consumers) or "none"

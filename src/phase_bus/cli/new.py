@@ -8,8 +8,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from phase_bus.scaffold import write_consumer
-
 
 def consumer(
     name: str, /, *, directory: Annotated[Path | None, Parameter(name=["--directory", "-d"])] = None
@@ -28,6 +26,8 @@ def consumer(
         name: What users will call it: small letters, digits and '-'.
         directory: Where to write it; must not exist. Default: NAME in the current directory.
     """
+    from phase_bus.scaffold import write_consumer
+
     where = directory if directory is not None else Path(name)
     for path in write_consumer(name, where):
         print(f"wrote {path}")

@@ -6,7 +6,6 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-import structlog
 from cyclopts import Parameter
 from rich.console import Console
 
@@ -123,6 +122,8 @@ def make_console(*, stderr: bool = False) -> Console:
 
 def configure_logging() -> None:
     """Let what a process has to say go to standard error, a readable line each."""
+    import structlog
+
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),

@@ -18,7 +18,6 @@ from phase_bus.cli.options import (
 from phase_bus.client import BusClient
 from phase_bus.errors import PhaseBusError
 from phase_bus.publisher import Publisher
-from phase_bus.simulation import Simulation
 
 
 def simulate(
@@ -66,6 +65,8 @@ def simulate(
         label: The run's label in the sweep.
         variation: A parameter that the sweep varies, as KEY=VALUE. May be repeated.
     """
+    from phase_bus.simulation import Simulation
+
     configure_logging()
     for value, name in ((requests, "requests"), (rate, "rate"), (warmup, "warmup"), (runs, "runs")):
         if value < 0:

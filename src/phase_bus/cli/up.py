@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -17,8 +17,9 @@ from phase_bus.cli.options import (
     configure_logging,
     make_console,
 )
-from phase_bus.config import Config, load_config
-from phase_bus.rig import Rig
+
+if TYPE_CHECKING:
+    from phase_bus.config import Config
 
 
 def up(
@@ -43,6 +44,8 @@ def up(
         config: A YAML file that names the consumers, their options, and addresses.
         quiet: Show nothing but what the consumers print, and what goes wrong.
     """
+    from phase_bus.config import load_config
+
     configure_logging()
     loaded = load_config(config, with_ or [], address or [], workers)
     if not loaded.address:
@@ -51,6 +54,8 @@ def up(
 
 
 async def _run(config: Config, quiet: bool) -> None:
+    from phase_bus.rig import Rig
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -6,20 +6,19 @@ import asyncio
 import random
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from cyclopts import Parameter
 
 from phase_bus.cli.options import WithOption, make_console
-from phase_bus.config import ConsumerConfig, load_config
 from phase_bus.errors import ConfigError
 from phase_bus.files import check_writable, write_whole
 from phase_bus.foreground import check_command
 from phase_bus.verification.command import check_benchmark
-from phase_bus.verification.result import Verification, as_json, conclude
-from phase_bus.verification.session import Session
-from phase_bus.verification.text import tables
+
+if TYPE_CHECKING:
+    from phase_bus.verification.result import Verification
 
 _CONSUMERS = ("aggregator", "logging")
 _INTERRUPTED = 130
@@ -69,6 +68,12 @@ def verify(
         output: Where each run gets its directory. By default a new one: phase-bus-verify-DATE-TIME.
         json: Where to write everything as JSON.
     """
+    # Here, since they take longer to load than --help to show.
+    from phase_bus.config import ConsumerConfig, load_config
+    from phase_bus.verification.result import as_json, conclude
+    from phase_bus.verification.session import Session
+    from phase_bus.verification.text import tables
+
     tolerance_pct = _percent(tolerance)
     if rounds < 2:
         raise ConfigError(f"--rounds {rounds}: an interval needs two rounds or more")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,12 +19,12 @@ from phase_bus.bus.journal_rows import Entry
 from phase_bus.client import BusClient
 from phase_bus.consumer import handlers_of, subscriptions_of
 from phase_bus.control import ClientInfo, DeadLetterNote, Status
-from phase_bus.errors import BusUnreachableError
 from phase_bus.events import Event, EventBase, RunStatus
 from phase_bus.origin import Origin
 from phase_bus.publisher import Publisher
 from phase_bus.runner import ConsumerRunner
 from phase_bus.testing.outcome import C, Outcome, prepare
+from phase_bus.testing.process import BusProcess
 from phase_bus.testing.waiting import DEADLINE_S
 from phase_bus.wire import decode_event, topic_prefix
 
@@ -55,8 +53,8 @@ class LiveBus:
         # In the system's own place, since the path of a socket must be short.
         self.directory = Path(tempfile.mkdtemp(prefix="phase-bus-test-"))
         self.address = f"ipc://{self.directory}/bus"
-        self._options = ("--heartbeat-s", "0.1", "--data", str(self.directory / "journal"), *options)
-        self._process: subprocess.Popen[bytes] | None = None
+        options = ("--heartbeat-s", "0.1", "--data", str(self.directory / "journal"), *options)
+        self._process = BusProcess(self.directory / "bus.log", self.address, options=options)
         self._own: Publisher | None = None
 
     def __enter__(self) -> Self:
@@ -76,39 +74,24 @@ class LiveBus:
         self.close()
 
     def start(self) -> None:
-        """Start the process, also again after :meth:`kill`; return when it answers.
+        """Start the process, also again after :meth:`kill`; return when it is ready.
 
         Raises:
-            AssertionError: it does not; its output is the message.
+            AssertionError: it is not in time; its output is the message.
         """
-        log = self.directory / "bus.log"
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "phase_bus", "bus", "--address", self.address, *self._options],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
-        deadline_s = time.monotonic() + DEADLINE_S
-        while self._status(0.2) is None:
-            if self._process.poll() is not None or time.monotonic() > deadline_s:
-                raise AssertionError(f"the bus did not start:\n{log.read_text()}")
+        self._process.start()
 
     def kill(self) -> None:
         """End the process by SIGKILL."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(DEADLINE_S)
+        self._process.kill()
 
     def close(self) -> None:
         """End the process and remove its directory."""
         if self._own is not None:
             self._own.close()
-        if self._process is not None:
-            self._process.terminate()
+        if self._process.runs:
             try:
-                self._process.wait(DEADLINE_S)
+                self._process.terminate()
             except subprocess.TimeoutExpired:
                 self.kill()
                 raise
@@ -204,13 +187,6 @@ class LiveBus:
         if self._own is None:
             self._own = self.publisher("test")
         return self._own
-
-    def _status(self, timeout_s: float) -> Status | None:
-        with BusClient(Address.parse(self.address)) as client:
-            try:
-                return client.status(timeout_s)
-            except BusUnreachableError:
-                return None
 
 
 class LiveRun(Outcome[C]):

@@ -1,0 +1,81 @@
+"""What can be set about the plugin, and how it tells AIPerf that it does not take part."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from phase_bus.tables import ListMode
+
+logger = logging.getLogger("phase_bus.aiperf")
+
+
+class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a user can set: ``variables.phase_bus.*`` in AIPerf's YAML, or ``PHASE_BUS_*``.
+
+    Attributes:
+        address: where the bus is; without one the plugin is off.
+        buffer_mib: how much may wait for the bus, in MiB.
+        lists: what becomes of metrics that are lists.
+        spool_dir: where what the bus had not taken by the end is left, for ``phase-bus replay``.
+    """
+
+    address: str = ""
+    buffer_mib: float = 64.0
+    lists: ListMode = "summary"
+    spool_dir: str = ""
+
+
+def read_options(variables: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
+    """Return the options; the environment goes before AIPerf's YAML.
+
+    Raises:
+        msgspec.ValidationError: an option that does not exist, or of the wrong type.
+    """
+    given = variables.get("phase_bus") or {}
+    if isinstance(given, dict):
+        given = {str(name): value for name, value in given.items()}
+        for name in Options.__struct_fields__:
+            value = environ.get(f"PHASE_BUS_{name.upper()}")
+            if value:
+                given[name] = value
+    return msgspec.convert(given, Options, strict=False)
+
+
+def options_of(run: Any) -> Options:
+    """Return the options of AIPerf's ``BenchmarkRun``.
+
+    Raises:
+        Exception: they are wrong; AIPerf goes on without the plugin.
+    """
+    variables = getattr(run, "variables", None)
+    try:
+        return read_options(variables if isinstance(variables, dict) else {}, os.environ)
+    except msgspec.ValidationError as error:
+        raise refused(f"its options are wrong: {error}") from None
+
+
+def refused(reason: str) -> Exception:
+    """Say why the plugin does not take part; return the exception by which AIPerf is told."""
+    logger.warning("phase-bus is off for this run: %s", reason)
+    return disabled(f"phase-bus: {reason}")
+
+
+def disabled(reason: str) -> Exception:
+    """Return the exception by which AIPerf is told that a plugin does not take part."""
+    try:
+        error: Exception = module_of_aiperf("common.exceptions").PostProcessorDisabled(reason)
+    except (ImportError, AttributeError):  # AIPerf logs any other exception as well, and goes on
+        return RuntimeError(reason)
+    return error
+
+
+def module_of_aiperf(module: str) -> Any:
+    """Return a module of AIPerf: late, so that this one imports without it, and with another version."""
+    return importlib.import_module(f"aiperf.{module}")

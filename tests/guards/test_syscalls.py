@@ -1,0 +1,133 @@
+"""System calls of each process in a burst, counted: publisher, bus and a consumer, as users run them.
+
+How much is taken at once, and so the number of calls, depends a little on who gets the processor when. So
+each burst comes several times, and the round with the fewest calls counts: what is done twice shows in all
+of them. Each bound is about 1.4 times what that was (on a machine at rest, and on a busy one).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from phase_bus.address import Address
+from phase_bus.client import BusClient
+from phase_bus.testing.process import BusProcess, PythonProcess
+from tests.guards.burst import BATCH, DONE_S, moments
+from tests.guards.counting import assert_at_most
+from tests.guards.syscalls import calls_between, needs_strace, tracing, wait_traced
+from tests.helpers import wait_until
+
+ROOT = Path(__file__).parents[2]
+ROUNDS = 3
+COUNTS = {"records": 80 * BATCH, "events": 10_000}
+JOURNAL = ("pwrite64", "pread64", "fdatasync", "fsync", "ftruncate", "fcntl")  # as SQLite makes them
+
+# By process ("journal" is the bus's) and burst: how often each call was made in the best round.
+Calls: TypeAlias = dict[tuple[str, str], Counter[str]]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+class Bursts:
+    """A bus, a consumer, and for each burst a publisher, all of them traced.
+
+    Attributes:
+        windows: by burst, the times of each round: when it began, when the publisher was rid of it, when
+            the consumer had it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.windows: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in COUNTS}
+        self._directory = directory
+        self._address = f"ipc://{directory}/bus"
+
+    def run(self) -> Calls:
+        """Let all bursts happen; return what was counted."""
+        with ExitStack() as stack:
+            bus = BusProcess(
+                self._log("bus"),
+                self._address,
+                options=("--data", str(self._directory / "journal")),
+                under=tracing(self._trace("bus")),
+            )
+            stack.enter_context(bus)
+            taker = self._process("consumer", "-m", "phase_bus", "consume", "tests.guards.burst:Taker")
+            stack.enter_context(taker)
+            with BusClient(Address.parse(self._address)) as client:
+                wait_until(lambda: any(c.state == "ready" for c in client.status().clients), DONE_S)
+            for round_ in range(ROUNDS):
+                for kind in COUNTS:
+                    self._burst(kind, f"{kind}-{round_}", taker)
+            for name, process in (("consumer", taker), ("bus", bus)):
+                assert process.terminate() == 0, process.tail()
+                wait_traced(process, self._trace(name))
+        return {key: calls for kind in COUNTS for key, calls in self._best(kind)}
+
+    def _burst(self, kind: str, name: str, taker: PythonProcess) -> None:
+        count = str(COUNTS[kind])
+        with self._process(name, "-m", "tests.guards.burst", kind, name, count) as publisher:
+            assert publisher.process.wait(DONE_S) == 0, publisher.tail()
+            taken_s = wait_until(lambda: moments(taker.log).get(name, False), DONE_S)
+            wait_traced(publisher, self._trace(name))
+        told = moments(publisher.log)
+        self.windows[kind].append((told["begin"], told["end"], taken_s))
+
+    def _best(self, kind: str) -> Iterator[tuple[tuple[str, str], Counter[str]]]:
+        windows = self.windows[kind]
+        rounds = {
+            "publisher": [
+                calls_between(self._trace(f"{kind}-{round_}"), begin_s, end_s)
+                for round_, (begin_s, end_s, _) in enumerate(windows)
+            ],
+            "consumer": [calls_between(self._trace("consumer"), begin, end) for begin, _, end in windows],
+        }
+        of_bus = [calls_between(self._trace("bus"), begin_s, end_s) for begin_s, _, end_s in windows]
+        rounds["journal"] = [Counter({c: n for c, n in one.items() if c in JOURNAL}) for one in of_bus]
+        rounds["bus"] = [one - journal for one, journal in zip(of_bus, rounds["journal"], strict=True)]
+        for who, found in rounds.items():
+            yield (who, kind), min(found, key=Counter.total)
+
+    def _process(self, name: str, *arguments: str) -> PythonProcess:
+        arguments = (*arguments, "--address", self._address)
+        return PythonProcess(self._log(name), *arguments, cwd=ROOT, under=tracing(self._trace(name)))
+
+    def _log(self, name: str) -> Path:
+        return self._directory / f"{name}.log"
+
+    def _trace(self, name: str) -> Path:
+        return self._directory / f"{name}.strace"
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
+    """What every process did in each burst."""
+    needs_strace()
+    return Bursts(tmp_path_factory.mktemp("b")).run()
+
+
+@pytest.mark.parametrize(
+    ("who", "bound"), [("publisher", 9.0), ("bus", 18.0), ("journal", 62.0), ("consumer", 18.0)]
+)
+def test_calls_a_batch_of_records(calls: Calls, who: str, bound: float) -> None:
+    """A batch is some 170 kB: most calls are as many as its pages in the journal and pieces on sockets."""
+    batches = COUNTS["records"] // BATCH
+    found = calls[who, "records"]
+    print(f"{who}: {found.total() / batches:.2f} a batch, {found.most_common(5)}")
+    assert_at_most(bound, found.total() / batches, f"system calls a batch, {who} ({found.most_common(5)})")
+
+
+@pytest.mark.parametrize(
+    ("who", "bound"), [("publisher", 0.19), ("bus", 0.5), ("journal", 0.2), ("consumer", 0.28)]
+)
+def test_calls_an_event_of_a_burst(calls: Calls, who: str, bound: float) -> None:
+    """Far less than one: what has come meanwhile is sent, written and read at once."""
+    found = calls[who, "events"]
+    each = found.total() / COUNTS["events"]
+    print(f"{who}: {each:.3f} an event, {found.most_common(5)}")
+    assert_at_most(bound, each, f"system calls an event, {who} ({found.most_common(5)})")
