@@ -1,8 +1,8 @@
-"""Merging the journal's write-ahead log into its file, without the bus waiting for the disk.
+"""Merging the journal's write-ahead log into its file, beside the bus's loop and not in it.
 
 SQLite's own way is that the commit which makes the log too long copies it back and waits for the disk:
-a third of the bus's time with large events, and for all that a pause of some 10 ms every few MB. Here a
-thread with a connection of its own does so.
+a third of the loop's CPU time with large events, and for all a pause every few MB. Here a thread with a
+connection of its own does so.
 
 No other connection may merge, and a merge never begins while there might be nothing to copy and
 somebody writes: SQLite before 3.51.3 can lose what is written when a log starts over just as a second
