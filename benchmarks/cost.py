@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -51,6 +52,10 @@ def measure(plan: Plan, report: Report) -> None:
         with Publisher(f"ipc://{where}", field_names=RECORD_FIELDS) as publisher:
             if not publisher.flush(10.0):
                 raise RuntimeError("the bus does not answer")
+            # What AIPerf's modules and models hold is not to be looked through in some round or other.
+            _phase_message()
+            gc.collect()
+            gc.freeze()
             _records(plan, report, publisher)
             _phase_events(plan, report, publisher)
             _single_events(plan, report, publisher, f"ipc://{where}/bare")
@@ -76,7 +81,7 @@ def _records(plan: Plan, report: Report, publisher: Publisher) -> None:
         **{name: _each(encode, theirs, count // 4) for name, encode in _encoders(theirs).items()},
     }
     values = alternate(sides, plan)
-    paced_count = plan.count(1000)
+    paced_count = plan.count(2000)
     at_a_rate: dict[str, Side] = {
         "paced": lambda: _paced(lambda record: _record_all(publisher, (record,)), objects, paced_count),
         "idle": lambda: _paced(lambda _: None, objects, paced_count),
