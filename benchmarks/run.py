@@ -81,8 +81,8 @@ _TABLES = (
     "numbers out of the dict takes 0.5, to pack them 0.4, a list's summary 0.5, the fields 0.8: with a "
     "call of 0.6 and the rest as above 3.6, or 0.25, is what these calls into C could come to, with "
     "everything in the cache. Packing at once, in AIPerf's thread, was tried: no less at full speed, and "
-    "at 1,000 records/s 41 µs for 29, as its code is cold at each call. At that rate AIPerf's encoding, "
-    "too, costs more than twice as much; it has its own row."
+    "at 1,000 records/s (once) 41 µs for 29, as its code is cold at each call. At that rate AIPerf's "
+    "encoding, too, costs more than twice as much; it has its own row."
 )
 _EVENT = (
     "A phase event, warm, the least of many rounds: 10.6 to 12 µs, AIPerf's encoding 4.7. In AIPerf's "
@@ -91,7 +91,7 @@ _EVENT = (
     "until it is acknowledged 0.4, the rest taking turns), in ZeroMQ's 1.3. AIPerf's side only encodes, "
     "and sends nothing. One every 4 ms: the publisher's thread wakes once for it (three times when each "
     "reply woke it), and what it runs is in no cache: 160 to 200 µs, where waking a thread that does "
-    "nothing takes 15. In that state AIPerf's encoding takes 80 to 120, and a bare PUB's send 70 to 160."
+    "nothing takes 15. In that state AIPerf's encoding takes 60 to 105, and a bare PUB's send 70 to 160."
 )
 _FRAMES = (
     "Small events, the least of many rounds: the bus's own thread takes 16 µs an event: receiving its four "
