@@ -237,11 +237,14 @@ class MetricState:
         """Look into what waits: set aside what is not finite, and sum the chunks that are full."""
         if not self._filled:
             return
-        values = np.concatenate(self._waiting, dtype=np.float64)
-        finite = np.isfinite(values)
-        if not finite.all():
-            values = values[finite]
-            self._set_aside += self._filled - len(values)
+        values = np.concatenate(self._waiting)
+        if values.dtype.kind == "f":
+            finite = np.isfinite(values)
+            if not finite.all():
+                values = values[finite]
+                self._set_aside += self._filled - len(values)
+        else:
+            values = values.astype(np.float64)
         if self._sketch is None and self._moments.count + len(values) > self.options.exact_limit:
             self._leave_exact()
         full = len(values) // _CHUNK * _CHUNK
@@ -261,7 +264,7 @@ class MetricState:
             self._sketch.update_between(values, low, high)
 
     def _parts(self) -> list[MetricState]:
-        """Return this state, and one of what it does not know of yet, full chunk or not, if there is any."""
+        """Return this state and, if values still wait, one of these, full chunk or not."""
         self._sum_chunks()
         if not self._filled:
             return [self]
