@@ -52,8 +52,9 @@ def measure(plan: Plan, report: Report) -> None:
             "The same at 1, 4 and 16 times the load",
             ["what", "1x is", *(f"{load}x" for load in LOADS), "a unit's cost at 16x, of 1x"],
             rows,
-            "For a rate the last column is how many times slower it became. A summary is of bounded "
-            "sketches, so its time should not grow with what they have counted; latency is that of a rate.",
+            "For a rate the last column is how many times slower it became. At 1x a summary sorts the "
+            "values that partitions still keep; beyond, it merges sketches, and no longer depends on what "
+            "they have counted. Latency is that of a rate.",
         )
     )
     report.notes.append("Memory against load is in `aggregation`, `groups` and `resources`.")

@@ -120,10 +120,11 @@ _SINKS = (
     "the bus beside it on two cores."
 )
 _UPDATE = (
-    "Aggregation, batches of 256: a column of 256 values takes 7.6 µs: their bins 2.8 (of it the logarithm "
-    "1.7), sums that do not depend on the order of batches 2.8, looking for NaN and infinity 1.1, copying "
-    "0.4, the rest Python. The figure has the beginning in it, when each of 16 partitions still keeps its "
-    "values; a state that is past that takes in a third more."
+    "Aggregation, batches of 256: a column of 256 values takes 5.4 µs, and 2.2 if all are equal: their "
+    "bins 2.3 (of it the logarithm 1.1), sums that do not depend on the order of batches 2.0, joining what "
+    "came in pieces and looking for NaN and infinity 0.4, the rest Python. Percentiles over time of four "
+    "metrics take 54 µs a batch, its first and last times 13. In place the sums and bins of 16 partitions "
+    "take a third more than those of one metric alone, since their memory is in no near cache."
 )
 _REPLAY = "Replay: the consumer asks for a piece, handles it, and asks for the next; it does not ask ahead."
 _GROWTH = "Growth: it is the row of the table in growth whose last column is largest, latency apart."

@@ -76,8 +76,9 @@ def test_the_error_bound_holds_for_any_values(values: np.ndarray[Any, Any]) -> N
     position = at * (len(values) - 1)
     low, high = np.floor(position).astype(int), np.ceil(position).astype(int)
     bound = ERROR * np.maximum(np.abs(ordered[low]), np.abs(ordered[high])) * ROUNDING + 5e-324
-    assert (found >= ordered[low] - bound).all()
-    assert (found <= ordered[high] + bound).all()
+    with np.errstate(over="ignore"):  # beyond the largest float
+        assert (found >= ordered[low] - bound).all()
+        assert (found <= ordered[high] + bound).all()
 
 
 @pytest.mark.parametrize("shape", ["lognormal", "bimodal", "heavy-tailed", "zeros", "negative", "constant"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import weakref
 from fractions import Fraction
 from typing import Any
 
@@ -186,6 +187,25 @@ def test_memory_does_not_grow_with_the_number_of_values() -> None:
             state.update(RNG.lognormal(17, 1, 10_000))
         sizes.append(len(encoded(state)))
     assert max(sizes) < 12_000, "8 bytes a value that waits for its chunk of 1,024, and the sketch"
+
+
+def test_values_that_wait_keep_few_batches_alive() -> None:
+    state, alive = MetricState(), []
+    for number in range(500):
+        batch = np.full((64, 2), float(number))
+        alive.append(weakref.ref(batch))
+        state.update(batch[0, :1])
+        del batch
+    assert sum(ref() is not None for ref in alive) <= 16
+    assert (state.count, state.max) == (500, 499.0)
+
+
+def test_updating_and_reading_in_turn_sets_aside_once() -> None:
+    state = MetricState(SMALL)
+    for _ in range(50):
+        state.update(np.array([1.0, math.nan]))
+        assert state.copy().settled().count == state.count
+    assert (state.count, state.set_aside, state.exact) == (50, 50, False)
 
 
 # ---- phases and runs

@@ -18,8 +18,11 @@ from phase_bus.aggregation.sketch import DDSketch, interpolate, ranks
 # Values are summed in chunks counted from the first value, so that batches leave no trace. What waits for
 # its chunk to be full is part of the state, and so of what is written at every checkpoint.
 _CHUNK = 1024
-# So many are looked into at a time, where there is a choice: enough for numpy to be fast.
+# What waits is looked into when it is so much, enough for numpy to be fast, or in so many pieces.
 _BLOCK = 4 * _CHUNK
+_PIECES = 16
+
+_NOTHING: FloatArray = np.empty(0)
 
 _Number = TypeVar("_Number", int, float)
 
@@ -31,32 +34,39 @@ class MetricState:
     they are only counted in a :class:`~phase_bus.aggregation.sketch.DDSketch`, and memory no longer
     grows. Count, sum, mean, standard deviation, min and max are never approximated.
 
+    Values wait to be looked into as they came, and keep the batch alive that they are in.
+
     Attributes:
         options: how values are summarised.
-        set_aside: how many values were NaN or infinite; nothing else counts them.
     """
 
     def __init__(self, options: Options = Options()) -> None:  # noqa: B008 - frozen
         self.options = options
-        self.set_aside = 0
-        self._moments = Moments()  # of the values that are settled
+        self._set_aside = 0
+        self._moments = Moments()
         self._min: float | None = None
         self._max: float | None = None
+        self._kept: list[FloatArray] = []  # while exact: all the values that are summed
         self._sketch: DDSketch | None = None  # None while exact
-        # While exact all values, of which the first _settled_count are settled; then those that are not.
-        self._buffer: FloatArray = np.empty(0)
-        self._filled = 0
-        self._settled_count = 0
-        self._room = 0  # up to where the buffer can be filled without a further thought
+        self._waiting: list[npt.NDArray[Any]] = []
+        self._filled = 0  # how many wait
+
+    @property
+    def set_aside(self) -> int:
+        """How many values were NaN or infinite; nothing else counts them."""
+        self._sum_chunks()
+        return self._set_aside
 
     @property
     def count(self) -> int:
         """How many finite values there were."""
-        return self._moments.count + self._filled - self._settled_count
+        self._sum_chunks()
+        return self._moments.count + self._filled
 
     @property
     def exact(self) -> bool:
         """Whether percentiles are exact."""
+        self._sum_chunks()
         return self._sketch is None
 
     @property
@@ -131,19 +141,14 @@ class MetricState:
         return at, count_ranges(low, high, counts, at)
 
     def update(self, values: npt.NDArray[Any]) -> None:
-        """Add a column of numbers, shape (n,). NaN and infinity are counted and set aside."""
-        if values.dtype.kind == "f":
-            finite = np.isfinite(values)
-            strange = len(values) - int(np.count_nonzero(finite))  # quicker than all()
-            if strange:
-                self.set_aside += strange
-                values = values[finite]
-        end = self._filled + len(values)
-        if end <= self._room:
-            self._buffer[self._filled : end] = values
-            self._filled = end
-        else:
-            self._make_room(values)
+        """Add a column of numbers, shape (n,), which must not change any more.
+
+        NaN and infinity are counted and set aside.
+        """
+        self._waiting.append(values)
+        self._filled += len(values)
+        if self._filled >= _BLOCK or len(self._waiting) >= _PIECES:
+            self._sum_chunks()
 
     def merge(self, *others: MetricState) -> None:
         """Add what other states know; they stay as they are.
@@ -157,33 +162,31 @@ class MetricState:
         for other in others:
             if self.options != other.options:
                 raise ValueError(f"cannot merge states of {self.options} and {other.options}")
-        self._settle()
-        others = tuple(other.settled() for other in others)
-        kept = [state._values() for state in (self, *others) if state._sketch is None]
-        if len(kept) == 1 + len(others):
+        parts = [part for state in (self, *others) for part in state._parts()][1:]
+        self._waiting, self._filled = [], 0
+        if all(part._sketch is None for part in (self, *parts)):
+            values = np.concatenate([_NOTHING, *(kept for part in (self, *parts) for kept in part._kept)])
             # Sorted, since the order of merging must not show; + 0.0 makes -0.0 a plain zero.
-            self._buffer = np.sort(np.concatenate(kept)) + 0.0
-            self._filled = self._settled_count = len(self._buffer)
-            self._room = 0
+            self._kept = [np.sort(values) + 0.0]
         else:
-            self._leave_exact()
-            assert self._sketch is not None
-            for other in others:
-                if other._sketch is None:
-                    self._sketch.update(other._values())
+            sketch = self._leave_exact()
+            for part in parts:
+                if part._sketch is None:
+                    sketch.update(part._values())
                 else:
-                    self._sketch.merge(other._sketch)
-        for other in others:
-            self.set_aside += other.set_aside
-            self._moments.merge(other._moments)
-            self._min, self._max = least(self._min, other._min), most(self._max, other._max)
+                    sketch.merge(part._sketch)
+        for part in parts:
+            self._set_aside += part._set_aside
+            self._moments.merge(part._moments)
+            self._min, self._max = least(self._min, part._min), most(self._max, part._max)
 
     def settled(self) -> MetricState:
         """Return this state for reading: itself, or a copy where values are not yet summed."""
-        if self._filled == self._settled_count:
+        self._sum_chunks()
+        if not self._filled:
             return self
-        state = self.copy()
-        state._settle()
+        state = MetricState(self.options)
+        state.merge(self)
         return state
 
     def copy(self) -> MetricState:
@@ -191,19 +194,19 @@ class MetricState:
         state = copy(self)
         state._moments = self._moments.copy()
         state._sketch = None if self._sketch is None else self._sketch.copy()
-        state._buffer, state._room = self._values().copy(), 0
+        state._kept, state._waiting = self._kept.copy(), self._waiting.copy()
         return state
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content for msgpack; equal content gives equal bytes."""
-        self._settle_chunks()
+        self._sum_chunks()
         return {
-            "set_aside": self.set_aside,
+            "set_aside": self._set_aside,
             "moments": self._moments.to_dict(),
             "min": self._min,
             "max": self._max,
-            "values": pack_values(self._values()),
-            "settled": self._settled_count,
+            "values": pack_values(np.concatenate([_NOTHING, *self._kept, *self._waiting])),
+            "settled": sum(map(len, self._kept)),
             "sketch": None if self._sketch is None else self._sketch.to_dict(),
         }
 
@@ -216,76 +219,68 @@ class MetricState:
             options: those of that state.
         """
         state = cls(options)
-        state.set_aside, state._settled_count = data["set_aside"], data["settled"]
+        state._set_aside = data["set_aside"]
         state._moments = Moments.from_dict(data["moments"])
         state._min, state._max = data["min"], data["max"]
-        state._buffer = unpack_values(data["values"])
-        state._filled = len(state._buffer)
+        kept, waiting = np.split(unpack_values(data["values"]), [data["settled"]])
+        state._kept = [kept]
         if data["sketch"] is not None:
             state._sketch = DDSketch.from_dict(data["sketch"])
+        state.update(waiting)
         return state
 
     def _values(self) -> FloatArray:
-        return self._buffer[: self._filled]
+        """Return the values that are kept."""
+        return np.concatenate([_NOTHING, *self._kept])
 
-    def _make_room(self, values: npt.NDArray[Any]) -> None:
-        """Add values that do not fit in, or hardly."""
-        if self._sketch is None and self._filled + len(values) > self.options.exact_limit:
+    def _sum_chunks(self) -> None:
+        """Look into what waits: set aside what is not finite, and sum the chunks that are full."""
+        if not self._filled:
+            return
+        values = np.concatenate(self._waiting)
+        if values.dtype.kind == "f":
+            finite = np.isfinite(values)
+            if not finite.all():
+                values = values[finite]
+                self._set_aside += self._filled - len(values)
+        else:
+            values = values.astype(np.float64)
+        if self._sketch is None and self._moments.count + len(values) > self.options.exact_limit:
             self._leave_exact()
-        if self._sketch is not None:
-            while self._filled + len(values) >= _BLOCK:
-                part = values[: _BLOCK - self._filled]
-                self._append(part)
-                self._settle_chunks()
-                values = values[len(part) :]
-        self._append(values)
-
-    def _append(self, values: npt.NDArray[Any]) -> None:
-        end = self._filled + len(values)
-        if end > len(self._buffer):
-            limit = self.options.exact_limit if self._sketch is None else _BLOCK
-            buffer = np.empty(min(max(end, 2 * len(self._buffer)), limit))
-            buffer[: self._filled] = self._values()
-            self._buffer = buffer
-            self._room = len(buffer) if self._sketch is None else len(buffer) - 1
-        self._buffer[self._filled : end] = values
-        self._filled = end
-
-    def _settle_chunks(self) -> None:
-        """Sum the chunks that are full; once not exact, only what waits for its chunk is kept."""
-        full = (self._filled - self._settled_count) // _CHUNK * _CHUNK
+        full = len(values) // _CHUNK * _CHUNK
         if full:
-            self._settle_next(full, _CHUNK)
+            self._sum(values[:full], _CHUNK)
+            values = values[full:].copy()
+        self._waiting, self._filled = [values], len(values)
 
-    def _settle(self) -> None:
-        """Sum everything, full chunk or not: nothing can be added as if it had not been looked at."""
-        self._settle_chunks()
-        rest = self._filled - self._settled_count
-        if rest:
-            self._settle_next(rest, rest)
-
-    def _settle_next(self, count: int, chunk: int) -> None:
-        start, end = self._settled_count, self._settled_count + count
-        values = self._buffer[start:end]
+    def _sum(self, values: FloatArray, chunk: int) -> None:
+        """Sum values for good, shape (k * chunk,), by the chunk: this is what rounds the sums."""
         low, high = self._moments.add(values.reshape(-1, chunk))
         # + 0.0 turns -0.0 into 0.0: which of two equal zeros came first must not show.
         self._min, self._max = least(self._min, low + 0.0), most(self._max, high + 0.0)
         if self._sketch is None:
-            self._settled_count = end
+            self._kept.append(values)
         else:
             self._sketch.update_between(values, low, high)
-            self._filled -= end
-            self._buffer[: self._filled] = self._buffer[end : end + self._filled]
 
-    def _leave_exact(self) -> None:
-        """Go over to the sketch; what waits goes on waiting."""
+    def _parts(self) -> list[MetricState]:
+        """Return this state and, if values still wait, one of these, full chunk or not."""
+        self._sum_chunks()
+        if not self._filled:
+            return [self]
+        rest = MetricState(self.options)
         if self._sketch is not None:
-            return
-        self._settle_chunks()
-        self._sketch = DDSketch(self.options.relative_error)
-        self._sketch.update(self._buffer[: self._settled_count])
-        self._buffer = self._buffer[self._settled_count : self._filled].copy()
-        self._filled, self._settled_count, self._room = len(self._buffer), 0, 0
+            rest._leave_exact()
+        rest._sum(np.concatenate(self._waiting), self._filled)
+        return [self, rest]
+
+    def _leave_exact(self) -> DDSketch:
+        """Count from now on in a sketch, which is returned."""
+        if self._sketch is None:
+            self._sketch = DDSketch(self.options.relative_error)
+            self._sketch.update(self._values())
+            self._kept = []
+        return self._sketch
 
 
 def least(a: _Number | None, b: _Number | None) -> _Number | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import sub
 from typing import Any
 
 import numpy as np
@@ -36,16 +37,18 @@ class Moments:
 
         What a row adds depends on that row alone.
         """
-        lows, highs = np.minimum.reduce(rows, axis=1), np.maximum.reduce(rows, axis=1)
-        low, high = float(np.minimum.reduce(lows)), float(np.maximum.reduce(highs))
+        lows: list[float] = np.minimum.reduce(rows, axis=1).tolist()
+        highs: list[float] = np.maximum.reduce(rows, axis=1).tolist()
+        low, high, narrowest = min(lows), max(highs), min(map(sub, highs, lows))
         n = rows.shape[1]
         if low == high:
-            self._add_about(rows.size, low, 0.0, 0.0)
-        elif len(rows) > 1 and (max(-low, high) > _HUGE or (highs - lows).min() < _TINY):
-            for row in rows:
-                self.add(row[np.newaxis])
-        elif max(-low, high) > _HUGE or high - low < _TINY:
-            self._add_exactly(rows[0])
+            self._add_about(rows.size, [low], [0.0], [0.0])
+        elif max(-low, high) > _HUGE or narrowest < _TINY:
+            if n == rows.size:
+                self._add_exactly(rows[0])
+            else:
+                for row in rows:
+                    self.add(row[np.newaxis])
         else:
             # A pivot of 24 bits makes the differences of integers exact.
             pivots = (np.add.reduce(rows, axis=1) / n).astype(np.float32).astype(np.float64)
@@ -53,8 +56,7 @@ class Moments:
             totals = np.add.reduce(difference, axis=1)
             np.multiply(difference, difference, out=difference)
             squares = np.add.reduce(difference, axis=1)
-            for row in zip(pivots.tolist(), totals.tolist(), squares.tolist(), strict=True):
-                self._add_about(n, *row)
+            self._add_about(n, pivots.tolist(), totals.tolist(), squares.tolist())
         return low, high
 
     def merge(self, other: Moments) -> None:
@@ -100,12 +102,20 @@ class Moments:
         moments._sum, moments._squares = _unpack(data["sum"]), _unpack(data["squares"])
         return moments
 
-    def _add_about(self, n: int, pivot: float, total: float, squares: float) -> None:
-        """Add n values, given their sum and sum of squares after the pivot was taken off."""
-        p, d = _fixed(pivot), _fixed(total)
-        self.count += n
-        self._sum += n * p + d
-        self._squares += (_fixed(squares) << _SCALE) + (2 * d + n * p) * p
+    def _add_about(self, n: int, pivots: list[float], totals: list[float], squares: list[float]) -> None:
+        """Add rows of n values, given each one's sum and sum of squares after its pivot was taken off."""
+        ratios = [number.as_integer_ratio() for number in (*pivots, *totals, *squares)]
+        # As integers in units of 2**-bits, which are far shorter than in those of 2**-_SCALE.
+        bits = max(denominator for _, denominator in ratios).bit_length() - 1
+        whole = [numerator << bits + 1 - denominator.bit_length() for numerator, denominator in ratios]
+        k = len(pivots)
+        added = added_squares = 0
+        for p, d, s in zip(whole[:k], whole[k : 2 * k], whole[2 * k :], strict=True):
+            added += n * p + d
+            added_squares += (s << bits) + (2 * d + n * p) * p
+        self.count += n * k
+        self._sum += added << _SCALE - bits
+        self._squares += added_squares << 2 * (_SCALE - bits)
 
     def _add_exactly(self, values: npt.NDArray[np.float64]) -> None:
         """Add values whose squares a float cannot hold; slow, about 1 µs a value."""

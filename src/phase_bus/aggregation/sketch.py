@@ -101,6 +101,10 @@ class Bins:
             self.offset, self.counts, self.lowest = base, counts.astype(np.int64), lowest
             return
         self.lowest = min(self.lowest, lowest)
+        start = base - self.offset
+        if start >= 0 and start + len(counts) <= len(self.counts):  # as nearly always
+            self.counts[start : start + len(counts)] += counts
+            return
         end = max(self.offset + len(self.counts), base + len(counts))
         start = max(min(self.offset, base), end - self.limit)
         if start != self.offset or end != self.offset + len(self.counts):

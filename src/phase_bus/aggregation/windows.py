@@ -19,7 +19,7 @@ from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.packing import IntArray, pack_counts, unpack_counts
 from phase_bus.aggregation.sketch import interpolate
 from phase_bus.aggregation.tally import Tally
-from phase_bus.records import RecordBatch
+from phase_bus.records import Column, RecordBatch
 
 WIDTH_NS = 1_000_000_000
 MAX_WINDOWS = 600
@@ -74,13 +74,11 @@ class Windows:
             self._new_failed.append(windows[[error.row for error in batch.errors]])
         names = self._options.window_metrics
         for name in batch.metrics if "*" in names else names:
-            values = _numbers(batch, name)
-            if values is not None:
-                rows = batch.rows(name)
-                if len(rows) == len(values):  # otherwise it is a list
-                    at = windows if len(rows) == len(batch) else windows[rows]
-                    # A copy, since a view would keep all of the batch in memory.
-                    self._new_values.setdefault(name, []).append((at, values.copy()))
+            column = _numbers(batch, name)
+            if column is not None and column.lengths is None:
+                at = windows if column.rows is None else windows[column.rows]
+                # A copy, since a view would keep all of the batch in memory.
+                self._new_values.setdefault(name, []).append((at, column.values.copy()))
         self._waiting += len(batch)
         if self._waiting >= _CHUNK:
             self._settle()
@@ -233,26 +231,27 @@ def _fit(level: int, first: int, last: int) -> tuple[int, int, int]:
 
 def _windows_of(batch: RecordBatch) -> IntArray | None:
     """Return each record's window of level 0, shape (len,), 0 or less without one; None if none has one."""
-    ends = _numbers(batch, _END)
-    if ends is None:
+    column = _numbers(batch, _END)
+    if column is None or column.lengths is not None:
         return None
+    ends = column.values
     if ends.dtype.kind == "f":
         ends = np.nan_to_num(ends, posinf=0.0, neginf=0.0).clip(0.0, 2.0**62).astype(np.int64)
     windows: IntArray = ends // WIDTH_NS
-    if len(windows) == len(batch):
+    if column.rows is None:
         return windows
     full = np.zeros(len(batch), dtype=np.int64)
-    full[batch.rows(_END)] = windows
+    full[column.rows] = windows
     return full
 
 
-def _numbers(batch: RecordBatch, name: str) -> npt.NDArray[Any] | None:
-    """Return a batch's values of a field or metric, None where it has none or they are no numbers."""
+def _numbers(batch: RecordBatch, name: str) -> Column | None:
+    """Return what a batch has of a field or metric, None where it has none or they are no numbers."""
     try:
-        values = batch.values(name)
+        column = batch.column(name)
     except KeyError:
         return None
-    return values if values.dtype.kind in "ifb" else None
+    return column if column.values.dtype.kind in "ifb" else None
 
 
 def _dense(tally: Tally, first: int, last: int) -> IntArray:
