@@ -7,6 +7,7 @@ may take any of them away (``schemas/frozen.json``, :mod:`scripts.frozen`).
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -60,7 +61,17 @@ def main(arguments: list[str]) -> int:
 
 
 def _text(document: dict[str, Any]) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(_cleaned(document), indent=2, ensure_ascii=False) + "\n"
+
+
+def _cleaned(part: Any) -> Any:
+    """Take the indentation out of descriptions, which are docstrings; Python does so from 3.13 on."""
+    if isinstance(part, dict):
+        clean = {name: _cleaned(value) for name, value in part.items()}
+        if isinstance(about := part.get("description"), str):
+            clean["description"] = inspect.cleandoc(about)
+        return clean
+    return [_cleaned(value) for value in part] if isinstance(part, list) else part
 
 
 if __name__ == "__main__":

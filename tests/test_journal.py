@@ -768,6 +768,7 @@ def test_a_full_and_a_read_only_disk(tmp_path: Path) -> None:
 
 _AS_NOBODY = """
 import os, sys
+import urllib.parse  # for Path.as_uri(): nobody may not read every Python's library
 from pathlib import Path
 from tests.test_journal import read_all
 from phase_bus.bus.journal import Journal, JournalReader

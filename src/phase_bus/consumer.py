@@ -7,6 +7,7 @@ it is :mod:`phase_bus.runner`.
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -120,7 +121,7 @@ class Option(Struct, frozen=True):
     def __str__(self) -> str:
         """Return ``name: type = default``."""
         hint = self.type.__name__ if isinstance(self.type, type) else str(self.type)
-        hint = hint.replace("pathlib.Path", "Path").replace("typing.", "")
+        hint = re.sub(r"pathlib\.(_local\.)?|typing\.", "", hint)
         return f"{self.name}: {hint}" + ("" if self.required else f" = {_plain(self.default)!r}")
 
 
