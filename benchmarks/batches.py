@@ -112,8 +112,8 @@ def measure(plan: Plan, report: Report) -> None:
 
 
 def _end_to_end(plan: Plan, report: Report) -> None:
-    total = plan.count(30_000)
-    few = max(total // 6, 1)  # the slow sides get fewer, so that a round stays short; rates compare
+    total = plan.count(60_000)
+    few = max(total // 10, 1)  # the slow sides get fewer, so that a round stays short; rates compare
     pool = shapes.records(_POOL)
     with ExitStack() as stack:
         batched = Way(stack, Aggregating, total, 256)

@@ -35,7 +35,7 @@ def measure(plan: Plan, report: Report) -> None:
         address = f"ipc://{where}"
         with Child(peers.bus, address) as bus, BusClient(Address.parse(address)) as client:
             bus.ready()
-            records = plan.count(1_000_000)
+            records = plan.count(1_500_000)
             _prepare(address, records)
             _throughput(plan, report, client, address, bus, records)
             _memory(plan, report, client, address)

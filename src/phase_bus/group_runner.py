@@ -123,8 +123,9 @@ class GroupRunner(ConsumerProcess):
         await self._lead()
         await self._flush_due()
         if settled and not behind:
-            leader = self._holdings.leader
-            wait_s = FLUSH_S if leader is None else leader.look_s
+            wait_s = min(FLUSH_S, max(self._next_flush_s - time.monotonic(), 0.0))
+            if self._holdings.leader is not None:
+                wait_s = min(wait_s, self._holdings.leader.look_s)
             await self._live.readable.wait(stopping, timeout_s=wait_s)
         elif self._replay is None:
             await self._pause(_LOOK_S)
