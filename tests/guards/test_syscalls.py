@@ -2,7 +2,7 @@
 
 How much is taken at once, and so the number of calls, depends a little on who gets the processor when. So
 each burst comes several times, and the round with the fewest calls counts: what is done twice shows in all
-of them. Each bound is about 1.4 times what that was (on a machine at rest, and on a busy one).
+of them. Each bound is 1.3 to 1.8 times what that was on a busy machine; at rest they hold as well.
 """
 
 from __future__ import annotations
