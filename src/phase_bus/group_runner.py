@@ -305,8 +305,7 @@ class GroupRunner(ConsumerProcess):
     async def _flush_due(self) -> None:
         now_s = time.monotonic()
         held = self._holdings.held
-        soon = [share for share in held if share.position < self._ends_at <= share.follower.offset]
-        if now_s < self._next_flush_s and not soon:
+        if now_s < self._next_flush_s and not any(share.has_passed(self._ends_at) for share in held):
             return
         due = [share for share in held if share.is_due(self._ends_at)]
         for share in due:

@@ -122,7 +122,11 @@ class GroupShare:
         if self.dispatcher.received != self._committed_events or self.changed:
             return True
         idle = self.follower.offset > self.position and time.monotonic() >= self._committed_s + _IDLE_S
-        return idle or self.position < ends_at <= self.follower.offset
+        return idle or self.has_passed(ends_at)
+
+    def has_passed(self, offset: int) -> bool:
+        """Return whether it has come to an offset since its last commit."""
+        return self.position < offset <= self.follower.offset
 
     def prepare_commit(self) -> None:
         """Make the commit of what is written out."""
