@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import msgspec
 import zmq
@@ -48,22 +48,20 @@ _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 _event_encoder = msgspec.msgpack.Encoder()
 
 
-def _built_late(name: str, kind: object) -> Callable[[bytes | memoryview], Any]:
-    """Return what decodes one kind of message: built when it is first used, it takes its own place then.
-
-    Building takes milliseconds, and a process needs one of the three or two; an import needs none.
-    """
-
-    def build_and_decode(frame: bytes | memoryview) -> Any:
-        decode = globals()[name] = msgspec.msgpack.Decoder(kind).decode
-        return decode(frame)
-
-    return build_and_decode
+# Each is built when it is first used: that takes milliseconds, and a process needs one or two of the three.
+@functools.cache
+def _event_decoder() -> msgspec.msgpack.Decoder[Event]:
+    return msgspec.msgpack.Decoder(Event)
 
 
-_decode_event: Callable[[bytes | memoryview], Event] = _built_late("_decode_event", Event)
-_decode_request: Callable[[bytes | memoryview], Request] = _built_late("_decode_request", Request)
-_decode_reply: Callable[[bytes | memoryview], Reply] = _built_late("_decode_reply", Reply)
+@functools.cache
+def _request_decoder() -> msgspec.msgpack.Decoder[Request]:
+    return msgspec.msgpack.Decoder(Request)
+
+
+@functools.cache
+def _reply_decoder() -> msgspec.msgpack.Decoder[Reply]:
+    return msgspec.msgpack.Decoder(Reply)
 
 
 class Header(NamedTuple):
@@ -199,7 +197,7 @@ def decode_event(topic: bytes, payload: bytes | memoryview) -> Event | None:
     if kind not in KINDS:
         return None
     try:
-        event = _decode_event(payload)
+        event = _event_decoder().decode(payload)
     except msgspec.MsgspecError as error:
         raise WireError(str(error), topic) from error
     if event.kind != kind:
@@ -294,7 +292,7 @@ def decode_request(frame: bytes | memoryview) -> Request:
         WireError: it is none.
     """
     try:
-        return _decode_request(frame)
+        return _request_decoder().decode(frame)
     except msgspec.MsgspecError as error:
         raise WireError(f"not a request: {error}") from error
 
@@ -306,6 +304,6 @@ def decode_reply(frame: bytes | memoryview) -> Reply:
         WireError: it is none.
     """
     try:
-        return _decode_reply(frame)
+        return _reply_decoder().decode(frame)
     except msgspec.MsgspecError as error:
         raise WireError(f"not a reply: {error}") from error
