@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import uuid
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar
 
 import zmq
@@ -51,12 +50,7 @@ class BusThread:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:
