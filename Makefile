@@ -31,10 +31,11 @@ test-slow: $(DEV)  ## Run the slow tests
 chaos: $(DEV)  ## Kill bus, consumers and connections at random, for some minutes
 	@PHASE_BUS_CHAOS_RECORDS=1000000 PHASE_BUS_CHAOS_KILLS=120 $(BIN)/python -m pytest -m chaos tests/chaos $(ARGS)
 
-lint: $(DEV)  ## Check style, format and types
+lint: $(DEV)  ## Check style, format, types, and that imports go down only
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(BENCH)  ## Measure the budgets, each side by side with what it is compared to
 	@$(BIN)/python benchmarks/run.py $(ARGS)

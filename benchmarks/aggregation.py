@@ -17,10 +17,10 @@ from phase_bus.aggregation.options import WINDOW_METRICS, Options
 from phase_bus.aggregation.sketch import DDSketch
 from phase_bus.aggregation.state import RunState
 from phase_bus.aggregation.summary import summarize
+from phase_bus.core.records import RecordBatch
+from phase_bus.core.wire import decode_event, encode_event, topic_of
 from phase_bus.events import Records
-from phase_bus.record_builder import RecordBuilder
-from phase_bus.records import RecordBatch
-from phase_bus.wire import decode_event, encode_event, topic_of
+from phase_bus.publisher.record_builder import RecordBuilder
 
 QUESTION = "How many values a second does a core aggregate, how exactly, in how much memory?"
 _PARTITIONS = 16

@@ -24,11 +24,11 @@ from benchmarks.harness import (
     wait_for,
 )
 from phase_bus.aggregation.state import RunState
-from phase_bus.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer
+from phase_bus.core.records import RecordBatch
+from phase_bus.core.wire import encode_event
 from phase_bus.events import Records, Summary
-from phase_bus.publisher import Publisher
-from phase_bus.records import RecordBatch
-from phase_bus.wire import encode_event
+from phase_bus.publisher.publisher import Publisher
 
 QUESTION = "How many AIPerf-shaped records a second become percentiles, in three consumers?"
 CONSUMERS = 3

@@ -26,10 +26,10 @@ from benchmarks.harness import (
 )
 from phase_bus.aiperf.mapping import RECORD_FIELDS, record_error, record_fields
 from phase_bus.aiperf.phase_log import PhaseLog
+from phase_bus.core.outbox import Outbox
+from phase_bus.core.wire import send_frames
 from phase_bus.events import EventBase
-from phase_bus.outbox import Outbox
-from phase_bus.publisher import Publisher
-from phase_bus.wire import send_frames
+from phase_bus.publisher.publisher import Publisher
 
 QUESTION = "What do a record and a phase event cost the benchmark's process, in CPU time?"
 _POOL = 1024  # different records, used again and again

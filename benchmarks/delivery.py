@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from benchmarks import nats_routes, shapes
 from benchmarks.harness import Plan, Report, Spread, Table, alternate, ratios, run, spread
 from benchmarks.routes import Route, bare_route, bus_route, direct_route, handlers_route
-from phase_bus.wire import encode_event
+from phase_bus.core.wire import encode_event
 
 QUESTION = "How many events a second reach typed handlers, against bare pyzmq and NATS?"
 _NOTE = "Events/s, median (least..largest). CPU: of one consumer, of what is between, of the sender; µs."

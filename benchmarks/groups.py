@@ -12,9 +12,9 @@ import psutil
 
 from benchmarks import peers
 from benchmarks.harness import Child, Plan, Report, Table, alternate, directory, ratios, run, spread
-from phase_bus.address import Address
-from phase_bus.client import BusClient
-from phase_bus.control import GroupInfo
+from phase_bus.core.address import Address
+from phase_bus.core.client import BusClient
+from phase_bus.core.control import GroupInfo
 
 QUESTION = "How many records a second does a group aggregate with one worker, with two, in what memory?"
 _RUN = "prepared"

@@ -11,8 +11,8 @@ from benchmarks.harness import Child, Plan, Report, Spread, Table, alternate, di
 from benchmarks.replay import Journal
 from benchmarks.routes import bus_route
 from phase_bus.aiperf.mapping import RECORD_FIELDS
-from phase_bus.publisher import Publisher
-from phase_bus.wire import encode_event
+from phase_bus.core.wire import encode_event
+from phase_bus.publisher.publisher import Publisher
 
 QUESTION = "Does anything cost more than its share when there is more of it?"
 LOADS = (1, 4, 16)

@@ -24,9 +24,9 @@ from benchmarks.harness import (
     spread,
     wait_for,
 )
+from phase_bus.core.wire import Header, encode_event, topic_of
 from phase_bus.events import PhaseProgress, PhaseRef, PhaseStats
-from phase_bus.publisher import Publisher
-from phase_bus.wire import Header, encode_event, topic_of
+from phase_bus.publisher.publisher import Publisher
 
 QUESTION = "How long from publish to the handler in another process?"
 RATES = (1000, 10_000, 50_000)

@@ -16,8 +16,8 @@ from typing import Any
 
 from benchmarks.harness import Child, cpu_s, directory, installed, shared_counts, wait_for
 from benchmarks.routes import Route
+from phase_bus.core.wire import Header, encode_event
 from phase_bus.events import EventBase
-from phase_bus.wire import Header, encode_event
 
 NOTE = (
     "NATS: nats-py at both ends, the header and the payload in one message; its consumers count and decode "

@@ -12,15 +12,15 @@ from typing import Any
 
 import zmq
 
-from phase_bus.address import Address
-from phase_bus.bus.journal import Journal
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
-from phase_bus.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer
+from phase_bus.consumer.group_runner import GroupRunner
+from phase_bus.consumer.runner import ConsumerRunner
+from phase_bus.core.address import Address
+from phase_bus.core.stopping import stop_on_signals
 from phase_bus.events import EventBase
-from phase_bus.group_runner import GroupRunner
-from phase_bus.runner import ConsumerRunner
-from phase_bus.stopping import stop_on_signals
+from phase_bus.journal.writer import Journal
 from phase_bus_consumers.aggregator import ResultsAggregator
 
 HIGH_WATER_MARK = 20_000  # more than is ever in flight: nothing is dropped on either side

@@ -23,9 +23,9 @@ from benchmarks.harness import (
     wait_for,
 )
 from benchmarks.routes import bus_route
+from phase_bus.core.wire import encode_event
 from phase_bus.events import EventBase
-from phase_bus.publisher import Publisher
-from phase_bus.wire import encode_event
+from phase_bus.publisher.publisher import Publisher
 
 QUESTION = "How many events a second does a consumer get from the journal, against live?"
 _LIMIT_S = 30.0

@@ -14,7 +14,7 @@ import psutil
 from benchmarks import peers, shapes
 from benchmarks.harness import Child, Plan, Report, Table, cpu_s, directory, run, spread
 from phase_bus.events import PhaseProgress, PhaseStats
-from phase_bus.publisher import Publisher
+from phase_bus.publisher.publisher import Publisher
 from phase_bus_consumers.aggregator import ResultsAggregator
 from phase_bus_consumers.logging import PhaseLogger
 from phase_bus_consumers.metrics import PhaseMetrics

@@ -11,9 +11,9 @@ import zmq
 
 from benchmarks import peers
 from benchmarks.harness import Child, directory, shared_counts, spread, wait_for
+from phase_bus.core.wire import Header, encode_event, topic_of
 from phase_bus.events import EventBase
-from phase_bus.publisher import Publisher
-from phase_bus.wire import Header, encode_event, topic_of
+from phase_bus.publisher.publisher import Publisher
 
 _IN_FLIGHT_BYTES = 8 << 20
 _IN_FLIGHT = 5000

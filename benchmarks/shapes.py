@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from phase_bus.aiperf.mapping import RECORD_FIELDS
+from phase_bus.core.wire import encode_event
 from phase_bus.events import EventBase, PhasePlan, PhaseRef, PhasesConfigured, Records, RunStart
-from phase_bus.record_builder import RecordBuilder
-from phase_bus.wire import encode_event
+from phase_bus.publisher.record_builder import RecordBuilder
 
 RUN_ID = "3f2a5c7e9b1d"
 PHASE = PhaseRef("profiling", "profiling", 1)

@@ -15,9 +15,7 @@ from typing import TypeAlias
 import msgspec
 import numpy as np
 
-from phase_bus.consumer import Consumer
-from phase_bus.events import Records, RunComplete, Summary
-from phase_bus.records import RecordBatch
+from phase_bus import Consumer, RecordBatch, Records, RunComplete, Summary
 
 Histogram: TypeAlias = dict[int, int]
 

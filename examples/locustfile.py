@@ -17,16 +17,16 @@ from typing import Any
 from locust import HttpUser, constant, events, task
 from locust.env import Environment
 
-from phase_bus.events import (
+from phase_bus import (
     PhaseComplete,
     PhaseEvent,
     PhaseRef,
     PhaseSendingComplete,
     PhaseStart,
     PhaseStats,
+    Publisher,
     RunStart,
 )
-from phase_bus.publisher import Publisher
 
 
 class ChatUser(HttpUser):

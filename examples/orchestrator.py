@@ -28,10 +28,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phase_bus.address import ADDRESS_VARIABLE
-from phase_bus.events import PhaseKind, PhaseRef, PhaseStats
-from phase_bus.hooks import PhaseLifecycleHook, PublisherHook
-from phase_bus.publisher import Publisher
+from phase_bus import (
+    ADDRESS_VARIABLE,
+    PhaseKind,
+    PhaseLifecycleHook,
+    PhaseRef,
+    PhaseStats,
+    Publisher,
+    PublisherHook,
+)
 from phase_bus_consumers import (
     ExampleLoggingHook,
     ExampleMetricsCollectorHook,

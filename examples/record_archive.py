@@ -13,9 +13,7 @@ from typing import Any
 
 import msgspec
 
-from phase_bus.consumer import Consumer
-from phase_bus.events import Records
-from phase_bus.records import RecordBatch
+from phase_bus import Consumer, RecordBatch, Records
 
 
 class RecordArchive(Consumer):

@@ -12,9 +12,9 @@ from typing import Any, get_args
 
 import msgspec
 
-from phase_bus.control import Reply, Request
+from phase_bus.core.control import Reply, Request
+from phase_bus.core.wire import HEADER, WIRE_VERSION
 from phase_bus.events import KINDS, Event, EventBase, Records
-from phase_bus.wire import HEADER, WIRE_VERSION
 from scripts.vectors import example_of
 
 JsonObject = dict[str, Any]

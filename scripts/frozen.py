@@ -12,9 +12,9 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from phase_bus.control import Reply, Request
+from phase_bus.core.control import Reply, Request
+from phase_bus.core.wire import HEADER, TOPIC_END, WIRE_VERSION
 from phase_bus.events import Event
-from phase_bus.wire import HEADER, TOPIC_END, WIRE_VERSION
 
 Fields = dict[str, dict[str, Any]]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from phase_bus import control
+from phase_bus.core import control
+from phase_bus.core.values import ListMode
 from phase_bus.events import (
     Drop,
     EventBase,
@@ -26,8 +27,7 @@ from phase_bus.events import (
     Summary,
     TopicReceipt,
 )
-from phase_bus.record_builder import RecordBuilder
-from phase_bus.tables import ListMode
+from phase_bus.publisher.record_builder import RecordBuilder
 
 RUN = "3f2a9c"
 START_NS = 1_760_000_000_000_000_000

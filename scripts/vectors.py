@@ -9,11 +9,10 @@ from typing import Any
 
 import msgspec
 
-from phase_bus.control import Fetched
-from phase_bus.events import KINDS, EventBase, Records
-from phase_bus.outbox import Outbox
-from phase_bus.records import RecordBatch
-from phase_bus.wire import (
+from phase_bus.core.control import Fetched
+from phase_bus.core.outbox import Outbox
+from phase_bus.core.records import RecordBatch
+from phase_bus.core.wire import (
     HEADER,
     NO_PARTITION,
     WIRE_VERSION,
@@ -25,6 +24,7 @@ from phase_bus.wire import (
     topic_of,
     unpack_header,
 )
+from phase_bus.events import KINDS, EventBase, Records
 from scripts.samples import BATCHES, BUS, PUBLISHER, REPLIES, REQUESTS, RUN, STREAM
 
 JsonObject = dict[str, Any]

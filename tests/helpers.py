@@ -9,14 +9,11 @@ from typing import Self, TypeVar
 
 import zmq
 
-from phase_bus.address import Address
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
-from phase_bus.control import Hello, Reply, Request, Status, StatusRequest, Welcome
-from phase_bus.events import Event, EventBase
-from phase_bus.testing.process import BusProcess
-from phase_bus.testing.waiting import DEADLINE_S, until, wait_until
-from phase_bus.wire import (
+from phase_bus.core.address import Address
+from phase_bus.core.control import Hello, Reply, Request, Status, StatusRequest, Welcome
+from phase_bus.core.wire import (
     Header,
     decode_event,
     decode_reply,
@@ -25,6 +22,9 @@ from phase_bus.wire import (
     topic_of,
     unpack_header,
 )
+from phase_bus.events import Event, EventBase
+from phase_bus.testing.process import BusProcess
+from phase_bus.testing.waiting import DEADLINE_S, until, wait_until
 
 __all__ = ["DEADLINE_S", "until", "wait_until"]
 

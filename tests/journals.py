@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from phase_bus.bus.journal import Journal
-from phase_bus.bus.journal_rows import Entry
+from phase_bus.core.wire import encode_event, topic_of
 from phase_bus.events import (
     EventBase,
     PhaseComplete,
@@ -18,14 +17,16 @@ from phase_bus.events import (
     PhaseRef,
     PhaseStart,
     PhaseStats,
+    RecordError,
     Records,
     RunComplete,
     RunStart,
     RunStatus,
     Summary,
+    Table,
 )
-from phase_bus.tables import RecordError, Table
-from phase_bus.wire import encode_event, topic_of
+from phase_bus.journal.rows import Entry
+from phase_bus.journal.writer import Journal
 
 T0 = 1_795_354_391_000_000_000
 _SOURCE = b"p" * 16

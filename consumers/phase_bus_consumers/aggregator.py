@@ -10,15 +10,26 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from phase_bus.aggregation.options import EXACT_LIMIT, WINDOW_METRICS, Options
-from phase_bus.aggregation.result import RunResult
-from phase_bus.aggregation.sketch import RELATIVE_ERROR
-from phase_bus.aggregation.state import RunState
-from phase_bus.aggregation.summary import render_text
-from phase_bus.consumer import Consumer
-from phase_bus.errors import ConfigError
-from phase_bus.events import PhaseEvent, Records, RunComplete, RunStart, Summary
-from phase_bus.files import check_writable, write_whole
+from phase_bus import (
+    ConfigError,
+    Consumer,
+    PhaseEvent,
+    Records,
+    RunComplete,
+    RunStart,
+    Summary,
+    check_writable,
+    write_whole,
+)
+from phase_bus.aggregation import (
+    EXACT_LIMIT,
+    RELATIVE_ERROR,
+    WINDOW_METRICS,
+    Options,
+    RunResult,
+    RunState,
+    render_text,
+)
 
 # While a run goes on its summary tells so many windows over time, the last ones, since it comes every
 # second and stays in the journal.

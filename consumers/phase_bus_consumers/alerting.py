@@ -24,9 +24,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct, field
 
-from phase_bus.consumer import Consumer
-from phase_bus.errors import ConfigError
-from phase_bus.events import Drop, PhaseComplete, PhaseTimeout, RunComplete
+from phase_bus import ConfigError, Consumer, Drop, PhaseComplete, PhaseTimeout, RunComplete
 
 _WEBHOOK_ATTEMPTS = 2  # a dropped connection deserves a second try; more would need a real back-off
 

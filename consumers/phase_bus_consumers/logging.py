@@ -16,10 +16,11 @@ from typing import Any, TextIO
 import msgspec
 import structlog
 
-from phase_bus.consumer import Consumer
-from phase_bus.events import (
+from phase_bus import (
+    Consumer,
     Drop,
     EventBase,
+    EventHook,
     PhaseEvent,
     PhaseProgress,
     PhaseSendingComplete,
@@ -29,9 +30,8 @@ from phase_bus.events import (
     Receipt,
     RunComplete,
     RunStart,
+    check_writable,
 )
-from phase_bus.files import check_writable
-from phase_bus.hooks import EventHook
 
 logger = logging.getLogger(__name__)
 

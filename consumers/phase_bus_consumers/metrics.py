@@ -13,10 +13,11 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from phase_bus.consumer import Consumer
-from phase_bus.errors import ConfigError
-from phase_bus.events import (
+from phase_bus import (
+    ConfigError,
+    Consumer,
     EventBase,
+    EventHook,
     PhaseComplete,
     PhaseEvent,
     PhaseProgress,
@@ -24,9 +25,9 @@ from phase_bus.events import (
     PhaseTimeout,
     RunComplete,
     RunStart,
+    check_writable,
+    write_whole,
 )
-from phase_bus.files import check_writable, write_whole
-from phase_bus.hooks import EventHook
 
 logger = logging.getLogger(__name__)
 

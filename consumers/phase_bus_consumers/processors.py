@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from phase_bus.files import write_whole
+from phase_bus import write_whole
 
 Result = Mapping[str, Any]
 

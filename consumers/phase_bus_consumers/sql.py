@@ -20,9 +20,7 @@ from tenacity import (
 )
 from tenacity.stop import stop_base
 
-from phase_bus.consumer import Consumer
-from phase_bus.errors import ConfigError, PhaseBusError
-from phase_bus.events import EventBase, Records
+from phase_bus import ConfigError, Consumer, EventBase, PhaseBusError, Records
 
 try:
     import sqlalchemy as sa

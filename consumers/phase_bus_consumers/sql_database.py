@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from phase_bus.errors import ConfigError
+from phase_bus import ConfigError
 from phase_bus_consumers.sql_rows import Row, Tables, fit, json_text
 
 _INSTALL = "pip install 'phase-bus[sql]'"

@@ -11,18 +11,19 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from phase_bus.events import (
+from phase_bus import (
+    Column,
     EventBase,
     PhaseEvent,
     PhasesConfigured,
     PhaseStats,
     PhaseTimeout,
+    RecordBatch,
     Records,
     RunComplete,
     RunStart,
     Summary,
 )
-from phase_bus.records import Column, RecordBatch
 
 Row: TypeAlias = tuple[Any, ...]  # the values of all columns of a table, in their order
 

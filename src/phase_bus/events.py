@@ -14,8 +14,6 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from msgspec import Struct, field
 
-from phase_bus.tables import RecordError, Table
-
 PhaseKind: TypeAlias = Literal["warmup", "profiling"]
 RunStatus: TypeAlias = Literal["completed", "cancelled", "failed", "lost"]
 
@@ -213,10 +211,48 @@ class PhaseComplete(PhaseEvent, frozen=True, kw_only=True, tag="phase_complete")
     """A phase is over: the last event of every phase that was not cancelled."""
 
 
+class Table(Struct, frozen=True, array_like=True):
+    """Metrics or fields of records that have all of the same names, with values of the same types.
+
+    Attributes:
+        names: the names, those of numbers before those of texts and lists.
+        types: a letter for each name. ``i`` and ``f`` are 64-bit integers and floats, ``b`` a flag as a
+            64-bit 0 or 1, ``s`` a text, ``l`` a list of numbers.
+        count: the number of rows.
+        numbers: the values of ``i``, ``f`` and ``b``, row after row, 8 bytes each, little-endian.
+        others: a msgpack array of rows, each an array of the row's values of ``s`` and ``l``; empty
+            without any.
+        rows: the records' row numbers in the batch (u4, little-endian), None for 0 to count - 1.
+    """
+
+    names: tuple[str, ...]
+    types: str
+    count: int
+    numbers: memoryview = memoryview(b"")
+    others: memoryview = memoryview(b"")
+    rows: memoryview | None = None
+
+
+class RecordError(Struct, frozen=True, array_like=True):
+    """Why a request failed.
+
+    Attributes:
+        row: the record's row number in its batch.
+        type: the error's type (``TimeoutError``, ``Internal Server Error`` ...).
+        message: the error's message.
+        code: the HTTP status or other code, None without one.
+    """
+
+    row: int
+    type: str
+    message: str = ""
+    code: int | None = None
+
+
 class Records(EventBase, frozen=True, kw_only=True, tag="records"):
     """A batch of request records of one phase.
 
-    :class:`phase_bus.records.RecordBatch` reads it, as numpy arrays or record by record.
+    :class:`phase_bus.RecordBatch` reads it, as numpy arrays or record by record.
 
     Attributes:
         phase: the phase the requests belong to.

@@ -18,9 +18,9 @@ from phase_bus.aggregation.metric import MetricState
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.phase import PhaseState
 from phase_bus.aggregation.state import RunState, Span
+from phase_bus.core.records import RecordBatch
 from phase_bus.events import PhaseRef, Records
-from phase_bus.record_builder import RecordBuilder
-from phase_bus.records import RecordBatch
+from phase_bus.publisher.record_builder import RecordBuilder
 
 Array = np.ndarray[Any, Any]
 PS = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)

@@ -13,10 +13,9 @@ from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.state import RunState, Span
 from phase_bus.aggregation.summary import PERCENTILES, render_text, summarize
 from phase_bus.aggregation.units import METRICS, describe
-from phase_bus.events import PhaseRef, Records, RunComplete
-from phase_bus.record_builder import RecordBuilder
-from phase_bus.records import RecordBatch
-from phase_bus.tables import Table
+from phase_bus.core.records import RecordBatch
+from phase_bus.events import PhaseRef, Records, RunComplete, Table
+from phase_bus.publisher.record_builder import RecordBuilder
 
 WARMUP, PROFILING = PhaseRef("warmup", "warmup", 0), PhaseRef("profiling", "profiling", 1)
 T0 = 1_795_354_391_000_000_000

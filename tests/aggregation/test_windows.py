@@ -16,10 +16,10 @@ from phase_bus.aggregation import windows as windows_module
 from phase_bus.aggregation.codes import WINDOW_ERROR
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.windows import MAX_WINDOWS, Windows
+from phase_bus.core.records import RecordBatch
+from phase_bus.core.values import ListMode
 from phase_bus.events import PhaseRef, Records
-from phase_bus.record_builder import RecordBuilder
-from phase_bus.records import RecordBatch
-from phase_bus.tables import ListMode
+from phase_bus.publisher.record_builder import RecordBuilder
 
 T0_S = 1_795_354_391
 METRIC = "request_latency"

@@ -7,9 +7,9 @@ import os
 import sqlite3
 from pathlib import Path
 
-from phase_bus.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer
+from phase_bus.core.wire import topic_of
 from phase_bus.events import EventBase, PhaseStart, Records
-from phase_bus.wire import topic_of
 
 
 class Checking(Consumer):

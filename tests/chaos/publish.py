@@ -17,7 +17,7 @@ from phase_bus.events import (
     PhaseStats,
     RunStart,
 )
-from phase_bus.publisher import Publisher
+from phase_bus.publisher.publisher import Publisher
 
 _PENDING_LIMIT = 4096
 _CHUNK = 50

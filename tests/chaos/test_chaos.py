@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from phase_bus.address import Address
-from phase_bus.bus.journal import Entry, JournalReader
-from phase_bus.client import BusClient
+from phase_bus.core.address import Address
+from phase_bus.core.client import BusClient
+from phase_bus.core.records import RecordBatch
+from phase_bus.core.wire import decode_event
 from phase_bus.errors import BusUnreachableError
 from phase_bus.events import Receipt, Records, RunComplete
-from phase_bus.records import RecordBatch
-from phase_bus.wire import decode_event
+from phase_bus.journal.writer import Entry, JournalReader
 from tests.chaos.consumers import read_lines
 from tests.chaos.processes import Forwarder, JournaledBus, Killable, consumer
 from tests.consumers import postgres as postgres_module

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from phase_bus.consumer import build_consumer
+from phase_bus.consumer.consumer import build_consumer
 from phase_bus.errors import ConfigError, OptionError
 from phase_bus.events import (
     EventBase,
@@ -21,7 +21,7 @@ from phase_bus.events import (
     RunStart,
     Summary,
 )
-from phase_bus.record_builder import RecordBuilder
+from phase_bus.publisher.record_builder import RecordBuilder
 from phase_bus.testing import PROFILING
 from phase_bus_consumers.aggregator import ResultsAggregator
 

@@ -15,7 +15,7 @@ from phase_bus.aggregation import metric
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.result import RunResult
 from phase_bus.aggregation.state import RunState
-from phase_bus.consumer import build_consumer
+from phase_bus.consumer.consumer import build_consumer
 from phase_bus.events import (
     EventBase,
     PhaseComplete,
@@ -27,7 +27,7 @@ from phase_bus.events import (
     RunStart,
     Summary,
 )
-from phase_bus.record_builder import RecordBuilder
+from phase_bus.publisher.record_builder import RecordBuilder
 from phase_bus_consumers.aggregator import ResultsAggregator
 
 WARMUP, PROFILING = PhaseRef("warmup", "warmup", 0), PhaseRef("profiling", "profiling", 1)

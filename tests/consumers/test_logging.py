@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from phase_bus.consumer import build_consumer, handlers_of
+from phase_bus.consumer.consumer import build_consumer, handlers_of
 from phase_bus.errors import ConfigError
 from phase_bus.events import (
     Drop,
@@ -24,7 +24,7 @@ from phase_bus.events import (
     RunStart,
     TopicReceipt,
 )
-from phase_bus.hooks import PhaseLifecycleHook
+from phase_bus.publisher.hooks import PhaseLifecycleHook
 from phase_bus.testing import PROFILING, run_consumer
 from phase_bus_consumers import ExampleLoggingHook
 from phase_bus_consumers.logging import PhaseLogger, clock

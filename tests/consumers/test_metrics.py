@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from phase_bus.consumer import build_consumer, handlers_of
+from phase_bus.consumer.consumer import build_consumer, handlers_of
 from phase_bus.errors import ConfigError
 from phase_bus.events import (
     EventBase,
@@ -24,7 +24,7 @@ from phase_bus.events import (
     RunComplete,
     RunStart,
 )
-from phase_bus.hooks import PhaseLifecycleHook
+from phase_bus.publisher.hooks import PhaseLifecycleHook
 from phase_bus_consumers import ExampleMetricsCollectorHook, metrics
 from phase_bus_consumers.metrics import PhaseMetrics
 

@@ -19,7 +19,8 @@ import pytest
 import sqlalchemy as sa
 import structlog
 
-from phase_bus.consumer import build_consumer, handlers_of
+from phase_bus.consumer.consumer import build_consumer, handlers_of
+from phase_bus.core.records import RecordBatch
 from phase_bus.errors import ConfigError, OptionError, PhaseBusError, WireError
 from phase_bus.events import (
     EventBase,
@@ -37,8 +38,7 @@ from phase_bus.events import (
     RunStart,
     Summary,
 )
-from phase_bus.record_builder import RecordBuilder
-from phase_bus.records import RecordBatch
+from phase_bus.publisher.record_builder import RecordBuilder
 from phase_bus_consumers import sql, sql_database
 from phase_bus_consumers.sql import SqlSink
 from phase_bus_consumers.sql_rows import Tables
@@ -529,7 +529,7 @@ def test_what_is_not_installed_is_named() -> None:
     script = (
         "import asyncio, sys\n"
         "sys.modules[sys.argv[1]] = None\n"
-        "from phase_bus.registry import Registry\n"
+        "from phase_bus.plugins.registry import Registry\n"
         "cls = Registry.load().resolve('sql')\n"
         "asyncio.run(cls('postgresql://h/db').start())\n"
     )

@@ -13,7 +13,9 @@ from typing import TypeAlias
 import msgspec
 import pytest
 
-from phase_bus.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer
+from phase_bus.core.records import RecordBatch
+from phase_bus.core.wire import topic_of
 from phase_bus.errors import ConfigError, OptionError
 from phase_bus.events import (
     KINDS,
@@ -25,7 +27,6 @@ from phase_bus.events import (
     RunComplete,
     Summary,
 )
-from phase_bus.records import RecordBatch
 from phase_bus.testing import (
     PROFILING,
     RUN_ID,
@@ -43,7 +44,6 @@ from phase_bus.testing import (
     make_summary,
     until,
 )
-from phase_bus.wire import topic_of
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

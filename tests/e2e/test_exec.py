@@ -175,7 +175,7 @@ def test_a_consumer_of_ones_own(workplace: Workplace) -> None:
     (workplace.directory / "mine.py").write_text(
         """
 from pathlib import Path
-from phase_bus.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer
 
 class Counter(Consumer):
     def __init__(self, output: Path, factor: int = 1) -> None:
@@ -200,7 +200,7 @@ def test_a_consumer_that_fails_on_events_is_told_of(workplace: Workplace) -> Non
     """A handler that raises: the process lives on, and `exec` says that not all was handled."""
     (workplace.directory / "bad.py").write_text(
         """
-from phase_bus.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer
 
 class Bad(Consumer):
     async def on_phase_complete(self, event):

@@ -24,7 +24,7 @@ import json
 import logging
 from pathlib import Path
 
-from phase_bus.hooks import BasePhaseLifecycleHook
+from phase_bus.publisher.hooks import BasePhaseLifecycleHook
 
 logger = logging.getLogger(__name__)
 

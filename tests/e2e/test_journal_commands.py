@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from phase_bus.address import Address
-from phase_bus.bus.journal_reader import JournalReader
-from phase_bus.client import BusClient
+from phase_bus.core.address import Address
+from phase_bus.core.client import BusClient
+from phase_bus.journal.reader import JournalReader
 from tests.e2e.conftest import Finished, Workplace, json_lines, wait_for
 from tests.e2e.test_bad_input import assert_one_line
 
@@ -25,7 +25,7 @@ SIMULATE = (sys.executable, "-m", "phase_bus", "simulate")
 AGGREGATOR = ("--with", "aggregator:output=summary.json")
 BAD = """
 from pathlib import Path
-from phase_bus.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer
 
 class Bad(Consumer):
     def __init__(self, output: Path = Path("handled")) -> None:

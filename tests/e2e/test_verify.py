@@ -20,7 +20,7 @@ STAND_IN = """#!{python}
 import json, os, sys, time
 from pathlib import Path
 from phase_bus.events import PhaseComplete, PhaseRef, PhaseStart, PhaseStats, RunStart
-from phase_bus.publisher import Publisher
+from phase_bus.publisher.publisher import Publisher
 
 options = sys.argv[2:]
 if "--fail" in options:
@@ -54,7 +54,7 @@ export = {{
 """
 CONSUMER = """
 from pathlib import Path
-from phase_bus.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer
 
 class Seen(Consumer):
     def _write(self, event, what):

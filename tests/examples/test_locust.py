@@ -24,7 +24,7 @@ monkey.patch_all()
 import sys, threading, time
 import gevent
 from phase_bus.events import PhaseRef, RunStart
-from phase_bus.publisher import Publisher
+from phase_bus.publisher.publisher import Publisher
 
 address, seconds = sys.argv[1], float(sys.argv[2])
 publisher = Publisher(address)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from phase_bus.publisher import Publisher
-from phase_bus.simulation import Simulation
+from phase_bus.harness.simulation import Simulation
+from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing import (
     PROFILING,
     LiveBus,

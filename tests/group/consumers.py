@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import msgspec
 
-from phase_bus.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer
+from phase_bus.core.records import RecordBatch
 from phase_bus.events import PhaseStart, Records, RunComplete, Summary
-from phase_bus.records import RecordBatch
 
 
 class Totals(Consumer):

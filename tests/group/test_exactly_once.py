@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from phase_bus.address import Address
-from phase_bus.bus.journal import JournalReader
-from phase_bus.client import BusClient
-from phase_bus.control import GroupInfo, Status
+from phase_bus.core.address import Address
+from phase_bus.core.client import BusClient
+from phase_bus.core.control import GroupInfo, Status
+from phase_bus.core.wire import decode_event
 from phase_bus.events import Receipt, Summary
-from phase_bus.wire import decode_event
+from phase_bus.journal.writer import JournalReader
 from tests.chaos.processes import ROOT, JournaledBus, Killable
 from tests.helpers import wait_until
 

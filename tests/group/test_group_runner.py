@@ -11,23 +11,23 @@ from typing import Self, TypeVar
 import msgspec
 import pytest
 
-from phase_bus.address import Address
-from phase_bus.bus.journal import JournalReader
-from phase_bus.bus.journal_rows import DeadLetter
 from phase_bus.bus.options import BusOptions
-from phase_bus.client import BusClient
-from phase_bus.consumer import Consumer, build_consumer
-from phase_bus.control import EVENTS, Assigned, Beat, Commit, GroupInfo, Heard, Hello, Status, Welcome
-from phase_bus.dead_letters import open_retrier
-from phase_bus.dispatcher import decode_saved
+from phase_bus.consumer.consumer import Consumer, build_consumer
+from phase_bus.consumer.dispatcher import decode_saved
+from phase_bus.consumer.group_runner import GroupRunner
+from phase_bus.core.address import Address
+from phase_bus.core.client import BusClient
+from phase_bus.core.control import EVENTS, Assigned, Beat, Commit, GroupInfo, Heard, Hello, Status, Welcome
+from phase_bus.core.wire import decode_event, encode_control
 from phase_bus.errors import ConfigError
 from phase_bus.events import PhaseRef, PhaseStart, Receipt, Records, Summary
-from phase_bus.group_runner import GroupRunner
-from phase_bus.publisher import Publisher
-from phase_bus.wire import decode_event, encode_control
+from phase_bus.harness.dead_letters import open_retrier
+from phase_bus.journal.rows import DeadLetter
+from phase_bus.journal.writer import JournalReader
+from phase_bus.publisher.publisher import Publisher
+from tests.bus.test_replay import Kept
 from tests.group.consumers import Totals
 from tests.helpers import BusThread, RawClient, Subscriber, until
-from tests.test_replay import Kept
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

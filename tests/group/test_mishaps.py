@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 import zmq
 
-from phase_bus.address import Address
-from phase_bus.bus.journal import JournalReader
 from phase_bus.bus.options import BusOptions
-from phase_bus.client import BusClient
-from phase_bus.consumer import Consumer
-from phase_bus.control import Ack, Hello
-from phase_bus.dispatcher import decode_saved
+from phase_bus.consumer.consumer import Consumer
+from phase_bus.consumer.dispatcher import decode_saved
+from phase_bus.core.address import Address
+from phase_bus.core.client import BusClient
+from phase_bus.core.control import Ack, Hello
+from phase_bus.core.wire import Header
 from phase_bus.errors import JournalError
 from phase_bus.events import PhaseStart, Records, Summary
-from phase_bus.wire import Header
+from phase_bus.journal.writer import JournalReader
+from tests.bus.test_replay import Kept
 from tests.group.consumers import Totals
 from tests.group.test_group_runner import SOURCE, Member, Run, group_info, handled, publish, shared_out
 from tests.helpers import RawClient, until
-from tests.test_replay import Kept
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_leaks")]
 

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 from benchmarks import shapes
-from phase_bus.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer
 from phase_bus.events import EventBase, PhaseRef, PhaseStart, Records
-from phase_bus.publisher import Publisher
+from phase_bus.publisher.publisher import Publisher
 from tests.helpers import wait_until
 
 BATCH = 256

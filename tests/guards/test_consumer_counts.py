@@ -11,16 +11,16 @@ import pytest
 import zmq
 
 from benchmarks import shapes
-from phase_bus.address import Address
 from phase_bus.aggregation.state import RunState
-from phase_bus.consumer import Consumer, handlers_of
-from phase_bus.dispatcher import Dispatcher
+from phase_bus.consumer.consumer import Consumer, handlers_of
+from phase_bus.consumer.dispatcher import Dispatcher
+from phase_bus.consumer.runner import ConsumerRunner
+from phase_bus.core.address import Address
+from phase_bus.core.readable import Readable
+from phase_bus.core.records import RecordBatch
+from phase_bus.core.wire import Header, decode_event, encode_event, topic_of
 from phase_bus.events import EventBase, Records
-from phase_bus.publisher import Publisher
-from phase_bus.readable import Readable
-from phase_bus.records import RecordBatch
-from phase_bus.runner import ConsumerRunner
-from phase_bus.wire import Header, decode_event, encode_event, topic_of
+from phase_bus.publisher.publisher import Publisher
 from tests.guards.counting import assert_at_most, blocks_kept, calls_of, run_to_end
 from tests.guards.traffic import Frames, running_bus, send_all
 from tests.helpers import DEADLINE_S, until

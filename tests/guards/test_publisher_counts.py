@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import shapes
-from phase_bus.outbox import Outbox
-from phase_bus.publisher import _REPLIES_S, Publisher
-from phase_bus.record_builder import RecordBuilder
+from phase_bus.core.outbox import Outbox
+from phase_bus.publisher.publisher import _REPLIES_S, Publisher
+from phase_bus.publisher.record_builder import RecordBuilder
 from tests.guards.counting import assert_at_most, blocks_kept, calls_of
 from tests.helpers import DEADLINE_S, BusThread, Subscriber, wait_until
 

@@ -15,8 +15,8 @@ from typing import TypeAlias
 
 import pytest
 
-from phase_bus.address import Address
-from phase_bus.client import BusClient
+from phase_bus.core.address import Address
+from phase_bus.core.client import BusClient
 from phase_bus.testing.process import BusProcess, PythonProcess
 from tests.guards.burst import BATCH, DONE_S, moments
 from tests.guards.counting import assert_at_most

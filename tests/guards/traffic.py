@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import zmq
 
-from phase_bus import wire
-from phase_bus.address import Address
-from phase_bus.bus.journal import Entry, Journal
 from phase_bus.bus.server import Bus
-from phase_bus.publisher import Publisher
+from phase_bus.core import wire
+from phase_bus.core.address import Address
+from phase_bus.journal.writer import Entry, Journal
+from phase_bus.publisher.publisher import Publisher
 from tests.helpers import DEADLINE_S, FAST, wait_until
 
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from phase_bus.bus.journal_reader import JournalReader
+from phase_bus.core.records import RecordBatch
+from phase_bus.core.wire import decode_event
 from phase_bus.errors import ConfigError
 from phase_bus.events import Records, RunStart
-from phase_bus.past import read_entries
-from phase_bus.records import RecordBatch
+from phase_bus.journal.history import read_entries
+from phase_bus.journal.reader import JournalReader
 from phase_bus.reporting.source import compute
 from phase_bus.reporting.sweep import Sweep, identify
 from phase_bus.reporting.sweep_text import sweep_text
-from phase_bus.wire import decode_event
 from tests.journals import Made, Phase, sweep_of, write_journal
 
 

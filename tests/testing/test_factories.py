@@ -8,6 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from phase_bus import testing
+from phase_bus.core.records import RecordBatch
+from phase_bus.core.wire import decode_event, encode_event, topic_of
 from phase_bus.events import (
     KINDS,
     EventBase,
@@ -18,7 +20,6 @@ from phase_bus.events import (
     Records,
     RunComplete,
 )
-from phase_bus.records import RecordBatch
 from phase_bus.testing import (
     PROFILING,
     RUN_ID,
@@ -29,7 +30,6 @@ from phase_bus.testing import (
     make_run,
     make_stats,
 )
-from phase_bus.wire import decode_event, encode_event, topic_of
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"receipt", "heartbeat"}))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from examples.latency_histogram import LatencyHistogram
-from phase_bus.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer
+from phase_bus.core.records import RecordBatch
 from phase_bus.errors import ConfigError
 from phase_bus.events import PhaseStart, Receipt, Records, Summary
-from phase_bus.records import RecordBatch
 from phase_bus.testing import PROFILING, MemoryBus, make_phase_start, make_run, run_consumer
 from tests.group.consumers import Totals
 

@@ -8,10 +8,10 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from phase_bus.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer
 from phase_bus.events import EventBase, PhaseComplete, PhaseRef, PhaseStart, Records, RunComplete
-from phase_bus.hooks import PublisherHook
-from phase_bus.simulation import Simulation
+from phase_bus.harness.simulation import Simulation
+from phase_bus.publisher.hooks import PublisherHook
 from phase_bus.testing import (
     MemoryBus,
     make_phase_start,

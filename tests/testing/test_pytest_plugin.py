@@ -10,7 +10,7 @@ import pytest
 
 TEST = """
 import pytest
-from phase_bus.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer
 from phase_bus.testing import make_run
 
 class Phases(Consumer):

@@ -10,10 +10,10 @@ from typing import Any, cast, get_args
 import msgspec
 import pytest
 
-from phase_bus.control import Reply, Request
+from phase_bus.core.control import Reply, Request
+from phase_bus.core.wire import decode_event, decode_reply, decode_request, encode_event, unpack_header
 from phase_bus.errors import WireError
 from phase_bus.events import Event
-from phase_bus.wire import decode_event, decode_reply, decode_request, encode_event, unpack_header
 from scripts import frozen, samples
 from tests.wire.vectors import SCHEMAS, as_json, frames_of, vectors
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import zmq
 
-from phase_bus.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer
+from phase_bus.core.records import RecordBatch
 from phase_bus.events import PhaseStart, Records, RunComplete
-from phase_bus.records import RecordBatch
 from phase_bus.testing import PROFILING, LiveBus, make_run
 from tests.wire import decoder, encoder
 

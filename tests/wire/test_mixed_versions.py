@@ -9,12 +9,12 @@ import time
 import pytest
 import zmq
 
-from phase_bus.address import Address
-from phase_bus.consumer import Consumer
-from phase_bus.control import Hello
+from phase_bus.consumer.consumer import Consumer
+from phase_bus.consumer.runner import ConsumerRunner
+from phase_bus.core.address import Address
+from phase_bus.core.control import Hello
+from phase_bus.core.wire import HEADER, WIRE_VERSION, Header, encode_event, topic_of
 from phase_bus.events import PhaseRef, PhaseStart, Receipt, RunComplete
-from phase_bus.runner import ConsumerRunner
-from phase_bus.wire import HEADER, WIRE_VERSION, Header, encode_event, topic_of
 from tests.helpers import BusThread, RawClient, Subscriber, until, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")

@@ -9,9 +9,9 @@ from typing import get_args
 
 import pytest
 
-from phase_bus.control import Reply, Request
+from phase_bus.core.control import Reply, Request
+from phase_bus.core.wire import HEADER, WIRE_VERSION
 from phase_bus.events import KINDS
-from phase_bus.wire import HEADER, WIRE_VERSION
 from scripts import asyncapi
 from tests.wire.vectors import SCHEMAS
 

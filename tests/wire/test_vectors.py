@@ -9,10 +9,9 @@ from typing import Any, get_args
 import jsonschema
 import pytest
 
-from phase_bus.control import Reply, Request
-from phase_bus.events import KINDS, Records
-from phase_bus.records import RecordBatch
-from phase_bus.wire import (
+from phase_bus.core.control import Reply, Request
+from phase_bus.core.records import RecordBatch
+from phase_bus.core.wire import (
     decode_event,
     decode_reply,
     decode_request,
@@ -21,6 +20,7 @@ from phase_bus.wire import (
     topic_of,
     unpack_header,
 )
+from phase_bus.events import KINDS, Records
 from tests.wire import decoder
 from tests.wire.vectors import SCHEMAS, as_json, frames_of, vectors
 

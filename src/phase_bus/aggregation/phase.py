@@ -11,8 +11,8 @@ import numpy.typing as npt
 from phase_bus.aggregation.metric import MetricState, least, most
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.windows import Windows
+from phase_bus.core.records import RecordBatch
 from phase_bus.events import PhaseRef
-from phase_bus.records import RecordBatch
 
 # AIPerf's running extremes: points in time, kept as exact integers, without statistics of their own.
 _TIMES = _FIRST_SENT, _LAST_ANSWERED = "min_request_timestamp", "max_response_timestamp"

@@ -6,6 +6,7 @@ from typing import Any
 
 from phase_bus.aggregation.state import RunState
 from phase_bus.aggregation.summary import summarize
+from phase_bus.core.records import RecordBatch
 from phase_bus.events import (
     EventBase,
     PhaseComplete,
@@ -15,7 +16,6 @@ from phase_bus.events import (
     Records,
     RunComplete,
 )
-from phase_bus.records import RecordBatch
 
 _WITH_TIMES = (PhaseStart, PhaseProgress, PhaseComplete)
 

@@ -19,8 +19,8 @@ from phase_bus.aggregation.metric import least, most
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.phase import PhaseState
 from phase_bus.aggregation.windows import Windows
+from phase_bus.core.records import RecordBatch
 from phase_bus.events import PhaseRef
-from phase_bus.records import RecordBatch
 
 ALL_PHASES = PhaseRef("all phases", "profiling", -1)
 

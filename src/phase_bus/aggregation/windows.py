@@ -19,7 +19,7 @@ from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.packing import IntArray, pack_counts, unpack_counts
 from phase_bus.aggregation.sketch import interpolate
 from phase_bus.aggregation.tally import Tally
-from phase_bus.records import Column, RecordBatch
+from phase_bus.core.records import Column, RecordBatch
 
 WIDTH_NS = 1_000_000_000
 MAX_WINDOWS = 600

@@ -46,7 +46,7 @@ _TOPICS = (
 
 
 class EventSink(Protocol):
-    """Where the events go: what is needed of a :class:`~phase_bus.publisher.Publisher`."""
+    """Where the events go: what is needed of a :class:`~phase_bus.Publisher`."""
 
     def publish(self, event: EventBase) -> None:
         """Publish an event."""

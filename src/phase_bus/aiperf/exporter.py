@@ -32,7 +32,7 @@ from phase_bus.aiperf.options import Options, module_of_aiperf, refused
 from phase_bus.aiperf.phase_log import PhaseLog
 from phase_bus.errors import PhaseBusError
 from phase_bus.events import Drop, PhasePlan, PhasesConfigured
-from phase_bus.publisher import Publisher
+from phase_bus.publisher.publisher import Publisher
 
 logger = logging.getLogger("phase_bus.aiperf")
 

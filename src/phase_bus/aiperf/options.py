@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from phase_bus.tables import ListMode
+from phase_bus.core.values import ListMode
 
 logger = logging.getLogger("phase_bus.aiperf")
 

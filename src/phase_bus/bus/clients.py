@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import re
 
+from phase_bus.bus.checkpoints import Positions
 from phase_bus.bus.ledger import Client, Ledger
 from phase_bus.bus.members import Members
 from phase_bus.bus.options import BusOptions
-from phase_bus.bus.positions import Positions
 from phase_bus.bus.run_ends import RunEnds
 from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Stream
-from phase_bus.control import WIRE_VERSION, Beat, Heard, Hello, Refused, Welcome
+from phase_bus.core.control import WIRE_VERSION, Beat, Heard, Hello, Refused, Welcome
 from phase_bus.errors import WireError
 
 logger = logging.getLogger("phase_bus.bus")

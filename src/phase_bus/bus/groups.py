@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 
-from phase_bus.control import EVENTS, Assigned, Beat, Commit, GroupInfo
+from phase_bus.core.control import EVENTS, Assigned, Beat, Commit, GroupInfo
 
 PARTITIONS = 16  # shares that every group has from the start; more come with the first record in them
 # So many of the runs handled last are not let go of if something of them is missing, or may still come.

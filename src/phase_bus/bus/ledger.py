@@ -8,11 +8,11 @@ from collections import Counter
 
 import msgspec
 
-from phase_bus.bus.journal import Journal
-from phase_bus.control import Beat, ClientInfo, Hello, RunInfo
+from phase_bus.core.control import Beat, ClientInfo, Hello, RunInfo
+from phase_bus.core.wire import Header, Topic, parse_topic
 from phase_bus.errors import JournalError
 from phase_bus.events import BEGIN_NO_RUN, RunComplete, RunStatus
-from phase_bus.wire import Header, Topic, parse_topic
+from phase_bus.journal.writer import Journal
 
 logger = logging.getLogger("phase_bus.bus")
 

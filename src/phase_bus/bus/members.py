@@ -9,7 +9,7 @@ import msgspec
 
 from phase_bus.bus.groups import Group, Groups
 from phase_bus.bus.ledger import Ledger
-from phase_bus.control import Assigned, Beat, ClientInfo, Hello, Reply
+from phase_bus.core.control import Assigned, Beat, ClientInfo, Hello, Reply
 
 _SETTLE_S = 0.2  # members that start together are to share the work at once
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import uuid
 from typing import NamedTuple
 
+from phase_bus.core.outbox import Outbox
+from phase_bus.core.wire import Header, unpack_header
 from phase_bus.events import EventBase
-from phase_bus.outbox import Outbox
-from phase_bus.wire import Header, unpack_header
 
 
 class OwnEvent(NamedTuple):

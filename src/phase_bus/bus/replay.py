@@ -8,11 +8,11 @@ from pathlib import Path
 
 import zmq
 
-from phase_bus.bus.journal import JournalReader
-from phase_bus.bus.journal_rows import checkpoint_name
-from phase_bus.control import Fetch, Fetched, FetchedStates, FetchStates, ReadFailed
+from phase_bus.core.control import Fetch, Fetched, FetchedStates, FetchStates, ReadFailed
+from phase_bus.core.wire import decode_request, encode_control, receive_frames, send_frames
 from phase_bus.errors import JournalError, WireError
-from phase_bus.wire import decode_request, encode_control, receive_frames, send_frames
+from phase_bus.journal.rows import checkpoint_name
+from phase_bus.journal.writer import JournalReader
 
 logger = logging.getLogger("phase_bus.bus")
 
@@ -21,7 +21,7 @@ _LARGEST = 8 << 20
 
 
 class ReplayServer:
-    """Answers :class:`~phase_bus.control.Fetch` from a thread and a database connection of its own.
+    """Answers :class:`~phase_bus.core.control.Fetch` from a thread and a database connection of its own.
 
     A consumer asks for one bounded piece at a time, so a slow one costs no memory here.
 

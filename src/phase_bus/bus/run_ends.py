@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from phase_bus.bus.ledger import Ledger, lost
 from phase_bus.bus.own_events import OwnEvents
-from phase_bus.wire import Header
+from phase_bus.core.wire import Header
 
 logger = logging.getLogger("phase_bus.bus")
 

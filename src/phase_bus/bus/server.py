@@ -17,20 +17,19 @@ from typing import cast
 
 import zmq
 
-from phase_bus.address import Address
+from phase_bus.bus.checkpoints import Positions
 from phase_bus.bus.clients import Clients
 from phase_bus.bus.groups import Groups
-from phase_bus.bus.journal import Journal
 from phase_bus.bus.ledger import Ledger
 from phase_bus.bus.members import Members
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.own_events import OwnEvents
-from phase_bus.bus.positions import Positions
 from phase_bus.bus.replay import ReplayServer
 from phase_bus.bus.run_ends import RunEnds
 from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Incoming, Stream
-from phase_bus.control import (
+from phase_bus.core.address import Address
+from phase_bus.core.control import (
     WIRE_VERSION,
     Ack,
     Beat,
@@ -44,9 +43,7 @@ from phase_bus.control import (
     Status,
     StatusRequest,
 )
-from phase_bus.errors import JournalError, WireError
-from phase_bus.events import Heartbeat, RunComplete
-from phase_bus.wire import (
+from phase_bus.core.wire import (
     Header,
     decode_event,
     decode_request,
@@ -56,6 +53,9 @@ from phase_bus.wire import (
     send_frames,
     unpack_header,
 )
+from phase_bus.errors import JournalError, WireError
+from phase_bus.events import Heartbeat, RunComplete
+from phase_bus.journal.writer import Journal
 
 logger = logging.getLogger("phase_bus.bus")
 

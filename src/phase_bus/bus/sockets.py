@@ -8,11 +8,11 @@ from typing import IO
 
 import zmq
 
-from phase_bus.address import Address
-from phase_bus.control import Endpoint, Reply
+from phase_bus.core.address import Address
+from phase_bus.core.control import Endpoint, Reply
+from phase_bus.core.files import lock_directory, unlock_directory
+from phase_bus.core.wire import Header, encode_control, send_frames
 from phase_bus.errors import AddressError
-from phase_bus.files import lock_directory, unlock_directory
-from phase_bus.wire import Header, encode_control, send_frames
 
 _READY = b"ready."
 _NO_HEADER = Header(source=bytes(16), source_seq=0, topic_seq=0).pack()

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import zmq
 
-from phase_bus.bus.journal import Entry, Head, Journal
-from phase_bus.wire import NO_PARTITION, Header, Topic, send_frames
+from phase_bus.core.wire import NO_PARTITION, Header, Topic, send_frames
+from phase_bus.journal.writer import Entry, Head, Journal
 
 
 class Incoming(NamedTuple):

@@ -18,9 +18,9 @@ from phase_bus.aiperf.attach import (
     tcp_address,
 )
 from phase_bus.cli.options import AddressOption, check_delivered, configure_logging, parse_address
-from phase_bus.client import BusClient
+from phase_bus.core.client import BusClient
 from phase_bus.errors import ConfigError
-from phase_bus.publisher import Publisher
+from phase_bus.publisher.publisher import Publisher
 
 
 def attach(

@@ -19,13 +19,13 @@ from phase_bus.cli.options import (
     parse_address,
     parse_origin,
 )
+from phase_bus.core.stopping import stop_on_eof, stop_on_signals
 from phase_bus.errors import ConfigError
-from phase_bus.stopping import stop_on_eof, stop_on_signals
 
 if TYPE_CHECKING:
-    from phase_bus.consumer import Consumer
-    from phase_bus.consumer_process import ConsumerProcess
-    from phase_bus.workers import WorkerPool
+    from phase_bus.consumer.consumer import Consumer
+    from phase_bus.consumer.process import ConsumerProcess
+    from phase_bus.harness.workers import WorkerPool
 
 
 def consume(
@@ -78,17 +78,18 @@ def consume(
             the first event in the bus's journal; 'now', what comes from now on; or after an OFFSET.
     """
     # Here, since they take longer to load than --help to show.
-    from phase_bus.group_runner import GroupRunner
-    from phase_bus.group_share import check_shareable
-    from phase_bus.registry import Registry, is_adapted
-    from phase_bus.runner import ConsumerRunner
-    from phase_bus.workers import WorkerPool
+    from phase_bus.consumer.group_runner import GroupRunner
+    from phase_bus.consumer.runner import ConsumerRunner
+    from phase_bus.consumer.share import check_shareable
+    from phase_bus.harness.workers import WorkerPool
+    from phase_bus.plugins.build import build, group_of, is_adapted
+    from phase_bus.plugins.registry import Registry
 
     configure_logging()
     where = parse_address(address)
     origin = parse_origin(from_)
     registry = Registry.load()
-    own_group = registry.group_of(consumer)
+    own_group = group_of(registry, consumer)
     title = group or name or own_group or consumer
     if "/" in title:
         raise ConfigError(
@@ -102,11 +103,11 @@ def consume(
             "out; leave --group and --workers out"
         )
 
-    def build() -> Consumer:
-        return registry.build(consumer, title, key_values(set_))
+    def make() -> Consumer:
+        return build(registry, consumer, title, key_values(set_))
 
     if not (group or own_group or workers > 1):
-        asyncio.run(_run(title, lambda: ConsumerRunner(build(), where, origin=origin), until_eof=until_eof))
+        asyncio.run(_run(title, lambda: ConsumerRunner(make(), where, origin=origin), until_eof=until_eof))
         return
     if origin != "checkpoint":
         raise ConfigError(
@@ -115,10 +116,10 @@ def consume(
         )
     if workers == 1:
         settings = f"{consumer!r} with {', '.join(sorted(set_)) if set_ else 'no options'}"
-        member = partial(GroupRunner, build, title, where, settings=settings)
+        member = partial(GroupRunner, make, title, where, settings=settings)
         asyncio.run(_run(title, member, until_eof=until_eof))
         return
-    check_shareable(build())
+    check_shareable(make())
     arguments = ["consume", consumer, "--group", title, "--address", str(where)]
     for setting in set_ or ():
         arguments += ["--set", setting]

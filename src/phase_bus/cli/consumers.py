@@ -14,7 +14,7 @@ from phase_bus.cli.options import JsonOption, configure_logging, make_console
 from phase_bus.errors import ConfigError, PhaseBusError
 
 if TYPE_CHECKING:
-    from phase_bus.registry import Entry, Registry
+    from phase_bus.plugins.registry import Entry, Registry
 
 SOMETHING_WRONG = 2
 
@@ -41,7 +41,7 @@ def consumers(
         validate: Check registry.yaml files, import their classes, print a line for each mistake, and
             exit with 2 if there is one.
     """
-    from phase_bus.registry import Registry
+    from phase_bus.plugins.registry import Registry
 
     configure_logging()
     if validate:
@@ -78,7 +78,7 @@ def consumers(
 
 def _options(registry: Registry, entry: Entry) -> tuple[list[str], str]:
     """Return the options of what an entry names, and what is wrong with it."""
-    from phase_bus.consumer import options_of
+    from phase_bus.consumer.consumer import options_of
 
     try:
         return [str(o) for o in options_of(registry.class_of(entry.kind, entry.name)).values()], ""
@@ -87,7 +87,7 @@ def _options(registry: Registry, entry: Entry) -> tuple[list[str], str]:
 
 
 def _validate(files: tuple[Path, ...], json: bool) -> int:
-    from phase_bus.plugin_check import check_files, check_installed
+    from phase_bus.plugins.check import check_files, check_installed
 
     findings = list(check_files(files) if files else check_installed())
     if json:

@@ -11,11 +11,11 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
-from phase_bus.bus.journal_reader import JournalReader
-from phase_bus.bus.journal_rows import DeadLetter, parse_checkpoint_name
 from phase_bus.cli.journals import OneDataOption, counted, make_table, one_journal, print_json
 from phase_bus.cli.options import AddressOption, JsonOption, configure_logging, make_console, parse_address
 from phase_bus.errors import ConfigError
+from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.rows import DeadLetter, parse_checkpoint_name
 
 _ConsumerOption = Annotated[
     str | None, Parameter(name="--consumer", help="Only what the consumer of this name set aside.")
@@ -69,8 +69,8 @@ def show(letter_id: int, /, *, data: OneDataOption = None, json: JsonOption = Fa
     Args:
         letter_id: Its number, as 'phase-bus dead-letters list' shows it.
     """
-    from phase_bus.dead_letters import event_of
-    from phase_bus.records import to_plain
+    from phase_bus.core.records import to_plain
+    from phase_bus.harness.dead_letters import event_of
 
     with JournalReader(one_journal(data)) as reader:
         (letter,) = _chosen(reader, (letter_id,), None)
@@ -115,7 +115,7 @@ def retry(
     Args:
         letter_ids: Their numbers, as 'phase-bus dead-letters list' shows them.
     """
-    from phase_bus.dead_letters import open_retrier
+    from phase_bus.harness.dead_letters import open_retrier
 
     if bool(letter_ids) == all_:
         raise ConfigError("give the numbers of dead letters, or --all")

@@ -18,9 +18,9 @@ from msgspec import Struct
 from rich.markup import escape
 
 from phase_bus import __version__
-from phase_bus.address import ADDRESS_VARIABLE, Address, default_address
 from phase_bus.cli.options import AddressOption, JsonOption, make_console
-from phase_bus.client import BusClient
+from phase_bus.core.address import ADDRESS_VARIABLE, Address, default_address
+from phase_bus.core.client import BusClient
 from phase_bus.errors import PhaseBusError
 
 Verdict: TypeAlias = Literal["ok", "note", "wrong"]
@@ -134,7 +134,7 @@ def _aiperf() -> Iterator[Finding]:
 
 
 def _consumers() -> Iterator[Finding]:
-    from phase_bus.registry import Registry
+    from phase_bus.plugins.registry import Registry
 
     registry = Registry.load()
     for entry in registry.entries():

@@ -10,7 +10,6 @@ import msgspec
 from cyclopts import Parameter
 from rich.console import Console
 
-from phase_bus.bus.places import exec_journal_directory
 from phase_bus.cli.options import (
     AddressesOption,
     WithOption,
@@ -19,12 +18,13 @@ from phase_bus.cli.options import (
     make_console,
 )
 from phase_bus.errors import ConfigError
-from phase_bus.foreground import check_command, run_in_foreground
-from phase_bus.ledger_view import ledger_in_brief, ledger_table
+from phase_bus.harness.foreground import check_command, run_in_foreground
+from phase_bus.journal.paths import exec_journal_directory
+from phase_bus.reporting.receipts import ledger_in_brief, ledger_table
 
 if TYPE_CHECKING:
-    from phase_bus.config import Config
-    from phase_bus.rig import Rig
+    from phase_bus.harness.config import Config
+    from phase_bus.harness.rig import Rig
 
 NOT_EVERYTHING_HANDLED = 3
 
@@ -62,7 +62,7 @@ def exec_command(
         config: A YAML file that names the consumers, their options, and addresses.
         quiet: Show nothing but what the consumers print, and what goes wrong.
     """
-    from phase_bus.config import load_config
+    from phase_bus.harness.config import load_config
 
     if not command:
         raise ConfigError("no command to run; write it after '--', as in: -- aiperf profile ...")
@@ -75,8 +75,8 @@ def exec_command(
 
 
 async def _run(command: tuple[str, ...], config: Config, quiet: bool) -> int:
-    from phase_bus.rig import Rig
-    from phase_bus.supervisor import describe_exit, environment, shell_code
+    from phase_bus.harness.rig import Rig
+    from phase_bus.harness.supervisor import describe_exit, environment, shell_code
 
     console = make_console(stderr=True)
     async with Rig(config, console, quiet=quiet) as rig:

@@ -12,9 +12,6 @@ import msgspec
 from cyclopts import Parameter
 from rich.filesize import decimal
 
-from phase_bus.bus.journal_files import FILE_NAME, size_on_disk
-from phase_bus.bus.journal_reader import JournalReader
-from phase_bus.bus.journal_rows import Limits
 from phase_bus.cli.journals import (
     OneDataOption,
     counted,
@@ -26,6 +23,9 @@ from phase_bus.cli.journals import (
 )
 from phase_bus.cli.options import JsonOption, make_console
 from phase_bus.errors import ConfigError, JournalError
+from phase_bus.journal.files import FILE_NAME, size_on_disk
+from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.rows import Limits
 
 _LIMITS = Limits()
 
@@ -112,7 +112,7 @@ def prune(
         max_age_s: The age that finished runs may have, in seconds.
         max_runs: The number of runs that may stay.
     """
-    from phase_bus.bus.journal import Journal
+    from phase_bus.journal.writer import Journal
 
     for value, name in ((max_bytes, "bytes"), (max_age_s, "age-s"), (max_runs, "runs")):
         if not value >= 0:
@@ -160,7 +160,7 @@ def export(
         format: 'jsonl' or 'parquet'.
         output: The file; by default, for JSON lines, standard output.
     """
-    from phase_bus.export import export_jsonl, export_parquet
+    from phase_bus.journal.export import export_jsonl, export_parquet
 
     if format == "parquet" and output is None:
         raise ConfigError("--format parquet: needs a file; give --output FILE")

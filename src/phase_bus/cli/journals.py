@@ -11,12 +11,12 @@ import msgspec
 from cyclopts import Parameter
 from rich.table import Table
 
-from phase_bus.bus.journal_files import FILE_NAME
-from phase_bus.bus.journal_reader import JournalReader
-from phase_bus.bus.journal_rows import RunRow
-from phase_bus.bus.places import all_journals, state_directory
 from phase_bus.errors import ConfigError, JournalError, suggest
 from phase_bus.events import RunStart
+from phase_bus.journal.files import FILE_NAME
+from phase_bus.journal.paths import all_journals, state_directory
+from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.rows import RunRow
 
 DataOption: TypeAlias = Annotated[
     Path | None,

@@ -26,7 +26,7 @@ def consumer(
         name: What users will call it: small letters, digits and '-'.
         directory: Where to write it; must not exist. Default: NAME in the current directory.
     """
-    from phase_bus.scaffold import write_consumer
+    from phase_bus.plugins.scaffold import write_consumer
 
     where = directory if directory is not None else Path(name)
     for path in write_consumer(name, where):

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 from cyclopts import Parameter
 from rich.console import Console
 
-from phase_bus.address import Address, default_address
+from phase_bus.core.address import Address, default_address
 from phase_bus.errors import ConfigError, PhaseBusError
 
 if TYPE_CHECKING:
-    from phase_bus.publisher import Publisher
+    from phase_bus.publisher.publisher import Publisher
 
 if TYPE_CHECKING:
-    from phase_bus.origin import Origin
+    from phase_bus.consumer.origin import Origin
 
 _WIDE = 200
 

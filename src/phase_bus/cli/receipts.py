@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from phase_bus.bus.journal_reader import JournalReader
 from phase_bus.cli.journals import DataOption, find_run, print_json
 from phase_bus.cli.options import JsonOption, make_console
 from phase_bus.errors import ConfigError
-from phase_bus.ledger_view import is_whole, ledger, ledger_table
+from phase_bus.journal.reader import JournalReader
+from phase_bus.reporting.receipts import is_whole, ledger, ledger_table
 
 NOT_WHOLE = 3
 

@@ -10,16 +10,16 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from phase_bus.address import Address
-from phase_bus.bus.journal_reader import JournalReader
 from phase_bus.cli.journals import LATEST, counted
 from phase_bus.cli.options import AddressOption, configure_logging, parse_address
-from phase_bus.client import BusClient
-from phase_bus.control import Status
+from phase_bus.core.address import Address
+from phase_bus.core.client import BusClient
+from phase_bus.core.control import Status
 from phase_bus.errors import ConfigError, suggest
-from phase_bus.past import PublishedInJournal
-from phase_bus.replayer import Replayer
-from phase_bus.spool import deliver_spool, is_spool
+from phase_bus.harness.replayer import Replayer
+from phase_bus.journal.history import PublishedInJournal
+from phase_bus.journal.reader import JournalReader
+from phase_bus.publisher.spool import deliver_spool, is_spool
 
 
 def replay(

@@ -11,8 +11,8 @@ from cyclopts import Parameter
 
 from phase_bus.cli.journals import DataOption, find_run, find_sweep, format_json, print_json
 from phase_bus.cli.options import JsonOption
+from phase_bus.core.files import write_whole
 from phase_bus.errors import ConfigError
-from phase_bus.files import write_whole
 
 Format: TypeAlias = Literal["text", "json", "csv", "html"]
 

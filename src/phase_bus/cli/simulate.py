@@ -15,9 +15,9 @@ from phase_bus.cli.options import (
     key_values,
     parse_address,
 )
-from phase_bus.client import BusClient
+from phase_bus.core.client import BusClient
 from phase_bus.errors import PhaseBusError
-from phase_bus.publisher import Publisher
+from phase_bus.publisher.publisher import Publisher
 
 
 def simulate(
@@ -65,7 +65,7 @@ def simulate(
         label: The run's label in the sweep.
         variation: A parameter that the sweep varies, as KEY=VALUE. May be repeated.
     """
-    from phase_bus.simulation import Simulation
+    from phase_bus.harness.simulation import Simulation
 
     configure_logging()
     for value, name in ((requests, "requests"), (rate, "rate"), (warmup, "warmup"), (runs, "runs")):

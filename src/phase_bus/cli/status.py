@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from phase_bus.cli.options import AddressOption, JsonOption, make_console, parse_address
-from phase_bus.client import BusClient
-from phase_bus.control import EVENTS, ClientInfo, Status
+from phase_bus.core.client import BusClient
+from phase_bus.core.control import EVENTS, ClientInfo, Status
 
 
 def status(*, address: AddressOption = None, json: JsonOption = False) -> None:

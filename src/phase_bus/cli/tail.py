@@ -16,7 +16,7 @@ from phase_bus.cli.options import (
     parse_address,
     parse_origin,
 )
-from phase_bus.stopping import stop_on_signals
+from phase_bus.core.stopping import stop_on_signals
 
 
 def tail(
@@ -47,8 +47,8 @@ def tail(
             journal; or after an OFFSET.
         count: End after so many events; 0 for never.
     """
-    from phase_bus.printer import Printer
-    from phase_bus.runner import ConsumerRunner
+    from phase_bus.cli.printer import Printer
+    from phase_bus.consumer.runner import ConsumerRunner
 
     configure_logging()
     printer = Printer(json, count)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from phase_bus.address import default_address
 from phase_bus.cli.options import (
     AddressesOption,
     WithOption,
@@ -17,9 +16,10 @@ from phase_bus.cli.options import (
     configure_logging,
     make_console,
 )
+from phase_bus.core.address import default_address
 
 if TYPE_CHECKING:
-    from phase_bus.config import Config
+    from phase_bus.harness.config import Config
 
 
 def up(
@@ -44,7 +44,7 @@ def up(
         config: A YAML file that names the consumers, their options, and addresses.
         quiet: Show nothing but what the consumers print, and what goes wrong.
     """
-    from phase_bus.config import load_config
+    from phase_bus.harness.config import load_config
 
     configure_logging()
     loaded = load_config(config, with_ or [], address or [], workers)
@@ -54,7 +54,7 @@ def up(
 
 
 async def _run(config: Config, quiet: bool) -> None:
-    from phase_bus.rig import Rig
+    from phase_bus.harness.rig import Rig
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

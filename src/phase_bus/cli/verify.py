@@ -12,9 +12,9 @@ import msgspec
 from cyclopts import Parameter
 
 from phase_bus.cli.options import WithOption, make_console
+from phase_bus.core.files import check_writable, write_whole
 from phase_bus.errors import ConfigError
-from phase_bus.files import check_writable, write_whole
-from phase_bus.foreground import check_command
+from phase_bus.harness.foreground import check_command
 from phase_bus.verification.command import check_benchmark
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def verify(
         json: Where to write everything as JSON.
     """
     # Here, since they take longer to load than --help to show.
-    from phase_bus.config import ConsumerConfig, load_config
+    from phase_bus.harness.config import ConsumerConfig, load_config
     from phase_bus.verification.result import as_json, conclude
     from phase_bus.verification.session import Session
     from phase_bus.verification.text import tables

@@ -10,11 +10,11 @@ from msgspec import Struct
 from phase_bus.aggregation.phase import PhaseState
 from phase_bus.aggregation.result import RunResult
 from phase_bus.aggregation.state import RunState
-from phase_bus.bus.journal_reader import JournalReader
+from phase_bus.core.wire import decode_event
 from phase_bus.errors import ConfigError, suggest
 from phase_bus.events import RunComplete, RunStart, Summary
-from phase_bus.past import read_entries
-from phase_bus.wire import decode_event
+from phase_bus.journal.history import read_entries
+from phase_bus.journal.reader import JournalReader
 
 
 class PastRun(Struct, frozen=True, kw_only=True):

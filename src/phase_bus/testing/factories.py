@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from phase_bus.batcher import RawRecord
+from phase_bus.core.records import RecordBatch
 from phase_bus.events import (
     Drop,
     Event,
@@ -29,9 +29,9 @@ from phase_bus.events import (
     RunStatus,
     Summary,
 )
-from phase_bus.hooks import to_ref
-from phase_bus.records import RecordBatch
-from phase_bus.simulation import draw_records
+from phase_bus.harness.simulation import draw_records
+from phase_bus.publisher.batcher import RawRecord
+from phase_bus.publisher.hooks import to_ref
 from phase_bus.testing.store import MessageStore
 
 RUN_ID = "run-1"

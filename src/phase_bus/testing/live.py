@@ -13,20 +13,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
-from phase_bus.address import Address
-from phase_bus.bus.journal_reader import JournalReader
-from phase_bus.bus.journal_rows import Entry
-from phase_bus.client import BusClient
-from phase_bus.consumer import handlers_of, subscriptions_of
-from phase_bus.control import ClientInfo, DeadLetterNote, Status
+from phase_bus.consumer.consumer import handlers_of, subscriptions_of
+from phase_bus.consumer.origin import Origin
+from phase_bus.consumer.runner import ConsumerRunner
+from phase_bus.core.address import Address
+from phase_bus.core.client import BusClient
+from phase_bus.core.control import ClientInfo, DeadLetterNote, Status
+from phase_bus.core.wire import decode_event, topic_prefix
 from phase_bus.events import Event, EventBase, RunStatus
-from phase_bus.origin import Origin
-from phase_bus.publisher import Publisher
-from phase_bus.runner import ConsumerRunner
+from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.rows import Entry
+from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing.outcome import C, Outcome, prepare
 from phase_bus.testing.process import BusProcess
 from phase_bus.testing.waiting import DEADLINE_S
-from phase_bus.wire import decode_event, topic_prefix
 
 logger = logging.getLogger("phase_bus.testing")
 

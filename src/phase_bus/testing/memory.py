@@ -8,15 +8,15 @@ import uuid
 from types import TracebackType
 from typing import Any, Self
 
-from phase_bus.consumer import handlers_of, subscriptions_of
-from phase_bus.dispatcher import ATTEMPTS, Dispatcher
+from phase_bus.consumer.consumer import handlers_of, subscriptions_of
+from phase_bus.consumer.dispatcher import ATTEMPTS, Dispatcher
+from phase_bus.consumer.origin import Origin, begin_at
+from phase_bus.core.wire import topic_prefix
 from phase_bus.errors import WireError
 from phase_bus.events import EventBase, RunComplete, RunStatus
-from phase_bus.origin import Origin, begin_at
 from phase_bus.testing.group import GroupOutcome, MemoryGroup
 from phase_bus.testing.outcome import C, Outcome, prepare
 from phase_bus.testing.store import Checkpoint, MessageStore
-from phase_bus.wire import topic_prefix
 
 logger = logging.getLogger("phase_bus.testing")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar, overload
 
-from phase_bus.consumer import Consumer, build_consumer
-from phase_bus.control import DeadLetterNote
+from phase_bus.consumer.consumer import Consumer, build_consumer
+from phase_bus.core.control import DeadLetterNote
 from phase_bus.events import EventBase, Receipt
 
 C = TypeVar("C", bound=Consumer)

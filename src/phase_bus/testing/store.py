@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
 from phase_bus.bus.ledger import Ledger, lost
-from phase_bus.composer import Completion, Composer
-from phase_bus.control import DeadLetterNote
+from phase_bus.core.control import DeadLetterNote
+from phase_bus.core.outbox import Message, Outbox
+from phase_bus.core.values import ListMode
+from phase_bus.core.wire import Header, decode_event, parse_topic, topic_prefix, unpack_header
 from phase_bus.events import Event, EventBase, PhaseRef, RunComplete, RunStatus
-from phase_bus.outbox import Message, Outbox
-from phase_bus.tables import ListMode
-from phase_bus.wire import Header, decode_event, parse_topic, topic_prefix, unpack_header
+from phase_bus.publisher.composer import Completion, Composer
 
 logger = logging.getLogger("phase_bus.testing")
 
@@ -46,7 +46,7 @@ class MessageStore:
     """Keeps messages in the order in which they came, as a bus's journal does.
 
     Args:
-        lists: what becomes of metrics that are lists, as for :class:`~phase_bus.publisher.Publisher`.
+        lists: what becomes of metrics that are lists, as for :class:`~phase_bus.Publisher`.
         batch_records: how many records a batch has at most.
 
     Attributes:

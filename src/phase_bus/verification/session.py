@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from phase_bus.config import Config
 from phase_bus.errors import ConfigError, PhaseBusError
+from phase_bus.harness.config import Config
 from phase_bus.verification.command import Interrupt
 from phase_bus.verification.intervals import student_t
 from phase_bus.verification.measures import load_psutil

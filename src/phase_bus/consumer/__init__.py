@@ -1,0 +1,1 @@
+"""What runs consumers: a share of the stream for each instance, and the processes around them."""

@@ -1,0 +1,267 @@
+"""From a message to the consumer's handler: decoding, order, retries, dead letters, the account."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Awaitable, Callable, Iterable
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+from tenacity import AsyncRetrying, stop_after_attempt, wait_random_exponential
+
+from phase_bus.consumer.account import RunAccount, TopicCounts
+from phase_bus.consumer.consumer import Consumer, Handler
+from phase_bus.core.control import REMEMBERED_RUNS, DeadLetterNote
+from phase_bus.core.wire import Header, decode_event, parse_topic
+from phase_bus.errors import WireError
+from phase_bus.events import Event, Receipt, RunComplete
+
+logger = logging.getLogger("phase_bus.consumer")
+
+ATTEMPTS = 3
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
+
+
+class Saved(Struct):
+    """What is kept with a consumer's position.
+
+    Attributes:
+        accounts: the accounts of runs, by run.
+        handled: the runs whose end is handled, and whether everything was.
+        state: the consumer's own state, if it has one.
+    """
+
+    accounts: dict[str, RunAccount]
+    handled: dict[str, bool]
+    state: bytes | None = None
+
+
+encode_saved = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Saved).decode
+
+
+def decode_saved(saved: bytes) -> Saved:
+    """Return what was kept with a position.
+
+    Raises:
+        WireError: it cannot be read.
+    """
+    try:
+        return _decode(saved)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"what was saved with a position cannot be read: {error}") from error
+
+
+class _Line(NamedTuple):
+    """What is needed for each event of a topic, found once."""
+
+    account: RunAccount
+    counts: TopicCounts
+
+
+class Dispatcher:
+    """Gives one consumer its events, one after another.
+
+    An exception of a handler is tried again, with growing waits; after that the event is set aside as a
+    dead letter and the next one is handled.
+
+    Args:
+        consumer: whose handlers they are.
+        handlers: the handlers by kind.
+        wanted: the topic prefixes that the consumer itself wants.
+        client_id: the consumer process's id.
+        attempts: how often a handler is tried.
+
+    Attributes:
+        done_offset: up to here the consumer has everything already, so handlers are not called.
+        received: events received.
+        failed: events set aside, or that could not be read.
+        handled: the runs whose end is handled and written out, and whether everything was.
+        dead_letters: what was set aside and is not yet told to the bus.
+    """
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        handlers: dict[str, Handler],
+        wanted: tuple[bytes, ...],
+        client_id: str,
+        attempts: int = ATTEMPTS,
+    ) -> None:
+        self.done_offset = 0
+        self.received = 0
+        self.failed = 0
+        self.handled: dict[str, bool] = {}
+        self.dead_letters: list[DeadLetterNote] = []
+        self._consumer = consumer
+        self._handlers = handlers
+        self._any = handlers.get("*")
+        self._wanted = wanted
+        self._client_id = client_id
+        self._attempts = attempts
+        self._accounts: dict[str, RunAccount] = {}
+        self._lines: dict[bytes, _Line] = {}
+        self._unknown: set[str] = set()
+
+    def knows(self, topic: bytes, header: Header) -> bool:
+        """Return whether this very event was received before."""
+        line = self._lines.get(topic) or self._line(topic)
+        return line.counts.knows(header)
+
+    async def take(
+        self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
+    ) -> RunComplete | None:
+        """Handle an event; return it if it ends a run.
+
+        Raises:
+            WireError: it cannot be read; it is counted as failed.
+        """
+        account, counts = self._lines.get(topic) or self._line(topic)
+        counts.arrived(header, replayed=replayed)
+        self.received += 1
+        try:
+            event = decode_event(topic, payload)
+        except WireError:
+            self.failed += 1
+            counts.failed += 1
+            raise
+        if event is None:
+            self._skip_unknown(topic)
+            counts.handled += 1
+            return None
+        handler = self._handlers.get(event.kind) or self._any
+        if handler is None or 0 < header.offset <= self.done_offset:
+            counts.handled += 1
+        else:
+            self._consumer.offset = header.offset
+            try:
+                await handler(event)
+            except Exception as error:
+                counts.handled += await self._try_again(handler, event, error, counts)
+            else:
+                counts.handled += 1
+        account.handled_at(event.ts_ns)
+        return event if isinstance(event, RunComplete) else None
+
+    def repetition(self, topic: bytes) -> None:
+        """Count an event that came once more."""
+        self._line(topic).counts.repeated += 1
+
+    def forget_dead_letters(self, offsets: tuple[int, ...]) -> None:
+        """Let go of what the bus has taken over."""
+        if offsets:
+            self.dead_letters = [each for each in self.dead_letters if each.offset not in offsets]
+
+    def receipt(self, end: RunComplete, parts: Iterable[RunAccount] = ()) -> Receipt:
+        """Return the receipt of a run that has ended, and complain of what is missing.
+
+        Args:
+            end: its end.
+            parts: what other members of the group have received of it.
+        """
+        account = self._accounts[end.run_id].joined(parts)
+        receipt = account.receipt(end, self._wanted, self._consumer.name, self._client_id)
+        for line in account.complaints(receipt):
+            logger.warning("consumer %r, run %s: %s", self._consumer.name, end.run_id, line)
+        return receipt
+
+    async def flush(self) -> bool:
+        """Let the consumer write out all that it has handled so far; return whether it could."""
+        try:
+            await self._consumer.flush()
+        except Exception:
+            logger.exception("consumer %r could not write out; trying again", self._consumer.name)
+            return False
+        for account in self._accounts.values():
+            account.written()
+        return True
+
+    def finished(self, run_id: str, *, whole: bool) -> None:
+        """Note that a run's end is handled and written out."""
+        self.handled.pop(run_id, None)
+        self.handled[run_id] = whole
+        for old in list(self.handled)[:-REMEMBERED_RUNS]:
+            del self.handled[old]
+            self.forget(old)
+
+    def forget(self, run_id: str) -> bool:
+        """Let go of a run's account; return whether there was one."""
+        self._lines.clear()
+        return self._accounts.pop(run_id, None) is not None
+
+    def saved(self) -> bytes:
+        """Return what is to be kept with the position: the accounts of runs, and the consumer's state."""
+        return encode_saved(Saved(self._accounts, self.handled, self._consumer.state()))
+
+    def restore(self, saved: bytes) -> None:
+        """Go on, and let the consumer go on, from what an earlier process left.
+
+        Raises:
+            WireError: it cannot be read.
+        """
+        kept = decode_saved(saved)
+        self._accounts = kept.accounts
+        self._lines.clear()
+        self.handled = kept.handled
+        if kept.state is not None:
+            self._consumer.restore(kept.state)
+
+    def _line(self, topic: bytes) -> _Line:
+        line = self._lines.get(topic)
+        if line is None:
+            run_id = parse_topic(topic).run_id
+            account = self._accounts.get(run_id)
+            if account is None:
+                account = self._accounts[run_id] = RunAccount(run_id)
+            line = self._lines[topic] = _Line(account, account.counts(topic))
+        return line
+
+    async def _try_again(
+        self, handler: Handler, event: Event, error: Exception, counts: TopicCounts
+    ) -> bool:
+        """Try a handler again that has failed once; set the event aside if it goes on failing."""
+        name = self._consumer.name
+        what = f"consumer {name!r} failed on a {event.kind} event of run {event.run_id}"
+        if self._attempts > 1:
+            logger.warning("%s: %r; trying again", what, error)
+            try:
+                await _retried(handler, event, self._attempts)
+            except Exception as again:
+                error = again
+            else:
+                return True
+        logger.error("%s; it is set aside", what, exc_info=error)
+        self.failed += 1
+        counts.failed += 1
+        self.dead_letters.append(
+            DeadLetterNote(
+                offset=self._consumer.offset,
+                run_id=event.run_id,
+                kind=event.kind,
+                error=repr(error),
+                traceback="".join(traceback.format_exception(error)),
+                attempts=self._attempts,
+            )
+        )
+        return False
+
+    def _skip_unknown(self, topic: bytes) -> None:
+        kind = parse_topic(topic).kind
+        if kind not in self._unknown:
+            self._unknown.add(kind)
+            logger.warning(
+                "consumer %r: events of kind %r are newer than this phase-bus; skipped",
+                self._consumer.name,
+                kind,
+            )
+
+
+async def _retried(handler: Callable[[Event], Awaitable[None]], event: Event, attempts: int) -> None:
+    """Call a handler until it succeeds, ``attempts - 1`` times at most: the first time has been."""
+    wait = wait_random_exponential(_FIRST_WAIT_S, _LONGEST_WAIT_S)
+    retrying = AsyncRetrying(stop=stop_after_attempt(attempts - 1), wait=wait, reraise=True)
+    async for attempt in retrying:
+        with attempt:
+            await handler(event)

@@ -1,0 +1,162 @@
+"""Where a consumer stands in the stream, and what the next message means to it.
+
+The whole of gap detection and of changing between live and replay, without any socket in it.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from phase_bus.core.wire import Header
+
+
+class Verdict(Enum):
+    """What to do with a message."""
+
+    HANDLE = "handle"
+    REPETITION = "repetition"
+    HOLE = "hole"
+
+
+class Follower:
+    """Follows the stream from a position on, live where it can, from the journal where it must.
+
+    A reader that wants records must see every offset; one that does not must see every event number.
+
+    Args:
+        records: whether it wants batches of records.
+
+    Attributes:
+        offset: all up to here is handled, or of no interest.
+        event_number: the event number there, None where it is not known.
+        replaying: whether it reads from the journal; live messages are left where they are meanwhile.
+        missed: events that were published, and are nowhere to be had any more.
+    """
+
+    def __init__(self, *, records: bool) -> None:
+        self.records = records
+        self.offset = 0
+        self.event_number: int | None = 0
+        self.replaying = True
+        self.missed = 0
+
+    def stand_at(self, offset: int, event_number: int | None = None, *, replay: bool = True) -> None:
+        """Begin at a position.
+
+        Args:
+            offset: the position.
+            event_number: the event number there, None if it is not known.
+            replay: whether events after it may be past already.
+        """
+        self.offset = offset
+        self.event_number = event_number if offset else 0
+        self.replaying = replay
+
+    def live(self, header: Header) -> Verdict:
+        """Judge a message of the live queue. A hole changes to replaying; nothing else does."""
+        if header.offset <= self.offset:
+            return Verdict.REPETITION
+        if self._distance(header) != 1:
+            self.replaying = True
+            return Verdict.HOLE
+        self.offset, self.event_number = header.offset, header.event_number
+        return Verdict.HANDLE
+
+    def replayed(self, header: Header) -> Verdict:
+        """Judge a message from the journal. A hole there is for good, and counted."""
+        if header.offset <= self.offset:
+            return Verdict.REPETITION
+        if self.offset:
+            self.missed += max(self._distance(header) - 1, 0)
+        self._advance(header)
+        return Verdict.HANDLE
+
+    def heartbeat(self, header: Header) -> None:
+        """Take in a heartbeat, which says where the stream stands: after it nothing older can come."""
+        if self._distance(header) > 0:
+            self.replaying = True
+
+    def accept_loss(self, header: Header) -> None:
+        """Go on at an event after a hole that nothing can fill: the bus keeps no journal."""
+        self.missed += max(self._distance(header) - 1, 0)
+        self.replaying = False
+        self._advance(header)
+
+    def accept_lost_end(self, header: Header) -> None:
+        """Go on after a heartbeat that is ahead: what lacks before it is lost, without a journal."""
+        if header.offset > self.offset:
+            self.missed += self._distance(header)
+            self._advance(header)
+        self.replaying = False
+
+    def caught_up(self, offset: int, event_number: int) -> None:
+        """Go live: the journal has nothing more for this reader up to a position."""
+        self.offset = max(self.offset, offset)
+        self.event_number = max(self.event_number or 0, event_number)
+        self.replaying = False
+
+    def _distance(self, header: Header) -> int:
+        if self.records:
+            return header.offset - self.offset
+        if self.event_number is None:
+            return 1  # nobody knows: in the journal, nothing lies between
+        return header.event_number - self.event_number
+
+    def _advance(self, header: Header) -> None:
+        self.offset = header.offset
+        self.event_number = header.event_number
+
+
+class PartitionFollower:
+    """Follows one partition of the records, of all runs.
+
+    Such a reader sees neither every offset nor every event number. Each message names the offset of
+    the one before it in the partition, and a heartbeat the last one: by these it sees what is missing.
+    Its methods are those of :class:`Follower`, as far as a bus with a journal needs them.
+
+    Attributes:
+        offset: all of the partition up to here is handled.
+        replaying: whether it reads from the journal; live messages are left out meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.offset = 0
+        self.replaying = True
+
+    def stand_at(self, offset: int) -> None:
+        """Begin at a position; records after it may be past already."""
+        self.offset = offset
+        self.replaying = True
+
+    def live(self, header: Header) -> Verdict:
+        """Judge a live message. A hole changes to replaying; nothing else does."""
+        if header.offset <= self.offset:
+            return Verdict.REPETITION
+        if header.previous > self.offset:
+            self.replaying = True
+            return Verdict.HOLE
+        self.offset = header.offset
+        return Verdict.HANDLE
+
+    def replayed(self, header: Header) -> Verdict:
+        """Judge a message from the journal. A hole there is for good; the account counts it."""
+        if header.offset <= self.offset:
+            return Verdict.REPETITION
+        self.offset = header.offset
+        return Verdict.HANDLE
+
+    def heartbeat(self, header: Header) -> None:
+        """Take in where the stream and the partition stand: after this nothing older can come.
+
+        Args:
+            header: the heartbeat's, with the offset of the partition's last records as ``previous``.
+        """
+        if header.previous > self.offset:
+            self.replaying = True
+        elif not self.replaying:
+            self.offset = max(self.offset, header.offset)
+
+    def caught_up(self, offset: int, _event_number: int) -> None:
+        """Go live: the journal has nothing more of the partition up to an offset."""
+        self.offset = max(self.offset, offset)
+        self.replaying = False

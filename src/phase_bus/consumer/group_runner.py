@@ -1,0 +1,363 @@
+"""The process around one member of a consumer group.
+
+The bus says which shares of the group's work are this member's; for each there is an instance of the
+consumer here. The member that has the share of events leads the group: it hands the partitions' committed
+states to its instance, and the end of a run only when every partition has come to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+import zmq
+
+from phase_bus.consumer.consumer import Consumer
+from phase_bus.consumer.holdings import Holdings
+from phase_bus.consumer.leader import GroupLeader
+from phase_bus.consumer.process import FLUSH_S, ConsumerProcess
+from phase_bus.consumer.share import GroupShare, check_shareable
+from phase_bus.core.address import Address
+from phase_bus.core.control import Assigned, Beat, Heard, Hello, Welcome
+from phase_bus.core.wire import Header, decode_event, partition_of, topic_prefix, unpack_header
+from phase_bus.errors import ConfigError, PhaseBusError, WireError
+from phase_bus.events import Heartbeat
+
+logger = logging.getLogger("phase_bus.consumer")
+
+_HEARTBEAT = topic_prefix("heartbeat")
+_RUN_COMPLETE = topic_prefix("run_complete")
+_LOOK_S = 0.05  # between two looks where nothing tells this process that it can go on
+# From when a share has come to the end of the journal until that is committed: not at once, since the
+# others come to it at about the same time, and all can be told in one beat.
+_SOON_S = 0.05
+_COMMITTED_BYTES_PER_S = 2 << 20  # by one member, beyond which it commits less often
+
+
+class GroupRunner(ConsumerProcess):
+    """Runs a member of a consumer group against a bus that keeps a journal.
+
+    Args:
+        build: makes an instance of the consumer, named after the group.
+        group: the group's name.
+        address: where the bus is.
+        settings: what this member runs, in words; members that run something else cannot be in the group.
+        high_water_mark: events queued in this process at most.
+        on_ready: called once the member has its first assignment, and its subscriptions are in force.
+
+    Attributes:
+        shares: what the member works on now, by number.
+
+    Raises:
+        ConfigError: the consumer takes no records, or the address has no bus.
+    """
+
+    _noun = "consumer group"
+
+    def __init__(
+        self,
+        build: Callable[[], Consumer],
+        group: str,
+        address: Address,
+        *,
+        settings: str = "",
+        high_water_mark: int = 1000,
+        on_ready: Callable[[], None] | None = None,
+    ) -> None:
+        if address.direct:
+            raise ConfigError(
+                f"a group needs a bus, and {address} is a publisher's; start the consumer alone"
+            )
+        check_shareable(build())
+        super().__init__(group, address, high_water_mark=high_water_mark, on_ready=on_ready)
+        self._holdings = Holdings(group)
+        self.shares = self._holdings.shares
+        self._build = build
+        self._settings = settings
+        self._failure: PhaseBusError | None = None
+        self._bus_id = ""
+        self._journal_id = ""
+        self._ends_at = 0  # the offset of the last end of a run
+        self._next_flush_s = 0.0
+
+    async def run(self) -> None:
+        """Work on what the bus assigns until stopped, then commit and leave.
+
+        Raises:
+            PhaseBusError, OSError: a consumer could not start, or the bus keeps no journal.
+        """
+        control = asyncio.create_task(self._conversation.run())
+        control.add_done_callback(lambda _: self.stop())
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            self._live.subscribe((_HEARTBEAT, _RUN_COMPLETE))
+            while not self._stop.is_set():
+                await self._step(stopping)
+            self.state = "stopping"
+            for share in self._holdings.held:
+                await self._flush(share)
+        finally:
+            stopping.cancel()
+            try:
+                for share in self.shares.values():
+                    await share.consumer.stop()
+            finally:
+                await self._close(control)
+        if self._failure is not None:
+            raise self._failure
+
+    async def _step(self, stopping: asyncio.Task[bool]) -> None:
+        if not self._is_member():
+            await self._pause(_LOOK_S)
+            return
+        settled = await self._act_on_assignment()
+        await self._drain()
+        behind = [share for share in self._holdings.held if self._holdings.reads_journal(share)]
+        for share in behind:
+            if not await self._fetch(share):
+                break
+        await self._lead()
+        await self._flush_due()
+        if settled and not behind:
+            wait_s = min(FLUSH_S, max(self._next_flush_s - time.monotonic(), 0.0))
+            if self._holdings.leader is not None:
+                wait_s = min(wait_s, self._holdings.leader.look_s)
+            await self._live.readable.wait(stopping, timeout_s=wait_s)
+        elif self._replay is None:
+            await self._pause(_LOOK_S)
+        self._live.ask_again()
+
+    def _is_member(self) -> bool:
+        """Whether what was assigned cannot have been given to others yet, for want of a word from here."""
+        known = self._conversation.session.is_known(time.monotonic())
+        return known and self._holdings.assigned is not None
+
+    def _is_ours(self, share: GroupShare) -> bool:
+        """Whether a share is certainly this member's; else nothing of it may be handled nor written.
+
+        It may not be when a handler has blocked this process for long, or it was suspended.
+        """
+        return self._holdings.is_assigned(share) and self._is_member()
+
+    # ---- the assignment ----
+
+    async def _act_on_assignment(self) -> bool:
+        """Let go of shares and take up others, as the bus says; return whether that is done."""
+        for share in self._holdings.lost:
+            await self._drop(share)
+        assigned = self._holdings.assigned
+        if assigned is None:
+            return True
+        if assigned.generation != self._holdings.generation:
+            await self._let_go(assigned)
+            if self._holdings.assigned is not assigned:
+                return False  # the bus was restarted meanwhile, or has changed its mind
+            self._holdings.generation = assigned.generation
+            for share in self._holdings.held:
+                for run_id in assigned.handled_runs:
+                    share.forget(run_id)
+            self._conversation.tell_news()
+        missing = self._holdings.missing
+        if not missing:
+            if self._live.greeted:
+                self._become_ready()
+            return True
+        for number in missing:
+            if not await self._take_up(number, assigned):
+                return False
+        self._live.ask_for_greeting()
+        self._conversation.tell_news()
+        return True
+
+    async def _let_go(self, assigned: Assigned) -> None:
+        for number, share in list(self.shares.items()):
+            if assigned.shares.get(number) == share.token:
+                continue
+            if number in assigned.release:
+                await self._flush(share)
+                self._holdings.release(share)
+            else:
+                logger.warning(
+                    "consumer group %r: %s was given to another member while this one was silent; "
+                    "what it had not committed is left to that one",
+                    self.name,
+                    share.name,
+                )
+            await self._drop(share)
+
+    async def _take_up(self, number: int, assigned: Assigned) -> bool:
+        """Begin a share where its last owner left it; return whether the bus could say where that is."""
+        states = await self._read_journal(lambda replay: replay.fetch_states(self.name, {}, only=number))
+        if states is None:
+            return False
+        consumer = self._build()
+        share = GroupShare(consumer, self.name, number, assigned.shares[number], self.client_id)
+        consumer.log = consumer.log.bind(consumer=consumer.name)
+        consumer.journal_id = self._journal_id
+        consumer._publish = self.publish
+        await share.start(states.get(number))
+        self._holdings.add(share)
+        for run_id in assigned.handled_runs:
+            share.forget(run_id)
+        self._live.subscribe(share.topics)
+        return True
+
+    async def _drop(self, share: GroupShare) -> None:
+        self._holdings.remove(share)
+        self._live.unsubscribe(share.topics)
+        await share.consumer.stop()
+
+    # ---- events ----
+
+    @property
+    def _takes_live(self) -> bool:
+        return not self._stop.is_set()
+
+    def _take(self, topic: bytes, header_frame: bytes, payload: zmq.Frame) -> Header | None:
+        if self._live.is_greeting(topic):
+            for share in self.shares.values():
+                share.follower.replaying = True  # what was published before is in the journal only
+            return None
+        header = unpack_header(header_frame, topic)
+        if topic.startswith(_HEARTBEAT):
+            event = decode_event(topic, payload.buffer)
+            if isinstance(event, Heartbeat):
+                for share in self.shares.values():
+                    share.heartbeat(header, event.partitions)
+            return None
+        if topic.startswith(_RUN_COMPLETE):
+            self._ends_at = max(self._ends_at, header.offset)
+            self._next_flush_s = 0.0
+        return header
+
+    async def _judge(
+        self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
+    ) -> None:
+        share = self.shares.get(partition_of(topic))  # that of events has the number of no partition
+        if share is None:
+            return
+        if not replayed:
+            if share.follower.replaying:
+                return  # it comes again, from the journal
+            if not self._is_ours(share):
+                share.follower.replaying = True  # should it be ours after all, this event is still to come
+                return
+        leader = self._holdings.leader if share.leads else None
+        if (
+            leader is not None
+            and topic.startswith(_RUN_COMPLETE)
+            and leader.holds_back(topic, header, payload)
+        ):
+            share.follower.replaying = True  # and so come to it again
+            return
+        if not share.is_next(topic, header, replayed=replayed):
+            return
+        try:
+            end = await share.dispatcher.take(topic, header, payload, replayed=replayed)
+        except WireError as error:
+            self._set_aside(error)
+            return
+        if end is not None and leader is not None:
+            leader.ends[end.run_id] = end
+            await self._flush(share)
+
+    async def _fetch(self, share: GroupShare) -> bool:
+        """Handle the next piece of the journal; return whether the bus could give one."""
+        follower = share.follower
+        piece = await self._read_journal(
+            lambda replay: replay.fetch(follower.offset, records=False, partition=share.partition)
+        )
+        if piece is None:
+            return False
+        if not self._is_ours(share):
+            return True
+        if await self._handle(piece, partial(self._holdings.reads_journal, share)) and piece.end:
+            follower.caught_up(piece.offset, piece.event_number)
+            # Who has come to the end of the journal may be the one for whom the end of a run waits.
+            self._next_flush_s = min(self._next_flush_s, time.monotonic() + _SOON_S)
+        return True
+
+    # ---- leading ----
+
+    async def _lead(self) -> None:
+        """Hand what the partitions have committed to the leader's instance, if it is here."""
+        leader, now_s = self._holdings.leader, time.monotonic()
+        if leader is None or now_s < leader.next_look_s or not self._is_ours(leader.share):
+            return
+        leader.next_look_s = now_s + leader.look_s
+        states = await self._read_journal(lambda replay: replay.fetch_states(self.name, leader.positions))
+        if states is not None:
+            await leader.take_over(states)
+
+    async def _give_receipts(self, leader: GroupLeader) -> None:
+        """Give the group's receipts of runs whose end was handled."""
+        while leader.ends:
+            run_id, end = leader.ends.popitem()
+            await self._give_receipt(leader.share.dispatcher, end, leader.accounts_of(run_id))
+            (leader.lost_runs.add if end.status == "lost" else leader.lost_runs.discard)(run_id)
+
+    # ---- commits ----
+
+    async def _flush_due(self) -> None:
+        now_s = time.monotonic()
+        held = self._holdings.held
+        if now_s < self._next_flush_s and not any(share.has_passed(self._ends_at) for share in held):
+            return
+        due = [share for share in held if share.is_due(self._ends_at)]
+        for share in due:
+            await self._flush(share)
+        size = sum(len(share.commit.saved or b"") for share in due if share.commit is not None)
+        self._next_flush_s = now_s + max(FLUSH_S, size / _COMMITTED_BYTES_PER_S)
+        if due:
+            self._conversation.tell_news()
+
+    async def _flush(self, share: GroupShare) -> None:
+        """Let a share's instance write out; if it could, have the bus keep its position."""
+        if not self._is_ours(share) or not await share.dispatcher.flush():
+            return
+        if share.leads and (leader := self._holdings.leader) is not None:
+            await self._give_receipts(leader)
+            leader.committed()
+        share.prepare_commit()
+
+    # ---- what the bus says and is told ----
+
+    def _hello(self) -> Hello:
+        return msgspec.structs.replace(super()._hello(), group=self.name, settings=self._settings)
+
+    def _beat(self) -> Beat:
+        return self._holdings.beat(self.client_id, self.state)
+
+    def _be_welcomed(self, welcome: Welcome) -> None:
+        super()._be_welcomed(welcome)
+        if welcome.replay is None:
+            self._fail(
+                f"group {self.name!r} needs a bus that keeps a journal; start it without --no-journal, or "
+                "the consumer without a group"
+            )
+        self._holdings.begin_anew(lose_all=welcome.bus_id != self._bus_id)
+        self._bus_id, self._journal_id = welcome.bus_id, welcome.journal_id
+        self._live.readable.look_again()
+
+    def _be_assigned(self, assigned: Assigned) -> None:
+        if assigned.problem:
+            self._fail(
+                f"group {self.name!r}: {assigned.problem}; start all of them alike, or give another --group"
+            )
+            return
+        self._holdings.assigned = assigned
+        self._live.readable.look_again()
+
+    def _be_heard(self, heard: Heard) -> None:
+        if self._holdings.take_in(heard):
+            self._conversation.tell_news()
+        if heard.kept or heard.refused:
+            self._live.readable.look_again()
+
+    def _fail(self, problem: str) -> None:
+        self._failure = ConfigError(problem)
+        self.stop()

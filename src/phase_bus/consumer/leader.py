@@ -1,0 +1,133 @@
+"""What the leader of a consumer group does beside its share: merge states, hold back the ends of runs."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from phase_bus.consumer.account import RunAccount
+from phase_bus.consumer.dispatcher import decode_saved
+from phase_bus.consumer.share import GroupShare
+from phase_bus.core.wire import NO_PARTITION, Header, decode_event, partition_of
+from phase_bus.errors import WireError
+from phase_bus.events import RunComplete
+
+logger = logging.getLogger("phase_bus.consumer")
+
+_LOOK_S = 1.0  # between two looks at what the partitions have come to
+_LOOK_AT_END_S = 0.05  # likewise while the end of a run waits for them
+
+
+class GroupLeader:
+    """Leads a group: knows what the partitions have committed, and when they have come to a run's end.
+
+    Args:
+        group: the group's name.
+        share: the share of events, with the instance that leads.
+
+    Attributes:
+        share: the same.
+        positions: how far each partition has come, by its last commit.
+        held_back: the end of a run that waits for the partitions, and its offset.
+        ends: of runs whose receipts are to be given.
+        lost_runs: runs that ended as lost.
+        handled: the runs whose end is handled, by a commit that the bus has kept: members let go of no
+            run before.
+        next_look_s: when to look at the partitions again.
+    """
+
+    def __init__(self, group: str, share: GroupShare) -> None:
+        self.share = share
+        self.positions: dict[int, int] = {}
+        self.held_back: tuple[RunComplete, int] | None = None
+        self.ends: dict[str, RunComplete] = {}
+        self.lost_runs: set[str] = set()
+        self.handled = dict(share.dispatcher.handled)
+        self.next_look_s = 0.0
+        self._group = group
+        self._committing = self.handled  # as the last commit has them, kept or not yet
+        self._accounts: dict[int, dict[str, RunAccount]] = {}
+        self._unmerged: dict[int, bytes] = {}  # states that the instance has not taken over yet
+        self._merged = False  # whether it has been handed anything yet
+
+    # ---- the partitions ----
+
+    @property
+    def look_s(self) -> float:
+        """How long to wait between two looks at the partitions."""
+        return _LOOK_S if self.held_back is None else _LOOK_AT_END_S
+
+    async def take_over(self, states: dict[int, tuple[int, bytes | None]]) -> None:
+        """Hand the instance what partitions have committed; then the end of a run may wait no more.
+
+        Raises:
+            WireError: it cannot be read.
+        """
+        for partition, (position, saved) in states.items():
+            self.positions[partition] = position
+            if saved is not None:
+                kept = decode_saved(saved)
+                self._accounts[partition] = kept.accounts
+                if kept.state is not None:
+                    self._unmerged[partition] = kept.state
+        await self._merge()
+        if self.held_back is not None and self._has_all(*self.held_back):
+            self.held_back = None
+
+    async def _merge(self) -> None:
+        unmerged, self._unmerged = dict(sorted(self._unmerged.items())), {}
+        if not unmerged and self._merged:
+            return
+        self._merged = True  # so that the instance knows that it leads, whatever comes
+        try:
+            await self.share.consumer.merge(unmerged)
+        except Exception:
+            logger.exception("consumer group %r could not merge states; trying again", self._group)
+            self._unmerged = unmerged
+            self.next_look_s = time.monotonic() + _LOOK_S
+
+    # ---- the ends of runs ----
+
+    def holds_back(self, topic: bytes, header: Header, payload: bytes | memoryview) -> bool:
+        """Return whether the end of a run has to wait for the partitions."""
+        if header.offset <= self.share.follower.offset:
+            return False
+        try:
+            end = decode_event(topic, payload)
+        except WireError:
+            return False  # it is set aside as any other event is
+        if not isinstance(end, RunComplete) or self._has_all(end, header.offset):
+            return False
+        self.held_back = (end, header.offset)
+        return True
+
+    def accounts_of(self, run_id: str) -> list[RunAccount]:
+        """Return what the partitions received of a run."""
+        return [runs[run_id] for _, runs in sorted(self._accounts.items()) if run_id in runs]
+
+    def committed(self) -> None:
+        """Note that the runs whose end is handled by now are in the share's commit."""
+        self._committing = dict(self.share.dispatcher.handled)
+
+    def confirm(self) -> bool:
+        """Note that the bus has kept that commit; return whether other runs are in it than before."""
+        changed = self.handled != self._committing
+        self.handled = self._committing
+        return changed
+
+    def _has_all(self, end: RunComplete, offset: int) -> bool:
+        """Return whether every partition has come to a run's end: by counting, or by passing its offset.
+
+        And whether the instance has taken over all that they have come to.
+        """
+        if self._unmerged or not self._merged:
+            return False
+        for name, published in end.published.items():
+            topic = name.encode()
+            partition = partition_of(topic)
+            if partition == NO_PARTITION or self.positions.get(partition, -1) >= offset:
+                continue
+            account = self._accounts.get(partition, {}).get(end.run_id)
+            if account is None or account.counts(topic).received < published:
+                return False
+        return True

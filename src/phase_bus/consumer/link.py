@@ -1,0 +1,123 @@
+"""A consumer's conversation with the bus, beside the events: hello, beats, and what the bus answers."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import zmq
+
+from phase_bus.core.address import Address
+from phase_bus.core.control import Assigned, Beat, Goodbye, Heard, Hello, Refused, Welcome
+from phase_bus.core.readable import Readable
+from phase_bus.core.session import Session
+from phase_bus.core.wire import decode_reply, encode_control
+from phase_bus.errors import WireError
+
+logger = logging.getLogger("phase_bus.consumer")
+
+_COMPLAIN_AFTER_S = 3.0
+
+
+class Conversation:
+    """Keeps the bus informed of one client, and finds it again when it was restarted.
+
+    Args:
+        context: the ZeroMQ context.
+        address: where the bus is.
+        hello: makes the hello, anew each time.
+        beat: makes the beat, anew each time.
+        on_welcome: told of each welcome.
+        on_heard: told of each answer to a beat.
+        on_assigned: told what to work on, as a member of a group.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: Address,
+        *,
+        hello: Callable[[], Hello],
+        beat: Callable[[], Beat],
+        on_welcome: Callable[[Welcome], None],
+        on_heard: Callable[[Heard], None],
+        on_assigned: Callable[[Assigned], None],
+    ) -> None:
+        self.session = Session(hello, beat, time.monotonic())
+        self._context = context
+        self._address = address
+        self._beat = beat
+        self._on_welcome = on_welcome
+        self._on_heard = on_heard
+        self._on_assigned = on_assigned
+        self._readable: Readable | None = None
+        self._refusal = ""  # why the bus refuses this client, if it does
+
+    def tell_news(self) -> None:
+        """Beat at once."""
+        self.session.beat_now(time.monotonic())
+        if self._readable is not None:
+            self._readable.look_again()
+
+    async def run(self) -> None:
+        """Converse until cancelled; then say where the client stands, and goodbye."""
+        dealer = self._dealer()
+        readable = self._readable = Readable(dealer)
+        started_s = time.monotonic()
+        complained = False
+        try:
+            while True:
+                now_s = time.monotonic()
+                was_connected = self.session.connected
+                request = self.session.due(now_s)
+                if was_connected and not self.session.connected:
+                    logger.warning("the bus at %s is silent; waiting for it", self._address)
+                if request is not None:
+                    with suppress(zmq.Again):  # not connected: the session repeats it
+                        dealer.send(encode_control(request), zmq.NOBLOCK)
+                waited_s = now_s - started_s
+                if not (self.session.connected or complained) and waited_s > _COMPLAIN_AFTER_S:
+                    complained = True
+                    logger.warning("no bus answers at %s yet; waiting for one", self._address)
+                self._read_replies(dealer)
+                await readable.wait(timeout_s=self.session.wait_s(time.monotonic()))
+        finally:
+            if self.session.connected:
+                beat = self._beat()
+                with suppress(zmq.Again):
+                    dealer.send(encode_control(beat), zmq.NOBLOCK)
+                    dealer.send(encode_control(Goodbye(client_id=beat.client_id)), zmq.NOBLOCK)
+            dealer.close(linger=200)
+
+    def _read_replies(self, dealer: zmq.Socket[bytes]) -> None:
+        while True:
+            try:
+                reply = decode_reply(dealer.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                return
+            except WireError as error:
+                logger.warning("%s; set aside", error)
+                continue
+            if isinstance(reply, Heard):
+                self._on_heard(reply)
+            elif isinstance(reply, Refused):
+                self._complain(reply.reason)
+            elif isinstance(reply, Assigned):
+                self._on_assigned(reply)
+            if self.session.heard(reply, time.monotonic()) and isinstance(reply, Welcome):
+                self._on_welcome(reply)
+
+    def _complain(self, reason: str) -> None:
+        if reason != self._refusal:
+            self._refusal = reason
+            logger.error("the bus at %s refuses this consumer: %s", self._address, reason)
+
+    def _dealer(self) -> zmq.Socket[bytes]:
+        dealer = self._context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.IMMEDIATE, 1)
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        dealer.connect(self._address.control)
+        return dealer

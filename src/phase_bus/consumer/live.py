@@ -1,0 +1,108 @@
+"""A consumer's live queue: the SUB socket, what it subscribes to, and when that is in force."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import zmq
+
+from phase_bus.core.readable import Readable
+from phase_bus.core.wire import receive_event, topic_prefix
+from phase_bus.events import KINDS, Records
+
+# All kinds but records, wanted or not, so that no loss of an event can hide (docs/decisions/0007).
+EVENT_TOPICS = tuple(topic_prefix(kind) for kind in KINDS if kind != Records.kind)
+
+_GREETING_S = 1.0  # how long the bus's greeting may take
+
+
+class LiveQueue:
+    """The events that a bus publishes now, as far as they are subscribed to.
+
+    The bus answers a subscription to ``ready.<client id>$`` on that topic: what was subscribed to before
+    it is in force then.
+
+    Args:
+        context: the ZeroMQ context.
+        client_id: whose queue it is.
+        high_water_mark: events queued at most.
+
+    Attributes:
+        readable: waits until there is something.
+        endpoint: where it is connected to, empty for nowhere yet.
+        greeted: whether all subscriptions are in force.
+    """
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], client_id: str, high_water_mark: int
+    ) -> None:
+        self._sub = context.socket(zmq.SUB)
+        self._sub.setsockopt(zmq.LINGER, 0)
+        self._sub.setsockopt(zmq.RCVHWM, high_water_mark)
+        self._sub.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self._ready_topic = f"ready.{client_id}$".encode()
+        self._asked_s: float | None = None
+        self.readable = Readable(self._sub)
+        self.endpoint = ""
+        self.greeted = False
+
+    def subscribe(self, prefixes: Iterable[bytes]) -> None:
+        """Subscribe to topics that begin so; once more does no harm, but must be undone once more."""
+        for prefix in prefixes:
+            self._sub.subscribe(prefix)
+        self.readable.look_again()
+
+    def unsubscribe(self, prefixes: Iterable[bytes]) -> None:
+        """Take subscriptions back."""
+        for prefix in prefixes:
+            self._sub.unsubscribe(prefix)
+        self.readable.look_again()
+
+    def connect(self, endpoint: str) -> None:
+        """Connect, instead of where it was connected to."""
+        if endpoint == self.endpoint:
+            return
+        if self.endpoint:
+            self._sub.disconnect(self.endpoint)
+        self._sub.connect(endpoint)
+        self.endpoint = endpoint
+        self.ask_for_greeting()
+
+    def ask_for_greeting(self) -> None:
+        """Ask the bus to say when all that is subscribed to up to now is in force."""
+        # After the others on the same connection. (What was subscribed to before the connection is sent
+        # in the order of the alphabet.)
+        if self._asked_s is not None:
+            self._sub.unsubscribe(self._ready_topic)
+        self._sub.subscribe(self._ready_topic)
+        self._asked_s = time.monotonic()
+        self.greeted = False
+        self.readable.look_again()
+
+    def ask_again(self) -> None:
+        """Ask again if no greeting has come for a while: it may have found the queue full."""
+        asked_s = self._asked_s
+        if not self.greeted and asked_s is not None and time.monotonic() >= asked_s + _GREETING_S:
+            self.ask_for_greeting()
+
+    def receive(self) -> tuple[bytes, bytes, zmq.Frame]:
+        """Return a message's topic, header and payload.
+
+        Raises:
+            zmq.Again: there is none.
+            WireError: it is no event.
+        """
+        return receive_event(self._sub)
+
+    def is_greeting(self, topic: bytes) -> bool:
+        """Say whether a message's topic makes it the bus's greeting, and note that it came."""
+        if topic != self._ready_topic:
+            return False
+        self.greeted = True
+        return True
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.readable.release()
+        self._sub.close(linger=0)

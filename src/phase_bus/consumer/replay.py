@@ -1,0 +1,142 @@
+"""A consumer's side of the replay socket: one bounded piece of the journal at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import zmq
+
+from phase_bus.core.control import Fetch, Fetched, FetchedStates, FetchStates, ReadFailed, Reply
+from phase_bus.core.readable import Readable
+from phase_bus.core.wire import Header, decode_reply, encode_control, receive_frames, unpack_header
+from phase_bus.errors import BusUnreachableError, JournalUnreadableError, WireError
+
+_TIMEOUT_S = 5.0
+
+
+class Piece(NamedTuple):
+    """A piece of the journal.
+
+    Attributes:
+        events: topic, header and payload of each event, in order.
+        offset: where a reader stands that has handled them.
+        event_number: the event number there.
+        end: whether there was nothing more when it was read.
+    """
+
+    events: list[tuple[bytes, Header, memoryview]]
+    offset: int
+    event_number: int
+    end: bool
+
+
+class ReplayClient:
+    """Fetches past events, in the event loop of its caller.
+
+    Args:
+        context: the ZeroMQ context.
+        endpoint: the replay socket's.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+        self._context = context
+        self._endpoint = ""
+        self._dealer: zmq.Socket[bytes] | None = None
+        self.connect(endpoint)
+
+    def connect(self, endpoint: str) -> None:
+        """Connect, anew if need be: answers to older questions must not be taken for new ones."""
+        self.close()
+        self._endpoint = endpoint
+        self._dealer = self._context.socket(zmq.DEALER)
+        self._dealer.setsockopt(zmq.LINGER, 0)
+        self._dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self._dealer.connect(endpoint)
+        self._readable = Readable(self._dealer)
+
+    async def fetch(self, after: int, *, records: bool, partition: int | None = None) -> Piece:
+        """Return what comes after an offset.
+
+        Args:
+            after: the offset.
+            records: whether batches of records are wanted too.
+            partition: only the records of this partition.
+
+        Raises:
+            BusUnreachableError: no answer came in time.
+            JournalUnreadableError: the bus cannot read its journal.
+        """
+        frames = await self._ask(Fetch(after=after, records=records, partition=partition))
+        return _piece(frames)
+
+    async def fetch_states(
+        self, group: str, after: Mapping[int, int], only: int | None = None
+    ) -> dict[int, tuple[int, bytes | None]]:
+        """Return by share, in order, the position that a group has committed, and its state there.
+
+        Args:
+            group: the group's name.
+            after: by partition the position that is known already; what is not beyond it is left out.
+            only: this share alone; by default all partitions.
+
+        Raises:
+            BusUnreachableError: no answer came in time.
+            JournalUnreadableError: the bus cannot read its journal.
+        """
+        known = dict(after)
+        states: dict[int, tuple[int, bytes | None]] = {}
+        while True:
+            frames = await self._ask(FetchStates(group=group, after=known, only=only))
+            answer = _answer(frames)
+            if not isinstance(answer, FetchedStates):
+                raise WireError("not the states of a group")
+            states |= answer.states
+            if answer.end:
+                return states
+            known |= {share: position for share, (position, _) in answer.states.items()}
+
+    async def _ask(self, request: Fetch | FetchStates) -> list[zmq.Frame]:
+        dealer = self._dealer
+        if dealer is None:
+            raise BusUnreachableError(self._endpoint, 0.0)
+        dealer.send(encode_control(request))
+        deadline_s = time.monotonic() + _TIMEOUT_S
+        while (left_s := deadline_s - time.monotonic()) > 0 and dealer is self._dealer:
+            await self._readable.wait(timeout_s=left_s)
+            if dealer is not self._dealer:
+                break
+            try:
+                frames = receive_frames(dealer)
+            except zmq.Again:
+                continue
+            return frames
+        if dealer is self._dealer:
+            self.connect(self._endpoint)
+        raise BusUnreachableError(self._endpoint, _TIMEOUT_S)
+
+    def close(self) -> None:
+        """Close the socket; whoever waits for an answer gets none."""
+        if self._dealer is not None:
+            self._readable.release()
+            self._dealer.close(linger=0)
+            self._dealer = None
+
+
+def _answer(frames: list[zmq.Frame]) -> Reply:
+    answer = decode_reply(frames[0].buffer)
+    if isinstance(answer, ReadFailed):
+        raise JournalUnreadableError(answer.reason)
+    return answer
+
+
+def _piece(frames: list[zmq.Frame]) -> Piece:
+    answer = _answer(frames)
+    if not isinstance(answer, Fetched) or len(frames) % 3 != 1:
+        raise WireError("not a piece of the journal")
+    events = [
+        (topic := frames[i].bytes, unpack_header(frames[i + 1].bytes, topic), frames[i + 2].buffer)
+        for i in range(1, len(frames), 3)
+    ]
+    return Piece(events, answer.offset, answer.event_number, answer.end)

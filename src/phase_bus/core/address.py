@@ -1,0 +1,117 @@
+"""Addresses: the one thing a user gives to say where a bus is."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct
+
+from phase_bus.core.control import Endpoint
+from phase_bus.errors import AddressError
+
+ADDRESS_VARIABLE = "PHASE_BUS_ADDRESS"
+FORMS = "write ipc:///some/directory or tcp://host:port"
+_MAX_IPC_PATH = 107  # sun_path of a Unix socket, less its closing zero
+_PORT = re.compile(r"[0-9]{1,5}")
+_HOST = re.compile(r"\*|\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.-]+")
+
+
+class Address(Struct, frozen=True):
+    """Where a bus is: a directory of Unix sockets, or a host and port.
+
+    Attributes:
+        scheme: ``ipc`` or ``tcp``.
+        directory: for ipc, the directory that holds the sockets.
+        host: for tcp, the host.
+        port: for tcp, the port of the control socket; 0 lets the system choose when binding.
+        direct: there is no bus: a publisher in direct mode is bound there.
+    """
+
+    scheme: Literal["ipc", "tcp"]
+    directory: str = ""
+    host: str = ""
+    port: int = 0
+    direct: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read an address: ``ipc://DIRECTORY``, ``tcp://HOST:PORT``, or with ``direct+`` before it.
+
+        Raises:
+            AddressError: it is none.
+        """
+        direct = text.startswith("direct+")
+        scheme, separator, rest = text.removeprefix("direct+").partition("://")
+        if not separator or scheme not in ("ipc", "tcp"):
+            raise AddressError(text, "not an address", FORMS)
+        if scheme == "ipc":
+            if not rest:
+                raise AddressError(text, "names no directory", FORMS)
+            try:
+                directory = str(Path(rest).expanduser().absolute())
+            except RuntimeError as error:  # no home directory to put for a ~
+                raise AddressError(text, str(error), FORMS) from None
+            address = cls("ipc", directory=directory, direct=direct)
+            address._check_path_length(text)
+            return address
+        host, _, port = rest.rpartition(":")
+        if not _HOST.fullmatch(host):
+            raise AddressError(text, "names no host and port", FORMS)
+        if not _PORT.fullmatch(port) or int(port) > 65535:
+            raise AddressError(text, f"{port!r} is no port (0 to 65535)", FORMS)
+        return cls("tcp", host=host, port=int(port), direct=direct)
+
+    def __str__(self) -> str:
+        """Return the address as a user writes it."""
+        where = self.directory if self.scheme == "ipc" else f"{self.host}:{self.port}"
+        return f"{'direct+' if self.direct else ''}{self.scheme}://{where}"
+
+    @property
+    def control(self) -> str:
+        """The ZeroMQ endpoint of the bus's control socket."""
+        return self.endpoint(Endpoint(ipc_name="control.ipc", tcp_port=self.port))
+
+    @property
+    def direct_events(self) -> str:
+        """The ZeroMQ endpoint of a publisher in direct mode."""
+        return self.endpoint(Endpoint(ipc_name="events.ipc", tcp_port=self.port))
+
+    def endpoint(self, endpoint: Endpoint) -> str:
+        """Return the ZeroMQ endpoint of another socket of the bus at this address."""
+        if self.scheme == "ipc":
+            return f"ipc://{self.directory}/{endpoint.ipc_name}"
+        return f"tcp://{self.host}:{endpoint.tcp_port}"
+
+    def check_connectable(self) -> None:
+        """See that the address names one place, and not only where to bind.
+
+        Raises:
+            AddressError: it does not.
+        """
+        if self.scheme == "tcp" and (self.port == 0 or self.host == "*"):
+            raise AddressError(
+                str(self), "can be bound, but not connected to", "give the host and port of the bus"
+            )
+
+    def _check_path_length(self, text: str) -> None:
+        longest = len(os.fsencode(f"{self.directory}/control.ipc"))
+        if longest > _MAX_IPC_PATH:
+            over = longest - _MAX_IPC_PATH
+            raise AddressError(
+                text, f"the directory's path is {over} bytes too long for a socket", "use a shorter one"
+            )
+
+
+def default_address() -> str:
+    """Return the address used where none is given: the environment's, or the user's own directory."""
+    given = os.environ.get(ADDRESS_VARIABLE)
+    if given:
+        return given
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    base = Path(runtime) if runtime else Path(tempfile.gettempdir())
+    name = "phase-bus" if runtime else f"phase-bus-{os.getuid()}"
+    return f"ipc://{base / name}"

@@ -1,0 +1,89 @@
+"""Asking a bus something, from a program that is neither publisher nor consumer."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Self
+
+import zmq
+
+from phase_bus.core.address import Address
+from phase_bus.core.control import EndRuns, RemoveDeadLetter, Reply, Request, Status, StatusRequest
+from phase_bus.core.wire import decode_reply, encode_control
+from phase_bus.errors import BusUnreachableError
+
+
+class BusClient:
+    """Asks one bus, and waits for its answers.
+
+    Args:
+        address: where the bus is.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._dealer = self._connect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def status(self, timeout_s: float = 3.0) -> Status:
+        """Return who is on the bus and how the runs are.
+
+        Raises:
+            BusUnreachableError: no answer came in time.
+        """
+        reply = self._ask(StatusRequest(), timeout_s, Status)
+        assert isinstance(reply, Status)
+        return reply
+
+    def end_runs(self, reason: str, timeout_s: float = 3.0) -> None:
+        """Let every run that is going on end as ``lost``: their publishers are known to be gone.
+
+        Raises:
+            BusUnreachableError: no answer came in time.
+        """
+        self._ask(EndRuns(reason=reason), timeout_s, None)
+
+    def remove_dead_letter(self, letter_id: int, saved: bytes | None, timeout_s: float = 3.0) -> None:
+        """Let the bus forget a dead letter that was handled after all.
+
+        Args:
+            letter_id: its number.
+            saved: what to keep with the consumer's position instead of what is there, None to leave it.
+            timeout_s: how long to wait for the answer.
+
+        Raises:
+            BusUnreachableError: no answer came in time.
+        """
+        self._ask(RemoveDeadLetter(letter_id=letter_id, saved=saved), timeout_s, None)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._dealer.close()
+        self._context.term()
+
+    def _ask(self, request: Request, timeout_s: float, wanted: type[Reply] | None) -> Reply:
+        self._dealer.send(encode_control(request))
+        deadline_s = time.monotonic() + timeout_s
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            if self._dealer.poll(math.ceil(left_s * 1000)):
+                reply = decode_reply(self._dealer.recv())
+                if wanted is None or isinstance(reply, wanted):
+                    return reply
+        # The answer may still come: on a new connection it is not taken for that to the next question.
+        self._dealer.close()
+        self._dealer = self._connect()
+        raise BusUnreachableError(str(self.address), timeout_s)
+
+    def _connect(self) -> zmq.Socket[bytes]:
+        dealer = self._context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.RECONNECT_IVL, 20)
+        dealer.connect(self.address.control)
+        return dealer

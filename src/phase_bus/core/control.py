@@ -1,0 +1,417 @@
+"""What clients and the bus say to each other beside events.
+
+A client opens a DEALER to the bus's address and says :class:`Hello`; the :class:`Welcome` tells it the
+other sockets. All messages are frozen Structs tagged by ``op``; :mod:`phase_bus.core.wire` turns them into
+bytes. A client repeats what gets no reply: every request may arrive twice without harm.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+WIRE_VERSION = 2
+EVENTS = -1  # the share of a group that is all events but records; the others are partitions
+REMEMBERED_RUNS = 50  # how many of the latest runs a consumer names in its beats
+
+Role: TypeAlias = Literal["publisher", "consumer", "client"]
+State: TypeAlias = Literal["starting", "ready", "stopping", "stopped", "failed", "silent"]
+
+
+class DeadLetterNote(Struct, frozen=True, kw_only=True):
+    """An event that a consumer could not handle and has set aside.
+
+    Attributes:
+        offset: the event's place in the journal.
+        run_id: its run.
+        kind: its kind.
+        error: the exception in one line.
+        traceback: the exception in full.
+        attempts: how often it was tried.
+    """
+
+    offset: int
+    run_id: str
+    kind: str
+    error: str
+    traceback: str = ""
+    attempts: int = 1
+
+
+class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
+    """A client introduces itself, at its start and whenever the bus does not know it.
+
+    Attributes:
+        client_id: 32 hex digits that name the client process; a publisher's is its source id.
+        role: what it is. A ``client`` looks on, as ``tail`` does, and gives no receipts.
+        name: what a person calls it.
+        pid: its process id.
+        host: the machine it runs on.
+        subscriptions: topic prefixes, for a consumer.
+        next_seq: for a publisher, the source sequence it sends next.
+        wire_version: the version it writes and reads.
+        group: for a member of a consumer group, the group's name.
+        settings: what such a member runs, with its options: all of a group must run the same.
+    """
+
+    client_id: str
+    role: Role
+    name: str
+    pid: int = 0
+    host: str = ""
+    subscriptions: tuple[str, ...] = ()
+    next_seq: int = 1
+    wire_version: int = WIRE_VERSION
+    group: str = ""
+    settings: str = ""
+
+
+class Endpoint(Struct, frozen=True, kw_only=True):
+    """Where one socket of the bus is: a file name beside the address's, or a port on its host."""
+
+    ipc_name: str = ""
+    tcp_port: int = 0
+
+
+class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
+    """The bus knows the client now.
+
+    Attributes:
+        bus_id: 32 hex digits, new at each start of the bus.
+        events: where live events are published.
+        heartbeat_s: how often the bus wants to hear from the client, in seconds.
+        silent_after_s: seconds without a word after which the client counts as gone.
+        last_seq: for a publisher, the last source sequence the bus has, 0 for none.
+        replay: where past events can be fetched, None if the bus keeps none.
+        journal_id: which journal offsets are of; empty without one.
+        offset: the offset of the last event the bus took in.
+        event_number: the number of events that are no records among them.
+        checkpoint: for a consumer, the offset up to which one of its name has finished, None for never.
+        state: the state that was kept with it, if any.
+    """
+
+    bus_id: str
+    events: Endpoint
+    heartbeat_s: float
+    silent_after_s: float = 10.0
+    last_seq: int = 0
+    replay: Endpoint | None = None
+    journal_id: str = ""
+    offset: int = 0
+    event_number: int = 0
+    checkpoint: int | None = None
+    state: bytes | None = None
+
+
+class Commit(Struct, frozen=True, kw_only=True):
+    """How far a member of a group has come with one share of its work.
+
+    Attributes:
+        share: a partition of the records, or :data:`EVENTS`.
+        token: what the member was given the share with; see :class:`Assigned`.
+        position: the offset up to which all of the share is handled and written out.
+        saved: the state at that position.
+        dead_letters: what was set aside in the share since the last commit that was heard.
+    """
+
+    share: int
+    token: int
+    position: int
+    saved: bytes | None = None
+    dead_letters: tuple[DeadLetterNote, ...] = ()
+
+
+class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
+    """A client is alive.
+
+    Attributes:
+        client_id: which client.
+        state: its lifecycle state.
+        handled_runs: for a consumer, the runs whose end it has handled and flushed.
+        incomplete_runs: those among them of which it did not handle everything.
+        lost_runs: those among them that ended as lost, so that their publishers may still come back.
+        received: events received so far (consumer), or published (publisher).
+        failed: events its handlers failed on (consumer), or dropped (publisher).
+        sent_seq: for a publisher, the last source sequence it sent. If the bus does not have it by now,
+            it was lost with a connection, and the bus asks for it.
+        position: for a consumer, the offset up to which all is handled and written out, None to leave
+            its checkpoint where it is.
+        saved: the consumer's state at that position, if it has one.
+        dead_letters: what it has set aside since the last beat that was heard.
+        generation: for a member of a group, the last assignment that it acts upon.
+        shares: the shares that it holds under that.
+        commits: how far it has come with them, and with those it has just let go of.
+    """
+
+    client_id: str
+    state: State
+    handled_runs: tuple[str, ...] = ()
+    incomplete_runs: tuple[str, ...] = ()
+    lost_runs: tuple[str, ...] = ()
+    received: int = 0
+    failed: int = 0
+    sent_seq: int = 0
+    position: int | None = None
+    saved: bytes | None = None
+    dead_letters: tuple[DeadLetterNote, ...] = ()
+    generation: int = 0
+    shares: tuple[int, ...] = ()
+    commits: tuple[Commit, ...] = ()
+
+
+class Goodbye(Struct, frozen=True, kw_only=True, tag_field="op", tag="goodbye"):
+    """A client leaves; a publisher's runs that are still going on are over."""
+
+    client_id: str
+
+
+class Heard(Struct, frozen=True, kw_only=True, tag_field="op", tag="heard"):
+    """The reply to a beat or a goodbye.
+
+    Attributes:
+        bus_id: which bus answers.
+        known: False asks the client to say hello again.
+        dead_letters: the offsets of those that the bus has taken over from the beat.
+        kept: the shares whose commits in the beat are kept, with the positions in these.
+        refused: the shares whose commits are refused: they were given to another member meanwhile.
+    """
+
+    bus_id: str
+    known: bool = True
+    dead_letters: tuple[int, ...] = ()
+    kept: dict[int, int] = {}
+    refused: tuple[int, ...] = ()
+
+
+class Assigned(Struct, frozen=True, kw_only=True, tag_field="op", tag="assigned"):
+    """What a member of a group is to work on from now on; sent whenever that changes.
+
+    Attributes:
+        generation: the number of this assignment; it grows with every change in the group.
+        shares: the shares, each with its token: the generation in which the member was given it. A
+            commit that bears another token is refused.
+        release: the shares that it is to let go of, after a last commit. What it holds and is named
+            nowhere here has been given to another already.
+        handled_runs: the latest runs that the whole group has handled and that are to be let go of: all
+            but a few of those of which something is missing, or whose publisher may come back.
+        problem: why the member cannot be in the group, empty if it can.
+    """
+
+    generation: int = 0
+    shares: dict[int, int] = {}
+    release: tuple[int, ...] = ()
+    handled_runs: tuple[str, ...] = ()
+    problem: str = ""
+
+
+class Ack(Struct, frozen=True, kw_only=True, tag_field="op", tag="ack"):
+    """The bus has a publisher's events up to and including a source sequence.
+
+    Attributes:
+        seq: that sequence.
+        resend: True when one after it was missing: send again from ``seq + 1``.
+    """
+
+    seq: int
+    resend: bool = False
+
+
+class Refused(Struct, frozen=True, kw_only=True, tag_field="op", tag="refused"):
+    """The bus could not keep a publisher's events, or cannot talk to a client at all.
+
+    Attributes:
+        seq: the last source sequence that it has.
+        reason: why, in words (the disk is full, another wire version ...). To be tried again in a while.
+    """
+
+    seq: int
+    reason: str
+
+
+class Fetch(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch"):
+    """Ask the replay socket for past events.
+
+    Attributes:
+        after: the offset after which they are wanted.
+        records: whether batches of records are wanted too.
+        limit_bytes: how much at once, in bytes, but at least one event.
+        partition: only the records of this partition.
+    """
+
+    after: int
+    records: bool
+    limit_bytes: int = 1 << 20
+    partition: int | None = None
+
+
+class Fetched(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched"):
+    """The answer's first frame; after it come three frames for each event.
+
+    Attributes:
+        after: what was asked.
+        offset: where a reader stands that has handled these events.
+        event_number: the event number there.
+        end: whether there was nothing more when it was read.
+    """
+
+    after: int
+    offset: int
+    event_number: int
+    end: bool
+
+
+class ReadFailed(Struct, frozen=True, kw_only=True, tag_field="op", tag="read_failed"):
+    """The answer of the replay socket when the journal cannot be read.
+
+    Attributes:
+        reason: why, in words.
+    """
+
+    reason: str
+
+
+class FetchStates(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch_states"):
+    """Ask the replay socket how far a group has come.
+
+    Attributes:
+        group: the group's name.
+        after: by share the position that is known already; what is not beyond it is left out.
+        only: this share alone, None for all partitions.
+    """
+
+    group: str
+    after: dict[int, int] = {}
+    only: int | None = None
+
+
+class FetchedStates(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched_states"):
+    """The answer: what members of the group have committed.
+
+    Attributes:
+        states: by share, in order: position, and what was saved with it.
+        end: whether that is all; else ask again.
+    """
+
+    states: dict[int, tuple[int, bytes | None]] = {}
+    end: bool = True
+
+
+class StatusRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="status"):
+    """Ask who is on the bus and how the runs are."""
+
+
+class EndRuns(Struct, frozen=True, kw_only=True, tag_field="op", tag="end_runs"):
+    """Declare runs over whose publishers are known to be gone: each that is open ends as ``lost``.
+
+    Attributes:
+        reason: why, in words.
+    """
+
+    reason: str
+
+
+class RemoveDeadLetter(Struct, frozen=True, kw_only=True, tag_field="op", tag="remove_dead_letter"):
+    """A dead letter was handled after all, by a process that is no consumer on the bus.
+
+    Attributes:
+        letter_id: its number.
+        saved: what is to be kept with the consumer's position from now on, None to leave it as it is.
+    """
+
+    letter_id: int
+    saved: bytes | None = None
+
+
+class ClientInfo(Struct, frozen=True, kw_only=True):
+    """What the bus knows of a publisher or consumer. ``age_s``: seconds since it was last heard.
+
+    Attributes:
+        group: the consumer group it is a member of.
+        shares: what it works on in the group; -1 stands for all events that are no records.
+    """
+
+    client_id: str
+    role: Role
+    name: str
+    pid: int
+    host: str
+    state: State
+    subscriptions: tuple[str, ...] = ()
+    handled_runs: tuple[str, ...] = ()
+    incomplete_runs: tuple[str, ...] = ()
+    received: int = 0
+    failed: int = 0
+    position: int | None = None
+    age_s: float = 0.0
+    group: str = ""
+    shares: tuple[int, ...] = ()
+
+
+class GroupInfo(Struct, frozen=True, kw_only=True):
+    """What the bus knows of a consumer group.
+
+    Attributes:
+        name: its name.
+        generation: how often its shares were given out anew.
+        members: the processes in it now.
+        handled_runs: the runs whose end the whole group has handled.
+        incomplete_runs: those among them of which it did not handle everything.
+        refused: commits refused because their share had been given to another member.
+    """
+
+    name: str
+    generation: int
+    members: int
+    handled_runs: tuple[str, ...] = ()
+    incomplete_runs: tuple[str, ...] = ()
+    refused: int = 0
+
+
+class RunInfo(Struct, frozen=True, kw_only=True):
+    """What the bus knows of a run. ``status`` is ``running`` until its ``run_complete``."""
+
+    run_id: str
+    status: str
+    started_ns: int
+    ended_ns: int | None = None
+    events: int = 0
+    publisher: str = ""
+
+
+class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_reply"):
+    """Who is on the bus and how the runs are.
+
+    Attributes:
+        bus_id: which bus process.
+        pid: its process id.
+        addresses: where it can be reached.
+        uptime_s: seconds since its start.
+        events: events taken in since then.
+        dropped: messages it could not understand, and set aside.
+        offset: the offset of the last event.
+        journal: where the journal is, None without one.
+        clients: publishers and consumers, those that left included while their runs are.
+        runs: the runs since its start, the oldest first.
+        groups: the consumer groups that have members, or had since its start.
+    """
+
+    bus_id: str
+    pid: int
+    addresses: tuple[str, ...]
+    uptime_s: float
+    events: int = 0
+    dropped: int = 0
+    offset: int = 0
+    journal: str | None = None
+    clients: tuple[ClientInfo, ...] = ()
+    runs: tuple[RunInfo, ...] = ()
+    groups: tuple[GroupInfo, ...] = ()
+
+
+Request: TypeAlias = (
+    Hello | Beat | Goodbye | StatusRequest | EndRuns | Fetch | FetchStates | RemoveDeadLetter
+)
+Reply: TypeAlias = (
+    Welcome | Heard | Assigned | Ack | Refused | Status | Fetched | FetchedStates | ReadFailed
+)

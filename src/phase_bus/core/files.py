@@ -1,0 +1,101 @@
+"""Writing the files that people look at while a run goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+from typing import IO
+
+from phase_bus.core.address import Address
+from phase_bus.errors import AddressError, ConfigError
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Make the directory of an output file, and see that the file can be written.
+
+    Args:
+        path: the file.
+        option: what the user set it by, for the message.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
+        with path.open("a"):
+            pass
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{option}: {str(path)!r} cannot be written ({error.strerror}); "
+            f"give another file with {option}=..."
+        ) from error
+
+
+def lock_directory(address: Address) -> IO[str]:
+    """Make an ipc address's directory, and keep others from binding there until the file is closed.
+
+    ZeroMQ itself would take the sockets away from whoever has them.
+
+    Raises:
+        AddressError: it is in use, or cannot be written to.
+    """
+    directory = Path(address.directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (directory / "bus.lock").open("a")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AddressError(
+            str(address), f"cannot be used: {reason}", "choose a directory that you may write to"
+        ) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise AddressError(
+            str(address),
+            "is in use by another bus",
+            "choose another directory, or end that bus ('phase-bus status' shows it)",
+        ) from None
+    return lock
+
+
+def unlock_directory(lock: IO[str]) -> None:
+    """Remove the sockets that :func:`lock_directory` kept others from, and let others have it.
+
+    The lock's own file stays: taking it away would race with the next who locks it.
+    """
+    for name in ("control.ipc", "events.ipc"):
+        Path(lock.name).with_name(name).unlink(missing_ok=True)
+    lock.close()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file's content at once, so that a reader sees the old or the new, never a part.
+
+    Raises:
+        OSError: it cannot be written; the old content is still there.
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")  # a device, such as standard output: not to be replaced
+        return
+    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            file.write(text)
+        os.replace(aside, path)  # noqa: PTH105 - the rename is the point
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,130 @@
+"""The publisher's bounded buffer of encoded events that the bus does not have yet."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from phase_bus.core.wire import HEADER, WIRE_VERSION, encode_event, topic_of
+from phase_bus.events import EventBase, Records
+
+
+class Message(Struct, frozen=True, gc=False):
+    """An encoded event with its place among all of its source.
+
+    Attributes:
+        seq: that place, from 1.
+        frames: topic, header, payload.
+        size_bytes: the size of the three.
+        records: how many request records are inside.
+    """
+
+    seq: int
+    frames: tuple[bytes, bytes, bytes]
+    size_bytes: int
+    records: int = 0
+
+
+class Outbox:
+    """Encodes events, numbers them, and keeps them until they are acknowledged.
+
+    Request records are refused once the limit is reached; all other events are always taken, since a
+    run has few of them and each matters. What is refused gets no sequence number, so that a hole in a
+    topic's sequence always means a loss on the way.
+
+    Args:
+        source: 16 bytes that name the publisher.
+        limit_bytes: the size from which on records are refused.
+    """
+
+    def __init__(self, source: bytes, limit_bytes: int) -> None:
+        self.source = source
+        self.limit_bytes = limit_bytes
+        self.size_bytes = 0
+        self.last_seq = 0
+        self._unsent: deque[Message] = deque()
+        self._unacked: deque[Message] = deque()
+        self.in_flight_bytes = 0  # the size of what was sent and is not acknowledged
+        self._topic_seqs: Counter[bytes] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._unsent) + len(self._unacked)
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._unsent)
+
+    def __iter__(self) -> Iterator[Message]:
+        """Yield, in order, all that is not acknowledged."""
+        yield from self._unacked
+        yield from self._unsent
+
+    @property
+    def next_seq(self) -> int:
+        """The lowest sequence number that is not acknowledged yet."""
+        if self._unacked:
+            return self._unacked[0].seq
+        return self._unsent[0].seq if self._unsent else self.last_seq + 1
+
+    @property
+    def sent_seq(self) -> int:
+        """The highest sequence number that was sent, or needs no sending any more."""
+        return self._unsent[0].seq - 1 if self._unsent else self.last_seq
+
+    def put(self, event: EventBase) -> bytes | None:
+        """Encode and keep an event; return its topic, or None if it is records and there is no room.
+
+        Raises:
+            TypeError, ValueError, OverflowError: the event holds something that msgpack cannot.
+        """
+        payload = encode_event(event)
+        records = event.count if type(event) is Records else 0
+        if records and self.size_bytes + len(payload) > self.limit_bytes:
+            return None
+        topic = topic_of(event)
+        seq, topic_seq = self.last_seq + 1, self._topic_seqs[topic] + 1
+        header = HEADER.pack(WIRE_VERSION, records, self.source, seq, topic_seq, 0, 0, 0)
+        self.last_seq = seq
+        self._topic_seqs[topic] = topic_seq
+        size_bytes = len(topic) + len(header) + len(payload)
+        self._unsent.append(Message(seq, (topic, header, payload), size_bytes, records))
+        self.size_bytes += size_bytes
+        return topic
+
+    def restore(self, message: Message) -> None:
+        """Keep a message that was numbered before; to be called in the order of the numbers."""
+        self.last_seq = message.seq
+        self._unsent.append(message)
+        self.size_bytes += message.size_bytes
+
+    def peek(self) -> Message | None:
+        """Return the next message to send."""
+        return self._unsent[0] if self._unsent else None
+
+    def sent(self) -> None:
+        """Note that the message of :meth:`peek` is on its way."""
+        message = self._unsent.popleft()
+        self._unacked.append(message)
+        self.in_flight_bytes += message.size_bytes
+
+    def acknowledge(self, seq: int) -> None:
+        """Let go of everything up to and including a sequence number, sent or not."""
+        while self._unacked and self._unacked[0].seq <= seq:
+            size = self._unacked.popleft().size_bytes
+            self.in_flight_bytes -= size
+            self.size_bytes -= size
+        while self._unsent and self._unsent[0].seq <= seq:  # the bus has it from before
+            self.size_bytes -= self._unsent.popleft().size_bytes
+
+    def rewind(self) -> None:
+        """Send again, in order, all that is not acknowledged."""
+        self._unsent.extendleft(reversed(self._unacked))
+        self._unacked.clear()
+        self.in_flight_bytes = 0
+
+    def remaining(self) -> Counter[str]:
+        """Return how many events of each topic are not acknowledged."""
+        return Counter(message.frames[0].decode() for message in self)

@@ -1,0 +1,313 @@
+"""The reading side of record batches: a numpy array for a metric or field, or one dict a record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, TypeAlias, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from phase_bus.errors import WireError
+from phase_bus.events import EventBase, PhaseRef, RecordError, Records, Table
+
+_decode_others = msgspec.msgpack.Decoder(list[list[str | list[int | float | bool]]]).decode
+_BYTES = 8  # of a number
+_NUMBERS = frozenset("ifb")
+_T = TypeVar("_T", bound=np.generic)
+
+
+class Column(Struct, frozen=True):
+    """What the records of a batch have of one name.
+
+    Attributes:
+        type: ``i`` and ``f`` for 64-bit integers and floats, ``b`` for flags, ``s`` for texts, ``l`` for
+            lists of numbers.
+        values: the values of the records that have one, in row order, read-only; those of lists follow
+            one another.
+        rows: the row numbers of those records, None if all have one.
+        lengths: for lists, how many of the values belong to each of those records, else None.
+    """
+
+    type: str
+    values: npt.NDArray[Any]
+    rows: npt.NDArray[np.uint32] | None = None
+    lengths: npt.NDArray[np.uint32] | None = None
+
+    def items(self) -> Iterator[tuple[int, Any]]:
+        """Yield the row number and the value, as a plain one, of each record that has one."""
+        values: list[Any] = self.values.tolist()
+        if self.lengths is not None:
+            ends = np.cumsum(self.lengths).tolist()
+            values = [values[end - n : end] for end, n in zip(ends, self.lengths.tolist(), strict=True)]
+        rows = range(len(values)) if self.rows is None else self.rows.tolist()
+        return zip(rows, values, strict=True)
+
+
+class RecordBatch:
+    """A batch of request records, read from a ``records`` event.
+
+    A name's array is of all that the batch has of it: of floats if one value is, of numbers where others
+    are flags. Where some records have a number and others a text or a list, the array has the numbers;
+    the records themselves, by iteration, show all.
+
+    Args:
+        event: the event. Arrays are views on its bytes and keep them alive.
+
+    Raises:
+        WireError: its tables contradict themselves. Every method may raise it.
+    """
+
+    def __init__(self, event: Records) -> None:
+        self.event = event
+        self._metrics = [_Table(table, event.count) for table in event.metrics]
+        self._fields = [_Table(table, event.count) for table in event.fields]
+        self._columns: dict[str, Column] = {}
+
+    def __len__(self) -> int:
+        return self.event.count
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether at least one record has this metric or field."""
+        return any(name in table.places for table in chain(self._metrics, self._fields))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield each record as a dict: fields, metrics, ``phase``, and ``error`` (None, or a dict)."""
+        records: list[dict[str, Any]] = [
+            {"phase": self.phase.name, "error": None} for _ in range(len(self))
+        ]
+        for table in chain(self._fields, self._metrics):
+            names = table.places
+            for row, values in table.items():
+                records[row].update(zip(names, values, strict=True))
+        for error in self.errors:
+            if not 0 <= error.row < len(records):
+                raise WireError(f"an error is that of record {error.row} of {len(records)}")
+            records[error.row]["error"] = {
+                "type": error.type,
+                "message": error.message,
+                "code": error.code,
+            }
+        yield from records
+
+    @property
+    def phase(self) -> PhaseRef:
+        """The phase all the batch's requests belong to."""
+        return self.event.phase
+
+    @property
+    def errors(self) -> tuple[RecordError, ...]:
+        """The failed requests, by row number."""
+        return self.event.errors
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the numeric metrics that at least one record has."""
+        return tuple(dict.fromkeys(chain.from_iterable(table.numeric() for table in self._metrics)))
+
+    def metric_columns(self) -> dict[str, Column]:
+        """Return all that the batch has of metrics, by name."""
+        return _columns(self._metrics, len(self))
+
+    def field_columns(self) -> dict[str, Column]:
+        """Return all that the batch has of fields, by name."""
+        return _columns(self._fields, len(self))
+
+    def column(self, name: str) -> Column:
+        """Return all that the batch has of a metric or, where there is none of this name, of a field.
+
+        Raises:
+            KeyError: no record of the batch has it.
+        """
+        column = self._columns.get(name)
+        if column is None:
+            pieces = _find(self._metrics, name) or _find(self._fields, name)
+            if not pieces:
+                raise KeyError(name)
+            column = self._columns[name] = _column(pieces, len(self))
+        return column
+
+    def values(self, name: str) -> npt.NDArray[Any]:
+        """Return a metric's or field's values, shape (n,), those of the records that have one.
+
+        Times and latencies are in ns where the name says so or AIPerf's raw unit is ns. The array is
+        read-only, and of strings (dtype object) for a text field. For a metric that is a list the
+        values of all rows follow one another.
+
+        Raises:
+            KeyError: no record of the batch has it.
+        """
+        return self.column(name).values
+
+    def rows(self, name: str) -> npt.NDArray[np.uint32]:
+        """Return the row numbers, shape (n,), of the records that have this metric or field.
+
+        Raises:
+            KeyError: no record of the batch has it.
+        """
+        rows = self.column(name).rows
+        return np.arange(len(self), dtype=np.uint32) if rows is None else rows
+
+    def dense(self, name: str) -> npt.NDArray[np.float64]:
+        """Return a numeric metric for every record, shape (len,), with NaN where one has none.
+
+        Raises:
+            KeyError: no record of the batch has it.
+        """
+        full = np.full(len(self), np.nan)
+        full[self.rows(name)] = self.values(name)
+        return full
+
+
+class _Table:
+    """A table, checked, and read no further than it is asked for."""
+
+    def __init__(self, table: Table, count: int) -> None:
+        types = table.types
+        self._table = table
+        self.width = width = len(types.rstrip("sl"))  # of the numbers, which come first
+        self.places = dict(zip(table.names, range(len(types)), strict=False))
+        self.rows = None if table.rows is None else np.frombuffer(table.rows, "<u4")
+        self._words: npt.NDArray[np.int64] | None = None
+        self._floats: npt.NDArray[np.float64] | None = None
+        self._others: list[tuple[Any, ...]] | None = None
+        if (
+            len(self.places) != len(types)
+            or len(types) != len(table.names)
+            or types.strip("ifb") != types[width:]
+        ):
+            raise WireError("a table has not the types that it should have")
+        if (count if self.rows is None else len(self.rows)) != table.count:
+            raise WireError("a table has not the rows that it should have")
+        if self.rows is not None and not _ascending(self.rows, count):
+            raise WireError(f"a table's rows are not in order, or beyond the batch's {count} records")
+        if table.count * width * _BYTES != len(table.numbers):
+            raise WireError("a table has not the numbers that it should have")
+
+    def numbers(self, place: int, type_: str) -> npt.NDArray[Any]:
+        """Return a column of numbers, as what it is or as another type that it is to be put beside."""
+        if self._words is None or self._floats is None:
+            rows = np.frombuffer(self._table.numbers, "<i8").reshape(-1, self.width)
+            self._words = np.ascontiguousarray(rows.T)  # at once, as nearly all readers want most of it
+            self._words.flags.writeable = False
+            self._floats = self._words.view("<f8")
+        letter = self._table.types[place]
+        column: npt.NDArray[Any] = self._floats[place] if letter == "f" else self._words[place]
+        return column != 0 if letter == type_ == "b" else column
+
+    def others(self, place: int) -> tuple[Any, ...]:
+        """Return a column of texts or lists."""
+        if self._others is None:
+            try:
+                rows = _decode_others(self._table.others)
+                self._others = list(zip(*rows, strict=True))
+            except (msgspec.MsgspecError, ValueError) as error:
+                raise WireError(f"a table's texts and lists: {error}") from error
+            if len(rows) != self._table.count or len(self._others) != len(self.places) - self.width:
+                raise WireError("a table has not the texts and lists that it should have")
+        return self._others[place - self.width]
+
+    def type(self, place: int) -> str:
+        """Return the letter of a column's type."""
+        return self._table.types[place]
+
+    def numeric(self) -> Iterator[str]:
+        """Yield the names of what is no text."""
+        texts = self._table.types.count("s", self.width)
+        return chain(self._table.names[: self.width], self._table.names[self.width + texts :])
+
+    def items(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """Yield each record's row number and values."""
+        columns: list[Sequence[Any]] = [
+            self.others(place) if place >= self.width else self.numbers(place, self.type(place)).tolist()
+            for place in range(len(self.places))
+        ]
+        rows = range(self._table.count) if self.rows is None else self.rows.tolist()
+        return zip(rows, zip(*columns, strict=True), strict=True)
+
+
+_Pieces: TypeAlias = list[tuple[_Table, int]]
+
+
+def _ascending(rows: npt.NDArray[np.uint32], count: int) -> bool:
+    return not len(rows) or bool(rows[-1] < count and (rows[1:] > rows[:-1]).all())
+
+
+def _find(tables: Sequence[_Table], name: str) -> _Pieces:
+    return [(table, table.places[name]) for table in tables if name in table.places]
+
+
+def _columns(tables: Sequence[_Table], count: int) -> dict[str, Column]:
+    names = dict.fromkeys(chain.from_iterable(table.places for table in tables))
+    return {name: _column(_find(tables, name), count) for name in names}
+
+
+def _column(pieces: _Pieces, count: int) -> Column:
+    """Return the column of what one table, or several, have of one name."""
+    if len(pieces) == 1:
+        ((table, place),) = pieces
+        type_ = table.type(place)
+        if type_ in _NUMBERS:
+            return Column(type_, table.numbers(place, type_), table.rows)
+        return _of_others(type_, table.others(place), table.rows)
+    letters = {table.type(place) for table, place in pieces}
+    type_ = next(letter for letter in "filbs" if letter in letters)
+    wanted = _NUMBERS if type_ in _NUMBERS else type_
+    pieces = [(table, place) for table, place in pieces if table.type(place) in wanted]
+    every = np.arange(count, dtype=np.uint32)
+    rows = np.concatenate([every if table.rows is None else table.rows for table, _ in pieces])
+    order = np.argsort(rows, kind="stable")
+    in_order = None if len(rows) == count else _read_only(rows[order])
+    if type_ in _NUMBERS:
+        values = np.concatenate([table.numbers(place, type_) for table, place in pieces])
+        return Column(type_, _read_only(values[order]), in_order)
+    others = [value for table, place in pieces for value in table.others(place)]
+    return _of_others(type_, [others[place] for place in order.tolist()], in_order)
+
+
+def _of_others(type_: str, values: Sequence[Any], rows: npt.NDArray[np.uint32] | None) -> Column:
+    """Return the column of texts or lists."""
+    if type_ == "s":
+        return Column(type_, _read_only(np.array(values, dtype=object)), rows)
+    flat = list(chain.from_iterable(values))
+    numbers = np.array(flat, dtype=None if flat else np.int64)
+    if numbers.dtype.kind not in "if":  # flags, or beyond 64 bits
+        numbers = numbers.astype(np.int64 if numbers.dtype.kind == "b" else np.float64)
+    lengths = np.fromiter(map(len, values), np.uint32, len(values))
+    return Column(type_, _read_only(numbers), rows, _read_only(lengths))
+
+
+def _read_only(array: npt.NDArray[_T]) -> npt.NDArray[_T]:
+    array.flags.writeable = False
+    return array
+
+
+def to_plain(event: EventBase) -> dict[str, Any]:
+    """Return an event as plain dicts, lists and numbers, for JSON.
+
+    A batch of records gets its metrics and fields by name: each becomes ``{"values": [...]}``, with
+    ``"rows": [...]`` if some records have no value, and ``"lengths"`` for a metric that is a list. A
+    float that is no number becomes null, as JSON demands.
+    """
+    if not isinstance(event, Records):
+        plain: dict[str, Any] = msgspec.to_builtins(event)
+        return plain
+    batch = RecordBatch(event)
+    slim = msgspec.structs.replace(event, metrics=(), fields=())
+    plain = msgspec.to_builtins(slim)
+    for group, columns in (("metrics", batch.metric_columns()), ("fields", batch.field_columns())):
+        plain[group] = {name: _plain_column(column) for name, column in columns.items()}
+    plain["errors"] = [msgspec.structs.asdict(error) for error in event.errors]
+    return plain
+
+
+def _plain_column(column: Column) -> dict[str, Any]:
+    plain: dict[str, Any] = {"values": column.values.tolist()}
+    if column.rows is not None:
+        plain["rows"] = column.rows.tolist()
+    if column.lengths is not None:
+        plain["lengths"] = column.lengths.tolist()
+    return plain

@@ -1,0 +1,309 @@
+"""The wire: the only module that knows bytes.
+
+An event is three frames: ``topic``, ``header``, ``payload``.
+
+- The topic is ``<kind>.<qualifier>$`` in UTF-8, where the qualifier is the run id, for records with the
+  partition before it: ``phase_start.3f2a$``, ``records.07.3f2a$``. Subscribing to a prefix filters.
+- The header is 64 bytes, little-endian (:data:`HEADER`): wire version (u1), three zero bytes, the number
+  of request records inside (u4), source (16 bytes, a UUID of the publisher), source sequence (u8), topic
+  sequence (u8), and, given by the bus and 0 before, offset (u8), event number (u8), and for records the
+  offset of those before them in their partition (u8). The numbers count from 1 and have no holes: the
+  source's over all it publishes, the topic's over what that source publishes on the topic, the offset
+  over all that the bus took in, the event number over what of it is no records.
+- The payload is the event in msgpack, a map tagged by ``kind``.
+
+A control message between a client and the bus is one frame, msgpack tagged by ``op``
+(:mod:`phase_bus.core.control`).
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
+
+import msgspec
+import zmq
+from zmq.backend import Socket as Backend
+
+from phase_bus.core.control import WIRE_VERSION as WIRE_VERSION
+from phase_bus.core.control import Reply, Request
+from phase_bus.errors import WireError
+from phase_bus.events import KINDS, Event, EventBase, Records
+
+HEADER = struct.Struct("<BxxxI16sQQQQQ")
+TOPIC_END = "$"
+NO_PARTITION = -1  # of events that are no records
+
+# As plain numbers: combining pyzmq's enumerations costs more than sending.
+_SNDMORE, _NOBLOCK = int(zmq.SNDMORE), int(zmq.NOBLOCK)
+# What zmq.Socket's methods call after a look at options that nobody gives here: half of their time.
+_send: Callable[[zmq.Socket[bytes], bytes | zmq.Frame, int], object] = Backend.send
+_recv = cast("Callable[[zmq.Socket[bytes], int, bool], zmq.Frame]", Backend.recv)
+_recv_bytes = cast("Callable[[zmq.Socket[bytes], int], bytes]", Backend.recv)
+_get = cast("Callable[[zmq.Socket[bytes], int], int]", Backend.get)
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+
+_event_encoder = msgspec.msgpack.Encoder()
+
+
+# Each is built when it is first used: that takes milliseconds, and a process needs one or two of the three.
+@functools.cache
+def _event_decoder() -> msgspec.msgpack.Decoder[Event]:
+    return msgspec.msgpack.Decoder(Event)
+
+
+@functools.cache
+def _request_decoder() -> msgspec.msgpack.Decoder[Request]:
+    return msgspec.msgpack.Decoder(Request)
+
+
+@functools.cache
+def _reply_decoder() -> msgspec.msgpack.Decoder[Reply]:
+    return msgspec.msgpack.Decoder(Reply)
+
+
+class Header(NamedTuple):
+    """The binary header beside an event.
+
+    Attributes:
+        source: 16 bytes that name the publishing process.
+        source_seq: the event's number among all of its source, from 1.
+        topic_seq: the event's number among those of its source on its topic, from 1.
+        records: how many request records the event carries.
+        offset: its place among all that the bus took in, from 1; 0 before the bus has it.
+        event_number: how many events up to and including this one are no records; likewise.
+        previous: of records, the offset of those before them in their partition, whatever their run; 0
+            for none, and for all other kinds. Who reads one partition alone sees by it what is missing.
+    """
+
+    source: bytes
+    source_seq: int
+    topic_seq: int
+    records: int = 0
+    offset: int = 0
+    event_number: int = 0
+    previous: int = 0
+
+    def pack(self) -> bytes:
+        """Return the header's 64 bytes."""
+        return HEADER.pack(
+            WIRE_VERSION,
+            self.records,
+            self.source,
+            self.source_seq,
+            self.topic_seq,
+            self.offset,
+            self.event_number,
+            self.previous,
+        )
+
+    def pack_at(self, offset: int, event_number: int, previous: int) -> bytes:
+        """Return the 64 bytes of this header with the place that the bus gives."""
+        source, source_seq, topic_seq, records, *_ = self
+        return HEADER.pack(
+            WIRE_VERSION, records, source, source_seq, topic_seq, offset, event_number, previous
+        )
+
+
+class Topic(NamedTuple):
+    """A topic, taken apart.
+
+    Attributes:
+        kind: the event's kind.
+        run_id: the run, empty for control events.
+    """
+
+    kind: str
+    run_id: str
+
+
+def topic_of(event: EventBase) -> bytes:
+    """Return the topic an event travels on."""
+    if type(event) is Records:
+        return _topic(f"records.{event.partition:02d}", event.run_id)
+    return _topic(event.kind, event.run_id)
+
+
+@functools.lru_cache(maxsize=1024)
+def _topic(kind: str, run_id: str) -> bytes:
+    return f"{kind}.{run_id}{TOPIC_END}".encode()
+
+
+@functools.lru_cache(maxsize=4096)
+def parse_topic(topic: bytes) -> Topic:
+    """Take a topic apart.
+
+    Raises:
+        WireError: it is none.
+    """
+    try:
+        text = topic.decode()
+    except UnicodeDecodeError:
+        raise WireError("the topic is not UTF-8", topic) from None
+    kind, dot, rest = text.partition(".")
+    if not dot or not rest.endswith(TOPIC_END):
+        raise WireError("the topic is not '<kind>.<qualifier>$'", topic)
+    qualifier = rest.removesuffix(TOPIC_END)
+    # A run id may hold dots ("llama-3.1"); only records have something before it.
+    return Topic(kind, qualifier.partition(".")[2] if kind == Records.kind else qualifier)
+
+
+@functools.lru_cache(maxsize=4096)
+def partition_of(topic: bytes) -> int:
+    """Return the partition of a topic of records, :data:`NO_PARTITION` for any other topic.
+
+    Raises:
+        WireError: it is a topic of records without a number.
+    """
+    if not topic.startswith(b"records."):
+        return NO_PARTITION
+    number = topic.split(b".", 2)[1]
+    if not (number.isdigit() and len(number) <= 4):
+        raise WireError("the topic is not 'records.<partition>.<run>$'", topic)
+    return int(number)
+
+
+def partition_prefix(partition: int) -> bytes:
+    """Return the prefix that subscribes to one partition of the records of all runs."""
+    return f"records.{partition:02d}.".encode()
+
+
+def topic_prefix(kind: str, run_id: str | None = None) -> bytes:
+    """Return the prefix that subscribes to a kind of event, of one run or of all.
+
+    Records have the partition before the run, so their prefix cannot name a run.
+    """
+    if run_id is None or kind == "records":
+        return f"{kind}.".encode()
+    return f"{kind}.{run_id}{TOPIC_END}".encode()
+
+
+def encode_event(event: EventBase) -> bytes:
+    """Return an event's payload."""
+    return _event_encoder.encode(event)
+
+
+def decode_event(topic: bytes, payload: bytes | memoryview) -> Event | None:
+    """Return the event of a payload, or None for a kind that this version does not know.
+
+    The tables of a ``records`` event are views on ``payload``.
+
+    Raises:
+        WireError: the payload is not an event of its topic's kind.
+    """
+    kind = parse_topic(topic).kind
+    if kind not in KINDS:
+        return None
+    try:
+        event = _event_decoder().decode(payload)
+    except msgspec.MsgspecError as error:
+        raise WireError(str(error), topic) from error
+    if event.kind != kind:
+        raise WireError(f"the payload is a {event.kind!r}", topic)
+    return event
+
+
+def unpack_header(frame: bytes | memoryview, topic: bytes = b"") -> Header:
+    """Return the header of a frame.
+
+    Raises:
+        WireError: it is too short, or of a wire version this program does not read.
+    """
+    if len(frame) < HEADER.size:
+        raise WireError(f"a header has {HEADER.size} bytes, this one {len(frame)}", topic)
+    version, records, source, source_seq, topic_seq, offset, number, previous = HEADER.unpack_from(frame)
+    if version != WIRE_VERSION:
+        raise WireError(
+            f"wire version {version} is not {WIRE_VERSION}; use the same phase-bus on both sides",
+            topic,
+        )
+    return Header(source, source_seq, topic_seq, records, offset, number, previous)
+
+
+def send_frames(socket: zmq.Socket[bytes], frames: Sequence[bytes | zmq.Frame], flags: int = 0) -> None:
+    """Send a message of several frames; one that was received is passed on without copying.
+
+    Frame by frame, because pyzmq's own ``send_multipart`` takes several times as long.
+
+    Raises:
+        zmq.Again: with ``NOBLOCK``, when it cannot be queued now; nothing is sent then.
+    """
+    more = flags | _SNDMORE
+    for frame in frames[:-1]:
+        _send(socket, frame, more)
+    _send(socket, frames[-1], flags)
+
+
+def receive_frames(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
+    """Receive a message without waiting, its frames uncopied.
+
+    Raises:
+        zmq.Again: there is none.
+    """
+    frame = _recv(socket, _NOBLOCK, False)
+    frames = [frame]
+    while frame.more:
+        frame = _recv(socket, _NOBLOCK, False)
+        frames.append(frame)
+    return frames
+
+
+def receive_event(socket: zmq.Socket[bytes]) -> tuple[bytes, bytes, zmq.Frame]:
+    """Receive topic, header and payload without waiting, the payload uncopied.
+
+    For small frames a copy is a third of the price of a :class:`zmq.Frame`.
+
+    Raises:
+        zmq.Again: there is none.
+        WireError: the message has not three frames; what was taken for the rest of it is gone, too.
+    """
+    topic = _recv_bytes(socket, _NOBLOCK)
+    try:
+        header, payload = _recv_bytes(socket, _NOBLOCK), _recv(socket, _NOBLOCK, False)
+    except zmq.Again:  # the frames of a message come together
+        raise WireError("an event has three frames, this message fewer", topic) from None
+    if payload.more:
+        last = payload
+        while last.more:
+            last = _recv(socket, _NOBLOCK, False)
+        raise WireError("an event has three frames, this message not", topic)
+    return topic, header, payload
+
+
+def receive_frame(socket: zmq.Socket[bytes]) -> bytes | None:
+    """Receive a message of one frame without waiting, None if there is none.
+
+    It is asked first, because the exception would cost several times as much.
+    """
+    return _recv_bytes(socket, _NOBLOCK) if _get(socket, _EVENTS) & _POLLIN else None
+
+
+def encode_control(message: Request | Reply) -> bytes:
+    """Return a control message's frame."""
+    return _event_encoder.encode(message)
+
+
+def decode_request(frame: bytes | memoryview) -> Request:
+    """Return a request to the bus.
+
+    Raises:
+        WireError: it is none.
+    """
+    try:
+        return _request_decoder().decode(frame)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"not a request: {error}") from error
+
+
+def decode_reply(frame: bytes | memoryview) -> Reply:
+    """Return a reply of the bus.
+
+    Raises:
+        WireError: it is none.
+    """
+    try:
+        return _reply_decoder().decode(frame)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"not a reply: {error}") from error

@@ -1,0 +1,186 @@
+"""What ``exec`` and ``up`` are told: a YAML file, and ``--with`` on the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct, field
+
+from phase_bus.bus.options import BusOptions
+from phase_bus.errors import ConfigError, suggest
+from phase_bus.journal.writer import Limits
+from phase_bus.plugins.registry import Registry
+
+_OPTION_START = re.compile(r",(?=[A-Za-z_][\w.]*=)")
+_WHERE = re.compile(r" - at `\$?\.?(.*)`$")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.+)`")
+
+
+class ConsumerConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """A consumer to start.
+
+    Attributes:
+        use: its name in the registry, or ``module:Class``; ``hook:...``, ``hooks``, ``processor:...`` or
+            ``processors`` for what is to be called in one process; ``consumers`` for all consumers that
+            are loaded without being named.
+        name: what to call it; the same as ``use`` by default.
+        set: its options.
+        workers: how many processes share its work, as a group of this name.
+    """
+
+    use: str
+    name: str = ""
+    set: dict[str, Any] = field(default_factory=dict)
+    workers: Annotated[int, Meta(ge=1)] = 1
+
+    @property
+    def title(self) -> str:
+        """What the consumer is called."""
+        return self.name or self.use
+
+    @classmethod
+    def parse(cls, text: str) -> ConsumerConfig:
+        """Read ``NAME`` or ``NAME:key=value,key=value``, where NAME may be ``module:Class``.
+
+        Raises:
+            ConfigError: an option without ``=``.
+        """
+        head, equals, tail = text.partition("=")
+        if not equals:
+            return cls(text)
+        use, colon, first_key = head.rpartition(":")
+        if not colon:
+            raise ConfigError(f"--with {text!r}: no consumer; write NAME:{text}")
+        options = {}
+        for pair in _OPTION_START.split(f"{first_key}={tail}"):
+            key, equals, value = pair.partition("=")
+            options[key] = value
+        return cls(use, set=options)
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A bus with its consumers.
+
+    Attributes:
+        address: where the bus can be reached: ``ipc://...``, ``tcp://...``, or both.
+        consumers: the consumers to start.
+        bus: how the bus behaves.
+        journal: whether the bus keeps a journal.
+        data: the directory of the journal; by default one of the bus's own.
+        limits: how much the journal keeps.
+        ready_timeout_s: how long the consumers may take to become ready, in seconds.
+        drain_timeout_s: how long they may take to handle a run's end, in seconds.
+    """
+
+    address: tuple[str, ...] = ()
+    consumers: tuple[ConsumerConfig, ...] = ()
+    bus: BusOptions = BusOptions()
+    journal: bool = True
+    data: str = ""
+    limits: Limits = Limits()
+    ready_timeout_s: float = 30.0
+    drain_timeout_s: float = 30.0
+
+
+def load_config(
+    path: Path | None, extra: list[str], addresses: list[str], workers: list[str] | None = None
+) -> Config:
+    """Return the configuration of a file, with what the command line adds.
+
+    Args:
+        path: a YAML file, or None.
+        extra: further consumers, as :meth:`ConsumerConfig.parse` reads them.
+        addresses: addresses that replace the file's, if any.
+        workers: how many processes a consumer has, as ``NAME=N``.
+
+    Raises:
+        ConfigError: the file cannot be read, has an unknown key or a wrong value, or two consumers
+            have the same name; or ``workers`` name none of them, or no number.
+    """
+    config = Config() if path is None else _read(path)
+    given = _all_named([*config.consumers, *map(ConsumerConfig.parse, extra)])
+    consumers = _with_workers(tuple(given), workers or [])
+    names: set[str] = set()
+    for consumer in consumers:
+        if consumer.title in names:
+            raise ConfigError(
+                f"two consumers are called {consumer.title!r}; give one of them a 'name' of its own "
+                "in the YAML file (-c)"
+            )
+        names.add(consumer.title)
+    return msgspec.structs.replace(config, consumers=consumers, address=tuple(addresses) or config.address)
+
+
+def _all_named(consumers: Sequence[ConsumerConfig]) -> Iterator[ConsumerConfig]:
+    """Yield consumers, ``consumers`` replaced by those that are loaded without being named."""
+    for consumer in consumers:
+        if consumer.use != "consumers":
+            yield consumer
+            continue
+        if consumer.set or consumer.name:
+            raise ConfigError(
+                "'consumers' stands for several and has no name or options; name the one you mean"
+            )
+        loaded = [entry.name for entry in Registry.load().consumers.values() if entry.auto_load]
+        if not loaded:
+            raise ConfigError(
+                "no consumer is loaded without being named; name one ('phase-bus consumers' lists them)"
+            )
+        yield from map(ConsumerConfig, loaded)
+
+
+def _with_workers(consumers: tuple[ConsumerConfig, ...], workers: list[str]) -> tuple[ConsumerConfig, ...]:
+    by_name = {consumer.title: consumer for consumer in consumers}
+    for text in workers:
+        name, _, number = text.rpartition("=")
+        if name not in by_name:
+            raise ConfigError(
+                f"--workers {text!r}: no consumer is called {name!r}; write NAME=N{suggest(name, by_name)}"
+            )
+        if not number.isdecimal() or not int(number):
+            raise ConfigError(f"--workers {text!r}: {number!r} is no number of processes; write {name}=4")
+        by_name[name] = msgspec.structs.replace(by_name[name], workers=int(number))
+    return tuple(by_name.get(consumer.title, consumer) for consumer in consumers)
+
+
+def _read(path: Path) -> Config:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; give another file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: is not YAML: {reason}") from error
+    content = {} if content is None else content
+    if isinstance(content, dict):
+        if isinstance(content.get("address"), str):
+            content["address"] = [content["address"]]
+        if isinstance(content.get("consumers"), list):
+            content["consumers"] = [
+                {"use": entry} if isinstance(entry, str) else entry for entry in content["consumers"]
+            ]
+    try:
+        return msgspec.convert(content, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(str(error))}") from error
+
+
+def _explain(message: str) -> str:
+    """Return msgspec's message in the words of a YAML file."""
+    where = _WHERE.search(message)
+    place = f" in {where[1]}" if where and where[1] else ""
+    message = _WHERE.sub("", message)
+    unknown = _UNKNOWN.match(message)
+    if unknown is None:
+        return f"{message.replace('Object', 'the file').replace('`', chr(39))}{place}"
+    fields = Config.__struct_fields__
+    if place.startswith(" in bus"):
+        fields = BusOptions.__struct_fields__
+    elif place.startswith(" in consumers"):
+        fields = ConsumerConfig.__struct_fields__
+    return f"unknown key {unknown[1]!r}{place}{suggest(unknown[1], fields)}"

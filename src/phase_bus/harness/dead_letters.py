@@ -1,0 +1,165 @@
+"""Giving events that a consumer failed on to it again, in a process of their own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from phase_bus.consumer.consumer import Consumer, handlers_of
+from phase_bus.consumer.dispatcher import decode_saved, encode_saved
+from phase_bus.core.address import Address
+from phase_bus.core.client import BusClient
+from phase_bus.core.control import EVENTS, Status
+from phase_bus.core.wire import decode_event
+from phase_bus.errors import BusUnreachableError, ConfigError, JournalError, PhaseBusError
+from phase_bus.events import Event
+from phase_bus.harness.config import ConsumerConfig
+from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.rows import Checkpoint, DeadLetter, parse_checkpoint_name
+from phase_bus.journal.writer import Journal
+from phase_bus.plugins.build import build
+from phase_bus.plugins.registry import Registry
+
+logger = logging.getLogger("phase_bus.consumer")
+
+Settle: TypeAlias = Callable[[int, bytes | None], object]
+
+
+def event_of(reader: JournalReader, letter: DeadLetter) -> Event:
+    """Return the event that was set aside.
+
+    Raises:
+        PhaseBusError: it is not in the journal, or of a kind that this version does not know.
+    """
+    found = reader.read(letter.offset - 1, records=True, until=letter.offset, limit=1)
+    event = decode_event(found[0].topic, found[0].payload) if found else None
+    if event is None:
+        raise PhaseBusError(
+            f"dead letter {letter.id}: its event, offset {letter.offset}, is not in {str(reader.path)!r} "
+            "or newer than this phase-bus; 'phase-bus journal verify' tells which"
+        )
+    return event
+
+
+class Retrier:
+    """Runs consumers for their dead letters alone.
+
+    Args:
+        reader: the journal.
+        settle: how to take a dead letter out of it, with the consumer's new state.
+        status: that of the bus that has the journal, None if none has.
+    """
+
+    def __init__(self, reader: JournalReader, settle: Settle, status: Status | None) -> None:
+        self._reader = reader
+        self._settle = settle
+        self._status = status
+
+    async def retry(self, name: str, use: str, letters: Sequence[DeadLetter]) -> int:
+        """Run one consumer for some of its dead letters; return how many it failed on again.
+
+        Args:
+            name: what the consumer was called.
+            use: what it is, with its options, as for ``--with``.
+            letters: the dead letters.
+
+        Raises:
+            PhaseBusError: it cannot be built, cannot start, or must not be run so.
+        """
+        self._check_alone(name)
+        config = ConsumerConfig.parse(use)
+        consumer = build(Registry.load(), config.use, name, config.set)
+        consumer.journal_id = self._reader.journal_id
+        group, share = parse_checkpoint_name(name)
+        if share == EVENTS:
+            consumer.name = group
+        elif share is not None:
+            consumer.partition = share
+        try:
+            await consumer.start()
+            try:
+                return await self._give(consumer, self._reader.checkpoint(name), letters)
+            finally:
+                await consumer.stop()
+        except OSError as error:
+            raise ConfigError(
+                f"consumer {name!r}: {error}; check the files and addresses among its options"
+            ) from error
+
+    def _check_alone(self, name: str) -> None:
+        clients = self._status.clients if self._status is not None else ()
+        group, _ = parse_checkpoint_name(name)
+        states = [c.state for c in clients if c.name in (name, group) and c.role == "consumer"]
+        if "starting" in states or "ready" in states:
+            raise ConfigError(f"consumer {group!r} is running; stop it first, since it would not know")
+
+    async def _give(
+        self, consumer: Consumer, kept: Checkpoint | None, letters: Sequence[DeadLetter]
+    ) -> int:
+        if await consumer.position() is not None:
+            raise ConfigError(
+                f"consumer {consumer.name!r} keeps its position with its data, and takes no event twice; "
+                "to have it take all again, give it a new place for its data"
+            )
+        saved = decode_saved(kept.state) if kept and kept.state else None
+        if saved is not None and saved.state is not None:
+            consumer.restore(saved.state)
+        handlers = handlers_of(consumer)
+        failed = 0
+        for letter in letters:
+            event = event_of(self._reader, letter)
+            handler = handlers.get(letter.kind) or handlers.get("*")
+            if handler is None:
+                raise ConfigError(
+                    f"consumer {consumer.name!r} handles no {letter.kind!r}; give another --with"
+                )
+            consumer.offset = letter.offset
+            try:
+                await handler(event)
+                await consumer.flush()
+            except Exception:
+                logger.exception("consumer %r failed again on dead letter %d", consumer.name, letter.id)
+                failed += 1
+                continue
+            if saved is None or (state := consumer.state()) is None:
+                self._settle(letter.id, None)
+            else:
+                saved.state = state
+                self._settle(letter.id, encode_saved(saved))
+        return failed
+
+
+@contextmanager
+def open_retrier(reader: JournalReader, address: Address) -> Iterator[Retrier]:
+    """Give what retries dead letters of a journal, whether a bus has the journal or none does.
+
+    Raises:
+        JournalError: a bus has it that is not at this address, or it cannot be written.
+    """
+    try:
+        journal = Journal(reader.path.parent)
+    except JournalError as error:
+        if "in use" not in error.reason:
+            raise
+        with BusClient(address) as client:
+            yield Retrier(reader, client.remove_dead_letter, _status(reader, client, error))
+        return
+    with journal:
+        yield Retrier(reader, journal.settle_dead_letter, None)
+
+
+def _status(reader: JournalReader, client: BusClient, error: JournalError) -> Status:
+    """Return the bus's status, if it is the one that has the journal."""
+    try:
+        status = client.status()
+    except BusUnreachableError:
+        status = None
+    if status is None or status.journal is None or not reader.path.samefile(status.journal):
+        raise JournalError(
+            reader.path,
+            f"is in use by a bus, and that is not at {client.address}",
+            "give its --address, or end it first",
+        ) from error
+    return status

@@ -1,0 +1,197 @@
+"""What ``exec`` and ``up`` show while runs go on: a line every few seconds, on standard error.
+
+Lines rather than a redrawn display, because the benchmark's own output goes to the same terminal, and
+because a log of them is worth keeping.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
+
+from phase_bus.consumer.consumer import Consumer
+from phase_bus.core.records import RecordBatch
+from phase_bus.events import (
+    Drop,
+    PhaseComplete,
+    PhaseEvent,
+    PhaseProgress,
+    PhaseSendingComplete,
+    PhaseStart,
+    PhaseStats,
+    PhaseTimeout,
+    Receipt,
+    Records,
+    RunComplete,
+    RunStart,
+    Summary,
+)
+
+_LATENCIES = ("request_latency", "time_to_first_token")
+_STYLES = {"completed": "green", "cancelled": "yellow", "failed": "red", "lost": "red"}
+
+
+class _Phase:
+    """What is to be shown of one phase."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.stats = PhaseStats()
+        self.records = 0
+        self.errors = 0
+        self.latencies_ns: dict[str, list[np.ndarray[Any, Any]]] = {n: [] for n in _LATENCIES}
+        self.shown_records = 0
+
+
+class Progress(Consumer):
+    """Shows how the runs on a bus go.
+
+    Args:
+        console: where to.
+        every_s: how often while a phase goes on.
+
+    Attributes:
+        results: final summaries by run, the first producer's.
+        ended: how runs ended.
+        receipts: by run and consumer.
+        profiling: set as soon as a profiling phase has begun.
+    """
+
+    def __init__(self, console: Console, every_s: float = 2.0) -> None:
+        self.console = console
+        self.every_s = every_s
+        self.results: dict[str, dict[str, Any]] = {}
+        self.ended: dict[str, RunComplete] = {}
+        self.receipts: dict[tuple[str, str], Receipt] = {}
+        self.profiling = asyncio.Event()
+        self._phases: dict[tuple[str, int], _Phase] = {}
+        self._runs: list[str] = []
+        self._shown_s = time.monotonic()
+
+    def say(self, who: str, line: str) -> None:
+        """Show a line of one of the processes."""
+        self.console.print(Text(f"{who} | ", style="dim") + Text.from_ansi(line), soft_wrap=True)
+
+    def note(self, markup: str) -> None:
+        """Show a line of our own."""
+        self.console.print(f"[bold cyan]phase-bus[/] | {markup}", soft_wrap=True, highlight=False)
+
+    async def on_run_start(self, event: RunStart) -> None:
+        """Show that a run began."""
+        self._runs.append(event.run_id)
+        what = ", ".join(filter(None, (event.producer, *event.models)))
+        self.note(f"run {escape(event.run_id)} started{f': {escape(what)}' if what else ''}")
+
+    async def on_phase_start(self, event: PhaseStart) -> None:
+        """Show that a phase began."""
+        self._phase(event).stats = event.stats
+        self.note(f"{self._title(event)} started")
+        if event.phase.kind == "profiling":
+            self.profiling.set()
+        self._shown_s = time.monotonic()
+
+    async def on_phase_progress(self, event: PhaseProgress) -> None:
+        """Show how far a phase is, from time to time."""
+        self._phase(event).stats = event.stats
+        self._show_from_time_to_time(event)
+
+    async def on_phase_sending_complete(self, event: PhaseSendingComplete) -> None:
+        """Remember the counts."""
+        self._phase(event).stats = event.stats
+
+    async def on_phase_timeout(self, event: PhaseTimeout) -> None:
+        """Show that requests were cut."""
+        self.note(
+            f"[yellow]{self._title(event)} timed out: its grace period is over, "
+            f"{event.requests_cut} requests were cut[/]"
+        )
+
+    async def on_phase_complete(self, event: PhaseComplete) -> None:
+        """Show what came of a phase."""
+        stats = event.stats
+        duration = f" in {stats.duration_s:.1f} s" if stats.duration_s is not None else ""
+        self.note(
+            f"{self._title(event)} complete: {stats.completed} requests, {stats.errors} errors, "
+            f"{stats.cancelled} cancelled{duration}"
+        )
+        self._phases.pop((event.run_id, event.phase.index), None)
+
+    async def on_records(self, event: Records) -> None:
+        """Count requests and keep their latencies until they are shown."""
+        phase = self._phases.get((event.run_id, event.phase.index))
+        if phase is None:
+            return  # records that trail their phase's end
+        batch = RecordBatch(event)
+        phase.records += event.count
+        phase.errors += len(event.errors)
+        for name, parts in phase.latencies_ns.items():
+            if name in batch:
+                parts.append(batch.values(name))
+        self._show_from_time_to_time(event)
+
+    async def on_drop(self, event: Drop) -> None:
+        """Show a loss at once."""
+        what = f"{sum(event.events.values())} events with {event.records} records"
+        self.note(f"[red]{escape(event.source)} dropped {what}: {escape(event.reason)}[/]")
+
+    async def on_run_complete(self, event: RunComplete) -> None:
+        """Show how a run ended."""
+        self.ended[event.run_id] = event
+        reason = f" ({escape(event.reason)})" if event.reason else ""
+        style = _STYLES[event.status]
+        self.note(
+            f"run {escape(event.run_id)} [{style}]{event.status}[/]{reason}: "
+            f"{event.records} records in {sum(event.published.values())} events"
+        )
+        for key in [key for key in self._phases if key[0] == event.run_id]:
+            del self._phases[key]
+
+    async def on_receipt(self, event: Receipt) -> None:
+        """Keep what a consumer says of a run; the last word counts."""
+        self.receipts[event.run_id, event.consumer] = event
+
+    async def on_summary(self, event: Summary) -> None:
+        """Keep a final result for the end."""
+        if "phases" in event.result:
+            self.results[event.run_id] = event.result
+
+    def _phase(self, event: PhaseEvent | Records) -> _Phase:
+        key = (event.run_id, event.phase.index)
+        if key not in self._phases:
+            self._phases[key] = _Phase(event.phase.name)
+        return self._phases[key]
+
+    def _title(self, event: PhaseEvent | Records) -> str:
+        run = f"{event.run_id} " if len(self._runs) > 1 else ""
+        return escape(f"{run}{event.phase.name}")
+
+    def _show_from_time_to_time(self, event: PhaseEvent | Records) -> None:
+        now_s = time.monotonic()
+        elapsed_s = now_s - self._shown_s
+        if elapsed_s < self.every_s:
+            return
+        self._shown_s = now_s
+        phase = self._phase(event)
+        parts = [self._title(event)]
+        progress = phase.stats.progress(time.time_ns())
+        if progress is not None:
+            parts.append(f"{progress:.0%}")
+        done = max(phase.records, phase.stats.completed)
+        parts.append(f"{done:,} requests")
+        if phase.records:
+            parts.append(f"{(phase.records - phase.shown_records) / elapsed_s:,.0f} req/s")
+        for name, label in zip(_LATENCIES, ("latency", "TTFT"), strict=True):
+            if phase.latencies_ns[name]:
+                p50, p99 = np.percentile(np.concatenate(phase.latencies_ns[name]), (50, 99)) / 1e6
+                parts.append(f"{label} p50 {p50:.1f} p99 {p99:.1f} ms")
+                phase.latencies_ns[name].clear()
+        errors = max(phase.errors, phase.stats.errors)
+        parts.append(f"[red]{errors} errors[/]" if errors else "0 errors")
+        phase.shown_records = phase.records
+        self.note("  ".join(parts))

@@ -1,0 +1,175 @@
+"""Publishing past events again on a bus, in their order and at their pace or faster."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from typing import Self
+
+import msgspec
+import zmq
+
+from phase_bus.core.address import Address
+from phase_bus.core.outbox import Message, Outbox
+from phase_bus.core.wire import Header, decode_event, encode_event, parse_topic, topic_of
+from phase_bus.errors import PhaseBusError
+from phase_bus.events import RunComplete
+from phase_bus.journal.history import Past
+from phase_bus.publisher.link import BusLink
+
+_BUFFER_BYTES = 8 << 20  # read ahead of what the bus has acknowledged
+_TURN_EVERY = 64  # events between two looks at the socket, while there is room
+_LINGER_MS = 500
+_LONGEST_IDLE_S = 1.0  # between runs nothing happens, and nobody wants to wait for it
+PATIENCE_S = 30.0
+
+
+class Replayer:
+    """Publishes past events on a bus under a new source id, and waits until the bus has them.
+
+    It has no thread and drops nothing: what the bus does not take, it does not read. Payloads stay as
+    they are, but for the end of a run, whose counts become those of what was published here.
+
+    Args:
+        address: where the bus is.
+        speed: by how much to divide the time between events; None for as fast as the bus takes them.
+        run_id: what to call the run instead.
+        patience_s: how long the bus may acknowledge nothing, in seconds, before it is given up.
+        on_sent: called with the number of events so far.
+
+    Attributes:
+        events: how many events were published.
+        records: how many request records were in them.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        speed: float | None = 1.0,
+        run_id: str | None = None,
+        patience_s: float = PATIENCE_S,
+        on_sent: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.events = 0
+        self.records = 0
+        self._address = address
+        self._speed = speed
+        self._run_id = run_id
+        self._patience_s = patience_s
+        self._on_sent = on_sent
+        self._outbox = Outbox(uuid.uuid4().bytes, _BUFFER_BYTES)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._link = BusLink(self._context, address, self._outbox, "replay", _LINGER_MS)
+        self._topic_seqs: Counter[bytes] = Counter()
+        # By the original publisher: each counts what it published itself.
+        self._published: defaultdict[tuple[bytes, str], Counter[str]] = defaultdict(Counter)
+        self._published_records: Counter[tuple[bytes, str]] = Counter()
+        self._going_on: set[str] = set()
+        self._due_s = 0.0
+        self._last_ns: int | None = None
+        self._next_seq = 1
+        self._moved_s = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def publish(self, events: Iterable[Past]) -> None:
+        """Publish events, and return when the bus has acknowledged all of them.
+
+        Raises:
+            PhaseBusError: the bus takes nothing for longer than the patience lasts; or a run is to get
+                another id, and an event is of a kind that this version cannot write.
+        """
+        for past in events:
+            self._wait_until_due(past)
+            while self._outbox.size_bytes > _BUFFER_BYTES:
+                self._turn(self._patience_s)
+            self._put(past)
+            if self.events % _TURN_EVERY == 0:
+                self._turn(0.0)
+        while len(self._outbox):
+            self._turn(self._patience_s)
+        self._on_sent(self.events)
+
+    def close(self) -> None:
+        """Leave the bus; it ends runs that have not ended."""
+        self._link.close()
+        self._context.term()
+
+    def _put(self, past: Past) -> None:
+        key = past.source, parse_topic(past.topic).run_id
+        topic, payload = self._rewritten(past, key)
+        self._topic_seqs[topic] += 1
+        seq = self._outbox.last_seq + 1
+        header = Header(self._outbox.source, seq, self._topic_seqs[topic], past.records).pack()
+        size_bytes = len(topic) + len(header) + len(payload)
+        self._outbox.restore(Message(seq, (topic, header, payload), size_bytes, past.records))
+        self._published[key][topic.decode()] += 1
+        self._published_records[key] += past.records
+        self.events += 1
+        self.records += past.records
+
+    def _rewritten(self, past: Past, key: tuple[bytes, str]) -> tuple[bytes, bytes]:
+        kind, run_id = parse_topic(past.topic)
+        if kind != RunComplete.kind:
+            self._going_on.add(run_id)
+            if self._run_id is None:
+                return past.topic, past.payload
+        event = decode_event(past.topic, past.payload)
+        if event is None:
+            raise PhaseBusError(
+                f"events of kind {kind!r} are newer than this phase-bus, and cannot be given another run "
+                "id; update phase-bus, or replay without --run-id"
+            )
+        if isinstance(event, RunComplete):
+            self._going_on.discard(run_id)
+            event = msgspec.structs.replace(
+                event,
+                published=dict(self._published.pop(key, {})),
+                records=self._published_records.pop(key, 0),
+            )
+        if self._run_id is not None:
+            event = msgspec.structs.replace(event, run_id=self._run_id)
+        return topic_of(event), encode_event(event)
+
+    # ---- time, and the bus ----
+
+    def _wait_until_due(self, past: Past) -> None:
+        if self._speed is None:
+            return
+        now_s = time.monotonic()
+        if self._last_ns is None:
+            self._due_s = now_s
+        else:
+            distance_s = max(past.ts_ns - self._last_ns, 0) / 1e9 / self._speed
+            self._due_s += distance_s if self._going_on else min(distance_s, _LONGEST_IDLE_S)
+        self._last_ns = past.ts_ns
+        while (left_s := self._due_s - time.monotonic()) > 0:
+            self._turn(left_s)
+
+    def _turn(self, longest_s: float) -> None:
+        """Give the link its turn: send, and wait a while for acknowledgements."""
+        wait_s = min(longest_s, self._link.tick(time.monotonic()))
+        want_write = self._link.send()
+        flags = zmq.POLLIN | (zmq.POLLOUT if want_write else 0)
+        self._link.socket.poll(int(wait_s * 1000) + (wait_s > 0), flags)
+        self._link.receive()
+        self._on_sent(self.events - len(self._outbox))
+        self._check_patience()
+
+    def _check_patience(self) -> None:
+        now_s = time.monotonic()
+        if not len(self._outbox) or self._outbox.next_seq != self._next_seq:
+            self._next_seq, self._moved_s = self._outbox.next_seq, now_s
+        elif now_s - self._moved_s > self._patience_s:
+            raise PhaseBusError(
+                f"the bus at {self._address} has acknowledged nothing for {self._patience_s:g} s; "
+                f"{self.events - len(self._outbox)} events were delivered; see whether it is running and "
+                "its disk has space"
+            )

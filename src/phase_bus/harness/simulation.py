@@ -1,0 +1,205 @@
+"""A synthetic benchmark run, shaped like one of AIPerf's."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from phase_bus.events import (
+    PhaseComplete,
+    PhasePlan,
+    PhaseProgress,
+    PhaseRef,
+    PhasesConfigured,
+    PhaseSendingComplete,
+    PhaseStart,
+    PhaseStats,
+    RunStart,
+)
+from phase_bus.publisher.batcher import RawRecord
+from phase_bus.publisher.publisher import EventPublisher
+
+_CHUNK = 64
+_PENDING_LIMIT = 4096
+_OUTPUT_TOKENS = 64
+
+
+class Simulation:
+    """Publishes a run of made-up requests: lognormal latencies, and errors now and then.
+
+    Args:
+        publisher: where to.
+        run_id: the run's id; a new one by default.
+        requests: requests of the profiling phase.
+        rate: requests a second, 0 for as fast as the publisher delivers.
+        warmup: requests of the warm-up phase, 0 for no such phase.
+        error_rate: the share of requests that fail, 0 to 1.
+        progress_s: seconds between progress events.
+        seed: what the numbers are drawn from.
+        ttft_ms: the median time to the first token.
+        sweep: what the run's start says of the sweep it belongs to: ``sweep_id``, ``trial``, ``label``,
+            ``variation``.
+    """
+
+    def __init__(
+        self,
+        publisher: EventPublisher,
+        *,
+        run_id: str | None = None,
+        requests: int = 2000,
+        rate: float = 500.0,
+        warmup: int = 50,
+        error_rate: float = 0.01,
+        progress_s: float = 0.5,
+        seed: int = 0,
+        ttft_ms: float = 30.0,
+        sweep: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.run_id = run_id or uuid.uuid4().hex[:12]
+        self._publisher = publisher
+        self._rate = rate
+        self._error_rate = error_rate
+        self._progress_s = progress_s
+        self._ttft_ms = ttft_ms
+        self._sweep = dict(sweep or {})
+        self._random = np.random.default_rng(seed)
+        self._phases = [("warmup", warmup)] if warmup else []
+        self._phases.append(("profiling", requests))
+
+    def run(self) -> None:
+        """Publish the whole run; returns when the last event is handed to the publisher.
+
+        Raises:
+            KeyboardInterrupt: the user had enough; the run ends as cancelled.
+        """
+        try:
+            self._run()
+        except KeyboardInterrupt:
+            self._publisher.complete_run(self.run_id, "cancelled", "interrupted")
+            raise
+        self._publisher.complete_run(self.run_id, "completed")
+
+    def _run(self) -> None:
+        publish = self._publisher.publish
+        publish(
+            RunStart(
+                run_id=self.run_id, producer="phase-bus simulate", models=("simulated",), **self._sweep
+            )
+        )
+        refs = [
+            PhaseRef(name, "warmup" if name == "warmup" else "profiling", index)
+            for index, (name, _) in enumerate(self._phases)
+        ]
+        plans = [
+            PhasePlan(phase=ref, expected_requests=count or None)
+            for ref, (_, count) in zip(refs, self._phases, strict=True)
+        ]
+        publish(PhasesConfigured(run_id=self.run_id, phases=tuple(plans)))
+        for ref, (_, count) in zip(refs, self._phases, strict=True):
+            self._run_phase(ref, count)
+
+    def _run_phase(self, ref: PhaseRef, count: int) -> None:
+        publish = self._publisher.publish
+        started_s = shown_s = time.monotonic()
+        stats = PhaseStats(start_ns=time.time_ns(), expected_requests=count or None)
+        publish(PhaseStart(run_id=self.run_id, phase=ref, stats=stats))
+        done = errors = 0
+        while done < count:
+            chunk = min(_CHUNK, count - done)
+            errors += self._publish_records(ref, done, chunk)
+            done += chunk
+            self._pace(started_s, done)
+            stats = msgspec.structs.replace(stats, sent=done, completed=done, errors=errors)
+            if time.monotonic() - shown_s >= self._progress_s:
+                shown_s = time.monotonic()
+                publish(PhaseProgress(run_id=self.run_id, phase=ref, stats=stats))
+        stats = msgspec.structs.replace(stats, sent_end_ns=time.time_ns())
+        publish(PhaseSendingComplete(run_id=self.run_id, phase=ref, stats=stats))
+        stats = msgspec.structs.replace(stats, end_ns=time.time_ns())
+        publish(PhaseComplete(run_id=self.run_id, phase=ref, stats=stats))
+
+    def _pace(self, started_s: float, done: int) -> None:
+        if self._rate:
+            time.sleep(max(0.0, started_s + done / self._rate - time.monotonic()))
+        while self._publisher.pending > _PENDING_LIMIT:  # a simulation may wait; a benchmark may not
+            time.sleep(0.001)
+
+    def _publish_records(self, ref: PhaseRef, first: int, count: int) -> int:
+        """Publish a chunk of records; return how many of them failed."""
+        failed = 0
+        for record in draw_records(
+            self._random,
+            self.run_id,
+            ref,
+            first,
+            count,
+            error_rate=self._error_rate,
+            ttft_ms=self._ttft_ms,
+        ):
+            self._publisher.record(*record)
+            failed += record[-1] is not None
+        return failed
+
+
+def draw_records(
+    random: np.random.Generator,
+    run_id: str,
+    phase: PhaseRef,
+    first: int,
+    count: int,
+    *,
+    error_rate: float = 0.0,
+    ttft_ms: float = 30.0,
+    clock: Callable[[], int] = time.time_ns,
+) -> Iterator[RawRecord]:
+    """Yield made-up requests, as arguments of :meth:`~phase_bus.publisher.publisher.Publisher.record`.
+
+    Args:
+        random: what the numbers are drawn from.
+        run_id: their run.
+        phase: their phase.
+        first: the number of the first one within its phase.
+        count: how many.
+        error_rate: the share that fails, 0 to 1.
+        ttft_ms: the median time to the first token.
+        clock: gives the Unix time in ns at which the next one ends.
+    """
+    failed = random.random(count) < error_rate
+    ttft_ns = random.lognormal(np.log(ttft_ms * 1e6), 0.3, count).astype(np.int64).tolist()
+    itl_ns = random.lognormal(np.log(2e6), 0.2, count).tolist()
+    tokens = random.poisson(_OUTPUT_TOKENS, count).clip(2).tolist()
+    for i in range(count):
+        now_ns = clock()
+        decode_ns = int(itl_ns[i] * (tokens[i] - 1))
+        latency_ns = ttft_ns[i] + decode_ns
+        fields = {
+            "session_num": first + i,
+            "x_request_id": f"{run_id}-{phase.index}-{first + i}",
+            "worker_id": "worker_simulated",
+            "request_start_ns": now_ns - latency_ns,
+            "request_end_ns": now_ns,
+            "was_cancelled": False,
+        }
+        if failed[i]:
+            error = ("Internal Server Error", "simulated", 500)
+            metrics: dict[str, Any] = {"error_request_count": 1, "error_isl": 128}
+            yield run_id, phase, metrics, fields, error
+            continue
+        metrics = {
+            "request_count": 1,
+            "request_latency": latency_ns,
+            "time_to_first_token": ttft_ns[i],
+            "inter_token_latency": decode_ns / (tokens[i] - 1),
+            "input_sequence_length": 128,
+            "output_sequence_length": tokens[i],
+            "output_token_count": tokens[i],
+            "output_token_throughput_per_user": (tokens[i] - 1) / decode_ns * 1e9,
+            "min_request_timestamp": now_ns - latency_ns,
+            "max_response_timestamp": now_ns,
+        }
+        yield run_id, phase, metrics, fields, None

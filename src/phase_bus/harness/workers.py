@@ -1,0 +1,88 @@
+"""Several processes of one consumer: started and ended together, and replaced when they die."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from phase_bus.errors import ConfigError
+from phase_bus.harness.supervisor import Child, describe_exit
+
+_STARTED_S = 1.0  # after this what it prints is shown as it comes
+_LASTED_S = 20.0  # who fails by itself before that has not worked
+_FAILURES = 3  # one after another, after which it is no use
+_STOP_S = 10.0  # sooner than who waits for the pool loses patience
+_WAIT_S = 0.5  # before a dead worker is replaced
+
+
+class WorkerPool:
+    """Keeps a number of workers running.
+
+    The others take over what a worker that dies was working on, until there is another in its place.
+
+    Args:
+        arguments: those of ``phase-bus`` for one worker.
+        workers: how many.
+        say: told each line that the workers print, with the worker's name, and of deaths with ``""``.
+    """
+
+    def __init__(self, arguments: Sequence[str], workers: int, say: Callable[[str, str], None]) -> None:
+        self._arguments = arguments
+        self._workers = workers
+        self._say = say
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """Ask :meth:`run` to let the workers finish. Call it from the event loop."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Run the workers until asked to stop.
+
+        Raises:
+            ConfigError: one cannot start; the others are ended.
+        """
+        stopping = asyncio.create_task(self._stop.wait())
+        names = [f"worker {number}" for number in range(1, self._workers + 1)]
+        tasks = [asyncio.create_task(self._keep_running(name, stopping)) for name in names]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            self.stop()
+            await asyncio.wait(tasks)
+            await stopping
+        for task in done:
+            task.result()
+
+    async def _keep_running(self, name: str, stopping: asyncio.Task[bool]) -> None:
+        failures = 0
+        while not stopping.done():
+            started_s = time.monotonic()
+            child = Child(name, self._arguments, self._say, _STOP_S)
+            await child.start()
+            failure = await self._watch(child, stopping)
+            if failure is None:
+                return
+            by_itself = child.returncode is not None and child.returncode > 0
+            failures = failures + 1 if by_itself and time.monotonic() - started_s < _LASTED_S else 0
+            if child.returncode == 2 or failures == _FAILURES:
+                raise ConfigError(failure)
+            self._say("", f"{name} {describe_exit(child.returncode)}; starting another in its place")
+            await asyncio.wait((stopping,), timeout=_WAIT_S)
+
+    async def _watch(self, child: Child, stopping: asyncio.Task[bool]) -> str | None:
+        """Wait for a worker's end; return why it ended, None if it was asked to."""
+        ended = asyncio.create_task(child.wait())
+        up = asyncio.create_task(asyncio.sleep(_STARTED_S))
+        try:
+            await asyncio.wait((ended, up, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if up.done():
+                child.speak()
+            await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
+            return await child.failure() if ended.done() and not stopping.done() else None
+        finally:
+            up.cancel()
+            if not await child.stop():
+                self._say("", f"{child.name} did not finish in time and was killed")
+            await ended

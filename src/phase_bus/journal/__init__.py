@@ -1,0 +1,1 @@
+"""The bus's durable, ordered log of events: written by the bus, read by everybody."""

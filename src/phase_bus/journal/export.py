@@ -1,0 +1,98 @@
+"""A journal's events as files for other programs, whatever their number."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from phase_bus.core.records import to_plain
+from phase_bus.core.wire import decode_event
+from phase_bus.errors import ConfigError
+from phase_bus.events import Event, Records
+from phase_bus.journal.history import read_entries
+from phase_bus.journal.reader import JournalReader
+
+
+def export_jsonl(reader: JournalReader, run_id: str | None, output: Path | None) -> int:
+    """Write all events as lines of JSON to a file, or to standard output; return their number.
+
+    Raises:
+        JournalError, WireError: the journal cannot be read.
+        ConfigError: the file cannot be written.
+    """
+    if output is None:
+        return _write_lines(reader, run_id, sys.stdout.buffer)
+    with _whole(output) as path, path.open("wb") as file:
+        return _write_lines(reader, run_id, file)
+
+
+def export_parquet(reader: JournalReader, run_id: str | None, output: Path) -> int:
+    """Write all request records as rows of a Parquet file; return their number.
+
+    Raises:
+        JournalError, WireError: the journal cannot be read.
+        ConfigError: pyarrow is not installed, or the file cannot be written.
+    """
+    try:
+        from phase_bus.journal.parquet import RecordSchema, write_parquet
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--format parquet: {error}") from error
+    columns = RecordSchema()
+    # Two passes over the same: a bus may be adding to it.
+    until = reader.head.offset
+    for event in _records(reader, run_id, until):
+        columns.look_at(event)
+    with _whole(output) as path:
+        return write_parquet(path, columns.schema, _records(reader, run_id, until))
+
+
+def _write_lines(reader: JournalReader, run_id: str | None, file: BinaryIO) -> int:
+    encode = msgspec.json.Encoder().encode
+    count = 0
+    for event in _events(reader, run_id):
+        file.write(encode(to_plain(event)) + b"\n")
+        count += 1
+    file.flush()
+    return count
+
+
+def _events(reader: JournalReader, run_id: str | None, until: int | None = None) -> Iterator[Event]:
+    unknown = 0
+    for entry in read_entries(reader, run_id, until):
+        event = decode_event(entry.topic, entry.payload)
+        if event is not None:
+            yield event
+        else:
+            unknown += 1
+    if unknown:
+        print(
+            f"phase-bus: {unknown} events are of kinds newer than this phase-bus, and were left out",
+            file=sys.stderr,
+        )
+
+
+def _records(reader: JournalReader, run_id: str | None, until: int) -> Iterator[Records]:
+    return (event for event in _events(reader, run_id, until) if isinstance(event, Records))
+
+
+@contextmanager
+def _whole(output: Path) -> Iterator[Path]:
+    """Give a path to write to; at the end, and only without an error, the file is there in whole."""
+    aside = output if output.exists() and not output.is_file() else output.with_name(f"{output.name}.part")
+    try:
+        yield aside
+        if aside != output:
+            os.replace(aside, output)  # noqa: PTH105 - the rename is the point
+    except OSError as error:
+        raise ConfigError(
+            f"--output {str(output)!r}: cannot be written ({error.strerror or error}); give another file"
+        ) from error
+    finally:
+        if aside != output:
+            aside.unlink(missing_ok=True)

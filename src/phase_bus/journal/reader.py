@@ -1,0 +1,310 @@
+"""Reading a journal, in the bus or beside it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Self, TypeVar
+
+from phase_bus.core.wire import NO_PARTITION, decode_event
+from phase_bus.events import EventBase, Receipt, RunStart
+from phase_bus.journal.files import FILE_NAME, failing_clearly, open_for_reading, size_on_disk
+from phase_bus.journal.rows import Checkpoint, DeadLetter, Entry, Head, JournalInfo, RunRow
+from phase_bus.journal.verify import find_problems
+
+# CROSS JOIN keeps SQLite from turning the join around: events come in order, none is sorted.
+_READ = """
+SELECT e.offset, s.topic, e.header, e.payload, s.run_id, s.kind, s.source, e.source_seq, e.records,
+    e.event_number, e.ts_ns
+FROM events AS e {index} CROSS JOIN streams AS s ON s.id = e.stream
+WHERE e.offset > ? AND e.offset <= ? {where} ORDER BY e.offset LIMIT ?
+"""
+_RUNS = """
+SELECT r.run_id, r.status, r.started_ns, r.ended_ns, total(s.events), total(s.records),
+    total(s.size_bytes), r.publisher
+FROM runs AS r LEFT JOIN streams AS s ON s.run_id = r.run_id WHERE NOT r.pruning
+GROUP BY r.run_id ORDER BY r.started_ns, r.rowid
+"""
+_DEAD_LETTERS = (
+    "SELECT id, consumer, offset, run_id, kind, error, traceback, ts_ns, attempts FROM dead_letters"
+)
+_BY_PARTITION = "INDEXED BY events_by_partition"
+_NO_END = 2**63 - 1
+
+_E = TypeVar("_E", bound=EventBase)
+
+
+class JournalReader:
+    """A journal to read from, while a bus writes it or after.
+
+    Use it from one thread at a time. What it returns is as of the moment of the call.
+
+    Args:
+        path: the file, or the directory it is in.
+        connection: what to read by; without one it opens one that cannot write.
+
+    Raises:
+        JournalError: there is no journal, or none that can be read. Every method may raise it too.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection | None = None) -> None:
+        self.path = path / FILE_NAME if path.is_dir() else path
+        self._db = connection or open_for_reading(self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. Doing so twice does no harm."""
+        self._db.close()
+
+    # ---- events ----
+
+    @property
+    def head(self) -> Head:
+        """How far the journal has come."""
+        with failing_clearly(self.path):
+            return self._read_head()
+
+    @property
+    def journal_id(self) -> str:
+        """32 hex digits that tell this journal, and so its offsets, from every other."""
+        with failing_clearly(self.path):
+            (journal_id,) = self._db.execute("SELECT journal_id FROM past").fetchone()
+        return str(journal_id)
+
+    def topics(self, run_id: str) -> list[tuple[bytes, bytes, int]]:
+        """Return topic, source and number of events of each of a run's topics."""
+        with failing_clearly(self.path):
+            return self._db.execute(
+                "SELECT topic, source, events FROM streams WHERE run_id = ?", (run_id,)
+            ).fetchall()
+
+    def _read_head(self) -> Head:
+        # Numbers never go down, so the greater one of what is here and what was pruned is the latest.
+        last = "SELECT offset, event_number FROM events ORDER BY offset DESC LIMIT 1"
+        past = "SELECT offset, event_number FROM past"
+        row = self._db.execute(
+            f"SELECT * FROM (SELECT * FROM ({last}) UNION ALL {past}) ORDER BY offset DESC LIMIT 1"
+        ).fetchone()
+        return Head(*row) if row else Head(0, 0)
+
+    def read(
+        self,
+        after_offset: int,
+        *,
+        records: bool,
+        partition: int | None = None,
+        limit_bytes: int = 1 << 20,
+        limit: int = 1000,
+        run_id: str | None = None,
+        until: int | None = None,
+    ) -> list[Entry]:
+        """Return the next events after an offset, in order; none means that there are none.
+
+        Args:
+            after_offset: the last offset that is not wanted.
+            records: whether batches of request records are wanted too.
+            partition: only the records of this partition.
+            limit_bytes: the size of their frames at most; a single larger event comes all the same.
+            limit: the number of events at most.
+            run_id: only those of this run.
+            until: the last offset that is wanted.
+        """
+        last = _NO_END if until is None else until
+        with failing_clearly(self.path):
+            if run_id is not None:
+                first, last_of_run = self._range(run_id)
+                after_offset, last = max(after_offset, first - 1), min(last, last_of_run)
+            parameters: list[int | str] = [after_offset, last]
+            index = where = ""
+            if partition is not None or not records:
+                index, where = _BY_PARTITION, "AND e.partition = ?"
+                parameters.append(NO_PARTITION if partition is None else partition)
+            if run_id is not None:
+                where += " AND s.run_id = ?"
+                parameters.append(run_id)
+            parameters.append(limit)
+            sql = _READ.format(index=index, where=where)
+            return _up_to(self._db.execute(sql, parameters), limit_bytes)
+
+    def of_kind(self, run_id: str, kind: str) -> list[Entry]:
+        """Return all events of one kind, records excepted, of a run."""
+        with failing_clearly(self.path):
+            where = "AND e.partition = ? AND s.run_id = ? AND s.kind = ?"
+            sql = _READ.format(index=_BY_PARTITION, where=where)
+            first, last = self._range(run_id)
+            rows = self._db.execute(sql, (first - 1, last, NO_PARTITION, run_id, kind, -1))
+            return [Entry._make(row) for row in rows]
+
+    def receipts(self, run_id: str) -> list[Receipt]:
+        """Return what the consumers said of a run, in the order in which they said it.
+
+        Raises:
+            WireError: one cannot be decoded.
+        """
+        return self.events(run_id, Receipt)
+
+    def run_start(self, run_id: str) -> RunStart | None:
+        """Return the start of a run, None if it is not here.
+
+        Raises:
+            WireError: it cannot be decoded.
+        """
+        return next(iter(self.events(run_id, RunStart)), None)
+
+    def events(self, run_id: str, kind: type[_E]) -> list[_E]:
+        """Return all events of one kind, records excepted, of a run, in order.
+
+        Raises:
+            WireError: one cannot be decoded.
+        """
+        events = [decode_event(e.topic, e.payload) for e in self.of_kind(run_id, kind.kind)]
+        return [event for event in events if isinstance(event, kind)]
+
+    def _range(self, run_id: str) -> tuple[int, int]:
+        """Return a run's first and last offset."""
+        first, last = self._db.execute(
+            "SELECT min(first_offset), max(last_offset) FROM streams WHERE run_id = ?", (run_id,)
+        ).fetchone()
+        return first or 0, last or 0
+
+    def last_offsets(self) -> dict[int, int]:
+        """Return the last offset in each partition of the records, as far as they are here."""
+        with failing_clearly(self.path):
+            rows = self._db.execute(
+                "SELECT partition, max(offset) FROM events GROUP BY partition"
+            ).fetchall()
+        return {partition: offset for partition, offset in rows if partition != NO_PARTITION}
+
+    def last_seqs(self) -> dict[bytes, int]:
+        """Return the last sequence of each source, by which a repetition is recognised."""
+        with failing_clearly(self.path):
+            return dict(
+                self._db.execute(
+                    "SELECT source, max(last_seq) FROM (SELECT source, last_seq FROM streams"
+                    " UNION ALL SELECT source, last_seq FROM past_sources) GROUP BY source"
+                )
+            )
+
+    # ---- consumers ----
+
+    def checkpoint(self, consumer: str) -> Checkpoint | None:
+        """Return how far a consumer has come, None if it never said."""
+        with failing_clearly(self.path):
+            row = self._db.execute(
+                "SELECT offset, state FROM checkpoints WHERE consumer = ?", (consumer,)
+            ).fetchone()
+        return Checkpoint(*row) if row else None
+
+    def group_checkpoints(self, group: str, after: Mapping[int, int]) -> Iterator[tuple[int, Checkpoint]]:
+        """Yield how far the partitions of a group have come, in their order.
+
+        Args:
+            group: the group's name.
+            after: by partition the offset that is known already: leave out what is not beyond it.
+        """
+        with failing_clearly(self.path):
+            found = self._db.execute(
+                "SELECT consumer, offset FROM checkpoints WHERE consumer > ? AND consumer < ?"
+                " ORDER BY length(consumer), consumer",
+                (f"{group}/", f"{group}0"),  # 0 follows on / in ASCII
+            ).fetchall()
+        for consumer, offset in found:
+            number = consumer.removeprefix(f"{group}/")
+            if number.isdigit() and offset > after.get(int(number), -1):
+                kept = self.checkpoint(consumer)
+                if kept is not None:
+                    yield int(number), kept
+
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        """Return how far each consumer has come."""
+        with failing_clearly(self.path):
+            rows = self._db.execute("SELECT consumer, offset, state FROM checkpoints ORDER BY consumer")
+            return {consumer: Checkpoint(offset, state) for consumer, offset, state in rows}
+
+    def dead_letters(self, consumer: str | None = None) -> list[DeadLetter]:
+        """Return what was set aside, by one consumer or group or by all, the oldest first."""
+        of_group = "substr(consumer, 1, length(?1) + 1) = ?1 || '/'"
+        sql = f"{_DEAD_LETTERS} WHERE ?1 IS NULL OR consumer = ?1 OR {of_group} ORDER BY id"
+        return self._dead_letters(sql, consumer)
+
+    def dead_letter(self, letter_id: int) -> DeadLetter | None:
+        """Return one that was set aside, None if there is none of this number."""
+        found = self._dead_letters(f"{_DEAD_LETTERS} WHERE id = ?", letter_id)
+        return found[0] if found else None
+
+    def _dead_letters(self, sql: str, parameter: object) -> list[DeadLetter]:
+        names = DeadLetter.__struct_fields__
+        with failing_clearly(self.path):
+            rows = self._db.execute(sql, (parameter,))
+            return [DeadLetter(**dict(zip(names, row, strict=True))) for row in rows]
+
+    # ---- the whole ----
+
+    def runs(self) -> list[RunRow]:
+        """Return all runs, the oldest first."""
+        with failing_clearly(self.path):
+            return [
+                RunRow(
+                    run_id=run_id,
+                    status=status,
+                    started_ns=started_ns,
+                    ended_ns=ended_ns,
+                    events=int(events),
+                    records=int(records),
+                    size_bytes=int(size_bytes),
+                    publisher=publisher,
+                )
+                for (
+                    run_id,
+                    status,
+                    started_ns,
+                    ended_ns,
+                    events,
+                    records,
+                    size_bytes,
+                    publisher,
+                ) in self._db.execute(_RUNS)
+            ]
+
+    def info(self) -> JournalInfo:
+        """Return what there is to say of the journal at a glance."""
+        with failing_clearly(self.path):
+            events, records = self._db.execute(
+                "SELECT coalesce(sum(events), 0), coalesce(sum(records), 0) FROM streams"
+            ).fetchone()
+            (runs,) = self._db.execute("SELECT count(*) FROM runs WHERE NOT pruning").fetchone()
+            oldest = self._db.execute("SELECT ts_ns FROM events ORDER BY offset LIMIT 1").fetchone()
+            positions = dict(self._db.execute("SELECT consumer, offset FROM checkpoints"))
+            return JournalInfo(
+                path=str(self.path),
+                size_bytes=size_on_disk(self.path),
+                events=events,
+                records=records,
+                runs=runs,
+                head=self._read_head(),
+                oldest_ts_ns=oldest[0] if oldest else None,
+                checkpoints=positions,
+            )
+
+    def verify(self) -> list[str]:
+        """Read everything, and return what is wrong, naming offsets; nothing means that all is well."""
+        return find_problems(self._db)
+
+
+def _up_to(rows: sqlite3.Cursor, limit_bytes: int) -> list[Entry]:
+    entries: list[Entry] = []
+    size_bytes = 0
+    for row in rows:
+        entry = Entry._make(row)
+        size_bytes += len(entry.topic) + len(entry.header) + len(entry.payload)
+        if entries and size_bytes > limit_bytes:
+            rows.close()  # what is read no further must not keep the log from being reused
+            break
+        entries.append(entry)
+    return entries

@@ -1,0 +1,156 @@
+"""What goes into a journal and comes out of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from phase_bus.core.control import EVENTS
+
+
+class Entry(NamedTuple):
+    """An event in the journal.
+
+    Attributes:
+        offset: its place, from 1.
+        topic: the topic frame.
+        header: the header frame, which the journal does not look into.
+        payload: the payload frame.
+        run_id: the run it belongs to.
+        kind: its kind.
+        source: 16 bytes that name its publisher.
+        source_seq: its number among all of its source.
+        records: how many request records are in it.
+        event_number: how many events that are no records the journal has had, up to and including it.
+        ts_ns: Unix time in ns when the bus took it in.
+    """
+
+    offset: int
+    topic: bytes
+    header: bytes
+    payload: bytes
+    run_id: str
+    kind: str
+    source: bytes
+    source_seq: int
+    records: int
+    event_number: int
+    ts_ns: int
+
+
+class Head(NamedTuple):
+    """How far the journal has come: the last event's offset and event number, 0 before the first."""
+
+    offset: int
+    event_number: int
+
+
+def checkpoint_name(group: str, share: int) -> str:
+    """Return the name under which the checkpoint of one share of a consumer group is kept."""
+    return f"{group}/events" if share == EVENTS else f"{group}/{share:02d}"
+
+
+def parse_checkpoint_name(name: str) -> tuple[str, int | None]:
+    """Return the group and share of a checkpoint's name, or a consumer's own name and None."""
+    group, slash, share = name.rpartition("/")
+    if slash and share == "events":
+        return group, EVENTS
+    if slash and share.isdecimal():
+        return group, int(share)
+    return name, None
+
+
+class Checkpoint(NamedTuple):
+    """The offset up to which a consumer has finished, and its state there if it has one."""
+
+    offset: int
+    state: bytes | None
+
+
+class DeadLetter(Struct, frozen=True, kw_only=True):
+    """An event that a consumer's handler failed on, set aside.
+
+    Attributes:
+        id: its number, never used again.
+        consumer: whose handler failed.
+        offset: the event's place in the journal.
+        run_id: the event's run.
+        kind: the event's kind.
+        error: the exception in one line.
+        traceback: its traceback.
+        ts_ns: Unix time in ns when it was set aside.
+        attempts: how often the handler was tried.
+    """
+
+    id: int
+    consumer: str
+    offset: int
+    run_id: str
+    kind: str
+    error: str
+    traceback: str
+    ts_ns: int
+    attempts: int
+
+
+class RunRow(Struct, frozen=True, kw_only=True):
+    """A run in the journal.
+
+    Attributes:
+        run_id: which run.
+        status: ``running``, how it ended, or ``unknown`` if only what consumers said of it is here.
+        started_ns: Unix time in ns of its start.
+        ended_ns: Unix time in ns of its end, None while it is going on.
+        events: how many events of it are here, from its publisher and from consumers.
+        records: how many request records are in them.
+        size_bytes: the size of their frames.
+        publisher: what a person calls its publisher.
+    """
+
+    run_id: str
+    status: str
+    started_ns: int
+    ended_ns: int | None
+    events: int
+    records: int
+    size_bytes: int
+    publisher: str
+
+
+class JournalInfo(Struct, frozen=True, kw_only=True):
+    """A journal at a glance.
+
+    Attributes:
+        path: its file.
+        size_bytes: what it takes on the disk, the write-ahead log included.
+        events: how many events it holds.
+        records: how many request records are in them.
+        runs: how many runs it holds.
+        head: how far it has come.
+        oldest_ts_ns: when its first event was taken in, None if there is none.
+        checkpoints: each consumer's position.
+    """
+
+    path: str
+    size_bytes: int
+    events: int
+    records: int
+    runs: int
+    head: Head
+    oldest_ts_ns: int | None
+    checkpoints: dict[str, int]
+
+
+class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much a journal keeps. The oldest finished runs go first; one that is going on never goes.
+
+    Attributes:
+        max_bytes: the size of the file, free pages left out.
+        max_age_s: seconds since a run's end.
+        max_runs: the number of runs, those going on included.
+    """
+
+    max_bytes: int = 4 << 30
+    max_age_s: float = 30 * 86400.0
+    max_runs: int = 200

@@ -1,0 +1,407 @@
+"""The bus's durable, ordered log of events, with what consumers and runs need kept beside it."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from phase_bus.core.wire import NO_PARTITION, partition_of
+from phase_bus.errors import JournalError
+from phase_bus.events import BEGIN_NO_RUN
+from phase_bus.journal.checkpointer import Merger
+from phase_bus.journal.files import (
+    FILE_NAME,
+    event_crc,
+    failing_clearly,
+    lock,
+    open_for_merging,
+    open_for_writing,
+    page_bytes,
+    stream_crc,
+    used_bytes,
+    vacuum,
+)
+from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.rows import (
+    Checkpoint,
+    DeadLetter,
+    Entry,
+    Head,
+    JournalInfo,
+    Limits,
+    RunRow,
+)
+
+__all__ = [
+    "Checkpoint",
+    "DeadLetter",
+    "Entry",
+    "Head",
+    "Journal",
+    "JournalInfo",
+    "JournalReader",
+    "Limits",
+    "RunRow",
+]
+
+RUNNING = "running"
+UNKNOWN = "unknown"
+
+_PRUNED_AT_ONCE = 500  # offsets in one transaction
+_VACUUMED_AT_ONCE = 1000  # pages in one transaction
+_PAGES_AT_LEAST = 4  # that a transaction writes
+
+_INSERT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_COUNT = (
+    "UPDATE streams SET events = events + ?, records = records + ?, size_bytes = size_bytes + ?,"
+    " last_seq = ?, last_offset = ? WHERE id = ?"
+)
+_BEGIN_RUN = """
+INSERT INTO runs (run_id, status, started_ns, ended_ns) VALUES (?, ?, ?, ?)
+ON CONFLICT (run_id) DO UPDATE SET status = excluded.status, ended_ns = excluded.ended_ns
+WHERE status = 'unknown' AND excluded.status = 'running'
+"""
+_NOTE_RUN = """
+INSERT INTO runs (run_id, status, started_ns, ended_ns, publisher) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (run_id) DO UPDATE SET status = excluded.status, started_ns = excluded.started_ns,
+    ended_ns = excluded.ended_ns, publisher = excluded.publisher
+"""
+_COMMIT = """
+INSERT INTO checkpoints VALUES (?, ?, ?)
+ON CONFLICT (consumer) DO UPDATE SET offset = excluded.offset, state = excluded.state
+"""
+_ADD_DEAD_LETTER = """
+INSERT INTO dead_letters (consumer, offset, run_id, kind, error, traceback, ts_ns, attempts)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (consumer, offset) DO UPDATE SET error = excluded.error, traceback = excluded.traceback,
+    ts_ns = excluded.ts_ns, attempts = excluded.attempts
+"""
+_KEEP_SEQS = """
+INSERT INTO past_sources SELECT source, max(last_seq), ? FROM streams WHERE run_id = ? GROUP BY source
+ON CONFLICT (source) DO UPDATE SET ts_ns = excluded.ts_ns, last_seq = max(last_seq, excluded.last_seq)
+"""
+
+
+class _Stream(NamedTuple):
+    """What is common to the events of one topic from one source."""
+
+    id: int
+    crc: int
+    partition: int
+
+
+class Journal(JournalReader):
+    """The bus's durable, ordered log: append, read on from an offset, prune whole runs.
+
+    It is a SQLite file in WAL mode with ``synchronous=NORMAL``: what was appended survives any kill of
+    the process. A power cut may lose the last moments, but never damages the file. One bus has it
+    at a time; others read it by :class:`JournalReader`. Use it from one thread at a time.
+
+    Args:
+        directory: where ``journal.sqlite`` is; made if it is not there.
+        limits: how much :meth:`prune` leaves.
+
+    Raises:
+        JournalError: it cannot be written, is damaged, or another bus has it. Every method may raise it
+            too, a full disk for instance; nothing has changed then.
+    """
+
+    def __init__(self, directory: Path, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        path = directory / FILE_NAME
+        self._lock = lock(directory)
+        try:
+            super().__init__(path, open_for_writing(path))
+            try:
+                with failing_clearly(path):
+                    self._head = self._read_head()
+                    self._streams: dict[tuple[bytes, bytes], _Stream] = {}
+                    self._inode = path.stat().st_ino
+                    self._page_bytes = page_bytes(self._db)
+                    self._merger = Merger(open_for_merging(path), str(path))
+                    self._written_bytes = 0  # by the transaction that is going on, about
+            except BaseException:
+                self._db.close()
+                raise
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file and let others have it. Doing so twice does no harm."""
+        self._merger.close()
+        super().close()
+        self._lock.close()
+
+    @property
+    def head(self) -> Head:
+        """How far the journal has come; it never goes back, and pruning leaves it."""
+        return self._head
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make what is done inside one change: all of it is kept, or nothing.
+
+        Every method that writes is a transaction of its own, or joins the one it is called in. Leave an
+        error inside to it: what it interrupted is undone.
+        """
+        if self._db.in_transaction:
+            yield
+            return
+        head = self._head
+        with failing_clearly(self.path):
+            self._check_in_place()
+            self._merger.begin()
+            self._written_bytes = _PAGES_AT_LEAST * self._page_bytes
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # SQLite has rolled back by itself after some errors
+                    self._db.execute("ROLLBACK")
+                self._head = head
+                self._streams.clear()
+                raise
+            self._merger.committed(self._written_bytes)
+
+    def _check_in_place(self) -> None:
+        # SQLite would go on writing to a file that nobody can find any more.
+        try:
+            if self.path.stat().st_ino == self._inode:
+                return
+        except OSError:
+            pass
+        raise JournalError(
+            self.path, "was moved or deleted while the bus had it open", "start the bus again"
+        )
+
+    # ---- events ----
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Add events, all or none. Once this returns they may be acknowledged.
+
+        Raises:
+            ValueError: an offset or event number does not go on from :attr:`head`.
+        """
+        with self.transaction():
+            offset, event_number = self._head
+            rows = []
+            counts: dict[int, list[int]] = {}
+            for entry in entries:
+                stream = self._stream(entry)
+                offset += 1
+                event_number += stream.partition == NO_PARTITION
+                if entry.offset != offset or entry.event_number != event_number:
+                    raise ValueError(
+                        f"offset {entry.offset}, event number {entry.event_number} instead of "
+                        f"{offset}, {event_number}"
+                    )
+                rows.append(_row(entry, stream))
+                _count(counts.setdefault(stream.id, [0, 0, 0, 0, 0]), entry)
+            self._db.executemany(_INSERT_EVENT, rows)
+            self._db.executemany(_COUNT, [(*count, id_) for id_, count in counts.items()])
+            self._head = Head(offset, event_number)
+            self._written_bytes += sum(count[2] for count in counts.values())
+
+    def _stream(self, entry: Entry) -> _Stream:
+        key = (entry.topic, entry.source)
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = self._find_stream(entry)
+        return stream
+
+    def _find_stream(self, entry: Entry) -> _Stream:
+        """Return the stream of an event, which begins it, and maybe a run, if it is the first."""
+        find = "SELECT id FROM streams WHERE topic = ? AND source = ?"
+        row = self._db.execute(find, (entry.topic, entry.source)).fetchone()
+        if row is None:
+            orphan = entry.kind in BEGIN_NO_RUN
+            status, ended_ns = (UNKNOWN, entry.ts_ns) if orphan else (RUNNING, None)
+            self._db.execute(_BEGIN_RUN, (entry.run_id, status, entry.ts_ns, ended_ns))
+            row = self._db.execute(
+                "INSERT INTO streams (topic, source, run_id, kind, first_offset) VALUES (?, ?, ?, ?, ?)",
+                (entry.topic, entry.source, entry.run_id, entry.kind, entry.offset),
+            )
+            row = (row.lastrowid,)
+        crc = stream_crc(entry.topic, entry.source, entry.run_id, entry.kind)
+        return _Stream(row[0], crc, partition_of(entry.topic))
+
+    # ---- consumers ----
+
+    def commit(self, consumer: str, offset: int, state: bytes | None = None) -> None:
+        """Keep how far a consumer has come, and its state there, instead of what it said before."""
+        with self.transaction():
+            self._db.execute(_COMMIT, (consumer, offset, state))
+            self._written_bytes += len(state or b"")
+
+    def add_dead_letter(
+        self,
+        *,
+        consumer: str,
+        offset: int,
+        run_id: str,
+        kind: str,
+        error: str,
+        traceback: str,
+        ts_ns: int,
+        attempts: int,
+    ) -> int:
+        """Set an event aside that a handler failed on; return the dead letter's number.
+
+        A consumer that does so again with the same event changes its first dead letter.
+        """
+        with self.transaction():
+            self._db.execute(
+                _ADD_DEAD_LETTER, (consumer, offset, run_id, kind, error, traceback, ts_ns, attempts)
+            )
+            (letter_id,) = self._db.execute(
+                "SELECT id FROM dead_letters WHERE consumer = ? AND offset = ?", (consumer, offset)
+            ).fetchone()
+        return int(letter_id)
+
+    def remove_dead_letter(self, letter_id: int) -> bool:
+        """Forget a dead letter; return whether there was one of this number."""
+        with self.transaction():
+            return self._db.execute("DELETE FROM dead_letters WHERE id = ?", (letter_id,)).rowcount > 0
+
+    def settle_dead_letter(self, letter_id: int, saved: bytes | None) -> bool:
+        """Forget a dead letter that was handled after all; return whether there was one of this number.
+
+        Args:
+            letter_id: its number.
+            saved: the consumer's state with it, to be kept at the position where it is; None if it has
+                none.
+        """
+        with self.transaction():
+            letter = self.dead_letter(letter_id)
+            kept = None if letter is None else self.checkpoint(letter.consumer)
+            if letter is not None and kept is not None and saved is not None:
+                self.commit(letter.consumer, kept.offset, saved)
+            return self.remove_dead_letter(letter_id)
+
+    # ---- runs ----
+
+    def note_run(
+        self, run_id: str, status: str, started_ns: int, ended_ns: int | None, publisher: str
+    ) -> None:
+        """Keep how a run is; any status but ``running`` means that it is over and may be pruned."""
+        with self.transaction():
+            self._db.execute(_NOTE_RUN, (run_id, status, started_ns, ended_ns, publisher))
+
+    def prune(self, now_ns: int, budget_s: float = math.inf) -> list[str]:
+        """Delete the oldest finished runs until the limits hold, and give the space back to the disk.
+
+        A run goes with its events, summaries, receipts and dead letters, whether or not every consumer
+        has read it. This works in small transactions; one that ``budget_s`` interrupts in the middle
+        of a run is taken up by the next call, also after a restart.
+
+        Args:
+            now_ns: Unix time in ns.
+            budget_s: seconds after which to return, whatever is left to do.
+
+        Returns:
+            The ids of the runs that are gone now.
+        """
+        deadline_s = time.monotonic() + budget_s
+        gone = []
+        with failing_clearly(self.path):
+            while (run_id := self._next_to_prune(now_ns)) is not None:
+                if not self._delete_events(run_id, deadline_s):
+                    break
+                self._delete_run(run_id, now_ns)
+                gone.append(run_id)
+            self._forget_sources(now_ns)
+            while time.monotonic() < deadline_s and self._vacuum():
+                pass
+        return gone
+
+    def _vacuum(self) -> bool:
+        """Give some unused pages back to the disk; return whether there were any."""
+        self._merger.begin()
+        done = vacuum(self._db, _VACUUMED_AT_ONCE)
+        if done:
+            self._merger.committed(_VACUUMED_AT_ONCE * self._page_bytes)
+        return done
+
+    def _next_to_prune(self, now_ns: int) -> str | None:
+        half_gone = self._db.execute("SELECT run_id FROM runs WHERE pruning LIMIT 1").fetchone()
+        if half_gone:
+            return str(half_gone[0])
+        (runs,) = self._db.execute("SELECT count(*) FROM runs").fetchone()
+        oldest = self._db.execute(
+            "SELECT run_id, coalesce(ended_ns, started_ns) AS over_ns FROM runs WHERE status <> ?"
+            " ORDER BY over_ns, rowid LIMIT 1",
+            (RUNNING,),
+        ).fetchone()
+        if oldest is None:
+            return None
+        run_id, over_ns = oldest
+        too_much = (
+            runs > self.limits.max_runs
+            or now_ns - over_ns > self.limits.max_age_s * 1e9
+            or used_bytes(self._db) > self.limits.max_bytes
+        )
+        return str(run_id) if too_much else None
+
+    def _delete_events(self, run_id: str, deadline_s: float) -> bool:
+        """Delete a run's events; return whether there was time for all."""
+        with self.transaction():
+            self._db.execute("UPDATE runs SET pruning = 1 WHERE run_id = ?", (run_id,))
+        first, last = self._range(run_id)
+        while (start := self._offset_from(first)) is not None and start <= last:
+            if time.monotonic() >= deadline_s:
+                return False
+            first = start + _PRUNED_AT_ONCE
+            with self.transaction():
+                deleted = self._db.execute(
+                    "DELETE FROM events WHERE offset BETWEEN ? AND ?"
+                    " AND stream IN (SELECT id FROM streams WHERE run_id = ?)",
+                    (start, min(first - 1, last), run_id),
+                ).rowcount
+                self._db.execute(
+                    "UPDATE past SET offset = ?, event_number = ?, pruned = pruned + ?",
+                    (*self._head, deleted),
+                )
+                self._written_bytes += deleted * self._page_bytes
+        return True
+
+    def _offset_from(self, offset: int) -> int | None:
+        """Return the first offset that is here, from a given one on."""
+        row = self._db.execute(
+            "SELECT offset FROM events WHERE offset >= ? ORDER BY offset LIMIT 1", (offset,)
+        ).fetchone()
+        return int(row[0]) if row else None
+
+    def _delete_run(self, run_id: str, now_ns: int) -> None:
+        with self.transaction():
+            self._db.execute(_KEEP_SEQS, (now_ns, run_id))
+            for table in ("streams", "dead_letters", "runs"):
+                self._db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
+        self._streams.clear()
+
+    def _forget_sources(self, now_ns: int) -> None:
+        with self.transaction():
+            self._db.execute(
+                "DELETE FROM past_sources WHERE ts_ns < ?", (now_ns - int(self.limits.max_age_s * 1e9),)
+            )
+
+
+def _row(entry: Entry, stream: _Stream) -> tuple[object, ...]:
+    numbers = (entry.offset, entry.source_seq, entry.records, entry.event_number, entry.ts_ns)
+    crc = event_crc(stream.crc, numbers, entry.header, entry.payload)
+    offset, *between = numbers
+    return (offset, stream.id, stream.partition, *between, crc, entry.header, entry.payload)
+
+
+def _count(count: list[int], entry: Entry) -> None:
+    count[0] += 1
+    count[1] += entry.records
+    count[2] += len(entry.topic) + len(entry.header) + len(entry.payload)
+    count[3] = entry.source_seq
+    count[4] = entry.offset

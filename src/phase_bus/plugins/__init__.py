@@ -1,0 +1,1 @@
+"""Consumers, hooks and processors of installed packages: found, checked, built, scaffolded."""

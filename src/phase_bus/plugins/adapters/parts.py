@@ -1,0 +1,155 @@
+"""What a process of hooks or processors is made of: which classes, in which order, with which options."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from phase_bus.consumer.consumer import build_object
+from phase_bus.core.classes import one_line
+from phase_bus.errors import ConsumerDefinitionError, ConsumerNotFoundError, OptionError, PhaseBusError
+from phase_bus.plugins.file import PRIORITY, Kind
+
+if TYPE_CHECKING:
+    from phase_bus.plugins.registry import Registry
+
+logger = logging.getLogger("phase_bus.consumer")
+
+
+class Part:
+    """A hook or processor of a process, which is made anew for each run.
+
+    Args:
+        name: what it is called.
+        cls: its class.
+        priority: its place in the order, lowest first.
+        owner: the consumer it belongs to, for messages.
+
+    Attributes:
+        options: the parameters of its constructor, as text or as values.
+        prefix: what users write before the options' names.
+    """
+
+    def __init__(self, name: str, cls: Any, priority: int, owner: str) -> None:
+        self.name = name
+        self.priority = priority
+        self.options: dict[str, Any] = {}
+        self.prefix = ""
+        self._cls = cls
+        self._owner = owner
+        self._first: Any = None
+
+    def prepare(self) -> None:
+        """Make the first one, so that what is wrong shows before anything runs.
+
+        Raises:
+            PhaseBusError: its options are not right, or its constructor fails.
+        """
+        self._first = self.make()
+
+    def make(self) -> Any:
+        """Make one, or return the first.
+
+        Raises:
+            PhaseBusError: its options are not right, or its constructor fails.
+        """
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        try:
+            return build_object(self._cls, self._owner, self.options, self.prefix)
+        except PhaseBusError:
+            raise
+        except Exception as error:  # it is somebody else's code
+            raise ConsumerDefinitionError(
+                f"consumer {self._owner!r}: the constructor of {self.name!r} failed ({one_line(error)})"
+            ) from error
+
+
+def choose(
+    registry: Registry, use: str, owner: str, values: Mapping[str, Any]
+) -> tuple[Kind, tuple[Part, ...]]:
+    """Return what a ``hook:...``, ``hooks``, ``processor:...`` or ``processors`` stands for, in order.
+
+    Options of one hook are written as they are, those of several as ``NAME.option``.
+
+    Raises:
+        PhaseBusError: there is no such thing, or an option is of none of them.
+    """
+    word, _, names = use.partition(":")
+    kind: Kind = "hook" if word.startswith("hook") else "processor"
+    named = [name.strip() for name in names.split(",")] if names else []
+    parts = _named(registry, kind, named, owner) if named else _loaded(registry, kind, owner)
+    _share_out(parts, owner, values)
+    if named:
+        for part in parts:
+            part.prepare()
+    else:
+        parts = [part for part in parts if _prepared(part)]
+    if not parts:
+        raise ConsumerNotFoundError(
+            use,
+            f"no {kind} is loaded without being named; name one as {kind}:NAME "
+            "('phase-bus consumers' lists them)",
+        )
+    return kind, tuple(sorted(parts, key=lambda part: part.priority))
+
+
+def _named(registry: Registry, kind: Kind, names: Sequence[str], owner: str) -> list[Part]:
+    parts: list[Part] = []
+    for name in names:
+        cls = registry.class_of(kind, name)
+        entry = registry.of(kind).get(name)
+        short = name.rpartition(":")[2]
+        if any(part.name == short for part in parts):
+            raise ConsumerDefinitionError(
+                f"consumer {owner!r}: two are called {short!r}; run one of them as a consumer of its own"
+            )
+        parts.append(Part(short, cls, entry.priority if entry else PRIORITY, owner))
+    return parts
+
+
+def _loaded(registry: Registry, kind: Kind, owner: str) -> list[Part]:
+    """Return all that need no naming; one that does not import is reported and left out."""
+    parts = []
+    for entry in registry.of(kind).values():
+        if entry.auto_load:
+            try:
+                parts.append(Part(entry.name, registry.class_of(kind, entry.name), entry.priority, owner))
+            except ConsumerNotFoundError as error:
+                logger.warning("%s; it is left out", error)
+    return parts
+
+
+def _prepared(part: Part) -> bool:
+    """Prepare a part that nobody named. If it cannot be, and nobody has set it up, say so."""
+    try:
+        part.prepare()
+    except PhaseBusError as error:
+        if part.options:
+            raise
+        logger.warning("%s; %r is left out", error, part.name)
+        return False
+    return True
+
+
+def _share_out(parts: Sequence[Part], owner: str, values: Mapping[str, Any]) -> None:
+    """Give each part its options."""
+    by_name = {part.name: part for part in parts}
+    for part in parts:
+        part.prefix = "" if len(parts) == 1 else f"{part.name}."
+    for key, value in values.items():
+        name, dot, option = key.rpartition(".")
+        if not dot and len(parts) == 1:
+            name = parts[0].name
+        if name not in by_name:
+            known = ", ".join(by_name) or "none"
+            raise OptionError(owner, key, f"write it as NAME.{option}=..., with one of the names {known}")
+        by_name[name].options[option] = value
+
+
+async def awaited(result: Any) -> Any:
+    """Return what a method gave, awaited if it is to be: also plain functions are let pass."""
+    return await result if inspect.isawaitable(result) else result

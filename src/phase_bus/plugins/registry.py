@@ -1,0 +1,203 @@
+"""Finding consumers, hooks and processors by name: the ``registry.yaml`` of every installed plugin.
+
+A plugin is a package with an entry point in the group ``phase_bus.plugins`` whose value is
+``package:registry.yaml``. Its file is read without importing the package, and a class is imported only
+when it is used, so a plugin that is broken, slow to import or not wanted costs the others nothing.
+
+Names are settled by order: our own plugin comes first, the others follow in the alphabetical order of
+their packages. The first that has a name keeps it; what comes later is left out and reported.
+"""
+
+from __future__ import annotations
+
+import logging
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from phase_bus.consumer.consumer import Consumer
+from phase_bus.core.classes import Check, import_class, look_here_too, one_line
+from phase_bus.errors import ConsumerNotFoundError, suggest
+from phase_bus.plugins.file import PRIORITY, Kind, PluginFile, installed_sources, path_of, read_plugin
+
+logger = logging.getLogger(__name__)
+
+_METHODS = ("on_phase_start", "on_phase_sending_complete", "on_phase_complete", "on_phase_timeout")
+WORDS = {"hook": "phase hook", "processor": "post-processor", "consumer": "consumer"}
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """A consumer, hook or processor that a plugin offers.
+
+    Attributes:
+        name: what users call it.
+        kind: which of the three it is.
+        target: its class, as ``module:Class``.
+        description: what it does, in one line.
+        priority: its place among those of its kind, lowest first.
+        tags: words to find it by.
+        auto_load: whether it is among those that are taken without being named.
+        config_params: the names of its options, as its plugin says.
+        plugin: the plugin that offers it.
+    """
+
+    name: str
+    target: str
+    kind: Kind = "consumer"
+    description: str = ""
+    priority: int = PRIORITY
+    tags: tuple[str, ...] = ()
+    auto_load: bool = True
+    config_params: tuple[str, ...] = ()
+    plugin: str = ""
+
+    @property
+    def use(self) -> str:
+        """How users name it: ``NAME``, ``hook:NAME`` or ``processor:NAME``."""
+        return self.name if self.kind == "consumer" else f"{self.kind}:{self.name}"
+
+
+class Registry(Struct, frozen=True):
+    """What can be used by name.
+
+    Attributes:
+        consumers: the consumers by name, in the order of priority.
+        hooks: the phase hooks, likewise.
+        processors: the post-processors, likewise.
+    """
+
+    consumers: dict[str, Entry] = {}
+    hooks: dict[str, Entry] = {}
+    processors: dict[str, Entry] = {}
+
+    @classmethod
+    def load(cls) -> Registry:
+        """Read the registry of every plugin; one that cannot be read is reported and left out."""
+        found: dict[tuple[str, str], Entry] = {}
+        plugins: dict[str, str] = {}
+        for source in installed_sources():
+            file = _read(source)
+            if file is None or not file.plugin.enabled:
+                continue
+            name = file.plugin.name
+            if plugins.setdefault(name, source) != source:
+                logger.warning(
+                    "plugin %r (%s) is left out: %s has that name too, and comes first; "
+                    "give it another 'name' in its file",
+                    name,
+                    source,
+                    plugins[name],
+                )
+                continue
+            _add(file, found)
+        ordered = sorted(found.values(), key=attrgetter("priority", "name"))
+        return cls(
+            *({e.name: e for e in ordered if e.kind == kind} for kind in ("consumer", "hook", "processor"))
+        )
+
+    def of(self, kind: Kind) -> dict[str, Entry]:
+        """Return what there is of a kind, by name."""
+        return {"consumer": self.consumers, "hook": self.hooks, "processor": self.processors}[kind]
+
+    def entries(self) -> list[Entry]:
+        """Return everything: consumers, hooks, processors, each in the order of priority."""
+        return [*self.consumers.values(), *self.hooks.values(), *self.processors.values()]
+
+    def resolve(self, name: str) -> type[Consumer]:
+        """Return the class of a consumer, given by its name or as ``module:Class``.
+
+        Raises:
+            ConsumerNotFoundError: nothing has that name, or the class does not import or is no consumer.
+        """
+        cls: type[Consumer] = self.class_of("consumer", name)
+        return cls
+
+    def class_of(self, kind: Kind, name: str) -> Any:
+        """Return the class of something, given by its name or as ``module:Class``.
+
+        Modules are also looked for in the current working directory.
+
+        Raises:
+            ConsumerNotFoundError: nothing has that name, or the class does not import or is of another
+                kind.
+        """
+        shown = name if kind == "consumer" else f"{kind}:{name}"
+        if ":" in name:
+            look_here_too()
+            return load_class(kind, shown, name)
+        entry = self.of(kind).get(name)
+        if entry is not None:
+            return load_class(kind, shown, entry.target)
+        for other in self.entries():
+            if other.name == name:
+                raise ConsumerNotFoundError(
+                    shown, f"that is a {WORDS[other.kind]}; write it as {other.use!r}"
+                )
+        raise ConsumerNotFoundError(
+            shown,
+            f"no plugin has a {WORDS[kind]} of that name, and it is no module:Class"
+            + suggest(name, self.of(kind)),
+        )
+
+
+def load_class(kind: Kind, name: str, target: str) -> Any:
+    """Import a class of a kind.
+
+    Raises:
+        ConsumerNotFoundError: it does not import, or is of another kind.
+    """
+    wanted, what = _KINDS[kind]
+    return import_class(name, target, wanted=wanted, what=what)
+
+
+def _is_consumer(cls: type) -> bool:
+    return issubclass(cls, Consumer) and cls is not Consumer
+
+
+def _is_hook(cls: type) -> bool:
+    return not issubclass(cls, Consumer) and any(callable(getattr(cls, m, None)) for m in _METHODS)
+
+
+def _is_processor(cls: type) -> bool:
+    return callable(getattr(cls, "process", None))
+
+
+_KINDS: dict[str, tuple[Check, str]] = {
+    "consumer": (_is_consumer, "a subclass of phase_bus.Consumer"),
+    "hook": (_is_hook, f"a phase hook: it has none of {', '.join(_METHODS)}"),
+    "processor": (_is_processor, "a post-processor: it has no method 'process'"),
+}
+
+
+def _read(source: str) -> PluginFile | None:
+    try:
+        return read_plugin(path_of(source))
+    except Exception as error:  # finding a package may run its parents' code
+        logger.warning(
+            "plugin %s is left out, its registry cannot be read: %s; "
+            "'phase-bus consumers --validate' may say more",
+            source,
+            one_line(error),
+        )
+        return None
+
+
+def _add(file: PluginFile, found: dict[tuple[str, str], Entry]) -> None:
+    for kind, name, row in file.rows():
+        fields: dict[str, Any] = msgspec.structs.asdict(row)
+        entry = Entry(name=name, kind=kind, plugin=file.plugin.name, **fields)
+        taken = found.setdefault((kind, name), entry)
+        if taken is not entry:
+            prefix = "" if kind == "consumer" else f"{kind}:"
+            logger.warning(
+                "%s %r of plugin %r is left out: plugin %r has that name too, and comes first; "
+                "use it as %s%s",
+                WORDS[kind],
+                name,
+                entry.plugin,
+                taken.plugin,
+                prefix,
+                entry.target,
+            )

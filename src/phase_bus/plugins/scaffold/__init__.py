@@ -1,0 +1,90 @@
+"""Writing a package for a consumer of one's own, from the templates in this directory.
+
+A template is a file whose name ends in ``.tmpl``, for :class:`string.Template`. The directory ``package``
+is called as the new package is.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+import sys
+from collections.abc import Iterator
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from importlib.util import find_spec
+from pathlib import Path
+from string import Template
+
+from phase_bus import __version__
+from phase_bus.errors import ConfigError
+from phase_bus.plugins.registry import Registry
+
+_NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
+_LONGEST_NAME = 30  # so that no line of the templates becomes too long
+_SUFFIX = ".tmpl"
+
+
+def write_consumer(name: str, directory: Path) -> list[Path]:
+    """Write a package that has one consumer; return its files.
+
+    Args:
+        name: what users will call the consumer; the package and the class are called after it.
+        directory: where to; it must not exist.
+
+    Raises:
+        ConfigError: the name or the directory is no good, or the files cannot be written.
+    """
+    if directory.exists():
+        raise ConfigError(
+            f"directory {str(directory)!r}: exists already; give another one with --directory"
+        )
+    package = _check_name(name)
+    words = {
+        "name": name,
+        "package": package,
+        "class_name": "".join(word.capitalize() for word in re.split("[-_]", name)),
+        "phase_bus": ".".join(__version__.split(".")[:2]),
+    }
+    try:
+        return [_write(path, text, words) for path, text in _templates(directory, package)]
+    except OSError as error:
+        raise ConfigError(
+            f"directory {str(directory)!r}: cannot be written: {error.strerror}; give another --directory"
+        ) from error
+
+
+def _check_name(name: str) -> str:
+    """Return the package's name for a consumer's."""
+    package = name.replace("-", "_")
+    if not _NAME.fullmatch(name) or keyword.iskeyword(package) or len(name) > _LONGEST_NAME:
+        raise ConfigError(
+            f"consumer name {name!r}: is no name of a package; write up to {_LONGEST_NAME} small letters, "
+            "digits and '-', such as 'slow-requests'"
+        )
+    if name in Registry.load().consumers:
+        raise ConfigError(f"consumer name {name!r}: is taken, see 'phase-bus consumers'; give another one")
+    if package in sys.stdlib_module_names or find_spec(package) is not None:
+        raise ConfigError(
+            f"consumer name {name!r}: there is a Python module {package!r} already; give another one"
+        )
+    return package
+
+
+def _templates(directory: Path, package: str) -> Iterator[tuple[Path, str]]:
+    """Yield the path and template of each file to be written."""
+
+    def below(node: Traversable, target: Path) -> Iterator[tuple[Path, str]]:
+        for child in sorted(node.iterdir(), key=lambda child: child.name):
+            if child.is_dir():
+                yield from below(child, target / (package if child.name == "package" else child.name))
+            elif child.name.endswith(_SUFFIX):
+                yield target / child.name.removesuffix(_SUFFIX), child.read_text("utf-8")
+
+    yield from below(files("phase_bus.plugins.scaffold") / "consumer", directory)
+
+
+def _write(path: Path, template: str, words: dict[str, str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(Template(template).substitute(words), "utf-8")
+    return path

@@ -1,0 +1,130 @@
+"""From what a publisher is told to numbered messages: batches, order, and the counts at a run's end.
+
+All of publishing that needs neither thread nor socket; :class:`~phase_bus.Publisher` has those.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from phase_bus.core.outbox import Outbox
+from phase_bus.core.values import ListMode, as_text
+from phase_bus.events import EventBase, PhaseProgress, Records, RunComplete, RunStatus
+from phase_bus.publisher.batcher import Batcher
+from phase_bus.publisher.drops import Drops, Warn
+
+
+class Completion(Struct, frozen=True):  # no tuple: those are records
+    """A run's end, before anybody counted what was published of it."""
+
+    run_id: str
+    status: RunStatus
+    reason: str = ""
+
+
+class _Run:
+    """What was published of one run so far."""
+
+    def __init__(self) -> None:
+        self.published: Counter[bytes] = Counter()
+        self.records = 0
+
+
+class Composer:
+    """Puts events and records into an outbox, in order. Not for several threads.
+
+    Args:
+        outbox: where to.
+        name: the publisher's name.
+        lists: what becomes of metrics that are lists (see :class:`~.RecordBuilder`).
+        batch_records: a batch of records is closed at this size ...
+        batch_s: ... or at this age, in seconds.
+        field_names: which of the records' fields travel; None for all.
+        refusal: why records may be refused before they come here, in words.
+        warn: logs a warning, once for each key.
+
+    Attributes:
+        batcher: the batches of records that are still open; records are added to it.
+        drops: what had to be let go of.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        *,
+        name: str,
+        lists: ListMode,
+        batch_records: int,
+        batch_s: float,
+        refusal: str,
+        warn: Warn,
+        field_names: Sequence[str] | None = None,
+    ) -> None:
+        self.drops = Drops(name, refusal, warn)
+        self.batcher = Batcher(lists, batch_records, batch_s, self._put, self.drops, warn, field_names)
+        self._outbox = outbox
+        self._runs: dict[str, _Run] = {}
+
+    def add(self, event: EventBase) -> None:
+        """Put an event after all that came before it.
+
+        Raises:
+            TypeError, ValueError, OverflowError: it holds something that cannot travel.
+        """
+        if not isinstance(event, PhaseProgress):
+            self.batcher.close_all()  # what came before an event goes before it
+        self._put(event)
+
+    def complete(self, end: Completion) -> None:
+        """Put a run's last event, with the counts of all that was published of it."""
+        self.batcher.close_all()
+        self.tell_drops(time.monotonic(), at_once=True)
+        self._put(self._run_complete(end))
+        self._runs.pop(end.run_id, None)
+        self.batcher.end_run(end.run_id)
+
+    def tell_drops(self, now_s: float, *, at_once: bool = False) -> None:
+        """Put events that tell of what was let go of, if they are due."""
+        self.drops.take_refused()
+        for event in self.drops.take(now_s, at_once=at_once):
+            self._put(event)
+
+    def drop_unusable(self, item: object) -> None:
+        """Count something that could not be encoded."""
+        reason = "it could not be encoded"
+        if isinstance(item, EventBase):
+            self.drops.add(item, reason)
+        elif type(item) is tuple and len(item) > 1:
+            self.drops.add_records(item[0], item[1], 1, reason)
+
+    def _put(self, event: EventBase) -> bool:
+        topic = self._outbox.put(event)
+        if topic is None:
+            self.drops.add(event, f"the buffer of {self._outbox.limit_bytes} bytes is full")
+            return False
+        run = self._runs.get(event.run_id) or self._run(event.run_id)
+        run.published[topic] += 1
+        if type(event) is Records:
+            run.records += event.count
+        return True
+
+    def _run(self, run_id: str) -> _Run:
+        run = self._runs.get(run_id)
+        if run is None:
+            run = self._runs[run_id] = _Run()
+        return run
+
+    def _run_complete(self, end: Completion) -> RunComplete:
+        run = self._run(end.run_id)
+        return RunComplete(
+            run_id=end.run_id,
+            status=end.status,
+            reason=as_text(end.reason),
+            published={topic.decode(): count for topic, count in run.published.items()},
+            records=run.records,
+            dropped=self.drops.end_run(end.run_id),
+        )

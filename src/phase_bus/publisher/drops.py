@@ -1,0 +1,99 @@
+"""What a publisher could not publish: counted, and told in ``drop`` events."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+
+from phase_bus.core import threads
+from phase_bus.core.wire import topic_of
+from phase_bus.events import Drop, EventBase, PhaseRef, Records
+
+Warn = Callable[[str, str], None]
+"""Logs a warning, once for each key: ``warn(key, text)``."""
+
+DROP_EVERY_S = 1.0
+
+
+class Drops:
+    """Counts what is lost, by run and topic, and says so in one event a second for each run.
+
+    All but :meth:`refuse` are of the publisher's thread.
+
+    Args:
+        name: the publisher's name.
+        refusal: why :meth:`refuse` is called, in words.
+        warn: where a new reason is told.
+    """
+
+    def __init__(self, name: str, refusal: str, warn: Warn) -> None:
+        self.total = 0
+        self._name = name
+        self._refusal = refusal
+        self._warn = warn
+        self._untold: dict[str, Drop] = {}
+        self._by_run: dict[str, Counter[str]] = {}
+        self._next_s = 0.0
+        self._refused: Counter[tuple[str, PhaseRef]] = Counter()
+        self.renew_lock()
+
+    def __bool__(self) -> bool:
+        return bool(self._untold or self._refused)
+
+    def renew_lock(self) -> None:
+        """After a fork, in the child: the thread that held it may not be here."""
+        self._lock = threads.make_lock()
+
+    def refuse(self, run_id: str, phase: PhaseRef, count: int) -> None:
+        """Count records that there was no room for before they were batched; from any thread."""
+        with self._lock, suppress(TypeError):  # a run or phase that is none
+            self._refused[run_id, phase] += count
+
+    def add(self, event: EventBase, reason: str) -> None:
+        """Count an event that is lost, with the records in it."""
+        try:
+            topic = topic_of(event).decode()
+            self._count(event.run_id, topic, event.count if isinstance(event, Records) else 0, reason)
+        except Exception as error:  # of no kind, or of a run whose name is none
+            self._warn("topic", f"an event has no topic, and its loss is not counted: {error!r}")
+
+    def add_records(self, run_id: str, phase: PhaseRef, count: int, reason: str) -> None:
+        """Count records that are lost together."""
+        self.add(Records(run_id=run_id, phase=phase, count=count), reason)
+
+    def take_refused(self) -> None:
+        """Account for what :meth:`refuse` was told."""
+        if not self._refused:
+            return
+        with self._lock:
+            refused, self._refused = self._refused, Counter()
+        for (run_id, phase), count in refused.items():
+            self.add_records(run_id, phase, count, self._refusal)
+
+    def take(self, now_s: float, *, at_once: bool = False) -> list[Drop]:
+        """Return the events that tell of what was lost since the last time, if they are due."""
+        if not self._untold or (now_s < self._next_s and not at_once):
+            return []
+        self._next_s = now_s + DROP_EVERY_S
+        told, self._untold = self._untold, {}
+        return list(told.values())
+
+    def end_run(self, run_id: str) -> dict[str, int]:
+        """Return how many events of each topic a run lost, and forget the run."""
+        return dict(self._by_run.pop(run_id, ()))
+
+    def _count(self, run_id: str, topic: str, records: int, reason: str) -> None:
+        self.total += 1
+        self._by_run.setdefault(run_id, Counter())[topic] += 1
+        so_far = self._untold.get(run_id)
+        events = Counter(so_far.events if so_far else {})
+        events[topic] += 1
+        self._untold[run_id] = Drop(
+            run_id=run_id,
+            source=self._name,
+            reason=reason,
+            events=dict(events),
+            records=records + (so_far.records if so_far else 0),
+        )
+        self._warn(reason, f"events are being dropped: {reason}")

@@ -1,0 +1,229 @@
+"""The hook protocol of AIPerf's example plugin, and the hook that publishes.
+
+A phase hook has four async methods, each called with the phase and a tracker whose ``create_stats()``
+gives the counts. :class:`PublisherHook` puts what it is told on the bus, so that any load generator that
+calls hooks can be followed.
+"""
+
+from __future__ import annotations
+
+import logging
+import numbers
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any, Protocol, get_type_hints, runtime_checkable
+
+from phase_bus.events import (
+    PhaseComplete,
+    PhaseEvent,
+    PhaseKind,
+    PhaseRef,
+    PhaseSendingComplete,
+    PhaseStart,
+    PhaseStats,
+    PhaseTimeout,
+    RunStart,
+    RunStatus,
+)
+from phase_bus.publisher.publisher import EventPublisher
+
+logger = logging.getLogger("phase_bus.hooks")
+
+
+class PhaseTracker(Protocol):
+    """What a hook is given to learn a phase's counts."""
+
+    def create_stats(self) -> Any:
+        """Return the counts at this moment, as attributes named as in :class:`PhaseStats`."""
+
+
+@runtime_checkable
+class PhaseLifecycleHook(Protocol):
+    """Something that wants to know when phases start, stop sending, complete or time out."""
+
+    async def on_phase_start(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Be told that a phase has begun to send."""
+
+    async def on_phase_sending_complete(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Be told that a phase has sent its last request."""
+
+    async def on_phase_complete(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Be told that a phase is over."""
+
+    async def on_phase_timeout(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Be told that a phase's grace period ended with requests unanswered."""
+
+
+class EventTracker:
+    """A tracker made of an event, for a hook in a process of its own.
+
+    Attributes:
+        event: the event.
+    """
+
+    def __init__(self, event: PhaseEvent) -> None:
+        self.event = event
+
+    def create_stats(self) -> PhaseStats:
+        """Return the counts at the moment of the event."""
+        return self.event.stats
+
+
+class BasePhaseLifecycleHook:
+    """A phase hook that does nothing: override what you want to know."""
+
+    async def on_phase_start(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Do nothing."""
+
+    async def on_phase_sending_complete(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Do nothing."""
+
+    async def on_phase_complete(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Do nothing."""
+
+    async def on_phase_timeout(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Do nothing."""
+
+
+class EventHook(BasePhaseLifecycleHook):
+    """A phase hook that is given events: override :meth:`take`.
+
+    Attributes:
+        run_id: the events' run.
+    """
+
+    run_id = ""
+
+    def take(self, event: PhaseEvent) -> None:
+        """Do something with what happened."""
+
+    def ref(self, phase: Any) -> PhaseRef:
+        """Return the reference of a phase given as a string, an enum, or a :class:`PhaseRef`."""
+        return to_ref(phase)
+
+    async def on_phase_start(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Take a ``phase_start``."""
+        self._take(PhaseStart, phase, tracker)
+
+    async def on_phase_sending_complete(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Take a ``phase_sending_complete``."""
+        self._take(PhaseSendingComplete, phase, tracker)
+
+    async def on_phase_complete(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Take a ``phase_complete``."""
+        self._take(PhaseComplete, phase, tracker)
+
+    async def on_phase_timeout(self, phase: Any, tracker: PhaseTracker) -> None:
+        """Take a ``phase_timeout``."""
+        stats = to_stats(tracker)
+        self._take(PhaseTimeout, phase, tracker, requests_cut=stats.cancelled or stats.in_flight)
+
+    def _take(self, kind: type[PhaseEvent], phase: Any, tracker: PhaseTracker, **more: Any) -> None:
+        if isinstance(tracker, EventTracker):
+            self.take(tracker.event)  # it has happened already, and says when
+        else:
+            ref, stats = self.ref(phase), to_stats(tracker)
+            self.take(kind(run_id=self.run_id, phase=ref, stats=stats, **more))
+
+
+class PublisherHook(EventHook):
+    """Publishes what a load generator's hooks are told, and the run around it.
+
+    Args:
+        publisher: where to; the caller closes it.
+        run_id: the run's id; a new one by default.
+        producer: what makes the load, with its version.
+        models: the models under test.
+        urls: the endpoints under test.
+
+    Call :meth:`complete` at the run's end.
+    """
+
+    def __init__(
+        self,
+        publisher: EventPublisher,
+        run_id: str | None = None,
+        *,
+        producer: str = "",
+        models: tuple[str, ...] = (),
+        urls: tuple[str, ...] = (),
+    ) -> None:
+        self.run_id = run_id or uuid.uuid4().hex[:12]
+        self._publisher = publisher
+        self._phases: dict[str, PhaseRef] = {}
+        publisher.publish(RunStart(run_id=self.run_id, producer=producer, models=models, urls=urls))
+
+    def take(self, event: PhaseEvent) -> None:
+        """Publish an event."""
+        self._publisher.publish(event)
+
+    def ref(self, phase: Any) -> PhaseRef:
+        """Return the reference of a phase; its index is its place among those seen so far."""
+        ref = to_ref(phase, len(self._phases))
+        return self._phases.setdefault(ref.name, ref)
+
+    def complete(self, status: RunStatus = "completed", reason: str = "") -> None:
+        """Publish ``run_complete``, with the counts of all that was published."""
+        self._publisher.complete_run(self.run_id, status, reason)
+
+
+def to_ref(phase: Any, index: int = 0) -> PhaseRef:
+    """Return the reference of a phase given as a string, an enum, or a :class:`PhaseRef`.
+
+    Args:
+        phase: the phase; one whose name begins with ``warm`` is taken for a warm-up.
+        index: its place among the run's phases, where the phase itself does not say.
+    """
+    ref = getattr(phase, "ref", phase)  # that of :func:`to_phase`
+    if isinstance(ref, PhaseRef):
+        return ref
+    name = str(getattr(phase, "value", phase))
+    kind: PhaseKind = "warmup" if name.lower().startswith("warm") else "profiling"
+    return PhaseRef(name, kind, index)
+
+
+@lru_cache(maxsize=256)
+def to_phase(ref: PhaseRef) -> StrEnum:
+    """Return a phase as hooks know it: a text, and a member of an enum as AIPerf's ``CreditPhase`` is.
+
+    It equals the phase's name and AIPerf's own member of that value; ``value`` is the name, ``name`` the
+    same in capitals, ``ref`` the :class:`PhaseRef`.
+    """
+    name = ref.name.upper().strip("_") or "PHASE"
+    members = {name: ref.name}
+    phases = StrEnum("CreditPhase", members)  # type: ignore[misc]  # names are known at run time only
+    member: StrEnum = phases[name]
+    member.ref = ref  # type: ignore[attr-defined]
+    return member
+
+
+def to_stats(tracker: PhaseTracker) -> PhaseStats:
+    """Return the counts of a tracker as our own; what it does not tell keeps its default.
+
+    Values of another type than ours, such as those of a mock, are left out rather than raised on: a
+    hook must not disturb the load generator that calls it.
+    """
+    try:
+        stats = tracker.create_stats()
+    except Exception:
+        logger.warning("phase-bus: a phase's counts could not be had", exc_info=True)
+        return PhaseStats()
+    if isinstance(stats, PhaseStats):
+        return stats
+    known: dict[str, Any] = {}
+    for name, convert in _CONVERT.items():
+        with suppress(Exception):
+            value = getattr(stats, name, None)
+            if isinstance(value, numbers.Real):  # numpy's among them
+                known[name] = convert(value)
+    return PhaseStats(**known)
+
+
+def _converter(hint: Any) -> Callable[[Any], Any]:
+    return bool if hint is bool else float if hint == float | None else int
+
+
+_CONVERT = {name: _converter(hint) for name, hint in get_type_hints(PhaseStats).items()}

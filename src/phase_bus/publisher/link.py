@@ -1,0 +1,260 @@
+"""How a publisher's messages leave the process: acknowledged to a bus, or as a plain PUB."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from contextlib import suppress
+from typing import Protocol
+
+import zmq
+
+from phase_bus.core.address import FORMS, Address
+from phase_bus.core.control import Ack, Beat, Goodbye, Hello, Refused, Welcome
+from phase_bus.core.files import lock_directory, unlock_directory
+from phase_bus.core.outbox import Outbox
+from phase_bus.core.session import Session
+from phase_bus.core.wire import WIRE_VERSION, decode_reply, encode_control, receive_frame, send_frames
+from phase_bus.errors import AddressError, WireError
+
+logger = logging.getLogger("phase_bus.publisher")
+
+_NOBLOCK = int(zmq.NOBLOCK)
+_REFUSED_WAIT_S = 1.0
+WINDOW_BYTES = 8 << 20  # sent and not yet acknowledged: bounds what a lost connection sends again
+
+
+class Link(Protocol):
+    """A way out of the process. Used by the publisher's thread only."""
+
+    socket: zmq.Socket[bytes]
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can leave now."""
+
+    def send(self) -> bool:
+        """Send what the outbox has; return True if the socket must become writable for the rest."""
+
+    def receive(self) -> None:
+        """Take in all replies that have arrived."""
+
+    def tick(self, now_s: float) -> float:
+        """Do what is due; return in how many seconds to call again."""
+
+    def close(self) -> None:
+        """Say goodbye and close the socket."""
+
+
+class BusLink:
+    """Acknowledged delivery to a bus: go-back-N over a DEALER, resumed after a reconnection.
+
+    Args:
+        context: the ZeroMQ context.
+        address: where the bus is.
+        outbox: what to send.
+        name: what the bus shows this publisher as.
+        linger_ms: how long ZeroMQ may keep trying to send after :meth:`close`.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: Address,
+        outbox: Outbox,
+        name: str,
+        linger_ms: int,
+    ) -> None:
+        address.check_connectable()
+        self._context = context
+        self._address = address
+        self._outbox = outbox
+        self._name = name
+        self._linger_ms = linger_ms
+        self._client_id = outbox.source.hex()
+        self.events_dropped = 0
+        self._refused = ""
+        self._resume_s = 0.0  # until then the bus cannot keep anything
+        self.socket = self._connect()
+        self._session = Session(self._hello, self._beat, time.monotonic())
+        self._was_connected = False
+        self._stale = False  # whether the socket's connection is given up
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can leave now."""
+        return self._session.connected
+
+    def send(self) -> bool:
+        """Send what the outbox has; return True if the socket must become writable for the rest."""
+        if not self._session.connected or time.monotonic() < self._resume_s:
+            return False
+        outbox, sock = self._outbox, self.socket
+        try:
+            while (message := outbox.peek()) is not None:
+                if outbox.in_flight_bytes > WINDOW_BYTES:
+                    return False  # an acknowledgement will wake us
+                send_frames(sock, message.frames, _NOBLOCK)
+                outbox.sent()
+        except zmq.Again:
+            return True
+        return False
+
+    def receive(self) -> None:
+        """Take in all replies that have arrived."""
+        while (frame := receive_frame(self.socket)) is not None:
+            try:
+                reply = decode_reply(frame)
+            except WireError as error:  # of a newer bus, or no bus at all
+                logger.warning("phase-bus publisher %r: %s; set aside", self._name, error)
+                continue
+            welcomed = self._session.heard(reply, time.monotonic())
+            if welcomed and isinstance(reply, Welcome):
+                self._outbox.acknowledge(reply.last_seq)
+                self._outbox.rewind()
+            elif isinstance(reply, Refused):
+                self._outbox.acknowledge(reply.seq)
+                self._outbox.rewind()
+                self._resume_s = time.monotonic() + _REFUSED_WAIT_S
+                if reply.reason != self._refused:
+                    self._refused = reply.reason
+                    logger.error(
+                        "phase-bus publisher %r: the bus cannot keep events: %s; they wait here",
+                        self._name,
+                        reply.reason,
+                    )
+            elif isinstance(reply, Ack):
+                self._outbox.acknowledge(reply.seq)
+                if reply.resend:
+                    self._outbox.rewind()
+
+    def tick(self, now_s: float) -> float:
+        """Do what is due; return in how many seconds to call again."""
+        request = self._session.due(now_s)
+        self._stale |= self._was_connected and not self._session.connected
+        self._was_connected = self._session.connected
+        if self._stale:
+            # The bus fell silent: whatever is stuck in this socket must not come out late.
+            try:
+                fresh = self._connect()
+            except AddressError:  # too many open files: the benchmark has them; again at the next hello
+                return self._session.wait_s(now_s)
+            self.socket.close(linger=0)
+            self.socket, self._stale = fresh, False
+        if request is not None:
+            with suppress(zmq.Again):  # not connected; the session repeats it
+                self.socket.send(encode_control(request), zmq.NOBLOCK)
+        return self._session.wait_s(now_s)
+
+    def close(self) -> None:
+        """Say goodbye and close the socket."""
+        if self._session.connected:
+            with suppress(zmq.Again):
+                self.socket.send(encode_control(Goodbye(client_id=self._client_id)), zmq.NOBLOCK)
+        self.socket.close(linger=self._linger_ms)
+
+    def _connect(self) -> zmq.Socket[bytes]:
+        try:
+            sock = self._context.socket(zmq.DEALER)
+        except zmq.ZMQError as error:
+            raise AddressError(str(self._address), f"no socket: {error}", "close other files") from None
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing for a bus that is not there
+        sock.setsockopt(zmq.RECONNECT_IVL, 100)
+        sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        try:
+            sock.connect(self._address.control)
+        except zmq.ZMQError as error:
+            sock.close(linger=0)
+            raise AddressError(str(self._address), f"cannot be connected to: {error}", FORMS) from None
+        return sock
+
+    def _hello(self) -> Hello:
+        return Hello(
+            client_id=self._client_id,
+            role="publisher",
+            name=self._name,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            next_seq=self._outbox.next_seq,
+            wire_version=WIRE_VERSION,
+        )
+
+    def _beat(self) -> Beat:
+        return Beat(
+            client_id=self._client_id,
+            state="ready",
+            received=self._outbox.last_seq,
+            failed=self.events_dropped,
+            sent_seq=self._outbox.sent_seq,
+        )
+
+
+class DirectLink:
+    """A plain PUB that consumers connect to: no bus, no acknowledgement, best effort.
+
+    A subscriber that is slower than the publisher for longer than the high-water mark lasts loses
+    messages; it sees the gap in the topic's sequence and reports it.
+
+    Args:
+        context: the ZeroMQ context.
+        address: where to bind; port 0 takes a free one.
+        outbox: what to send.
+        linger_ms: how long ZeroMQ may keep trying to send after :meth:`close`.
+        high_water_mark: messages queued for each subscriber at most.
+
+    Raises:
+        AddressError: the address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: Address,
+        outbox: Outbox,
+        linger_ms: int,
+        high_water_mark: int = 10_000,
+    ) -> None:
+        self._outbox = outbox
+        self._lock = lock_directory(address) if address.scheme == "ipc" else None
+        self.socket = context.socket(zmq.PUB)
+        self.socket.setsockopt(zmq.LINGER, linger_ms)
+        self.socket.setsockopt(zmq.SNDHWM, high_water_mark)
+        try:
+            self.socket.bind(address.direct_events)
+        except zmq.ZMQError as error:
+            self.close()
+            raise AddressError(
+                str(address), str(error), "choose another address, or end what uses it"
+            ) from None
+        endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        port = int(endpoint.rpartition(":")[2]) if address.scheme == "tcp" else 0
+        self.address = Address(address.scheme, address.directory, address.host, port, direct=True)
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can leave now."""
+        return True
+
+    def send(self) -> bool:
+        """Send what the outbox has; return True if the socket must become writable for the rest."""
+        while (message := self._outbox.peek()) is not None:
+            send_frames(self.socket, message.frames)
+            self._outbox.sent()
+            self._outbox.acknowledge(message.seq)
+        return False
+
+    def receive(self) -> None:
+        """Do nothing: a PUB hears nothing."""
+
+    def tick(self, now_s: float) -> float:  # noqa: ARG002 - of the protocol
+        """Do nothing: nobody expects a word."""
+        return 1.0
+
+    def close(self) -> None:
+        """Say goodbye and close the socket."""
+        self.socket.close()
+        if self._lock is not None:
+            unlock_directory(self._lock)

@@ -1,0 +1,373 @@
+"""The benchmark's side: publish events and request records without ever waiting for anybody."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import os
+import threading
+import time
+import uuid
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import zmq
+
+from phase_bus.core import threads
+from phase_bus.core.address import Address, default_address
+from phase_bus.core.outbox import Outbox
+from phase_bus.core.values import ListMode, as_text
+from phase_bus.core.waker import Waker
+from phase_bus.events import EventBase, PhaseRef, Records, RunStatus
+from phase_bus.publisher.batcher import RawRecord
+from phase_bus.publisher.composer import Completion, Composer
+from phase_bus.publisher.event_publisher import EventPublisher as EventPublisher
+from phase_bus.publisher.leftovers import Leftovers
+from phase_bus.publisher.link import BusLink, DirectLink, Link
+
+logger = logging.getLogger("phase_bus.publisher")
+
+_RAW_RECORD_BYTES = 4096  # what a record not yet encoded is taken to occupy; AIPerf's has some 3.5 kB
+_IDLE_WAIT_S = 1.0
+_REPLIES_S = 0.1  # how long replies of the bus may lie, while nothing waits for them
+_CLOSING_WAIT_S = 0.02
+_ENDING_S, _SPOOLING_S = 1.0, 10.0  # how long the thread may take to end when its time is over
+_POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
+_AWAKE, _UNTIL_BATCH_IS_DUE, _IDLE = range(3)  # what the thread does, for those who may wake it
+
+
+_publishers: weakref.WeakSet[Publisher] = weakref.WeakSet()
+
+
+class _Flush:
+    def __init__(self) -> None:
+        self.done = threads.make_event()
+        self.acknowledged = False
+
+
+_Inbox: TypeAlias = deque[RawRecord | EventBase | Completion | _Flush]
+
+
+class Publisher:
+    """Sends events to a bus (or, with ``bind``, straight to consumers) from a thread of its own.
+
+    :meth:`publish`, :meth:`record` and :meth:`complete_run` only append to a queue: they never block
+    and never raise, whatever happens to the bus. The thread encodes, batches, sends, and keeps what the
+    bus has not acknowledged, up to ``buffer_bytes``; beyond that records are dropped, counted, and told
+    in a ``drop`` event, while phase events are always kept.
+
+    Args:
+        address: where the bus is; by default ``$PHASE_BUS_ADDRESS``, else the user's own bus.
+        bind: direct mode: publish from this address, without a bus. Best effort.
+        name: what the bus shows this publisher as.
+        buffer_bytes: how much may wait for the bus.
+        lists: what becomes of metrics that are lists (see :class:`~.RecordBuilder`).
+        field_names: which of the records' fields travel; None for all.
+        batch_records: a batch of records is closed at this size ...
+        batch_s: ... or at this age, in seconds.
+        linger_s: how long ZeroMQ may go on sending once closed, in seconds.
+        spool_dir: where a file is left of what the bus had not acknowledged by the end, for
+            ``phase-bus replay`` to deliver (:mod:`~phase_bus.publisher.spool`). Not in direct mode, where
+            nobody acknowledges anything. A full buffer drops records all the same: the file is written at
+            the end, and no larger than the buffer.
+
+    Raises:
+        AddressError: the address is malformed, or cannot be bound.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        bind: str | None = None,
+        name: str = "publisher",
+        buffer_bytes: int = 64 << 20,
+        lists: ListMode = "summary",
+        field_names: Sequence[str] | None = None,
+        batch_records: int = 256,
+        batch_s: float = 0.1,
+        linger_s: float = 0.2,
+        spool_dir: str | Path | None = None,
+    ) -> None:
+        self.name = as_text(name)
+        self.source = uuid.uuid4().bytes
+        self._batch_records = batch_records
+        self._inbox: _Inbox = deque()
+        self._inbox_limit = max(buffer_bytes // _RAW_RECORD_BYTES, 2 * batch_records)
+        self._outbox = Outbox(self.source, buffer_bytes)
+        self._composer = Composer(
+            self._outbox,
+            name=self.name,
+            lists=lists,
+            batch_records=batch_records,
+            batch_s=batch_s,
+            field_names=field_names,
+            refusal=f"more than {self._inbox_limit} records waited to be encoded",
+            warn=self._warn_once,
+        )
+        self._batcher, self._drops = self._composer.batcher, self._composer.drops
+        self._flushes: list[tuple[int, _Flush]] = []
+        self._warned: set[str] = set()
+        self._deadline_s: float | None = None
+        self._sleep = _AWAKE
+        self._broken = False
+        spool: Path | None = None
+        parsed = Address.parse(bind or address or default_address())
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        linger_ms = int(linger_s * 1000)
+        self._link: Link
+        try:
+            if bind is not None or parsed.direct:
+                link = DirectLink(self._context, parsed, self._outbox, linger_ms)
+                self.address = str(link.address)
+                self._link = link
+            else:
+                self.address = str(parsed)
+                self._link = BusLink(self._context, parsed, self._outbox, self.name, linger_ms)
+                if spool_dir:
+                    spool = Path(os.path.expanduser(spool_dir)).absolute()  # noqa: PTH111 - never raises
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
+        self._leftovers = Leftovers(self.name, self.address, self._outbox, spool, self._warn_once)
+        self._ending_s = _SPOOLING_S if spool else _ENDING_S
+        self._waker = Waker()
+        self._thread_id = 0
+        self._thread = threads.start_thread(self._main, "phase-bus-publisher")
+        atexit.register(self.close, 0.5)
+        _publishers.add(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the bus answers (always true in direct mode)."""
+        return not self._broken and self._link.connected
+
+    @property
+    def pending(self) -> int:
+        """How many events and records wait to be sent or acknowledged.
+
+        While nobody waits in :meth:`flush` or :meth:`close`, acknowledgements are read every 0.1 s.
+        """
+        return len(self._inbox) + len(self._outbox) + len(self._batcher)
+
+    @property
+    def undelivered(self) -> dict[str, int]:
+        """After :meth:`close`: how many events of each topic the bus never acknowledged."""
+        return dict(self._leftovers.events)
+
+    @property
+    def spooled(self) -> Path | None:
+        """After :meth:`close`: the file in which they are, if there is one."""
+        return self._leftovers.file
+
+    def publish(self, event: EventBase) -> None:
+        """Publish an event. Never blocks, never raises; the order of calls is kept."""
+        if type(event) is Records and len(self._inbox) * self._batch_records >= self._inbox_limit:
+            self._drops.refuse(event.run_id, event.phase, event.count)
+            return
+        self._inbox.append(event)
+        if self._sleep:
+            self._wake()
+
+    def record(
+        self,
+        run_id: str,
+        phase: PhaseRef,
+        metrics: Mapping[str, Any],
+        fields: Mapping[str, Any],
+        error: tuple[str, str, int | None] | None = None,
+    ) -> None:
+        """Publish a request's record, in a batch with others. Never blocks, never raises.
+
+        Args:
+            run_id: the run it belongs to.
+            phase: the phase it belongs to.
+            metrics: its metrics by name: numbers, or lists of numbers. Not to be changed afterwards.
+            fields: what else is known of it by name: times in ns, ids, flags. Likewise.
+            error: if it failed, the error's type, message, and code or None.
+        """
+        waiting = len(self._inbox)
+        if waiting >= self._inbox_limit:
+            self._drops.refuse(run_id, phase, 1)
+            return
+        self._inbox.append((run_id, phase, metrics, fields, error))
+        if self._sleep == _IDLE or (self._sleep and waiting >= self._batch_records):
+            self._wake()
+
+    def complete_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
+        """Publish the run's last event, with the count of all that was published of it."""
+        self._inbox.append(Completion(run_id, status, reason))
+        self._wake()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all published so far is acknowledged; return whether it is in time.
+
+        In direct mode, until it was handed to ZeroMQ.
+        """
+        if self._broken:
+            return False
+        flush = _Flush()
+        self._inbox.append(flush)
+        self._wake()
+        flush.done.wait(timeout_s)
+        return flush.acknowledged
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Deliver what is pending, for at most ``timeout_s`` seconds, and end the thread.
+
+        What the bus did not acknowledge by then is logged, stands in :attr:`undelivered`, and is
+        written to a file if there is a ``spool_dir``: that is begun when the time is over.
+        """
+        if self._deadline_s is None:
+            self._deadline_s = time.monotonic() + timeout_s
+            self._wake()
+        if threading.get_native_id() != self._thread_id:
+            self._thread.join(timeout_s + self._ending_s)
+        # Only now: a program that ends meanwhile waits for the thread once more, and for its file.
+        if not self._thread.is_alive():
+            atexit.unregister(self.close)
+
+    # ---- from here on: the publisher's own thread ----
+
+    def _main(self) -> None:
+        self._thread_id = threading.get_native_id()
+        try:
+            self._leftovers.prepare()
+            self._loop()
+        except Exception:
+            logger.exception("phase-bus: the publisher failed; nothing more will be published")
+        finally:
+            self._broken = True
+            self._end()
+
+    def _loop(self) -> None:
+        while not self._finished():
+            now_s = time.monotonic()
+            closing = self._deadline_s is not None
+            self._take_inbox(self._inbox)
+            self._batcher.close_due(now_s)
+            if closing:
+                self._batcher.close_all()
+            if self._drops:
+                self._composer.tell_drops(now_s, at_once=closing)
+            if isinstance(self._link, BusLink):
+                self._link.events_dropped = self._drops.total
+            self._link.receive()
+            wait_s = min(self._link.tick(now_s), _CLOSING_WAIT_S if closing else _IDLE_WAIT_S)
+            want_write = self._link.send()
+            self._settle_flushes()
+            wakers: list[tuple[Any, int]] = [(self._waker.fd, _POLLIN)]
+            if closing or self._flushes or self._outbox.has_unsent or not self._link.connected:
+                # Only now is a reply worth a wake-up, which costs as much as ten events.
+                wakers.append((self._link.socket, _POLLIN | _POLLOUT if want_write else _POLLIN))
+            elif len(self._outbox):
+                wait_s = min(wait_s, _REPLIES_S)
+            self._sleep = _IDLE
+            if self._batcher.due_s is not None:
+                self._sleep = _UNTIL_BATCH_IS_DUE
+                wait_s = min(wait_s, self._batcher.due_s - now_s)
+            if self._inbox:  # it came before the flag was up, so nobody will wake us
+                wait_s = 0.0
+            ready = zmq.zmq_poll(wakers, math.ceil(max(wait_s, 0.0) * 1000))
+            self._sleep = _AWAKE
+            if ready:
+                self._waker.drain()
+
+    def _finished(self) -> bool:
+        if self._deadline_s is None:
+            return False
+        pending = self._inbox or self._batcher or self._drops or len(self._outbox)
+        return not pending or time.monotonic() >= self._deadline_s
+
+    def _take_inbox(self, inbox: _Inbox) -> None:
+        add_record = self._batcher.add
+        while inbox:
+            item = inbox.popleft()
+            try:
+                if type(item) is tuple:
+                    add_record(item)
+                else:
+                    self._take(item)  # type: ignore[arg-type] # mypy does not leave the tuple out
+            except Exception as error:
+                # One bad event must neither reach the benchmark nor end the thread.
+                self._warn_once(
+                    f"{type(item).__name__} {type(error).__name__}",
+                    f"an event could not be encoded and was dropped: {error!r}",
+                )
+                self._composer.drop_unusable(item)
+
+    def _take(self, item: EventBase | Completion | _Flush) -> None:
+        if isinstance(item, Completion):
+            self._composer.complete(item)
+        elif isinstance(item, _Flush):
+            self._batcher.close_all()
+            self._flushes.append((self._outbox.last_seq, item))
+        else:
+            self._composer.add(item)
+
+    def _settle_flushes(self) -> None:
+        if self._flushes:
+            next_seq = self._outbox.next_seq
+            for pair in [pair for pair in self._flushes if pair[0] < next_seq]:
+                self._flushes.remove(pair)
+                pair[1].acknowledged = True
+                pair[1].done.set()
+
+    def _warn_once(self, key: str, text: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            logger.warning("phase-bus publisher %r: %s", self.name, text)
+
+    # ---- the end ----
+
+    def _end(self) -> None:
+        waiting, self._inbox = self._inbox, deque(maxlen=0)  # from now on everything falls through
+
+        def encode_rest() -> None:
+            self._take_inbox(waiting)
+            self._batcher.close_all()
+            self._composer.tell_drops(time.monotonic(), at_once=True)
+
+        def not_encoded() -> int:
+            return sum(not isinstance(item, _Flush) for item in waiting) + len(self._batcher)
+
+        self._leftovers.settle(encode_rest, not_encoded)
+        for flush in (*(flush for _, flush in self._flushes), *waiting):
+            if isinstance(flush, _Flush):
+                flush.done.set()
+        self._link.close()
+        self._context.destroy()
+        self._waker.close()
+
+    # ---- from any thread ----
+
+    def _forget(self) -> None:
+        """After a fork, in the child: the thread stayed behind, and the sockets are the parent's."""
+        self._waker.forget()
+        self._drops.renew_lock()
+        self._sleep = _AWAKE
+        self._inbox = deque(maxlen=0)
+        self._broken = True
+        atexit.unregister(self.close)
+
+    def _wake(self) -> None:
+        self._sleep = _AWAKE  # for others, who need not wake it again until it sleeps again
+        self._waker.wake()
+
+
+def _after_fork_in_child() -> None:
+    for publisher in list(_publishers):
+        publisher._forget()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

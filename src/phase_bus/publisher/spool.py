@@ -1,0 +1,317 @@
+"""Spool files: what a publisher could not deliver before it had to end, to be delivered later.
+
+A file is :data:`MAGIC` and a head, then one entry a message, in the order of the source's sequence:
+
+- the head: length (u4) and crc (u4) of what follows, a :class:`SpoolHead` in msgpack;
+- an entry: the lengths of topic, header and payload (u4 each), a crc (u4) over lengths and frames, and
+  the three frames as they travel (:mod:`phase_bus.core.wire`), under their first source and sequences, so
+  that a bus that has some of them already recognises those.
+
+All numbers are little-endian; a crc is zlib's. A file cut short anywhere is good up to there. It is
+written aside as ``<name>.part``; one that the publisher was killed over can be delivered as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import struct
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import zmq
+from msgspec import Struct
+
+from phase_bus.core.address import Address
+from phase_bus.core.outbox import Message, Outbox
+from phase_bus.core.wire import unpack_header
+from phase_bus.errors import BusUnreachableError, SpoolError, WireError
+from phase_bus.publisher.link import BusLink
+
+logger = logging.getLogger("phase_bus.spool")
+
+MAGIC = b"pbspool\x02"  # the last byte is the format's version
+SUFFIX = ".spool"
+_HEAD = struct.Struct("<II")
+_LENGTHS = struct.Struct("<III")
+_CRC = struct.Struct("<I")
+_BUFFER_BYTES = 1 << 20
+_LINGER_MS = 200
+_UNFIT = re.compile(r"[^\w.-]+", re.ASCII)  # for a file's name
+
+
+class SpoolHead(Struct, frozen=True, kw_only=True):
+    """What a spool file says of itself.
+
+    Attributes:
+        source: 16 bytes that name the publisher.
+        name: what a person calls it.
+        created_ns: when it was written, in ns since 1970.
+        events: how many messages are inside.
+        records: how many request records are in those.
+    """
+
+    source: bytes
+    name: str
+    created_ns: int
+    events: int
+    records: int
+
+
+class SpoolReport(Struct, frozen=True, kw_only=True):
+    """What became of a spool file.
+
+    Attributes:
+        path: where the file is now.
+        events: messages that could be read.
+        records: request records in them.
+        known: how many of the messages the bus had already.
+        remaining: how many it has not acknowledged in time.
+        damage: why the rest could not be read, empty if there was none.
+        missing: how many messages that is.
+    """
+
+    path: Path
+    events: int
+    records: int
+    known: int
+    remaining: int
+    damage: str = ""
+    missing: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the bus has all that was ever in the file."""
+        return not self.remaining and not self.damage
+
+
+# ---- writing ----
+
+
+def prepare_directory(directory: Path) -> None:
+    """Make the directory, and see that it can be written to.
+
+    Raises:
+        OSError: it cannot.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise PermissionError(f"{str(directory)!r} cannot be written to")
+
+
+def write_spool(directory: Path, name: str, outbox: Outbox) -> tuple[Path, SpoolHead]:
+    """Write all that is not acknowledged into a new file.
+
+    Nothing is synchronised to the disk: what is written survives the process, and a process at its end
+    has no time for more. A power cut within seconds may cut the file short.
+
+    Returns:
+        The file, and what it says of itself.
+
+    Raises:
+        OSError: it could not be written; nothing is left of it then.
+    """
+    head = SpoolHead(
+        source=outbox.source,
+        name=name,
+        created_ns=time.time_ns(),
+        events=len(outbox),
+        records=sum(message.records for message in outbox),
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(head.created_ns // 10**9))
+    path = directory / f"{_UNFIT.sub('_', name)[:80]}-{when}-{head.source.hex()}{SUFFIX}"
+    aside = path.with_name(f"{path.name}.part")
+    try:
+        with aside.open("wb", buffering=_BUFFER_BYTES) as file:
+            _write(file, head, outbox)
+        aside.rename(path)
+    except BaseException:
+        # Half a file would do some good; half a file on a full disk does the benchmark's results harm.
+        aside.unlink(missing_ok=True)
+        raise
+    return path, head
+
+
+def _write(file: BinaryIO, head: SpoolHead, messages: Iterable[Message]) -> None:
+    payload = msgspec.msgpack.encode(head)
+    file.write(MAGIC + _HEAD.pack(len(payload), zlib.crc32(payload)) + payload)
+    pack, pack_crc, write, crc32 = _LENGTHS.pack, _CRC.pack, file.write, zlib.crc32
+    for message in messages:
+        topic, header, payload = message.frames
+        lengths = pack(len(topic), len(header), len(payload))
+        small = lengths + topic + header
+        write(lengths + pack_crc(crc32(payload, crc32(small))) + topic + header)
+        write(payload)
+
+
+# ---- reading ----
+
+
+class SpoolReader:
+    """The messages of a spool file, in order, up to its end or its first damage.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        head: what it says of itself.
+        damage: after iterating, why the rest could not be read; empty if there was none.
+
+    Raises:
+        SpoolError: there is no such file, or it is no spool.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.damage = ""
+        try:
+            with path.open("rb") as file:
+                self._size = os.fstat(file.fileno()).st_size
+                self.head = self._read_head(file)
+                self._start = file.tell()
+        except OSError as error:
+            raise SpoolError(path, error.strerror or str(error), "give the file of a publisher") from None
+
+    def __iter__(self) -> Iterator[Message]:
+        self.damage = ""
+        previous: Message | None = None
+        with self.path.open("rb", buffering=_BUFFER_BYTES) as file:
+            file.seek(self._start)
+            for _ in range(self.head.events):
+                try:
+                    message = self._read_message(file, previous)
+                except WireError as error:
+                    self.damage = str(error)
+                    return
+                yield message
+                previous = message
+
+    def _read_head(self, file: BinaryIO) -> SpoolHead:
+        magic = file.read(len(MAGIC))
+        if magic[:-1] != MAGIC[:-1]:
+            raise SpoolError(self.path, "is no spool file", "give the file of a publisher")
+        if magic != MAGIC:
+            raise SpoolError(self.path, f"is of version {magic[-1]}", "deliver it with that version")
+        try:
+            size, crc = _HEAD.unpack(file.read(_HEAD.size))
+            payload = file.read(min(size, self._size))
+            if len(payload) != size or zlib.crc32(payload) != crc:
+                raise ValueError("it does not agree with its checksum")
+            return msgspec.msgpack.decode(payload, type=SpoolHead)
+        except (struct.error, ValueError) as error:  # msgspec's errors are ValueErrors
+            raise SpoolError(
+                self.path, f"its beginning is damaged ({error})", "nothing of it can be delivered"
+            ) from None
+
+    def _read_message(self, file: BinaryIO, previous: Message | None) -> Message:
+        fixed = file.read(_LENGTHS.size + _CRC.size)
+        if len(fixed) < _LENGTHS.size + _CRC.size:
+            raise WireError("the file ends early")
+        lengths = _LENGTHS.unpack_from(fixed)
+        if sum(lengths) > self._size - file.tell():
+            raise WireError("the file ends early, or a length is damaged")
+        topic, header, payload = (file.read(length) for length in lengths)
+        crc = zlib.crc32(payload, zlib.crc32(fixed[: _LENGTHS.size] + topic + header))
+        if crc != _CRC.unpack_from(fixed, _LENGTHS.size)[0]:
+            raise WireError("an event does not agree with its checksum")
+        place = unpack_header(header, topic)
+        if place.source != self.head.source or (previous and place.source_seq != previous.seq + 1):
+            raise WireError("an event is out of its sequence")
+        return Message(place.source_seq, (topic, header, payload), sum(lengths), place.records)
+
+
+def is_spool(path: Path) -> bool:
+    """Return whether a file is a spool, of whatever version."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC))[:-1] == MAGIC[:-1]
+    except OSError:
+        return False
+
+
+def read_spool(path: str | Path) -> SpoolReader:
+    """Return the messages of a spool file, to iterate over.
+
+    Raises:
+        SpoolError: there is no such file, or it is no spool.
+    """
+    return SpoolReader(Path(path))
+
+
+# ---- delivering ----
+
+
+def deliver_spool(path: str | Path, address: str, timeout_s: float = 30.0) -> SpoolReport:
+    """Send what is in a spool file to a bus, as the publisher itself would have.
+
+    The bus takes what it lacks, and a run that it gave up as ``lost`` goes on and ends as it did. Once
+    it has acknowledged everything, the file is renamed to ``<name>.delivered``: to deliver it again does
+    no harm, and to delete it is the user's to say. A damaged file keeps its name.
+
+    Args:
+        path: the file.
+        address: where the bus is.
+        timeout_s: how long to go on without any progress, in seconds.
+
+    Raises:
+        SpoolError: there is no such file, or it is no spool.
+        AddressError: the address is malformed.
+        BusUnreachableError: no bus answers there.
+    """
+    parsed = Address.parse(address)
+    reader = read_spool(path)
+    outbox = Outbox(reader.head.source, 0)
+    for message in reader:
+        outbox.restore(message)
+    events, records = len(outbox), sum(message.records for message in outbox)
+    known = _deliver(outbox, parsed, reader.head.name, timeout_s) if events else 0
+    report = SpoolReport(
+        path=reader.path,
+        events=events,
+        records=records,
+        known=known,
+        remaining=len(outbox),
+        damage=reader.damage,
+        missing=reader.head.events - events,
+    )
+    return msgspec.structs.replace(report, path=_set_aside(reader.path)) if report.complete else report
+
+
+def _deliver(outbox: Outbox, address: Address, name: str, timeout_s: float) -> int:
+    """Send until all is acknowledged or nothing moves; return how much the bus had already."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    known: int | None = None
+    try:
+        link = BusLink(context, address, outbox, name, _LINGER_MS)
+        total = left = len(outbox)
+        deadline_s = time.monotonic() + timeout_s
+        while len(outbox) and (now_s := time.monotonic()) < deadline_s:
+            wait_s = min(link.tick(now_s), deadline_s - now_s)
+            events = zmq.POLLIN | zmq.POLLOUT if link.send() else zmq.POLLIN
+            link.socket.poll(max(int(wait_s * 1000), 1), events)
+            link.receive()
+            if known is None and link.connected:
+                known = total - len(outbox)  # nothing was sent yet
+            if len(outbox) < left:
+                left, deadline_s = len(outbox), time.monotonic() + timeout_s
+        link.close()
+    finally:
+        context.destroy()
+    if known is None:
+        raise BusUnreachableError(str(address), timeout_s)
+    return known
+
+
+def _set_aside(path: Path) -> Path:
+    done = path.with_name(f"{path.name}.delivered")
+    try:
+        return path.rename(done)
+    except OSError as error:
+        logger.warning("phase-bus: %s is delivered, but could not be renamed: %s", path, error)
+        return path

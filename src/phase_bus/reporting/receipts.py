@@ -1,0 +1,117 @@
+"""The ledger of a run: what each consumer says it got and handled, held against what was published."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from msgspec import Struct
+from rich.table import Table
+
+from phase_bus.core.wire import parse_topic
+from phase_bus.events import Receipt, TopicReceipt
+
+_COUNTS = ("received", "replayed", "repeated", "missed", "handled", "written", "failed")
+
+
+class LedgerRow(Struct, frozen=True, kw_only=True):
+    """One consumer's account of one kind of event; the partitions of records are one.
+
+    Attributes:
+        consumer: the consumer's name.
+        kind: the kind of event.
+        published: how many the publisher says it published, None if it never said.
+        received: how many arrived, live or from the journal.
+        replayed: how many of them came from the journal.
+        repeated: how many arrived once more, and were dropped.
+        missed: how many are gaps in a topic's sequence.
+        handled: how many the handlers accepted.
+        written: how many of them were confirmed by the consumer's flush.
+        failed: how many a handler raised an exception on.
+        worst_lag_s: the longest time, in seconds, from an event's happening to its being handled; over
+            all kinds.
+        whole: whether everything published was handled.
+    """
+
+    consumer: str
+    kind: str
+    published: int | None
+    received: int
+    replayed: int
+    repeated: int
+    missed: int
+    handled: int
+    written: int
+    failed: int
+    worst_lag_s: float
+    whole: bool
+
+
+def ledger(receipts: Iterable[Receipt]) -> list[LedgerRow]:
+    """Return the ledger of one run's receipts, by consumer and kind.
+
+    A consumer that was restarted, or whose run went on after it had seemed lost, says more than one: the
+    last counts, and holds what the ones before say.
+    """
+    rows = []
+    for receipt in _last(receipts):
+        kinds: dict[str, list[TopicReceipt]] = defaultdict(list)
+        for topic, counts in receipt.topics.items():
+            kinds[parse_topic(topic.encode()).kind].append(counts)
+        rows += [_row(receipt, kind, counts) for kind, counts in sorted(kinds.items())]
+    return rows
+
+
+def ledger_in_brief(receipts: Iterable[Receipt]) -> list[LedgerRow]:
+    """Return the ledger with one row a consumer, and every kind of one that did not handle all."""
+    rows = []
+    for receipt in _last(receipts):
+        total = _row(receipt, "all", list(receipt.topics.values()))
+        rows += [total] if total.whole else ledger([receipt])
+    return rows
+
+
+def is_whole(receipts: Iterable[Receipt]) -> bool:
+    """Return whether every consumer that gave a receipt of the run handled everything."""
+    return all(receipt.complete for receipt in _last(receipts))
+
+
+def ledger_table(rows: Iterable[LedgerRow]) -> Table:
+    """Return a ledger as a table for the terminal."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("CONSUMER", overflow="fold", min_width=8)
+    table.add_column("KIND", overflow="fold")
+    for column in ("PUBLISHED", *map(str.upper, _COUNTS), "WORST LAG"):
+        table.add_column(column, justify="right", no_wrap=True)
+    last = ""
+    for row in rows:
+        first = row.consumer != last
+        last = row.consumer
+        table.add_row(
+            row.consumer if first else "",
+            row.kind,
+            "" if row.published is None else str(row.published),
+            *(str(getattr(row, name)) for name in _COUNTS),
+            f"{row.worst_lag_s:.3f} s" if first else "",
+            style=None if row.whole else "red",
+        )
+    return table
+
+
+def _last(receipts: Iterable[Receipt]) -> list[Receipt]:
+    by_name = {receipt.consumer: receipt for receipt in receipts}
+    return [by_name[name] for name in sorted(by_name)]
+
+
+def _row(receipt: Receipt, kind: str, topics: list[TopicReceipt]) -> LedgerRow:
+    said = [topic.published for topic in topics if topic.published is not None]
+    counts = {name: sum(getattr(topic, name) for topic in topics) for name in _COUNTS}
+    return LedgerRow(
+        consumer=receipt.consumer,
+        kind=kind,
+        published=sum(said) if said else None,
+        worst_lag_s=receipt.worst_lag_s,
+        # By topic: one partition's surplus must not hide another's lack.
+        whole=Receipt(run_id="", consumer="", topics={str(n): t for n, t in enumerate(topics)}).complete,
+        **counts,
+    )

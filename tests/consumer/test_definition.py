@@ -1,0 +1,236 @@
+"""How a consumer class is read: handlers, options, subscriptions, and every error message."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phase_bus.consumer.consumer import (
+    Consumer,
+    build_consumer,
+    description_of,
+    handlers_of,
+    options_of,
+    subscriptions_of,
+)
+from phase_bus.errors import ConsumerDefinitionError, OptionError
+from phase_bus.events import KINDS, EventBase, PhaseComplete, Records
+
+if typing.TYPE_CHECKING:
+    from decimal import Decimal
+
+
+class Sink(Consumer):
+    """Puts things somewhere.
+
+    And more words.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        threshold_s: float = 60.0,
+        count: int = 3,
+        verbose: bool = False,
+        names: list[str] | None = None,
+        mode: typing.Literal["a", "b"] = "a",
+        label: str = "x",
+    ) -> None:
+        if count < 0:
+            raise ValueError("count must not be negative")
+        self.values = (path, threshold_s, count, verbose, names, mode, label)
+
+    async def on_phase_complete(self, event: PhaseComplete) -> None: ...
+
+    async def on_records(self, event: Records) -> None: ...
+
+
+class Everything(Consumer):
+    """Takes all."""
+
+    async def on_event(self, event: EventBase) -> None: ...
+
+    async def on_heartbeat(self, event: EventBase) -> None: ...
+
+
+def test_handlers_and_subscriptions() -> None:
+    """The methods decide."""
+    handlers = handlers_of(Sink(Path()))
+    assert set(handlers) == {"phase_complete", "records"}
+    assert subscriptions_of(handlers) == ("phase_complete.", "records.")
+
+
+def test_on_event_takes_all_kinds() -> None:
+    """``on_event`` subscribes to every kind but the bus's heartbeats."""
+    handlers = handlers_of(Everything())
+    assert set(handlers) == {"*", "heartbeat"}
+    assert set(subscriptions_of({"*": handlers["*"]})) == {f"{k}." for k in KINDS if k != "heartbeat"}
+
+
+def make(name: str, body: Any) -> Consumer:
+    """Return a consumer of a class with one attribute."""
+    return typing.cast(Consumer, type("Made", (Consumer,), {name: body})())
+
+
+async def handler(self: Consumer, event: EventBase) -> None:
+    """A handler."""
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "message"),
+    [
+        (
+            "on_phase_complet",
+            handler,
+            "on_phase_complet handles no kind of event; did you mean 'on_phase_complete'?",
+        ),
+        (
+            "on_phase_start",
+            lambda self, event: None,
+            "must be written 'async def on_phase_start(self, event)'",
+        ),
+        ("other", handler, "handles nothing; define 'async def on_phase_complete(self, event)'"),
+    ],
+)
+def test_wrong_classes(name: str, body: Any, message: str) -> None:
+    """Each mistake has a message that says how to mend it."""
+    with pytest.raises(ConsumerDefinitionError) as caught:
+        handlers_of(make(name, body))
+    assert message in str(caught.value)
+
+
+def test_options_of() -> None:
+    """Options are the constructor's parameters."""
+    options = options_of(Sink)
+    assert list(options) == ["path", "threshold_s", "count", "verbose", "names", "mode", "label"]
+    assert options["path"].required
+    assert str(options["path"]) == "path: Path"
+    assert str(options["threshold_s"]) == "threshold_s: float = 60.0"
+    assert options_of(Everything) == {}
+
+
+def test_description() -> None:
+    """The first line of the docstring describes a consumer."""
+    assert description_of(Sink) == "Puts things somewhere"
+
+
+def test_conversion_from_text() -> None:
+    """Text from the command line becomes what the type hints say."""
+    texts = {
+        "path": "~/x",
+        "threshold_s": "5",
+        "count": "7",
+        "verbose": "true",
+        "names": "[a, b]",
+        "mode": "b",
+        "label": "8",
+    }
+    consumer = build_consumer(Sink, "sink", texts)
+    assert isinstance(consumer, Sink)
+    assert consumer.values == (Path("~/x").expanduser(), 5.0, 7, True, ["a", "b"], "b", "8")
+    assert consumer.name == "sink"
+
+
+def test_conversion_from_values() -> None:
+    """Values from YAML are taken as they are."""
+    consumer = build_consumer(Sink, "sink", {"path": Path("x"), "threshold_s": 5, "names": None})
+    assert isinstance(consumer, Sink)
+    assert consumer.values == (Path("x"), 5.0, 3, False, None, "a", "x")
+
+
+@pytest.mark.parametrize(
+    ("values", "option", "message"),
+    [
+        ({}, "path", "is required; give path=..."),
+        (
+            {"path": "x", "treshold_s": 1},
+            "treshold_s",
+            "there is no such option; did you mean 'threshold_s'?",
+        ),
+        ({"path": "x", "count": "many"}, "count", "'many' does not fit count: int = 3"),
+        ({"path": "x", "count": 1.5}, "count", "1.5 does not fit count: int = 3"),
+        ({"path": "x", "mode": "c"}, "mode", "'c' does not fit mode"),
+        ({"path": "x", "names": "a: b"}, "names", "does not fit names"),
+        ({"path": 5}, "path", "5 does not fit path: Path"),
+        ({"path": "x", "count": "-1"}, "path, count", "count must not be negative"),
+    ],
+)
+def test_wrong_options(values: dict[str, Any], option: str, message: str) -> None:
+    """Each mistake names the consumer, the option, and what would be right."""
+    with pytest.raises(OptionError) as caught:
+        build_consumer(Sink, "my-sink", values)
+    assert (caught.value.consumer, caught.value.option) == ("my-sink", option)
+    assert "'my-sink'" in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_type_hints_that_cannot_be_read() -> None:
+    """A hint that exists for type checkers only is an error of the class, in words."""
+
+    class Hidden(Consumer):
+        def __init__(self, value: Decimal) -> None: ...
+
+    with pytest.raises(ConsumerDefinitionError, match="Decimal"):
+        build_consumer(Hidden, "hidden", {"value": "1"})
+
+
+class Part:
+    """Something that an option may hold."""
+
+    def __init__(self, size: int = 1) -> None:
+        self.size = size
+
+
+class Whole(Consumer):
+    """Options of types that only Python knows."""
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        path: str | Path | None = None,
+        part: Part | None = None,
+        limit=5,
+        anything=None,
+    ) -> None:
+        self.values = (path, part and part.size, limit, anything)
+
+    async def on_phase_complete(self, event: EventBase) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"path": "x"}, ("x", None, 5, None)),
+        ({"path": Path("x"), "limit": "7"}, (Path("x"), None, 7, None)),
+        ({"part": f"{{class: {__name__}:Part, size: 3}}"}, (None, 3, 5, None)),
+        ({"part": {"class": f"{__name__}:Part"}, "anything": "[1, a]"}, (None, 1, 5, [1, "a"])),
+        ({"part": "null", "anything": "a: b: c"}, (None, None, 5, "a: b: c")),
+    ],
+)
+def test_options_that_are_objects_or_have_no_hint(
+    values: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    """A default is as good as a hint, and an object is named by its class."""
+    consumer = build_consumer(Whole, "whole", values)
+    assert isinstance(consumer, Whole)
+    assert consumer.values == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"part": "big"}, "write {class: module:Class, option: value}"),
+        ({"part": f"{{class: {__name__}:Sink, path: x}}"}, "Expected `Part"),
+        ({"part": f"{{class: {__name__}:Part, size: big}}"}, "option 'size': 'big' does not fit size"),
+        ({"part": f"{{class: {__name__}:Prt}}"}, "has no 'Prt'; did you mean 'Part'"),
+        ({"limit": "many"}, "'many' does not fit limit: int = 5"),
+        ({"path": 5}, "5 does not fit path: str | Path | None = None"),
+    ],
+)  # fmt: skip
+def test_objects_that_cannot_be_made(values: dict[str, Any], message: str) -> None:
+    """One line, with what would be right."""
+    with pytest.raises(OptionError) as caught:
+        build_consumer(Whole, "whole", values)
+    assert message in str(caught.value)

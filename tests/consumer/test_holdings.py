@@ -1,0 +1,100 @@
+"""What a member of a group holds: without a bus."""
+
+from __future__ import annotations
+
+import pytest
+
+from phase_bus.consumer.holdings import Holdings
+from phase_bus.consumer.share import GroupShare
+from phase_bus.core.control import EVENTS, Assigned, Heard
+from tests.group.consumers import Totals
+
+
+class Large(Totals):
+    """Has a state of 300 KiB."""
+
+    def state(self) -> bytes:
+        return bytes(300 << 10)
+
+
+def holding(*numbers: int, token: int = 1, cls: type[Totals] = Totals) -> Holdings:
+    """A member that holds shares, with a commit of each at position 0."""
+    holdings = Holdings("g")
+    holdings.assigned = Assigned(generation=1, shares=dict.fromkeys(numbers, token))
+    for number in numbers:
+        share = GroupShare(cls(), "g", number, token, "0" * 32)
+        share.prepare_commit()
+        holdings.add(share)
+    return holdings
+
+
+def heard(kept: dict[int, int] | None = None, refused: tuple[int, ...] = ()) -> Heard:
+    """What the bus says to a beat."""
+    return Heard(bus_id="b", kept=kept or {}, refused=refused)
+
+
+def test_only_a_released_share_that_is_kept_is_taken_up_again() -> None:
+    """Else it would be read back without what its last commit says."""
+    holdings = holding(3)
+    share = holdings.shares[3]
+    holdings.release(share)
+    holdings.remove(share)
+    assert holdings.missing == []
+    assert [commit.share for commit in holdings.commits] == [3]
+    holdings.take_in(heard({3: 17}))  # an older commit of it
+    assert holdings.missing == []
+    holdings.take_in(heard({3: 0}))
+    assert holdings.missing == [3]
+    assert holdings.commits == []
+
+
+def test_a_refused_share_is_lost() -> None:
+    """Nothing of it is told any more, and it is dropped."""
+    holdings = holding(3, 4)
+    holdings.take_in(heard(refused=(3,)))
+    assert [share.number for share in holdings.held] == [4]
+    assert [share.number for share in holdings.lost] == [3]
+    assert [commit.share for commit in holdings.beat("c", "ready").commits] == [4]
+    assert not holdings.is_assigned(holdings.shares[3])
+
+
+def test_a_token_of_another_generation_is_not_ours() -> None:
+    holdings = holding(3)
+    share = holdings.shares[3]
+    assert holdings.is_assigned(share)
+    holdings.assigned = Assigned(generation=5, shares={3: 5})
+    assert not holdings.is_assigned(share)
+    holdings.assigned = Assigned(generation=6, release=(3,))
+    assert holdings.is_assigned(share)
+    holdings.begin_anew(lose_all=False)
+    assert not holdings.is_assigned(share)
+
+
+def test_another_bus_has_given_nothing() -> None:
+    holdings = holding(3, 4)
+    holdings.release(holdings.shares[4])
+    holdings.begin_anew(lose_all=True)
+    assert holdings.held == []
+    assert holdings.commits == []
+
+
+def test_a_beat_has_room_for_some_commits_only() -> None:
+    """The bus refuses messages that are too large; the rest is told with the next beat, at once."""
+    holdings = holding(3, 4, cls=Large)
+    assert [commit.share for commit in holdings.beat("c", "ready").commits] == [3]
+    assert holdings.take_in(heard({3: 0})), "there is more to tell"
+    assert [commit.share for commit in holdings.beat("c", "ready").commits] == [4]
+    assert not holdings.take_in(heard({4: 0}))
+
+
+@pytest.mark.parametrize("number", [EVENTS, 3])
+def test_a_run_is_handled_when_the_leaders_commit_is_kept(number: int) -> None:
+    holdings = holding(number)
+    share = holdings.shares[number]
+    share.dispatcher.finished("r", whole=False)
+    if holdings.leader is not None:
+        holdings.leader.committed()
+    assert holdings.beat("c", "ready").handled_runs == ()
+    assert holdings.take_in(heard({number: 0})) == (number == EVENTS)
+    beat = holdings.beat("c", "ready")
+    assert beat.handled_runs == beat.incomplete_runs == (("r",) if number == EVENTS else ())
