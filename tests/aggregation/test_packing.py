@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phase_bus.aggregation.codes import BITS, WINDOW_ERROR, codes_of, values_of
+from phase_bus.aggregation.log_bins import BITS, WINDOW_ERROR, codes_of, values_of
 from phase_bus.aggregation.packing import pack_counts, pack_values, unpack_counts, unpack_values
 from phase_bus.aggregation.tally import Tally
 

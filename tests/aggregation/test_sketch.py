@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -101,10 +102,10 @@ def test_merging_is_exactly_associative_and_commutative(
     assert encoded(sketch_of(np.concatenate([c, a, b]), max_bins=max_bins)) == whole
     for order in ((a, b, c), (c, b, a), (b, a, c)):
         first, second, third = (sketch_of(part, max_bins=max_bins) for part in order)
-        left = first.copy()
+        left = copy.deepcopy(first)
         left.merge(second)
         left.merge(third)
-        right = second.copy()
+        right = copy.deepcopy(second)
         right.merge(third)
         first.merge(right)
         assert encoded(left) == encoded(first) == whole

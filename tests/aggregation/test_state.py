@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 import weakref
@@ -45,7 +46,7 @@ def encoded(state: MetricState | PhaseState | RunState) -> bytes:
 
 
 def merged(*states: MetricState) -> MetricState:
-    result = states[0].copy()
+    result = copy.deepcopy(states[0])
     for state in states[1:]:
         result.merge(state)
     return result
@@ -204,7 +205,7 @@ def test_updating_and_reading_in_turn_sets_aside_once() -> None:
     state = MetricState(SMALL)
     for _ in range(50):
         state.update(np.array([1.0, math.nan]))
-        assert state.copy().settled().count == state.count
+        assert copy.deepcopy(state).settled().count == state.count
     assert (state.count, state.set_aside, state.exact) == (50, 50, False)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phase_bus.aggregation import windows as windows_module
-from phase_bus.aggregation.codes import WINDOW_ERROR
+from phase_bus.aggregation.log_bins import WINDOW_ERROR
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.windows import MAX_WINDOWS, Windows
 from phase_bus.core.records import RecordBatch

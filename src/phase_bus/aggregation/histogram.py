@@ -6,18 +6,18 @@ import numpy as np
 
 from phase_bus.aggregation.packing import FloatArray, IntArray
 
-# From this ratio of the largest value to the least on, bins are of equal ratio.
+# Bins are of equal ratio if the largest value is at least so many times the smallest.
 _DECADE = 10.0
 
 
 def edges(low: float, high: float, bins: int) -> FloatArray:
     """Return the ascending edges, shape (bins + 1,), of bins from ``low`` to ``high``.
 
-    The first and last edge are just these; where both are equal, one bin of 1 % lies around them. Where
-    the floats between them are too few for so many bins, there are fewer.
+    The first and last edge are exactly these; if both are equal, one bin of 1 % lies around them. There
+    are fewer bins if there are too few floats in between.
 
     Raises:
-        ValueError: ``bins`` is not at least 1.
+        ValueError: if ``bins`` is less than 1.
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, not {bins}")
@@ -26,7 +26,7 @@ def edges(low: float, high: float, bins: int) -> FloatArray:
         return np.array([low - half, high + half])
     if low > 0.0 and high / _DECADE >= low:
         found = np.exp(np.linspace(np.log(low), np.log(high), bins + 1))
-    else:  # halved, since the distance of two floats may not be one
+    else:  # halved, since the distance of two floats may overflow
         found = np.linspace(low / 2, high / 2, bins + 1) * 2
     found[0], found[-1] = low, high
     result: FloatArray = np.unique(np.clip(found, low, high))
@@ -41,7 +41,7 @@ def count_values(values: FloatArray, at: FloatArray) -> IntArray:
 
 
 def count_ranges(low: FloatArray, high: FloatArray, counts: IntArray, at: FloatArray) -> IntArray:
-    """Share out among the edges counts of ascending ranges, of which each is spread evenly over its range.
+    """Distribute the counts of ascending ranges over bins, as if values lay evenly within their range.
 
     What is below an edge is rounded to a whole number, so the counts are whole and their sum is kept.
 
@@ -49,7 +49,7 @@ def count_ranges(low: FloatArray, high: FloatArray, counts: IntArray, at: FloatA
         low: the ranges' lower ends, shape (n,).
         high: their upper ends; the same as the lower one for a single value.
         counts: how many values are in each.
-        at: the edges; every range lies between the first and the last.
+        at: the edges of the bins; every range lies between the first and the last.
     """
     ends = np.cumsum(counts)
     place = np.minimum(np.searchsorted(high, at, side="right"), len(ends) - 1)  # first one not all below

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,10 +14,10 @@ from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.packing import FloatArray, IntArray, pack_values, unpack_values
 from phase_bus.aggregation.sketch import DDSketch, interpolate, ranks
 
-# Values are summed in chunks counted from the first value, so that batches leave no trace. What waits for
-# its chunk to be full is part of the state, and so of what is written at every checkpoint.
+# Values are summed in chunks counted from the first value, so that the sizes of batches do not show. What
+# waits for its chunk to be full is part of the state, and so of what is written at every checkpoint.
 _CHUNK = 1024
-# What waits is looked into when it is so much, enough for numpy to be fast, or in so many pieces.
+# What waits is processed when there is this much, enough for numpy to be fast, or in this many pieces.
 _BLOCK = 4 * _CHUNK
 _PIECES = 16
 
@@ -28,13 +27,13 @@ _Number = TypeVar("_Number", int, float)
 
 
 class MetricState:
-    """What is known of one metric's values, in the metric's own unit.
+    """The statistics of one metric's values, in the metric's own unit.
 
     Up to ``options.exact_limit`` values are kept as they are, and percentiles are exact; beyond that
     they are only counted in a :class:`~phase_bus.aggregation.sketch.DDSketch`, and memory no longer
     grows. Count, sum, mean, standard deviation, min and max are never approximated.
 
-    Values wait to be looked into as they came, and keep the batch alive that they are in.
+    Values that wait to be processed keep the batch alive that they came in.
 
     Attributes:
         options: how values are summarised.
@@ -53,7 +52,7 @@ class MetricState:
 
     @property
     def set_aside(self) -> int:
-        """How many values were NaN or infinite; nothing else counts them."""
+        """How many values were left out as NaN or infinite; no other number includes them."""
         self._sum_chunks()
         return self._set_aside
 
@@ -86,7 +85,7 @@ class MetricState:
 
     @property
     def min(self) -> float | None:
-        """The least value, None without values."""
+        """The smallest value, None without values."""
         return self.settled()._min
 
     @property
@@ -104,7 +103,7 @@ class MetricState:
         While ``exact``, as ``numpy.percentile``. Then within ``options.relative_error`` of that.
 
         Raises:
-            ValueError: a percentile is not between 0 and 100.
+            ValueError: if a percentile is not between 0 and 100.
         """
         state = self.settled()
         if not state.count:
@@ -122,13 +121,13 @@ class MetricState:
     def histogram(self, bins: int) -> tuple[FloatArray, IntArray]:
         """Return edges, shape (n + 1,), and how many values lie between them, shape (n,), for a plot.
 
-        The edges go from the least to the largest value, at equal distances, or at equal ratios where
-        all values are positive and span a decade. There are ``bins`` bins, or fewer where the values
+        The edges go from the smallest to the largest value, at equal distances, or at equal ratios if
+        all values are positive and span a decade. There are ``bins`` bins, or fewer if the values
         differ too little for so many; both arrays are empty without values. Once the percentiles are
-        not exact, a count is shared out as if values lay evenly within a bin of the sketch.
+        not exact, counts are distributed as if values lay evenly within each bin of the sketch.
 
         Raises:
-            ValueError: ``bins`` is not at least 1.
+            ValueError: if ``bins`` is less than 1.
         """
         state = self.settled()
         if state._min is None or state._max is None:
@@ -143,7 +142,7 @@ class MetricState:
     def update(self, values: npt.NDArray[Any]) -> None:
         """Add a column of numbers, shape (n,), which must not change any more.
 
-        NaN and infinity are counted and set aside.
+        NaN and infinity are counted and left out.
         """
         self._waiting.append(values)
         self._filled += len(values)
@@ -151,13 +150,13 @@ class MetricState:
             self._sum_chunks()
 
     def merge(self, *others: MetricState) -> None:
-        """Add what other states know; they stay as they are.
+        """Add the content of other states, which are left unchanged.
 
-        The result is exact if all of them are, however many values that makes: the limit is of the
+        The result is exact if all of them are, however many values that makes: the limit applies to the
         values that one state is updated with.
 
         Raises:
-            ValueError: another has other options.
+            ValueError: if another state has different options.
         """
         for other in others:
             if self.options != other.options:
@@ -181,20 +180,12 @@ class MetricState:
             self._min, self._max = least(self._min, part._min), most(self._max, part._max)
 
     def settled(self) -> MetricState:
-        """Return this state for reading: itself, or a copy where values are not yet summed."""
+        """Return this state for reading: itself, or a copy if values still wait to be summed."""
         self._sum_chunks()
         if not self._filled:
             return self
         state = MetricState(self.options)
         state.merge(self)
-        return state
-
-    def copy(self) -> MetricState:
-        """Return a state of the same content that changes on its own."""
-        state = copy(self)
-        state._moments = self._moments.copy()
-        state._sketch = None if self._sketch is None else self._sketch.copy()
-        state._kept, state._waiting = self._kept.copy(), self._waiting.copy()
         return state
 
     def to_dict(self) -> dict[str, Any]:
@@ -212,12 +203,7 @@ class MetricState:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], options: Options) -> MetricState:
-        """Return the state that :meth:`to_dict` gave as ``data``, to go on with.
-
-        Args:
-            data: it.
-            options: those of that state.
-        """
+        """Return the state of these options that :meth:`to_dict` wrote as ``data``."""
         state = cls(options)
         state._set_aside = data["set_aside"]
         state._moments = Moments.from_dict(data["moments"])
@@ -230,11 +216,10 @@ class MetricState:
         return state
 
     def _values(self) -> FloatArray:
-        """Return the values that are kept."""
         return np.concatenate([_NOTHING, *self._kept])
 
     def _sum_chunks(self) -> None:
-        """Look into what waits: set aside what is not finite, and sum the chunks that are full."""
+        """Process what waits: leave out what is not finite, and sum the chunks that are full."""
         if not self._filled:
             return
         values = np.concatenate(self._waiting)
@@ -254,9 +239,9 @@ class MetricState:
         self._waiting, self._filled = [values], len(values)
 
     def _sum(self, values: FloatArray, chunk: int) -> None:
-        """Sum values for good, shape (k * chunk,), by the chunk: this is what rounds the sums."""
+        """Sum values for good, shape (k * chunk,), chunk by chunk: this is what rounds the sums."""
         low, high = self._moments.add(values.reshape(-1, chunk))
-        # + 0.0 turns -0.0 into 0.0: which of two equal zeros came first must not show.
+        # + 0.0 makes -0.0 a plain zero: which of two equal zeros came first must not show.
         self._min, self._max = least(self._min, low + 0.0), most(self._max, high + 0.0)
         if self._sketch is None:
             self._kept.append(values)
@@ -264,7 +249,7 @@ class MetricState:
             self._sketch.update_between(values, low, high)
 
     def _parts(self) -> list[MetricState]:
-        """Return this state and, if values still wait, one of these, full chunk or not."""
+        """Return this state and, if values still wait, a state of those, full chunk or not."""
         self._sum_chunks()
         if not self._filled:
             return [self]
@@ -275,7 +260,7 @@ class MetricState:
         return [self, rest]
 
     def _leave_exact(self) -> DDSketch:
-        """Count from now on in a sketch, which is returned."""
+        """Start counting in a sketch, and return it."""
         if self._sketch is None:
             self._sketch = DDSketch(self.options.relative_error)
             self._sketch.update(self._values())
@@ -284,14 +269,14 @@ class MetricState:
 
 
 def least(a: _Number | None, b: _Number | None) -> _Number | None:
-    """Return the lesser of two numbers, of which either may be missing."""
+    """Return the smaller of two numbers, either of which may be missing."""
     if a is None or b is None:
         return b if a is None else a
     return min(a, b)
 
 
 def most(a: _Number | None, b: _Number | None) -> _Number | None:
-    """Return the larger of two numbers, of which either may be missing."""
+    """Return the larger of two numbers, either of which may be missing."""
     if a is None or b is None:
         return b if a is None else a
     return max(a, b)

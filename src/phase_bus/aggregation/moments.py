@@ -33,7 +33,7 @@ class Moments:
         self._squares = 0  # in units of 2**-(2 * _SCALE)
 
     def add(self, rows: npt.NDArray[np.float64]) -> tuple[float, float]:
-        """Add finite values, shape (k, n), n at least 1, summed row by row; return the least and largest.
+        """Add finite values, shape (k, n), n at least 1, row by row; return the smallest and largest.
 
         What a row adds depends on that row alone.
         """
@@ -60,7 +60,7 @@ class Moments:
         return low, high
 
     def merge(self, other: Moments) -> None:
-        """Add what another has summed; it stays as it is."""
+        """Add what another has summed; the other is left unchanged."""
         self.count += other.count
         self._sum += other._sum
         self._squares += other._squares
@@ -77,18 +77,12 @@ class Moments:
 
     @property
     def std(self) -> float | None:
-        """The population standard deviation, as AIPerf reports it; None without values."""
+        """The population standard deviation, None without values."""
         if not self.count:
             return None
         deviation = max(self.count * self._squares - self._sum**2, 0)
         extra = 64  # bits, so that the integer root of a small number is precise too
         return _ratio(math.isqrt(deviation << 2 * extra), self.count << (_SCALE + extra))
-
-    def copy(self) -> Moments:
-        """Return the same sums, to go on with separately."""
-        other = Moments()
-        other.merge(self)
-        return other
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content for msgpack; equal content gives equal bytes."""
@@ -96,14 +90,14 @@ class Moments:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Moments:
-        """Return the moments that :meth:`to_dict` gave as ``data``."""
+        """Return the moments that :meth:`to_dict` wrote as ``data``."""
         moments = cls()
         moments.count = data["count"]
         moments._sum, moments._squares = _unpack(data["sum"]), _unpack(data["squares"])
         return moments
 
     def _add_about(self, n: int, pivots: list[float], totals: list[float], squares: list[float]) -> None:
-        """Add rows of n values, given each one's sum and sum of squares after its pivot was taken off."""
+        """Add rows of n values, given each one's sum and sum of squares after subtracting its pivot."""
         ratios = [number.as_integer_ratio() for number in (*pivots, *totals, *squares)]
         # As integers in units of 2**-bits, which are far shorter than in those of 2**-_SCALE.
         bits = max(denominator for _, denominator in ratios).bit_length() - 1

@@ -16,14 +16,14 @@ WINDOW_METRICS = (
 
 
 class Options(Struct, frozen=True):
-    """How a state summarises values. Only states of equal options can be merged.
+    """How a state summarises values. Only states with equal options can be merged.
 
     Attributes:
         relative_error: the largest relative error of a percentile that is not exact.
         exact_limit: up to how many values of one metric and phase in one partition percentiles are
-            exact; 8 bytes each. Merged ones are exact if those of all partitions are, so with 16
+            exact; 8 bytes each. After merging they are exact if those of all partitions are, so with 16
             partitions up to about 16 times as many.
-        window_metrics: the metrics that have windows over time; ``*`` among them stands for all.
+        window_metrics: the metrics that have windows over time; ``*`` stands for all.
     """
 
     relative_error: float = RELATIVE_ERROR

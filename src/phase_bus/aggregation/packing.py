@@ -1,4 +1,4 @@
-"""Arrays in as few bytes as is easily done, for states that are written to the journal every second.
+"""Compact encodings of arrays, for states that are written to the journal every second.
 
 Equal content gives equal bytes.
 """
@@ -18,7 +18,7 @@ IntArray = npt.NDArray[np.int64]
 def pack_counts(keys: IntArray, counts: IntArray) -> list[Any]:
     """Return ascending keys, shape (n,), and how often each was counted (at least once) for msgpack.
 
-    That is the first key and either each key's distance to the one before and its count, or a count for
+    That is the first key and either each key's count and distance to the key before, or a count for
     every key from the first to the last, whichever is shorter.
     """
     if not len(keys):
@@ -45,7 +45,7 @@ def unpack_counts(packed: Sequence[Any]) -> tuple[IntArray, IntArray]:
 
 
 def pack_values(values: FloatArray) -> list[Any]:
-    """Return finite numbers, shape (n,), for msgpack, in a small type that holds all of them exactly."""
+    """Return finite numbers, shape (n,), for msgpack, in the smallest type that holds them exactly."""
     values = values + 0.0  # -0.0 becomes 0.0
     if len(values) and values.min() >= 0.0 and values.max() < 2**32 and (values == np.floor(values)).all():
         return ["u", *_pack_whole(values.astype(np.int64))]
@@ -63,7 +63,7 @@ def unpack_values(packed: Sequence[Any]) -> FloatArray:
 
 
 def _pack_whole(numbers: IntArray) -> list[Any]:
-    """Return whole numbers from 0 on as the size of each in bytes, and the bytes."""
+    """Return non-negative whole numbers as the size of each in bytes, and the bytes."""
     largest = int(numbers.max()) if len(numbers) else 0
     size = next(size for size in (1, 2, 4, 8) if largest < 1 << 8 * size)
     return [size, numbers.astype(f"<u{size}").tobytes()]

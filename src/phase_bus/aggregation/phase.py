@@ -1,4 +1,4 @@
-"""The mergeable state of one phase: what its records come to."""
+"""The mergeable statistics of one phase's records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LAST = ("last_request_ns", "last_success_ns")
 
 
 class PhaseState:
-    """What is known of one phase's requests from their records.
+    """The statistics of one phase's requests, from their records.
 
     Attributes:
         phase: which phase.
@@ -52,7 +52,7 @@ class PhaseState:
 
     @property
     def failed(self) -> int:
-        """How many requests failed; cancelled ones are among them."""
+        """How many requests failed, cancelled ones included."""
         return sum(self.errors.values())
 
     def update(self, batch: RecordBatch) -> None:
@@ -71,12 +71,12 @@ class PhaseState:
         self.windows.update(batch)
 
     def merge(self, *others: PhaseState, recent_windows: int | None = None) -> None:
-        """Add what other states know of the phase; they stay as they are.
+        """Add the content of other states, which are left unchanged.
 
-        The result is for reading: its sums are closed, so that further updates would leave a trace of it.
+        The result is for reading: updating it further would round sums differently.
 
         Args:
-            others: they.
+            others: the other states.
             recent_windows: keep only so many windows over time, the last ones.
         """
         metrics: dict[str, list[MetricState]] = {name: [] for name in self.metrics}
@@ -108,12 +108,7 @@ class PhaseState:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], options: Options) -> PhaseState:
-        """Return the state that :meth:`to_dict` gave as ``data``, to go on with.
-
-        Args:
-            data: it.
-            options: those of that state.
-        """
+        """Return the state of these options that :meth:`to_dict` wrote as ``data``."""
         index, name, kind = data["phase"]
         state = cls(PhaseRef(name, kind, index), options)
         for name in (*_COUNTS, *_FIRST, *_LAST):
@@ -137,7 +132,7 @@ class PhaseState:
 
 
 def _values(batch: RecordBatch, name: str) -> npt.NDArray[Any] | None:
-    """Return a batch's values of a field or metric, None where no record has one."""
+    """Return a batch's values of a field or metric, None if no record has one."""
     try:
         return batch.values(name)
     except KeyError:
@@ -145,7 +140,7 @@ def _values(batch: RecordBatch, name: str) -> npt.NDArray[Any] | None:
 
 
 def _extreme(batch: RecordBatch, name: str, *, last: bool = False) -> int | None:
-    """Return the earliest or latest of a batch's times in ns, None where it has none."""
+    """Return the earliest or latest of a batch's times in ns, None if it has none."""
     values = _values(batch, name)
     if values is None:
         return None

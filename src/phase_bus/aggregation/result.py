@@ -1,4 +1,4 @@
-"""The result of one run: its state, its end, and when the two together are final."""
+"""The result of one run, and when it is final."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _WITH_TIMES = (PhaseStart, PhaseProgress, PhaseComplete)
 
 
 class RunResult:
-    """What the events of a run come to, whether they come live or from a journal.
+    """The result of a run's events, whether they come live or from a journal.
 
     Args:
-        state: the run's state, to go on with.
+        state: the run's state so far.
 
     Attributes:
         end: the run's end, once it is known.
@@ -36,11 +36,11 @@ class RunResult:
 
     @property
     def final(self) -> bool:
-        """Whether as many records were counted as the run's end announced."""
+        """Whether as many records were counted as the run announced at its end."""
         return self.end is not None and self.state.records == self.end.records
 
     def take(self, event: EventBase) -> None:
-        """Add what an event says; most kinds say nothing of the result."""
+        """Add an event; most kinds do not change the result."""
         if isinstance(event, Records):
             self.state.update(RecordBatch(event))
         elif isinstance(event, RunComplete):
@@ -51,9 +51,5 @@ class RunResult:
             span.end_ns = span.end_ns if event.stats.end_ns is None else event.stats.end_ns
 
     def summary(self, recent_windows: int | None = None) -> dict[str, Any]:
-        """Return the document of :func:`~phase_bus.aggregation.summary.summarize`.
-
-        Args:
-            recent_windows: tell only so many windows over time, the last ones.
-        """
+        """Return the document of :func:`~phase_bus.aggregation.summary.summarize`."""
         return summarize(self.state, final=self.final, end=self.end, recent_windows=recent_windows)

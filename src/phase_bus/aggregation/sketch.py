@@ -7,14 +7,13 @@ bins (section 2.2). Ours works on whole numpy columns.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from copy import copy
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from phase_bus.aggregation.log_bins import LogBins
 from phase_bus.aggregation.packing import FloatArray, IntArray, pack_counts, unpack_counts
 
 RELATIVE_ERROR = 0.005
@@ -30,18 +29,20 @@ def interpolate(low: FloatArray, high: FloatArray, fraction: FloatArray) -> Floa
     return np.where(low == high, low, between)
 
 
-def ranks(count: int, quantiles: Sequence[float]) -> tuple[IntArray, IntArray, FloatArray]:
+def ranks(
+    count: int | IntArray, quantiles: float | Sequence[float]
+) -> tuple[IntArray, IntArray, FloatArray]:
     """Return for each quantile (0 to 1) the two ranks it lies between, and how far along.
 
     This is linear interpolation as ``numpy.percentile`` and AIPerf do it: the quantile ``q`` of ``n``
-    values lies at rank ``q * (n - 1)``, counted from 0.
+    values lies at rank ``q * (n - 1)``, counted from 0. One of the arguments may be an array.
 
     Raises:
-        ValueError: a quantile is not between 0 and 1.
+        ValueError: if a quantile is not between 0 and 1.
     """
     q = np.asarray(quantiles, dtype=np.float64)
     if not np.all((q >= 0.0) & (q <= 1.0)):
-        raise ValueError(f"quantiles must lie between 0 and 1: {list(quantiles)}")
+        raise ValueError(f"quantiles must lie between 0 and 1: {quantiles}")
     position = q * (count - 1)
     low = np.floor(position).astype(np.int64)
     high = np.minimum(low + 1, count - 1)
@@ -52,14 +53,14 @@ class Bins:
     """Counts of integer keys, dense between the lowest and the highest key seen.
 
     At most ``limit`` bins are kept: when the keys span more, those below the window that ends at the
-    highest key are counted in the window's lowest bin. Which keys that strikes depends on the highest
+    highest key are counted in the window's lowest bin. Which keys are affected depends on the highest
     key alone, so the result is the same in whatever order values are added and bins merged.
 
     Attributes:
         limit: the largest number of bins.
         offset: the key of the first bin.
         counts: how often each key from ``offset`` on was seen; the first and last are never 0.
-        lowest: the lowest key ever seen, which may lie below ``offset``; None without any.
+        lowest: the lowest key ever seen, which may lie below ``offset``; None if there were no keys.
     """
 
     def __init__(self, limit: int) -> None:
@@ -69,13 +70,13 @@ class Bins:
         self.lowest: int | None = None
 
     @property
-    def total(self) -> int:
-        """How many keys were added."""
-        return int(self.counts.sum())
+    def keys(self) -> IntArray:
+        """The keys of the bins."""
+        return np.arange(self.offset, self.offset + len(self.counts))
 
     @property
     def collapsed(self) -> bool:
-        """Whether keys were too far below the highest one to keep a bin of their own."""
+        """Whether some keys were too far below the highest one to keep a bin of their own."""
         return self.lowest is not None and self.lowest < self.offset
 
     def add(self, keys: IntArray) -> None:
@@ -130,12 +131,6 @@ class Bins:
             bins.counts[keys - bins.offset] = counts
         return bins
 
-    def copy(self) -> Bins:
-        """Return the same bins, to go on with separately."""
-        bins = copy(self)
-        bins.counts = self.counts.copy()
-        return bins
-
 
 def _add_into(target: IntArray, start: int, base: int, counts: npt.NDArray[np.intp]) -> None:
     """Add counts whose first key is ``base`` to a target whose first is ``start``."""
@@ -149,20 +144,17 @@ def _add_into(target: IntArray, start: int, base: int, counts: npt.NDArray[np.in
 class DDSketch:
     """Quantiles of any number of values, each within a relative error, in bounded memory.
 
-    A positive value ``v`` is counted in the bin ``ceil(log(v) / log(gamma))`` with
-    ``gamma = (1 + e) / (1 - e)``; negative values have bins of their own by magnitude, and zeros one
-    counter. At the bound on the number of bins those nearest to zero are collapsed: with the defaults
-    they then lie 17 orders of magnitude below the largest value of their sign.
-
-    All state is integer counts, so merging is exactly associative and commutative. Bins are found by
-    numpy's ``log``: a value within an ulp of a bin's edge may fall to either side on another processor.
+    Positive values are counted in :class:`~phase_bus.aggregation.log_bins.LogBins`; negative values have
+    bins of their own by magnitude, and zeros one counter. When there are too many bins, those nearest to
+    zero are collapsed: with the defaults they then lie 17 orders of magnitude below the largest value of
+    their sign. All state is integer counts, so merging is exactly associative and commutative.
 
     Args:
         relative_error: the largest relative error of a quantile, between 0 and 1.
         max_bins: the largest number of bins for each sign; 8 bytes each.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: if an argument is out of its range.
     """
 
     def __init__(self, relative_error: float = RELATIVE_ERROR, max_bins: int = MAX_BINS) -> None:
@@ -172,7 +164,7 @@ class DDSketch:
             raise ValueError(f"max_bins must be at least 1, not {max_bins}")
         self.relative_error = relative_error
         self.max_bins = max_bins
-        self._log_gamma = math.log1p(relative_error) - math.log1p(-relative_error)
+        self._bins = LogBins(relative_error)
         self._positive = Bins(max_bins)
         self._negative = Bins(max_bins)
         self._zeros = 0
@@ -180,15 +172,15 @@ class DDSketch:
     @property
     def count(self) -> int:
         """How many values were added."""
-        return self._positive.total + self._negative.total + self._zeros
+        return int(self._positive.counts.sum() + self._negative.counts.sum()) + self._zeros
 
     @property
     def collapsed(self) -> bool:
-        """Whether values near zero lost the error bound, since the values span too many bins."""
+        """Whether the error bound no longer holds near zero, since the values span too many bins."""
         return self._positive.collapsed or self._negative.collapsed
 
     def update(self, values: FloatArray) -> None:
-        """Count a column of finite values, shape (n,), which stays as it is."""
+        """Count a column of finite values, shape (n,), which is left unchanged."""
         if len(values):
             self.update_between(values, values.min(), values.max())
 
@@ -197,20 +189,20 @@ class DDSketch:
         if low == high:
             self._add_equal(low, len(values))  # many metrics hardly ever change
         elif low > 0.0:
-            self._positive.add(self._keys(values))
+            self._positive.add(self._bins.of(values))
         else:
             positive, negative = values[values > 0.0], values[values < 0.0]
             self._zeros += len(values) - len(positive) - len(negative)
             if len(positive):
-                self._positive.add(self._keys(positive))
+                self._positive.add(self._bins.of(positive))
             if len(negative):
-                self._negative.add(self._keys(-negative))
+                self._negative.add(self._bins.of(-negative))
 
     def merge(self, other: DDSketch) -> None:
-        """Add what another sketch counted; it stays as it is.
+        """Add what another sketch counted; the other is left unchanged.
 
         Raises:
-            ValueError: the other has another relative error or bound.
+            ValueError: if the other has a different relative error or number of bins.
         """
         mine, theirs = (self.relative_error, self.max_bins), (other.relative_error, other.max_bins)
         if mine != theirs:
@@ -226,13 +218,15 @@ class DDSketch:
         the larger of its two neighbours, where these differ in sign).
 
         Raises:
-            ValueError: nothing was counted, or a quantile is not between 0 and 1.
+            ValueError: if nothing was counted, or a quantile is not between 0 and 1.
         """
         if not self.count:
             raise ValueError("no values, no quantiles")
         low, high, fraction = ranks(self.count, quantiles)
-        values, counts = self._ascending()
-        ends = np.cumsum(counts)
+        values = _ascending(
+            self._bins.middles(self._negative.keys), self._bins.middles(self._positive.keys)
+        )
+        ends = np.cumsum(self._counts())
         return interpolate(
             values[np.searchsorted(ends, low, side="right")],
             values[np.searchsorted(ends, high, side="right")],
@@ -240,19 +234,14 @@ class DDSketch:
         )
 
     def ranges(self) -> tuple[FloatArray, FloatArray, IntArray]:
-        """Return the lower and upper ends of the bins that hold values, ascending, and their counts."""
-        negative, zeros, positive = self._negative, np.zeros(1), self._positive
-        up, down = self._edges(positive), -self._edges(negative)[::-1]
-        low = np.concatenate([down[:-1], zeros, up[:-1]])
-        high = np.concatenate([down[1:], zeros, up[1:]])
-        counts = np.concatenate([negative.counts[::-1], np.array([self._zeros]), positive.counts])
+        """Return the lower and upper ends of the non-empty bins, ascending, and their counts."""
+        negative, positive, end = self._negative.keys, self._positive.keys, self._bins.upper_ends
+        low, high = (
+            _ascending(end(negative), end(positive - 1)),
+            _ascending(end(negative - 1), end(positive)),
+        )
+        counts = self._counts()
         return low[counts > 0], high[counts > 0], counts[counts > 0]
-
-    def copy(self) -> DDSketch:
-        """Return a sketch of the same content that changes on its own."""
-        sketch = copy(self)
-        sketch._positive, sketch._negative = self._positive.copy(), self._negative.copy()
-        return sketch
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content for msgpack; equal content gives equal bytes."""
@@ -279,30 +268,13 @@ class DDSketch:
             self._zeros += count
         else:
             bins = self._positive if value > 0.0 else self._negative
-            bins.add_one(int(self._keys(np.array([abs(value)]))[0]), count)
+            bins.add_one(int(self._bins.of(np.array([abs(value)]))[0]), count)
 
-    def _keys(self, magnitudes: FloatArray) -> IntArray:
-        scaled = np.log(magnitudes)
-        scaled *= 1.0 / self._log_gamma
-        return np.ceil(scaled, out=scaled).astype(np.int64)
+    def _counts(self) -> IntArray:
+        """Return the counts of all bins, in the order of the values."""
+        return np.concatenate([self._negative.counts[::-1], [self._zeros], self._positive.counts])
 
-    def _ascending(self) -> tuple[FloatArray, IntArray]:
-        """Return the bins' values in ascending order and their counts."""
-        negative, positive = self._negative, self._positive
-        values = [-self._values(negative)[::-1], np.zeros(1), self._values(positive)]
-        counts = [negative.counts[::-1], np.array([self._zeros]), positive.counts]
-        return np.concatenate(values), np.concatenate(counts)
 
-    def _values(self, bins: Bins) -> FloatArray:
-        """Return for each bin the value that is off from both its edges by ``relative_error``."""
-        keys = np.arange(bins.offset, bins.offset + len(bins.counts))
-        # The topmost bin of all may end beyond the largest float.
-        exponent = np.minimum(keys * self._log_gamma + math.log1p(-self.relative_error), 709.78)
-        values: FloatArray = np.exp(exponent)
-        return values
-
-    def _edges(self, bins: Bins) -> FloatArray:
-        """Return the ends of the bins, shape (number of bins + 1,)."""
-        keys = np.arange(bins.offset - 1, bins.offset + len(bins.counts))
-        edges: FloatArray = np.exp(np.minimum(keys * self._log_gamma, 709.78))
-        return edges
+def _ascending(negative: FloatArray, positive: FloatArray) -> FloatArray:
+    """Return what belongs to the bins of negative values, zero and positive values, in ascending order."""
+    return np.concatenate([-negative[::-1], [0.0], positive])

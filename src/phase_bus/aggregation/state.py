@@ -1,10 +1,10 @@
 """The mergeable state of one run, by partition.
 
-Floating-point sums depend on what is summed together. So a run's statistics are held for each partition
-of its records: a partition's depend on its own records and their order alone, not on how they were cut
-into batches, on when somebody looked, nor on which process counted them. The run's numbers are always
-the merged ones of its partitions, and merging is exact. Thus one process, eight that share the partitions,
-and a journal that is read years later all come to the same bytes.
+Floating-point sums depend on the order of summing. So a run's statistics are kept by partition of its
+records: a partition's depend on its own records and their order alone, not on how they were cut into
+batches, when somebody looked, or which process counted them. The run's numbers are always those of its
+partitions merged, and merging is exact. Thus one process, eight that share the partitions, and a journal
+that is read years later all give the same bytes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ ALL_PHASES = PhaseRef("all phases", "profiling", -1)
 
 
 class Span(Struct):
-    """When a phase was, as its events say, not its records.
+    """When a phase took place, by its events, not by its records.
 
     Attributes:
-        start_ns: Unix time in ns when the phase began, if that was seen.
+        start_ns: Unix time in ns when the phase began, if known.
         end_ns: Unix time in ns of the phase's last answer, once it is over.
     """
 
@@ -38,13 +38,13 @@ class Span(Struct):
 
 
 class RunState:
-    """What is known of a run.
+    """The statistics of one run.
 
     Attributes:
-        run_id: which run.
+        run_id: the run.
         options: how values are summarised.
-        parts: what the records come to, by partition and phase.
-        spans: when the phases were.
+        parts: the records' statistics by partition and phase.
+        spans: when the phases took place.
     """
 
     def __init__(self, run_id: str, options: Options = Options()) -> None:  # noqa: B008 - frozen
@@ -59,7 +59,7 @@ class RunState:
         return sum(phase.requests for part in self.parts.values() for phase in part.values())
 
     def span(self, phase: PhaseRef) -> Span:
-        """Return when a phase was, to be read and set."""
+        """Return when a phase took place, to be read and changed."""
         return self.spans.setdefault(phase, Span())
 
     def update(self, batch: RecordBatch) -> None:
@@ -67,10 +67,10 @@ class RunState:
         self._state(batch.event.partition, batch.phase).update(batch)
 
     def merge(self, other: RunState) -> None:
-        """Add what another state knows of the run from other events; it stays as it is.
+        """Add another state of the same run, made from other events, which is left unchanged.
 
         Raises:
-            ValueError: the other has other options.
+            ValueError: if the other has different options.
         """
         self._check(other)
         theirs = {(n, phase): state for n, part in other.parts.items() for phase, state in part.items()}
@@ -84,26 +84,22 @@ class RunState:
             mine.end_ns = most(mine.end_ns, span.end_ns)
 
     def replace_parts(self, other: RunState) -> None:
-        """Let another state's partitions take the place of the same ones here; they are shared.
+        """Replace the partitions that another state has by the other's, without copying them.
 
         Raises:
-            ValueError: the other has other options.
+            ValueError: if the other has different options.
         """
         self._check(other)
         self.parts.update(other.parts)
 
     def without_parts(self) -> RunState:
-        """Return what is known from other events than records; the spans are shared."""
+        """Return what is known from events other than records, without copying it."""
         state = RunState(self.run_id, self.options)
         state.spans = self.spans
         return state
 
     def phases(self, recent_windows: int | None = None) -> list[PhaseState]:
-        """Return a state of its own for each phase, in order, merged from all partitions.
-
-        Args:
-            recent_windows: only so many windows over time, the last ones.
-        """
+        """Return a new state of each phase, in order, with the last ``recent_windows`` windows only."""
         refs = {phase for part in self.parts.values() for phase in part} | set(self.spans)
         parts = [self.parts[partition] for partition in sorted(self.parts)]
         phases = []
@@ -114,12 +110,7 @@ class RunState:
         return phases
 
     def overall(self, phases: Sequence[PhaseState], recent_windows: int | None = None) -> PhaseState:
-        """Return a state of its own over all phases.
-
-        Args:
-            phases: what :meth:`phases` returned.
-            recent_windows: only so many windows over time, the last ones.
-        """
+        """Return a new state over all ``phases``, with the last ``recent_windows`` windows only."""
         state = PhaseState(ALL_PHASES, self.options)
         state.merge(*phases)
         # From the partitions, since the last windows of the run may be more than those of its phases.
@@ -129,7 +120,7 @@ class RunState:
         return state
 
     def overall_span(self, phases: Iterable[PhaseRef]) -> Span:
-        """Return when the phases were, all together; it is known once it is known of each."""
+        """Return when the phases took place, all together; known once it is known of each."""
         span = Span()
         for phase in phases:
             known = self.spans.get(phase, Span())
@@ -155,7 +146,7 @@ class RunState:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunState:
-        """Return the state that :meth:`to_dict` gave as ``data``, to go on with."""
+        """Return the state that :meth:`to_dict` wrote as ``data``."""
         error, limit, window_metrics = data["options"]
         state = cls(data["run_id"], Options(error, limit, tuple(window_metrics)))
         for index, name, kind, *span in data["spans"]:

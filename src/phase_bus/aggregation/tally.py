@@ -12,7 +12,7 @@ from phase_bus.aggregation.packing import IntArray
 class Tally:
     """How often each of some integers was added: the ascending keys, and a count for each.
 
-    It suits keys that grow with time: only what lies from the least new key on is sorted anew.
+    It suits keys that grow with time: only what lies beyond the smallest new key is sorted again.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Tally:
 
     @classmethod
     def of(cls, keys: IntArray, counts: IntArray) -> Tally:
-        """Return a tally of keys in any order, shape (n,), each counted so many times."""
+        """Return a tally of keys in any order, shape (n,), and the count of each."""
         tally = cls()
         tally._keys, tally._counts = _sums(keys, counts)
         tally._size = len(tally._keys)
@@ -82,7 +82,7 @@ class Tally:
 
 
 def _starts(ordered: IntArray) -> IntArray:
-    """Return where in an ascending array, not empty, each new number begins."""
+    """Return where each new number begins in an ascending array that is not empty."""
     new = np.empty(len(ordered), dtype=np.bool_)
     new[0] = True
     np.not_equal(ordered[1:], ordered[:-1], out=new[1:])

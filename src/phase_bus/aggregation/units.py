@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-# What the columns that sum up a metric's lists are called, and their unit where it is another.
+# The suffixes of the columns that summarise a metric's lists, and their unit if it differs.
 _SUFFIXES = {"count": "count", "mean": None, "min": None, "max": None}
 
 
 class MetricInfo(Struct, frozen=True):
-    """What a metric is.
-
-    Attributes:
-        title: its name for people.
-        unit: the unit of the values on the bus; times are in ``ns``. Empty if it is not known.
-    """
+    """A metric's title, and the unit of its values on the bus, empty if unknown; times are in ``ns``."""
 
     title: str
     unit: str = ""
 
 
 def describe(name: str) -> MetricInfo:
-    """Return what a metric or a column ``<metric>.mean`` is; an unknown one is its own title."""
+    """Describe a metric or a column such as ``<metric>.mean``; an unknown one has its name as title."""
     known = METRICS.get(name)
     if known is not None:
         return known
@@ -33,7 +28,7 @@ def describe(name: str) -> MetricInfo:
 
 
 def readable_unit(unit: str) -> tuple[str, float]:
-    """Return the unit that people read a metric in, and what to multiply its values by."""
+    """Return the unit that people read a metric in, and the factor that converts its values."""
     return {"ns": ("ms", 1e-6), "fraction": ("%", 100.0)}.get(unit, (unit, 1.0))
 
 

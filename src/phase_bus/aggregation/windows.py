@@ -1,9 +1,9 @@
 """How a run went over time: counts and coarse percentiles, by the time at which requests ended.
 
 A window is a stretch of time that begins at a whole multiple of its width in Unix time. Windows are one
-second wide, and get twice as wide whenever they would become more than :data:`MAX_WINDOWS`. So the width
-follows from the first and the last time alone: neither the order of records nor that of merging shows,
-and memory stays bounded however long a run goes on.
+second wide, and their width doubles whenever there would be more than :data:`MAX_WINDOWS`. So the width
+depends on the first and the last time alone, not on the order of records or of merging, and memory stays
+bounded however long a run goes on.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from phase_bus.aggregation.codes import BITS, WINDOW_ERROR, codes_of, values_of
+from phase_bus.aggregation.log_bins import BITS, WINDOW_ERROR, codes_of, values_of
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.packing import IntArray, pack_counts, unpack_counts
-from phase_bus.aggregation.sketch import interpolate
+from phase_bus.aggregation.sketch import interpolate, ranks
 from phase_bus.aggregation.tally import Tally
 from phase_bus.core.records import Column, RecordBatch
 
@@ -26,7 +26,7 @@ MAX_WINDOWS = 600
 QUANTILES = {"p50": 0.5, "p99": 0.99}
 
 _END = "request_end_ns"
-# Records are looked into this many at a time: enough for numpy to be fast.
+# Records are processed this many at a time: enough for numpy to be fast.
 _CHUNK = 4096
 # A metric's tally counts ``window << BITS | code of the value``.
 _CODE = (1 << BITS) - 1
@@ -35,12 +35,11 @@ _CODE = (1 << BITS) - 1
 class Windows:
     """Requests, failures and the values of some metrics, by window.
 
-    A value is counted in a bin as :class:`~phase_bus.aggregation.sketch.DDSketch` has them, but coarser:
-    percentiles are within :data:`~phase_bus.aggregation.codes.WINDOW_ERROR`. A metric that is a list
+    Percentiles are within :data:`~phase_bus.aggregation.log_bins.WINDOW_ERROR`. A metric that is a list
     has no windows.
 
     Attributes:
-        unplaced: requests without a time at which they ended; they are in no window.
+        unplaced: requests without an end time; they are in no window.
     """
 
     def __init__(self, options: Options = Options()) -> None:  # noqa: B008 - frozen
@@ -51,7 +50,7 @@ class Windows:
         self._requests = Tally()
         self._failed = Tally()
         self._metrics: dict[str, Tally] = {}
-        # What has not been looked into yet, with windows of level 0; it leaves no trace.
+        # What is not processed yet, with windows of level 0; how much that is does not show in results.
         self._waiting = 0
         self._new: list[IntArray] = []
         self._new_failed: list[IntArray] = []
@@ -59,7 +58,7 @@ class Windows:
 
     @property
     def width_ns(self) -> int:
-        """How wide a window is, in ns."""
+        """The width of a window in ns."""
         self._settle()
         return WIDTH_NS << self._level
 
@@ -84,12 +83,7 @@ class Windows:
             self._settle()
 
     def merge(self, *others: Windows, recent: int | None = None) -> None:
-        """Add what other windows know; they stay as they are.
-
-        Args:
-            others: they.
-            recent: keep only so many windows, the last ones.
-        """
+        """Add other windows, which are left unchanged, and keep the ``recent`` last ones only, if given."""
         parts = [self, *others]
         for part in parts:
             part._settle()
@@ -117,12 +111,12 @@ class Windows:
         self._metrics = {name: Tally.union(some) for name, some in tallies.items()}
 
     def columns(self) -> dict[str, Any] | None:
-        """Return a list a quantity with a number a window, without holes; None without any window.
+        """Return one list per quantity with one number per window, gaps included; None without windows.
 
         ``width_s`` and ``start_ns`` (of the first window, Unix time); ``requests``, ``failed`` and
-        ``throughput`` (successful requests a second); by metric ``count``, ``p50`` and ``p99``, the
-        latter None in a window without values; ``relative_error`` of these; ``unplaced``: requests
-        without a time, which are in no window.
+        ``throughput`` (successful requests per second); by metric ``count``, ``p50`` and ``p99``, which
+        are None in a window without values; their ``relative_error``; ``unplaced``: requests without an
+        end time, which are in no window.
         """
         self._settle()
         if self._range is None:
@@ -155,7 +149,7 @@ class Windows:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], options: Options) -> Windows:
-        """Return the windows that :meth:`to_dict` gave as ``data``, to go on with."""
+        """Return the windows that :meth:`to_dict` wrote as ``data``."""
         windows = cls(options)
         windows.unplaced, windows._level = data["unplaced"], data["level"]
         windows._range = None if data["range"] is None else (data["range"][0], data["range"][1])
@@ -165,7 +159,7 @@ class Windows:
         return windows
 
     def _settle(self) -> None:
-        """Look into what waits."""
+        """Process what is waiting."""
         if not self._new:
             return
         windows = np.concatenate(self._new)
@@ -193,7 +187,7 @@ class Windows:
             self._metrics.setdefault(name, Tally()).add(keys)
 
     def _make_room(self, first: int, last: int) -> None:
-        """Let windows of level 0 be part of the range, with wider windows if need be."""
+        """Extend the range to windows of level 0, and widen the windows if there would be too many."""
         first, last = first >> self._level, last >> self._level
         if self._range is not None:
             first, last = min(first, self._range[0]), max(last, self._range[1])
@@ -204,7 +198,7 @@ class Windows:
         self._level, self._range = level, (first, last)
 
     def _at_level(self, level: int, first: int | None = None) -> Windows:
-        """Return the tallies with windows of a higher level or the same, from the window ``first`` on."""
+        """Return the tallies with windows of the same or a higher level, from the window ``first`` on."""
         shift = level - self._level
         other = Windows(self._options)
         other._requests, other._failed = self._requests, self._failed
@@ -223,14 +217,14 @@ class Windows:
 
 
 def _fit(level: int, first: int, last: int) -> tuple[int, int, int]:
-    """Return the level, and the windows there, at which a range is of few enough windows."""
+    """Return the lowest level at which a range has few enough windows, and the range there."""
     while last - first >= MAX_WINDOWS:
         level, first, last = level + 1, first >> 1, last >> 1
     return level, first, last
 
 
 def _windows_of(batch: RecordBatch) -> IntArray | None:
-    """Return each record's window of level 0, shape (len,), 0 or less without one; None if none has one."""
+    """Return each record's window of level 0, shape (len,), <= 0 without an end time; None if all are."""
     column = _numbers(batch, _END)
     if column is None or column.lengths is not None:
         return None
@@ -246,7 +240,7 @@ def _windows_of(batch: RecordBatch) -> IntArray | None:
 
 
 def _numbers(batch: RecordBatch, name: str) -> Column | None:
-    """Return what a batch has of a field or metric, None where it has none or they are no numbers."""
+    """Return a batch's column of a field or metric, None if there is none or it is not numeric."""
     try:
         column = batch.column(name)
     except KeyError:
@@ -261,7 +255,7 @@ def _dense(tally: Tally, first: int, last: int) -> IntArray:
 
 
 def _metric_columns(tally: Tally, first: int, last: int) -> dict[str, Any]:
-    """Return a metric's counts and percentiles by window, these by linear interpolation between ranks."""
+    """Return a metric's counts and percentiles by window."""
     values, ends = values_of(tally.keys & _CODE), np.cumsum(tally.counts)
     after = np.searchsorted(tally.keys, np.arange(first, last + 2) << BITS)
     below = np.concatenate([[0], ends])[after]  # how many values are in earlier windows
@@ -269,12 +263,10 @@ def _metric_columns(tally: Tally, first: int, last: int) -> dict[str, Any]:
     filled = np.flatnonzero(counts)
     columns: dict[str, Any] = {"count": counts.tolist()}
     for name, quantile in QUANTILES.items():
-        position = quantile * (counts[filled] - 1)
-        low = np.floor(position).astype(np.int64)
-        high = np.minimum(low + 1, counts[filled] - 1)
+        low, high, fraction = ranks(counts[filled], quantile)
         at = [np.searchsorted(ends, below[filled] + rank, side="right") for rank in (low, high)]
         found = np.full(len(counts), None, dtype=object)
-        found[filled] = interpolate(values[at[0]], values[at[1]], position - low)
+        found[filled] = interpolate(values[at[0]], values[at[1]], fraction)
         columns[name] = found.tolist()
     return columns
 

@@ -135,10 +135,7 @@ class _Phase:
                 continue
             for statistic in STATISTICS:
                 self._add(name, statistic, summary["metrics"][name][statistic])
-            if name in self.pooled:
-                self.pooled[name].merge(metrics[name])
-            else:
-                self.pooled[name] = metrics[name].copy()
+            self.pooled.setdefault(name, MetricState(metrics[name].options)).merge(metrics[name])
 
     def document(self, interval: Callable[[int], float]) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
