@@ -11,7 +11,8 @@ import pytest
 
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.state import RunState, Span
-from phase_bus.aggregation.summary import PERCENTILES, render_text, summarize
+from phase_bus.aggregation.summary import PERCENTILES, summarize
+from phase_bus.aggregation.text import render_text
 from phase_bus.aggregation.units import METRICS, describe
 from phase_bus.core.records import RecordBatch
 from phase_bus.events import PhaseRef, Records, RunComplete, Table

@@ -6,7 +6,8 @@ from phase_bus.aggregation.phase import PhaseState
 from phase_bus.aggregation.result import RunResult
 from phase_bus.aggregation.sketch import RELATIVE_ERROR, DDSketch
 from phase_bus.aggregation.state import RunState
-from phase_bus.aggregation.summary import render_text, summarize
+from phase_bus.aggregation.summary import summarize
+from phase_bus.aggregation.text import render_text
 
 __all__ = [
     "EXACT_LIMIT",

@@ -1,38 +1,17 @@
-"""From a run's state to the document that people and other consumers read, and to a text report."""
+"""From a run's state to the document that people and other consumers read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from io import StringIO
 from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from phase_bus.aggregation.metric import MetricState
 from phase_bus.aggregation.phase import PhaseState
 from phase_bus.aggregation.state import RunState, Span
-from phase_bus.aggregation.units import describe, format_number, readable_unit
+from phase_bus.aggregation.units import describe
 from phase_bus.events import RunComplete
 
 # AIPerf's list.
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
-
-# What stands first in the text report; the other metrics follow by name.
-_FIRST = (
-    "request_latency",
-    "time_to_first_token",
-    "time_to_second_token",
-    "inter_token_latency",
-    "output_token_throughput_per_user",
-    "output_sequence_length",
-    "input_sequence_length",
-)
-# The text report's head says these already.
-_SAID = ("request_count", "error_request_count")
-_COLUMNS = ("mean", "std", "min", "p50", "p90", "p99", "max")
-_WIDTH = 100
 
 
 def summarize(
@@ -48,32 +27,32 @@ def summarize(
     so divide by 1e6 to compare them with AIPerf's export, which is in ms; every other unit is the
     export's. (The text report shows ms.)
 
-    ``phases`` has an entry a phase, in order, and ``overall`` one over all of them, each with:
+    ``phases`` has an entry for each phase, in order, and ``overall`` is one over all of them, each with:
 
-    - ``requests``, ``successful``, ``failed`` and ``cancelled``, the latter being among the failed
-      ones as in AIPerf; requests that were cut at the end of the grace period bring no record and
+    - ``requests``, ``successful``, ``failed`` and ``cancelled``; cancelled requests count as failed
+      too, as in AIPerf; requests that were cut at the end of the grace period have no record and
       are in none of these. ``success_rate`` and ``error_rate`` are fractions of ``requests``, None
       without any (AIPerf's ``request_error_rate`` is in percent). ``errors``: type, code, count.
-    - ``duration_s``: from the phase's start to its last answer, as its events say, or without
-      these (``duration_from`` is then ``records``) from the first successful request's start to the
-      last one's answer. ``benchmark_duration_s`` is always the latter, AIPerf's ``benchmark_duration``.
+    - ``duration_s``: from the phase's start to its last answer by its events, or without these
+      (``duration_from`` is then ``records``) from the first successful request's start to the last
+      one's answer. ``benchmark_duration_s`` is always the latter, AIPerf's ``benchmark_duration``.
     - ``request_throughput`` (successful requests), ``input_token_throughput``,
-      ``output_token_throughput`` and ``total_token_throughput`` (of successful requests), all a
+      ``output_token_throughput`` and ``total_token_throughput`` (of successful requests), all per
       second of ``duration_s``, as AIPerf defines them. Over all phases, pauses between them count.
-    - ``metrics``: by name ``title``, ``unit``, ``count`` of values, ``set_aside`` (NaN or infinite,
-      in no other number), ``sum``, ``mean`` (AIPerf's ``avg``), ``std`` (of the population, as
-      AIPerf's), ``min``, ``max``, ``p1`` to ``p99``, and ``exact``: whether the percentiles are
-      exact or from a sketch. A failed request only brings metrics such as ``error_isl``, so
-      latencies are those of successes; AIPerf's ``adj_*``, which count a failure as infinitely
-      slow, are not computed. AIPerf exports the ``sum`` of counters such as ``request_count``.
-    - ``windows``: the phase over time, by the requests' end, or None where records bring no
+    - ``metrics``: by name ``title``, ``unit``, ``count`` of values, ``set_aside`` (left out as NaN or
+      infinite), ``sum``, ``mean`` (AIPerf's ``avg``), ``std`` (of the population, as AIPerf's),
+      ``min``, ``max``, ``p1`` to ``p99``, and ``exact``: whether the percentiles are exact or from a
+      sketch. A failed request only has metrics such as ``error_isl``, so latencies are those of
+      successful ones; AIPerf's ``adj_*``, which count a failure as infinitely slow, are not computed.
+      AIPerf exports the ``sum`` of counters such as ``request_count``.
+    - ``windows``: the phase over time, by the requests' end, or None if records have no
       ``request_end_ns``: see :meth:`~phase_bus.aggregation.windows.Windows.columns`.
 
     Args:
-        state: the run's state, which stays as it is.
+        state: the run's state, which is left unchanged.
         final: whether everything the run published is in it.
-        end: the run's end, once it is known: it says how many records were to come.
-        recent_windows: tell only so many windows over time, the last ones.
+        end: the run's end, once it is known: it says how many records to expect.
+        recent_windows: include only so many windows over time, the last ones.
     """
     phases = state.phases(recent_windows)
     overall = state.overall(phases, recent_windows)
@@ -93,38 +72,6 @@ def summarize(
         "phases": [_phase(phase, state.spans.get(phase.phase, Span())) for phase in phases],
         "overall": _phase(overall, overall_span),
     }
-
-
-def render_text(summary: Mapping[str, Any], *, brief: bool = False) -> str:
-    """Return a summary as text of at most 100 columns without colour, latencies in ms.
-
-    Args:
-        summary: what :func:`summarize` returned.
-        brief: leave out warm-up phases, and the metrics that few people look at.
-    """
-    out = StringIO()
-    console = Console(file=out, width=_WIDTH, color_system=None, force_terminal=False)
-    for line in _headline(summary):
-        console.print(line, markup=False, highlight=False)
-    phases = [phase for phase in summary["phases"] if not (brief and phase["kind"] == "warmup")]
-    if len(phases) > 1:
-        phases.append(summary["overall"])
-    for phase in phases:
-        console.print()
-        for line in _phase_lines(phase):
-            console.print(line, markup=False, highlight=False)
-        if phase["metrics"]:
-            console.print(_table(phase["metrics"], brief))
-    if any(not m["exact"] for phase in phases for m in phase["metrics"].values()):
-        error = summary["relative_error"]
-        console.print(f"~ percentiles within {error:.2%} (too many values to keep)", markup=False)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-
-
-def in_reading_order(names: Iterable[str]) -> list[str]:
-    """Return metrics' names with those first that most people look at first, the others by name."""
-    order = {name: place for place, name in enumerate(_FIRST)}
-    return sorted(names, key=lambda name: (order.get(name, len(order)), name))
 
 
 def _phase(state: PhaseState, span: Span) -> dict[str, Any]:
@@ -207,56 +154,3 @@ def _span_s(start_ns: int | None, end_ns: int | None) -> float | None:
     if start_ns is None or end_ns is None or end_ns <= start_ns:
         return None
     return (end_ns - start_ns) / 1e9
-
-
-def _headline(summary: Mapping[str, Any]) -> Iterable[str]:
-    kind = "final" if summary["final"] else "not final"
-    yield f"Run {summary['run_id']}: {summary['status']}, {summary['records']:,} records ({kind})"
-    if summary["missing_records"]:
-        missing, expected = summary["missing_records"], summary["expected_records"]
-        yield f"INCOMPLETE: {missing:,} of {expected:,} published records did not arrive"
-    if summary["dropped"]:
-        dropped = sum(summary["dropped"].values())
-        yield f"INCOMPLETE: the publisher had to drop {dropped:,} events"
-
-
-def _phase_lines(phase: Mapping[str, Any]) -> Iterable[str]:
-    yield f"== {phase['name']} =="
-    rate = phase["success_rate"]
-    yield (
-        f"Requests: {phase['requests']:,}, successful: {phase['successful']:,}"
-        + ("" if rate is None else f" ({rate:.2%})")
-        + f", failed: {phase['failed']:,}, of these cancelled: {phase['cancelled']:,}"
-    )
-    if phase["duration_s"] is not None:
-        parts = [f"Duration: {phase['duration_s']:,.2f} s"]
-        for key, unit in (("request", "requests/s"), ("output_token", "output tokens/s")):
-            value = phase[f"{key}_throughput"]
-            if value is not None:
-                parts.append(f"{value:,.2f} {unit}")
-        yield ", ".join(parts)
-    for error in phase["errors"]:
-        code = "" if error["code"] is None else f" ({error['code']})"
-        yield f"  {error['count']:,} x {error['type']}{code}"
-
-
-def _table(metrics: Mapping[str, Mapping[str, Any]], brief: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, width=_WIDTH)
-    table.add_column("metric", ratio=1, overflow="fold")
-    for column in _COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    for name in in_reading_order(metrics):
-        if name not in _SAID and (name in _FIRST or not brief):
-            table.add_row(*_row(metrics[name]))
-    return table
-
-
-def _row(metric: Mapping[str, Any]) -> list[str]:
-    unit, factor = readable_unit(metric["unit"])
-    title = metric["title"] + (f" ({unit})" if unit else "")
-    cells = []
-    for column in _COLUMNS:
-        value = metric[column]
-        mark = "~" if column.startswith("p") and not metric["exact"] else ""
-        cells.append("-" if value is None else mark + format_number(value * factor))
-    return [title.replace("[", "\\["), *cells]

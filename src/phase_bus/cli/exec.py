@@ -96,7 +96,7 @@ async def _run(command: tuple[str, ...], config: Config, quiet: bool) -> int:
 
 
 def _print_results(rig: Rig, console: Console) -> None:
-    from phase_bus.aggregation.summary import render_text
+    from phase_bus.aggregation.text import render_text
 
     for result in rig.progress.results.values():
         console.print()

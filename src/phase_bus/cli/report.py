@@ -102,7 +102,7 @@ def _run(run: str, data: Path | None, by: str | None, form: Format) -> tuple[str
             from phase_bus.reporting.html import run_html
 
             return run_id, run_html(past)
-    from phase_bus.aggregation.summary import render_text
+    from phase_bus.aggregation.text import render_text
 
     return run_id, render_text(past.summary)
 

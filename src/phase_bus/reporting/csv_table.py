@@ -1,4 +1,4 @@
-"""Results as CSV, in a form to paste into a spreadsheet or to read with ``pandas.read_csv``."""
+"""Results as CSV, to be pasted into a spreadsheet or read with ``pandas.read_csv``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from io import StringIO
 from typing import Any
 
 from phase_bus.aggregation.summary import PERCENTILES
+from phase_bus.aggregation.text import with_overall
 
 _OF_PHASE = (
     "requests",
@@ -31,23 +32,20 @@ _OF_METRIC = (
     "exact",
 )
 _OF_STATISTIC = ("n", "mean", "std", "ci95_low", "ci95_high")
-# What makes a spreadsheet take a text for a formula.
+# A spreadsheet takes a text that begins with one of these for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def run_csv(summary: Mapping[str, Any]) -> str:
     """Return a run's summary as CSV: a row for each phase and metric.
 
-    What is of the phase as a whole (requests, failures, duration, throughput) stands in each of its
-    rows, in columns of its own. A phase without any metric has one row, with the metric left empty.
-    Where there are several phases, rows over all of them follow, with the ``phase_index`` -1. Numbers
-    are in the raw units of the bus, which ``unit`` names.
+    Numbers of the phase as a whole (requests, failures, duration, throughput) are repeated in each of its
+    rows, in columns of their own. A phase without metrics has one row, with the metric left empty. If
+    there are several phases, rows over all of them follow, with the ``phase_index`` -1. Numbers are in
+    the raw units of the bus, named by ``unit``.
     """
-    phases = list(summary["phases"])
-    if len(phases) > 1:
-        phases.append(summary["overall"])
     rows = []
-    for phase in phases:
+    for phase in with_overall(summary["phases"], summary):
         first = [summary["run_id"], phase["name"], phase["kind"], phase["index"]]
         first += [phase[name] for name in _OF_PHASE]
         for name, metric in phase["metrics"].items() or [("", {})]:
@@ -88,7 +86,7 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """Return a value as it is, but a text from outside such that no spreadsheet runs it."""
+    """Return a value unchanged, except for a text that a spreadsheet would run as a formula."""
     if isinstance(value, str) and value.startswith(_FORMULA):
         return f"'{value}"
     return value

@@ -12,53 +12,45 @@ import numpy as np
 
 from phase_bus.aggregation.packing import FloatArray
 from phase_bus.aggregation.phase import PhaseState
-from phase_bus.aggregation.summary import in_reading_order
+from phase_bus.aggregation.text import in_reading_order
 from phase_bus.aggregation.units import describe, readable_unit
 from phase_bus.reporting.theme import BAND, COLORS, FAILED, GOOD, HIGH, LOW, Figure, layout
 
 LATENCY = "request_latency"
-# The least and the most bins of the distribution; the fine ones are what phases of any range are put into.
+# The smallest and the largest number of bins of the distribution, and of the fine bins it is made from.
 _BINS = (12, 80)
 _FINE_BINS = 2000
 _DECADE = 10.0
-# Points are drawn as such where there are few of them, and where one stands alone between gaps.
+# Points get markers if there are few of them, or if one stands alone between gaps.
 _MARKERS_UP_TO = 120
-# The share of the width that a phase's name may need; one that is nearer to the last stands higher.
+# The share of the width that a phase's name may need; one that is nearer to the last is drawn higher.
 _NAME_SHARE = 0.15
 
 
 def run_figures(summary: Mapping[str, Any], phases: Sequence[PhaseState] | None) -> list[Figure]:
-    """Return the plots that a run's summary has the numbers for.
-
-    Args:
-        summary: the run's summary.
-        phases: what its phases were made from, for the distribution; without them there is none.
-    """
-    figures = []
-    over_time = _OverTime(summary)
-    if over_time.windows is not None:
-        figures += over_time.latencies([LATENCY])
+    """Return the plots of a run's summary; without the states of its phases there is no distribution."""
+    windows = summary["overall"].get("windows")
+    over_time = None if windows is None else _OverTime(windows, summary["phases"])
+    figures = [] if over_time is None else over_time.latencies([LATENCY])
     if phases is not None:
         figures += _distribution(summary, phases)
-    if over_time.windows is not None:
+    if over_time is not None:
         figures.append(over_time.throughput())
-        others = set(over_time.windows["metrics"]) - {LATENCY}
-        figures += over_time.latencies(in_reading_order(others))
+        figures += over_time.latencies(in_reading_order(set(windows["metrics"]) - {LATENCY}))
     return figures
 
 
 class _OverTime:
     """Plots over the time since the first phase began."""
 
-    def __init__(self, summary: Mapping[str, Any]) -> None:
-        self.windows = summary["overall"].get("windows")
-        if self.windows is None:
-            return
-        count, width_s = len(self.windows["requests"]), self.windows["width_s"]
-        starts_ns = (_first(phase["start_ns"], phase["first_request_ns"]) for phase in summary["phases"])
-        # The first request may end, and so the windows begin, long after the phase did.
-        self._start_ns: int = min([self.windows["start_ns"], *(ns for ns in starts_ns if ns is not None)])
-        before_s = (self.windows["start_ns"] - self._start_ns) / 1e9
+    def __init__(self, windows: Mapping[str, Any], phases: Sequence[Mapping[str, Any]]) -> None:
+        self._windows = windows
+        count, width_s = len(windows["requests"]), windows["width_s"]
+        self._window = "second" if width_s == 1 else f"window of {width_s:g} s"
+        starts_ns = (_first(phase["start_ns"], phase["first_request_ns"]) for phase in phases)
+        # The first request may end, and so the windows begin, long after the phase began.
+        self._start_ns: int = min([windows["start_ns"], *(ns for ns in starts_ns if ns is not None)])
+        before_s = (windows["start_ns"] - self._start_ns) / 1e9
         span_s = before_s + count * width_s
         self._scale: float
         self._unit, self._scale = ("s", 1.0) if span_s <= 600 else ("min", 60.0)
@@ -66,14 +58,13 @@ class _OverTime:
             self._unit, self._scale = "h", 3600.0
         self._x = [round((before_s + (n + 0.5) * width_s) / self._scale, 6) for n in range(count)]
         self._range: list[float] = [0.0, span_s / self._scale]
-        self._shapes, self._annotations = self._mark(summary["phases"])
+        self._shapes, self._annotations = self._mark(phases)
 
     def latencies(self, names: Iterable[str]) -> list[Figure]:
         """Return a plot of the median and the 99th percentile of each of these metrics."""
-        assert self.windows is not None
         figures = []
         for name in names:
-            metric = self.windows["metrics"].get(name)
+            metric = self._windows["metrics"].get(name)
             if metric is None or not any(metric["count"]):
                 continue
             unit, factor = readable_unit(metric["unit"])
@@ -82,30 +73,23 @@ class _OverTime:
                 for p, color in ((99, HIGH), (50, LOW))
             ]
             caption = (
-                f"Of the requests that ended in each {self._width}, the median and the 99th percentile."
+                f"Of the requests that ended in each {self._window}, the median and the 99th percentile."
             )
             figures.append(self._figure(f"{describe(name).title} over time", caption, traces, unit, name))
         return figures
 
     def throughput(self) -> Figure:
-        """Return a plot of successful and failed requests a second."""
-        assert self.windows is not None
-        failed = _array(self.windows["failed"]) / self.windows["width_s"]
+        """Return a plot of successful and failed requests per second."""
+        failed = _array(self._windows["failed"]) / self._windows["width_s"]
         traces = [
-            self._line("successful", _array(self.windows["throughput"]), GOOD, "requests/s"),
+            self._line("successful", _array(self._windows["throughput"]), GOOD, "requests/s"),
             self._line("failed", failed, FAILED, "requests/s"),
         ]
         traces[-1] |= {"fill": "tozeroy", "fillcolor": f"{FAILED}33"}
         caption = (
-            f"Requests that ended in each {self._width}, a second; first and last are only partly filled."
+            f"Requests per second that ended in each {self._window}; the first and last are partly filled."
         )
         return self._figure("Throughput and errors over time", caption, traces, "requests/s", "throughput")
-
-    @property
-    def _width(self) -> str:
-        assert self.windows is not None
-        width_s = self.windows["width_s"]
-        return "second" if width_s == 1 else f"window of {width_s:g} s"
 
     def _line(self, name: str, values: FloatArray, color: str, unit: str) -> dict[str, Any]:
         return {
@@ -128,13 +112,17 @@ class _OverTime:
             "range": self._range,
             "hoverformat": ".4~g",
         }
-        look = layout(x_axis, {"title": {"text": escape(y_title)}, "rangemode": "tozero"})
-        look |= {"shapes": self._shapes, "annotations": self._annotations, "hovermode": "x unified"}
+        look = layout(
+            x_axis,
+            escape(y_title),
+            shapes=self._shapes,
+            annotations=self._annotations,
+            hovermode="x unified",
+        )
         return Figure(key=key, title=title, caption=caption, data=traces, layout=look, over_time=True)
 
     def _mark(self, phases: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
-        """Return bands in the background, one a phase, and their names above."""
-        assert self.windows is not None
+        """Return a band in the background for each phase, and their names above."""
         shapes: list[Any] = []
         annotations: list[Any] = []
         low = -math.inf  # where the last name on the lower line begins
@@ -171,7 +159,7 @@ class _OverTime:
 
 
 def _distribution(summary: Mapping[str, Any], phases: Sequence[PhaseState]) -> list[Figure]:
-    """Return the plot of how latencies are distributed, in bins that all phases have in common."""
+    """Return the plot of the latencies' distribution, in bins that all phases share."""
     found = [state.metrics.get(LATENCY) for state in phases]
     pairs = zip(summary["phases"], found, strict=True)
     metrics = [(phase, metric) for phase, metric in pairs if metric is not None and metric.count]
@@ -188,15 +176,14 @@ def _distribution(summary: Mapping[str, Any], phases: Sequence[PhaseState]) -> l
         traces.append(_histogram(phase, edges, np.diff(below) / counts.sum() * 100, number))
     if any(phase["kind"] != "warmup" for phase, _ in metrics):
         for (phase, _), trace in zip(metrics, traces, strict=True):
-            # A warm-up is there to be looked at, but not in the way.
+            # A warm-up can be shown by a click, but is not in the way.
             trace["visible"] = "legendonly" if phase["kind"] == "warmup" else True
     title = describe(LATENCY).title
     x_axis: dict[str, Any] = {"title": {"text": f"{title} (ms)"}}
     if logarithmic:
         ticks = _log_ticks(*(edges[[0, -1]] * readable_unit("ns")[1]).tolist())
         x_axis |= {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,.10g}" for tick in ticks]}
-    look = layout(x_axis, {"title": {"text": "% of the phase's requests"}, "rangemode": "tozero"})
-    look |= {"showlegend": True, "hovermode": "closest"}
+    look = layout(x_axis, "% of the phase's requests", showlegend=True, hovermode="closest")
     caption = "Successful requests by latency. A click on a phase in the legend shows or hides it."
     return [
         Figure(key="distribution", title=f"{title} distribution", caption=caption, data=traces, layout=look)

@@ -1,4 +1,4 @@
-"""Results as one HTML file that needs nothing else: style, data and plotting library are inside."""
+"""Results as one self-contained HTML file: style, data and plotting library are inside."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from phase_bus import __version__
-from phase_bus.aggregation.summary import in_reading_order
-from phase_bus.aggregation.units import format_number, readable_unit
+from phase_bus.aggregation.text import cell, in_reading_order, inexact, losses, row, with_overall
+from phase_bus.aggregation.units import format_number
 from phase_bus.errors import ConfigError
 from phase_bus.reporting.figures import LATENCY, run_figures
 from phase_bus.reporting.source import PastRun
@@ -35,21 +35,17 @@ def run_html(run: PastRun) -> str:
     """Return a run's report.
 
     Raises:
-        ConfigError: plotly or Jinja2 is not installed.
+        ConfigError: if plotly or Jinja2 is not installed.
     """
     summary = run.summary
-    phases = list(summary["phases"])
-    if len(phases) > 1:
-        phases.append(summary["overall"])
+    phases = with_overall(summary["phases"], summary)
     page_notes = []
     if run.by is not None:
         page_notes.append(
             f"The numbers are those that the consumer {run.by!r} published. The latencies' distribution is "
             f"not among them: 'phase-bus report {summary['run_id']} --format html' without --by has it."
         )
-    if any(not metric["exact"] for phase in phases for metric in phase["metrics"].values()):
-        page_notes.append(f"~ percentiles within {summary['relative_error']:.2%} (too many values to keep)")
-    page_notes += _notes_on_windows(summary["overall"].get("windows"))
+    page_notes += inexact(summary, phases) + _notes_on_windows(summary["overall"].get("windows"))
     return _render(
         "run.html",
         run_figures(summary, run.phases),
@@ -70,7 +66,7 @@ def sweep_html(sweep: Mapping[str, Any]) -> str:
     """Return a sweep's report.
 
     Raises:
-        ConfigError: plotly or Jinja2 is not installed.
+        ConfigError: if plotly or Jinja2 is not installed.
     """
     return _render(
         "sweep.html",
@@ -111,7 +107,7 @@ def _render(template: str, figures: Sequence[Figure], **values: Any) -> str:
         figures=figures,
         data=_in_script({figure.key: figure for figure in figures}),
         scripts=scripts,
-        # No script but these runs, and nothing is fetched, whatever might have got into the page.
+        # No other script runs and nothing is fetched, whatever might have got into the page.
         policy="default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src "
         + (" ".join(map(_hash, scripts)) or "'none'"),
     )
@@ -127,13 +123,13 @@ def _hash(script: str) -> str:
 
 
 def _in_script(data: Any) -> str:
-    """Return JSON that nothing in it can end the script element around."""
+    """Return JSON in which nothing can end the script element around it."""
     text = msgspec.json.encode(data).decode()
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _facts(run: PastRun) -> list[tuple[str, str]]:
-    """Return what is said of a run in its head, by name."""
+    """Return the names and texts in the head of a run's page."""
     start, summary = run.start, run.summary
     facts = []
     if start is not None:
@@ -155,7 +151,7 @@ def _facts(run: PastRun) -> list[tuple[str, str]]:
 
 
 def _warnings(run: PastRun) -> list[str]:
-    """Return what a reader must know before any number."""
+    """Return what a reader must know before reading any number."""
     summary = run.summary
     warnings = []
     if run.end is None:
@@ -163,12 +159,7 @@ def _warnings(run: PastRun) -> list[str]:
     elif summary["status"] != "completed" or run.end.reason:
         reason = f": {run.end.reason}" if run.end.reason else ""
         warnings.append(f"The run ended as {summary['status']}{reason}.")
-    if summary["missing_records"]:
-        missing, expected = summary["missing_records"], summary["expected_records"]
-        warnings.append(f"INCOMPLETE: {missing:,} of {expected:,} published records did not arrive.")
-    if summary["dropped"]:
-        dropped = sum(summary["dropped"].values())
-        warnings.append(f"INCOMPLETE: the publisher had to drop {dropped:,} events.")
+    warnings += [f"{loss}." for loss in losses(summary)]
     if run.end is not None and not summary["final"] and not summary["missing_records"]:
         announced = f"the run's end announced {summary['expected_records']:,}"
         warnings.append(f"The records are {summary['records']:,}, but {announced}.")
@@ -184,43 +175,25 @@ def _notes_on_windows(windows: Mapping[str, Any] | None) -> list[str]:
         return []
     notes = [f"In the plots over time percentiles are within {windows['relative_error']:.2%}."]
     if windows["unplaced"]:
-        notes.append(f"{windows['unplaced']:,} requests brought no time, and are in no plot over time.")
+        notes.append(f"{windows['unplaced']:,} requests have no end time and are in no plot over time.")
     return notes
 
 
 def _phase_cells(phase: Mapping[str, Any]) -> list[str]:
-    """Return a phase's cells in the table of phases, after its name."""
+    """Return a phase's cells in the table of phases, except its name."""
     cells = [f"{phase[name]:,}" for name in ("requests", "successful", "failed")]
     if phase["failed"]:
         cells[-1] += f" ({phase['error_rate']:.2%})"
     for value in (phase["duration_s"], phase["request_throughput"], phase["output_token_throughput"]):
         cells.append("-" if value is None else format_number(value))
-    for name, statistic in _IN_PHASES:
-        cells.append(_cell(phase["metrics"].get(name), statistic))
-    return cells
+    return cells + [cell(phase["metrics"].get(name), statistic) for name, statistic in _IN_PHASES]
 
 
-def _metric_rows(phase: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def _metric_rows(phase: Mapping[str, Any]) -> list[list[str]]:
     """Return the title and cells of each of a phase's metrics."""
-    found = []
-    for name in in_reading_order(phase["metrics"]):
-        metric = phase["metrics"][name]
-        unit, _ = readable_unit(metric["unit"])
-        title = metric["title"] + (f" ({unit})" if unit else "")
-        found.append((title, [_cell(metric, column) for column in _COLUMNS]))
-    return found
-
-
-def _cell(metric: Mapping[str, Any] | None, statistic: str) -> str:
-    value = None if metric is None else metric[statistic]
-    if metric is None or value is None:
-        return "-"
-    if statistic == "count":
-        return f"{value:,}"
-    mark = "~" if statistic.startswith("p") and not metric["exact"] else ""
-    return mark + format_number(value * readable_unit(metric["unit"])[1])
+    return [row(phase["metrics"][name], _COLUMNS) for name in in_reading_order(phase["metrics"])]
 
 
 def _when(ts_ns: int) -> str:
-    """Return a time as people here write it, with its distance to UTC."""
+    """Return a time as local time with its offset to UTC."""
     return datetime.fromtimestamp(ts_ns // 10**9).astimezone().isoformat(sep=" ")

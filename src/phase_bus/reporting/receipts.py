@@ -1,11 +1,10 @@
-"""The ledger of a run: what each consumer says it got and handled, held against what was published."""
+"""The ledger of a run: what each consumer received and handled, compared with what was published."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
 
-from msgspec import Struct
 from rich.table import Table
 
 from phase_bus.core.wire import parse_topic
@@ -14,35 +13,18 @@ from phase_bus.events import Receipt, TopicReceipt
 _COUNTS = ("received", "replayed", "repeated", "missed", "handled", "written", "failed")
 
 
-class LedgerRow(Struct, frozen=True, kw_only=True):
-    """One consumer's account of one kind of event; the partitions of records are one.
+class LedgerRow(TopicReceipt, frozen=True, kw_only=True):
+    """The sums of one consumer's topic receipts for one kind of event, over all partitions.
 
     Attributes:
         consumer: the consumer's name.
         kind: the kind of event.
-        published: how many the publisher says it published, None if it never said.
-        received: how many arrived, live or from the journal.
-        replayed: how many of them came from the journal.
-        repeated: how many arrived once more, and were dropped.
-        missed: how many are gaps in a topic's sequence.
-        handled: how many the handlers accepted.
-        written: how many of them were confirmed by the consumer's flush.
-        failed: how many a handler raised an exception on.
-        worst_lag_s: the longest time, in seconds, from an event's happening to its being handled; over
-            all kinds.
+        worst_lag_s: the longest time in seconds from an event to its being handled, over all kinds.
         whole: whether everything published was handled.
     """
 
     consumer: str
     kind: str
-    published: int | None
-    received: int
-    replayed: int
-    repeated: int
-    missed: int
-    handled: int
-    written: int
-    failed: int
     worst_lag_s: float
     whole: bool
 
@@ -50,8 +32,8 @@ class LedgerRow(Struct, frozen=True, kw_only=True):
 def ledger(receipts: Iterable[Receipt]) -> list[LedgerRow]:
     """Return the ledger of one run's receipts, by consumer and kind.
 
-    A consumer that was restarted, or whose run went on after it had seemed lost, says more than one: the
-    last counts, and holds what the ones before say.
+    A consumer that was restarted, or whose run went on after it had seemed lost, gives more than one
+    receipt: the last counts, and includes those before.
     """
     rows = []
     for receipt in _last(receipts):
@@ -63,7 +45,7 @@ def ledger(receipts: Iterable[Receipt]) -> list[LedgerRow]:
 
 
 def ledger_in_brief(receipts: Iterable[Receipt]) -> list[LedgerRow]:
-    """Return the ledger with one row a consumer, and every kind of one that did not handle all."""
+    """Return the ledger with one row for each consumer, or a row for each kind if not all was handled."""
     rows = []
     for receipt in _last(receipts):
         total = _row(receipt, "all", list(receipt.topics.values()))
@@ -111,7 +93,7 @@ def _row(receipt: Receipt, kind: str, topics: list[TopicReceipt]) -> LedgerRow:
         kind=kind,
         published=sum(said) if said else None,
         worst_lag_s=receipt.worst_lag_s,
-        # By topic: one partition's surplus must not hide another's lack.
+        # By topic: one partition's surplus must not hide another's shortfall.
         whole=Receipt(run_id="", consumer="", topics={str(n): t for n, t in enumerate(topics)}).complete,
         **counts,
     )

@@ -1,4 +1,4 @@
-"""Where a report's numbers come from: the journal's records, or a summary that a consumer published."""
+"""The sources of a report: the journal's records, or a summary that a consumer published."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from phase_bus.journal.reader import JournalReader
 
 
 class PastRun(Struct, frozen=True, kw_only=True):
-    """What is known of a run that is, or was, on a bus.
+    """A run that is, or was, on a bus.
 
     Attributes:
         summary: its result, as :func:`~phase_bus.aggregation.summary.summarize` makes it.
         start: its start, None if that is not in the journal.
         end: its end, None while it goes on.
-        phases: what its phases were made from, in their order; None if a consumer made it.
+        phases: the states of its phases, in their order; None if a consumer made the summary.
         by: the consumer that made the summary, None if it was made from the journal's records.
     """
 
@@ -36,17 +36,17 @@ class PastRun(Struct, frozen=True, kw_only=True):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run ended as it should and everything it published is in the summary."""
+        """Whether the run completed and everything it published is in the summary."""
         return bool(
             self.summary["status"] == "completed" and self.summary["final"] and not self.summary["dropped"]
         )
 
 
 def compute(journal: Path, run_id: str) -> PastRun:
-    """Return a run with the result that its events in the journal come to.
+    """Return a run with the result computed from its events in the journal.
 
     Raises:
-        JournalError, WireError: the journal cannot be read.
+        JournalError, WireError: if the journal cannot be read.
     """
     result = RunResult(RunState(run_id))
     start = None
@@ -57,7 +57,7 @@ def compute(journal: Path, run_id: str) -> PastRun:
                 start = event
             elif event is not None:
                 result.take(event)
-            if result.final:  # nothing changes it any more, in the aggregator neither
+            if result.final:  # nothing changes it any more, nor in the aggregator
                 break
     return PastRun(summary=result.summary(), start=start, end=result.end, phases=result.state.phases())
 
@@ -66,8 +66,8 @@ def published(journal: Path, run_id: str, consumer: str) -> PastRun:
     """Return a run with the last summary of it that a consumer published.
 
     Raises:
-        ConfigError: the consumer published none.
-        JournalError, WireError: the journal cannot be read.
+        ConfigError: if the consumer published no summary of the run.
+        JournalError, WireError: if the journal cannot be read.
     """
     with JournalReader(journal) as reader:
         last = {event.producer: event for event in reader.events(run_id, Summary)}

@@ -1,4 +1,4 @@
-"""The runs of one sweep taken together: repeated trials of each variation, and what they come to."""
+"""The runs of one sweep taken together: the statistics of repeated trials of each variation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from phase_bus.reporting.source import PastRun
 
 CONFIDENCE = 0.95
 
-# What is told of each metric, over the trials and over all their requests pooled.
+# The statistics of each metric, over the trials and over all their requests pooled.
 STATISTICS = ("mean", "p50", "p99")
 _POOLED = ("p50", "p90", "p95", "p99")
 _METRICS = (
@@ -27,7 +27,7 @@ _METRICS = (
     "inter_token_latency",
     "output_token_throughput_per_user",
 )
-# What a phase's summary says of the phase as a whole: title and unit.
+# The numbers of a phase as a whole in its summary: title and unit.
 _RATES = {
     "request_throughput": ("Request Throughput", "requests/s"),
     "output_token_throughput": ("Output Token Throughput", "tokens/s"),
@@ -36,14 +36,14 @@ _RATES = {
 
 
 class Sweep:
-    """Collects the runs of a sweep, one at a time, so that none has to be kept.
+    """Collects the runs of a sweep, one at a time, so that none has to be kept in memory.
 
     Args:
         sweep_id: the sweep's id.
         warmup: whether warm-up phases count too.
 
     Raises:
-        ConfigError: scipy is not installed.
+        ConfigError: if scipy is not installed.
     """
 
     def __init__(self, sweep_id: str, *, warmup: bool = False) -> None:
@@ -54,10 +54,10 @@ class Sweep:
         self._interval = _student_t()
 
     def add(self, journal: Path, run: PastRun) -> None:
-        """Add a run; one that is not complete is listed, and counts for nothing else.
+        """Add a run; one that is not complete is listed but not counted.
 
         Raises:
-            ValueError: its start is not known, and so not what it varies.
+            ValueError: if the run's start, which says what it varies, is not known.
         """
         if run.start is None:
             raise ValueError("a run of a sweep has a start")
@@ -83,14 +83,14 @@ class Sweep:
             variation.left_out += 1
 
     def document(self) -> dict[str, Any]:
-        """Return what the runs come to, ready for JSON.
+        """Return the result, ready for JSON.
 
-        - ``runs``: each with its variation, trial and status, and in ``left_out`` why it counts for
-          nothing else, None if it does count.
+        - ``runs``: each with its variation, trial and status, and in ``left_out`` why it is not counted,
+          None if it is.
         - ``variations``: the different parameters, with ``trials``, how many runs count, and
           ``left_out``, how many do not; then for each of the ``phases`` the ``metrics``: in
-          ``statistics`` what each trial's value of it (``value`` for a rate, else ``mean``, ``p50``
-          and ``p99``) comes to, and in ``pooled`` the metric over the requests of all trials.
+          ``statistics`` the trials' values (``value`` for a rate, else ``mean``, ``p50`` and ``p99``)
+          summarised, and in ``pooled`` the metric over the requests of all trials.
         - A statistic has ``n`` (trials that have it), ``mean``, ``std`` (of the sample), the ends of
           the confidence interval of the mean by Student's t, ``ci95_low`` and ``ci95_high``, None for
           fewer than two trials, and the trials' ``values``.
@@ -107,9 +107,9 @@ class Sweep:
 
 
 def identify(start: RunStart) -> tuple[bytes, str]:
-    """Return by what a run's variation is told from the others, and what to call it.
+    """Return a key and a name for a run's variation: its parameters.
 
-    Its parameters count. The run's label does so only without any: AIPerf's tells the trial.
+    Only without any parameters the run's label counts: AIPerf's names the trial.
     """
     varied = start.variation
     if not varied:
@@ -119,7 +119,7 @@ def identify(start: RunStart) -> tuple[bytes, str]:
 
 
 class _Phase:
-    """What the trials of one variation say of one phase."""
+    """One phase over the trials of one variation."""
 
     def __init__(self, name: str, kind: str) -> None:
         self.name = name
@@ -187,7 +187,7 @@ def _student_t() -> Callable[[int], float]:
     """Return the function from the number of trials to the quantile of Student's t for an interval.
 
     Raises:
-        ConfigError: scipy is not installed.
+        ConfigError: if scipy is not installed.
     """
     try:
         from scipy.special import stdtrit
@@ -240,7 +240,7 @@ def _why_left_out(run: PastRun) -> str:
 
 
 def _ordered(variations: Iterable[_Variation]) -> list[_Variation]:
-    """Return variations by their parameters where these are numbers, else in the order of the runs."""
+    """Return variations sorted by their parameters if these are numbers, else in the order of the runs."""
     found = list(variations)
     if all(_are_numbers(v.varied.values()) for v in found) and len({tuple(v.varied) for v in found}) == 1:
         return sorted(found, key=lambda v: tuple(v.varied.values()))

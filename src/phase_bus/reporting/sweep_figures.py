@@ -40,11 +40,11 @@ class _Plot:
         self._points: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
 
     def add(self, variation: str, phase: str, statistic: str, trials: Mapping[str, Any]) -> None:
-        """Add what the trials of a variation come to."""
+        """Add a statistic over the trials of a variation."""
         self._points.setdefault((phase, statistic), []).append((variation, trials))
 
     def figure(self, order: list[str]) -> Figure:
-        """Return the plot, with the variations in this order."""
+        """Return the plot, with the variations in the given order."""
         traces = [trace for phase, statistic in self._points for trace in self._traces(phase, statistic)]
         x_axis = {
             "type": "category",
@@ -52,14 +52,13 @@ class _Plot:
             "categoryarray": order,
             "range": [-0.5, len(order) - 0.5],
         }
-        look = layout(x_axis, {"title": {"text": escape(self._unit)}, "rangemode": "tozero"})
-        look |= {"showlegend": len(self._points) > 1, "hovermode": "x unified"}
+        look = layout(x_axis, escape(self._unit), showlegend=len(self._points) > 1, hovermode="x unified")
         if not look["showlegend"]:
             look["margin"]["t"] = 12
         return Figure(key=self._name, title=self._title, caption=_CAPTION, data=traces, layout=look)
 
     def _traces(self, phase: str, statistic: str) -> list[dict[str, Any]]:
-        """Return a line, and the error bars of those of its points that have one."""
+        """Return a line, and the error bars of its points that have one."""
         points = self._points[phase, statistic]
         several = len(self._phases) > 1
         words = [phase] if several or statistic == "value" else []
@@ -81,7 +80,7 @@ class _Plot:
             "text": [self._interval(trials) for _, trials in points],
             "hovertemplate": "%{y:,.4~g} (%{text})<extra>" + name + "</extra>",
         }
-        # A trace of their own: plotly draws an error that is missing as one of zero.
+        # A separate trace: plotly draws a missing error as one of zero.
         known = [(variation, trials) for variation, trials in points if trials["ci95_high"] is not None]
         halves = [(trials["ci95_high"] - trials["mean"]) * self._factor for _, trials in known]
         bars = {

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from io import StringIO
 from typing import Any
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from phase_bus.aggregation.text import metrics_table, plain_text
 from phase_bus.aggregation.units import format_number, readable_unit
 
-_WIDTH = 100
-# What an overview has of each variation: metric, statistic, and what the column is called.
+# The columns of an overview of the variations: metric, statistic, title.
 OVERVIEW = (
     ("request_throughput", "value", "requests/s"),
     ("output_token_throughput", "value", "output tokens/s"),
@@ -28,22 +25,16 @@ _COLUMNS = ("mean of trials", "95% interval", "n", "pooled")
 
 def sweep_text(sweep: Mapping[str, Any]) -> str:
     """Return a sweep as text of at most 100 columns without colour, latencies in ms."""
-    out = StringIO()
-    console = Console(file=out, width=_WIDTH, color_system=None, force_terminal=False)
-    for line in _headline(sweep):
-        console.print(line, markup=False, highlight=False)
+    parts: list[str | Table] = [*_headline(sweep)]
     for variation in sweep["variations"]:
-        console.print(f"\n== {heading(variation)} ==", markup=False, highlight=False)
+        parts.append(f"\n== {heading(variation)} ==")
         for phase in variation["phases"]:
-            console.print(phase["name"], markup=False, highlight=False)
-            console.print(_table(phase["metrics"]))
-    for line in notes(sweep):
-        console.print(line, markup=False, highlight=False)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+            parts += [phase["name"], metrics_table(_COLUMNS, rows(phase["metrics"]))]
+    return plain_text([*parts, *notes(sweep)])
 
 
 def heading(variation: Mapping[str, Any]) -> str:
-    """Return a variation's name, and how many trials count."""
+    """Return a variation's name and the number of its complete trials."""
     trials = variation["trials"]
     counting = f"{trials} complete trial{'' if trials == 1 else 's'}"
     left_out = f", {variation['left_out']} left out" if variation["left_out"] else ""
@@ -51,7 +42,7 @@ def heading(variation: Mapping[str, Any]) -> str:
 
 
 def rows(metrics: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str, str, str, str]]:
-    """Yield the cells of a phase's table: what, the mean of the trials, interval, n, pooled."""
+    """Yield the cells of a phase's table: metric, mean of the trials, interval, n, pooled."""
     for metric in metrics.values():
         unit, factor = readable_unit(metric["unit"])
         for statistic, trials in metric["statistics"].items():
@@ -61,9 +52,7 @@ def rows(metrics: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str, s
             if low is not None:
                 interval = f"{format_number(low * factor)} to {format_number(high * factor)}"
             pooled = (metric["pooled"] or {}).get(statistic)
-            mark = (
-                "~" if pooled is not None and statistic != "mean" and not metric["pooled"]["exact"] else ""
-            )
+            mark = "~" if statistic != "mean" and not (metric["pooled"] or {}).get("exact") else ""
             yield (
                 f"{what} ({unit})",
                 format_number(trials["mean"] * factor),
@@ -74,7 +63,7 @@ def rows(metrics: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str, s
 
 
 def overview(sweep: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
-    """Yield for each phase of each variation its name, the trials, and the mean of :data:`OVERVIEW`."""
+    """Yield for each phase of each variation its name, the number of trials, and the other columns."""
     for variation in sweep["variations"]:
         several = len(variation["phases"]) > 1
         for phase in variation["phases"]:
@@ -93,7 +82,7 @@ def _in_overview(metric: Mapping[str, Any] | None, statistic: str) -> str:
 
 
 def notes(sweep: Mapping[str, Any]) -> Iterable[str]:
-    """Yield what the numbers mean, as far as it is needed."""
+    """Yield explanations of the numbers, as far as they are needed."""
     phases = [phase for variation in sweep["variations"] for phase in variation["phases"]]
     metrics = [metric for phase in phases for metric in phase["metrics"].values()]
     if not metrics:
@@ -103,7 +92,7 @@ def notes(sweep: Mapping[str, Any]) -> Iterable[str]:
         "t; pooled: over the requests of all trials"
     )
     if any(trials["n"] == 1 for metric in metrics for trials in metric["statistics"].values()):
-        yield "n=1: one trial says nothing of the spread between trials, so there is no interval"
+        yield "n=1: one trial says nothing about the spread between trials, so there is no interval"
     if any(metric["pooled"] and not metric["pooled"]["exact"] for metric in metrics):
         yield "~ from a sketch (too many values to keep)"
 
@@ -118,13 +107,3 @@ def _headline(sweep: Mapping[str, Any]) -> Iterable[str]:
     for run in left_out:
         trial = "" if run["trial"] is None else f", trial {run['trial']}"
         yield f"LEFT OUT: run {run['run_id']} ({run['variation']}{trial}): {run['left_out']}"
-
-
-def _table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, width=_WIDTH)
-    table.add_column("metric", ratio=1, overflow="fold")
-    for column in _COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    for what, *cells in rows(metrics):
-        table.add_row(what.replace("[", "\\["), *cells)
-    return table

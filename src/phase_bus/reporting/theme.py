@@ -1,4 +1,4 @@
-"""How plots look, and what a plot is."""
+"""The look of plots."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Figure(Struct, frozen=True, kw_only=True):
     """A plot.
 
     Attributes:
-        key: what tells it from the other plots of its page.
+        key: its name, different from those of the other plots of its page.
         title: what it shows.
         caption: what the numbers are.
         data: plotly's traces.
         layout: plotly's layout.
-        over_time: whether it is over the run's time: such plots are zoomed together.
+        over_time: whether the x axis is the run's time: such plots are zoomed together.
     """
 
     key: str
@@ -36,8 +36,11 @@ class Figure(Struct, frozen=True, kw_only=True):
     over_time: bool = False
 
 
-def layout(x_axis: dict[str, Any], y_axis: dict[str, Any]) -> dict[str, Any]:
-    """Return a plot's layout with these axes. Texts in it are HTML: escape what comes from outside."""
+def layout(x_axis: dict[str, Any], y_title: str, **more: Any) -> dict[str, Any]:
+    """Return a plot's layout with this x axis, the title of a y axis that begins at 0, and ``more``.
+
+    Texts in it are HTML: escape what comes from outside.
+    """
     axis = {"gridcolor": _GRID, "zerolinecolor": _GRID, "linecolor": "#9ca3af", "automargin": True}
     return {
         "autosize": True,
@@ -53,5 +56,11 @@ def layout(x_axis: dict[str, Any], y_axis: dict[str, Any]) -> dict[str, Any]:
         },
         "hoverlabel": {"bgcolor": "#ffffff", "font": {"family": _FONT}},
         "xaxis": {**axis, **x_axis},
-        "yaxis": {**axis, "tickformat": ",~g", **y_axis, "title": {"standoff": 12, **y_axis["title"]}},
+        "yaxis": {
+            **axis,
+            "tickformat": ",~g",
+            "title": {"standoff": 12, "text": y_title},
+            "rangemode": "tozero",
+        },
+        **more,
     }

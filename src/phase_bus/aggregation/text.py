@@ -1,0 +1,140 @@
+"""A summary as text, and the pieces that other forms of a report share with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from phase_bus.aggregation.units import format_number, readable_unit
+
+# These come first; the other metrics follow by name.
+_FIRST = (
+    "request_latency",
+    "time_to_first_token",
+    "time_to_second_token",
+    "inter_token_latency",
+    "output_token_throughput_per_user",
+    "output_sequence_length",
+    "input_sequence_length",
+)
+# These are in the lines above the table already.
+_SAID = ("request_count", "error_request_count")
+_COLUMNS = ("mean", "std", "min", "p50", "p90", "p99", "max")
+_WIDTH = 100
+
+
+def render_text(summary: Mapping[str, Any], *, brief: bool = False) -> str:
+    """Return a summary as text of at most 100 columns without colour, latencies in ms.
+
+    Args:
+        summary: what :func:`~phase_bus.aggregation.summary.summarize` returned.
+        brief: leave out warm-up phases, and the metrics that few people look at.
+    """
+    final = "final" if summary["final"] else "not final"
+    parts: list[str | Table] = [
+        f"Run {summary['run_id']}: {summary['status']}, {summary['records']:,} records ({final})",
+        *losses(summary),
+    ]
+    phases = with_overall([p for p in summary["phases"] if not (brief and p["kind"] == "warmup")], summary)
+    for phase in phases:
+        parts += ["", *_phase_lines(phase)]
+        names = [
+            n for n in in_reading_order(phase["metrics"]) if n not in _SAID and (n in _FIRST or not brief)
+        ]
+        if phase["metrics"]:
+            parts.append(metrics_table(_COLUMNS, (row(phase["metrics"][name], _COLUMNS) for name in names)))
+    parts += inexact(summary, phases)
+    return plain_text(parts)
+
+
+def plain_text(parts: Iterable[str | Table]) -> str:
+    """Return lines and tables as text of at most 100 columns without colour."""
+    out = StringIO()
+    console = Console(file=out, width=_WIDTH, color_system=None, markup=False, highlight=False, emoji=False)
+    for part in parts:
+        console.print(part)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def metrics_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """Return a table for :func:`plain_text` with one row per metric, its title first."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, width=_WIDTH)
+    table.add_column("metric", ratio=1, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for cells in rows:
+        table.add_row(*cells)
+    return table
+
+
+def row(metric: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
+    """Return a metric's title, with its unit, and its values in some columns."""
+    unit, _ = readable_unit(metric["unit"])
+    title = f"{metric['title']} ({unit})" if unit else metric["title"]
+    return [title, *(cell(metric, column) for column in columns)]
+
+
+def cell(metric: Mapping[str, Any] | None, column: str) -> str:
+    """Return a value of a metric in the unit that people read, a percentile with ``~`` if it is not exact."""
+    value = None if metric is None else metric[column]
+    if metric is None or value is None:
+        return "-"
+    if column == "count":
+        return f"{value:,}"
+    mark = "~" if column.startswith("p") and not metric["exact"] else ""
+    return mark + format_number(value * readable_unit(metric["unit"])[1])
+
+
+def in_reading_order(names: Iterable[str]) -> list[str]:
+    """Return metrics' names, those first that most people look at first, the others by name."""
+    order = {name: place for place, name in enumerate(_FIRST)}
+    return sorted(names, key=lambda name: (order.get(name, len(order)), name))
+
+
+def with_overall(phases: Sequence[Any], summary: Mapping[str, Any]) -> list[Any]:
+    """Return phases of a summary and, if there are several, what it says of all of them together."""
+    return [*phases, summary["overall"]] if len(phases) > 1 else list(phases)
+
+
+def losses(summary: Mapping[str, Any]) -> list[str]:
+    """Return a line for each way in which records or events are missing from a summary."""
+    lines = []
+    if summary["missing_records"]:
+        missing, expected = summary["missing_records"], summary["expected_records"]
+        lines.append(f"INCOMPLETE: {missing:,} of {expected:,} published records did not arrive")
+    if summary["dropped"]:
+        dropped = sum(summary["dropped"].values())
+        lines.append(f"INCOMPLETE: the publisher had to drop {dropped:,} events")
+    return lines
+
+
+def inexact(summary: Mapping[str, Any], phases: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the explanation of ``~`` if some percentiles of these phases are not exact."""
+    if all(metric["exact"] for phase in phases for metric in phase["metrics"].values()):
+        return []
+    return [f"~ percentiles within {summary['relative_error']:.2%} (too many values to keep)"]
+
+
+def _phase_lines(phase: Mapping[str, Any]) -> Iterable[str]:
+    yield f"== {phase['name']} =="
+    rate = phase["success_rate"]
+    yield (
+        f"Requests: {phase['requests']:,}, successful: {phase['successful']:,}"
+        + ("" if rate is None else f" ({rate:.2%})")
+        + f", failed: {phase['failed']:,}, of these cancelled: {phase['cancelled']:,}"
+    )
+    if phase["duration_s"] is not None:
+        parts = [f"Duration: {phase['duration_s']:,.2f} s"]
+        for key, unit in (("request", "requests/s"), ("output_token", "output tokens/s")):
+            value = phase[f"{key}_throughput"]
+            if value is not None:
+                parts.append(f"{value:,.2f} {unit}")
+        yield ", ".join(parts)
+    for error in phase["errors"]:
+        code = "" if error["code"] is None else f" ({error['code']})"
+        yield f"  {error['count']:,} x {error['type']}{code}"
