@@ -91,7 +91,7 @@ class JournalUnreadableError(PhaseBusError):
 
 
 class SpoolError(PhaseBusError):
-    """A file that is no spool, or cannot be read.
+    """A file that is not a spool file, or cannot be read.
 
     Attributes:
         path: the file.

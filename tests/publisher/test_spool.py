@@ -25,7 +25,7 @@ from phase_bus.errors import BusUnreachableError, SpoolError
 from phase_bus.events import EventBase, PhaseComplete, PhaseRef, PhaseStart, Records, RunComplete
 from phase_bus.journal.writer import Journal
 from phase_bus.publisher.publisher import Publisher
-from phase_bus.publisher.spool import deliver_spool, is_spool, read_spool, write_spool
+from phase_bus.publisher.spool import SpoolReader, deliver_spool, is_spool, write_spool
 from tests.helpers import BusThread, RawClient, Subscriber, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -116,7 +116,7 @@ def test_what_was_not_yet_encoded_goes_into_it(ipc_dir: Path, tmp_path: Path) ->
     publish_run(publisher, records=5000)
     publisher.record("r", PHASE, {"n": 0}, {})  # after the end, so that its batch stays open
     publisher.close(0.0)
-    messages = list(read_spool(one_spool(tmp_path)))
+    messages = list(SpoolReader(one_spool(tmp_path)))
     events = [decode_event(m.frames[0], m.frames[2]) for m in messages]
     counts = [event.count for event in events if isinstance(event, Records)]
     assert sum(counts) == 5001
@@ -216,7 +216,7 @@ def test_headers_stay_as_they_were(tmp_path: Path) -> None:
     outbox.acknowledge(1)
     expected = [message.frames for message in outbox]
     path, head = write_spool(tmp_path, "x", outbox)
-    reader = read_spool(path)
+    reader = SpoolReader(path)
     messages = list(reader)
     assert [message.frames for message in messages] == expected
     assert [unpack_header(m.frames[1]).source_seq for m in messages] == [2, 3, 4, 5]
@@ -233,7 +233,7 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
         try:
-            reader = read_spool(path)
+            reader = SpoolReader(path)
         except SpoolError:
             continue
         seqs = [message.seq for message in reader]
@@ -247,11 +247,11 @@ def test_a_flipped_bit_anywhere(tmp_path: Path) -> None:
     """Whatever byte is damaged: nothing false is read."""
     path = write_events(tmp_path, *map(start, range(3)))
     whole = path.read_bytes()
-    expected = [message.frames for message in read_spool(path)]
+    expected = [message.frames for message in SpoolReader(path)]
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
         try:
-            reader = read_spool(path)
+            reader = SpoolReader(path)
         except SpoolError:
             continue
         frames = [message.frames for message in reader]
@@ -279,13 +279,13 @@ def test_no_spool(tmp_path: Path) -> None:
     newer = tmp_path / "newer"
     newer.write_bytes(b"pbspool\x63")
     for path, reason in (
-        (other, "is no spool"),
+        (other, "is not a spool"),
         (newer, "version 99"),
         (tmp_path / "none", "No such file"),
         (tmp_path, "directory"),
     ):
         with pytest.raises(SpoolError, match=reason) as caught:
-            read_spool(path)
+            SpoolReader(path)
         assert caught.value.path == path
     assert not is_spool(other)
     assert not is_spool(tmp_path)
@@ -348,7 +348,7 @@ assert begun.wait(10)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
     assert done.returncode == 0, done.stderr
-    assert len(list(read_spool(one_spool(tmp_path)))) == 1
+    assert len(list(SpoolReader(one_spool(tmp_path)))) == 1
 
 
 # ---- the ways in and out ----

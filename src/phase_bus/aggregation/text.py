@@ -80,7 +80,7 @@ def row(metric: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
 
 
 def cell(metric: Mapping[str, Any] | None, column: str) -> str:
-    """Return a value of a metric in the unit that people read, a percentile with ``~`` if it is not exact."""
+    """Return a value of a metric in the unit that people read; ``~`` marks an inexact percentile."""
     value = None if metric is None else metric[column]
     if metric is None or value is None:
         return "-"

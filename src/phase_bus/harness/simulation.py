@@ -22,7 +22,7 @@ from phase_bus.events import (
     RunStart,
 )
 from phase_bus.publisher.batcher import RawRecord
-from phase_bus.publisher.publisher import EventPublisher
+from phase_bus.publisher.event_publisher import EventPublisher
 
 _CHUNK = 64
 _PENDING_LIMIT = 4096

@@ -21,16 +21,16 @@ _NOBODY: Any = object()
 
 
 class Batcher:
-    """Puts the records of each run and phase together, up to a size or an age. Not for several threads.
+    """Collects the records of each run and phase, up to a size or an age. Not for several threads.
 
     Args:
         lists: what becomes of metrics that are lists (see :class:`~.RecordBuilder`).
         batch_records: a batch is closed at this size ...
         batch_s: ... or at this age, in seconds.
         put: takes a closed batch; returns False if there is no room for it.
-        drops: where batches are counted that cannot be encoded.
-        warn: where values are told of that cannot travel.
-        field_names: which of the records' fields travel; None for all.
+        drops: counts batches that cannot be encoded.
+        warn: logs a warning, once for each key.
+        field_names: which of the records' fields to send; None for all.
     """
 
     def __init__(
@@ -61,17 +61,17 @@ class Batcher:
         return any(self._builders.values())
 
     def __len__(self) -> int:
-        """Return how many records wait; from any thread."""
+        """Return how many records are in open batches; from any thread."""
         return sum(map(len, list(self._builders.values())))
 
     def add(self, record: RawRecord) -> None:
         """Add a record to its batch, and close the batch if it is full.
 
         Raises:
-            TypeError, ValueError: it is no record.
+            TypeError, ValueError: if it is malformed.
         """
         run_id, phase, metrics, fields, error = record
-        # Nearly always that of the record before: a comparison by identity, and no hash.
+        # Nearly always those of the record before: compared by identity, without a hash.
         if run_id is not self._last_run or phase is not self._last_phase:
             self._turn_to(run_id, phase)
         if self._add(metrics, fields, error) >= self._batch_records:
@@ -83,12 +83,12 @@ class Batcher:
             self._close(run_id, phase)
 
     def close_due(self, now_s: float) -> None:
-        """Close all batches if it is time to."""
+        """Close all batches if the oldest is due."""
         if self.due_s is None:
             if self:
                 self.due_s = now_s + self._batch_s
         elif now_s >= self.due_s:
-            # It goes on ticking while records come, so that they need not wake the thread.
+            # The clock goes on while records come, so that they need not wake the thread.
             self.due_s = now_s + self._batch_s if self else None
             self.close_all()
 
@@ -111,7 +111,7 @@ class Batcher:
         try:
             self._finish(run_id, phase, builder, count)
         except Exception as error:
-            # Nothing is known to lead here, but it would be a poor reason to end the benchmark's story.
+            # Nothing is known to lead here, but one bad batch must not end publishing.
             self._warn("batch", f"a batch of records could not be encoded: {error!r}")
             self._drops.add_records(run_id, phase, count, "it could not be encoded")
 
@@ -119,7 +119,7 @@ class Batcher:
         metrics, fields, errors, unusable = builder.build()
         if unusable:
             names = ", ".join(sorted(unusable))
-            self._warn(f"unusable {names}", f"values that are no numbers were left out: {names}")
+            self._warn(f"unusable {names}", f"values that are not numbers were left out: {names}")
         batch = Records(
             run_id=run_id,
             phase=phase,

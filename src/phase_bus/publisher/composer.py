@@ -1,12 +1,12 @@
-"""From what a publisher is told to numbered messages: batches, order, and the counts at a run's end.
+"""From events and records to numbered messages: batches, order, and the counts at a run's end.
 
-All of publishing that needs neither thread nor socket; :class:`~phase_bus.Publisher` has those.
+This is all of publishing that needs neither thread nor socket; :class:`~phase_bus.Publisher` has those.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from msgspec import Struct
@@ -18,8 +18,8 @@ from phase_bus.publisher.batcher import Batcher
 from phase_bus.publisher.drops import Drops, Warn
 
 
-class Completion(Struct, frozen=True):  # no tuple: those are records
-    """A run's end, before anybody counted what was published of it."""
+class Completion(Struct, frozen=True):  # not a tuple: those are records
+    """A run's end, before the counts of what was published are known."""
 
     run_id: str
     status: RunStatus
@@ -43,13 +43,13 @@ class Composer:
         lists: what becomes of metrics that are lists (see :class:`~.RecordBuilder`).
         batch_records: a batch of records is closed at this size ...
         batch_s: ... or at this age, in seconds.
-        field_names: which of the records' fields travel; None for all.
+        field_names: which of the records' fields to send; None for all.
         refusal: why records may be refused before they come here, in words.
         warn: logs a warning, once for each key.
 
     Attributes:
         batcher: the batches of records that are still open; records are added to it.
-        drops: what had to be let go of.
+        drops: what had to be dropped.
     """
 
     def __init__(
@@ -67,20 +67,20 @@ class Composer:
         self.drops = Drops(name, refusal, warn)
         self.batcher = Batcher(lists, batch_records, batch_s, self._put, self.drops, warn, field_names)
         self._outbox = outbox
-        self._runs: dict[str, _Run] = {}
+        self._runs: defaultdict[str, _Run] = defaultdict(_Run)
 
     def add(self, event: EventBase) -> None:
-        """Put an event after all that came before it.
+        """Put an event after everything that came before it.
 
         Raises:
-            TypeError, ValueError, OverflowError: it holds something that cannot travel.
+            TypeError, ValueError, OverflowError: if it holds something that cannot be encoded.
         """
         if not isinstance(event, PhaseProgress):
             self.batcher.close_all()  # what came before an event goes before it
         self._put(event)
 
     def complete(self, end: Completion) -> None:
-        """Put a run's last event, with the counts of all that was published of it."""
+        """Put a run's last event, with the counts of everything published of it."""
         self.batcher.close_all()
         self.tell_drops(time.monotonic(), at_once=True)
         self._put(self._run_complete(end))
@@ -88,7 +88,7 @@ class Composer:
         self.batcher.end_run(end.run_id)
 
     def tell_drops(self, now_s: float, *, at_once: bool = False) -> None:
-        """Put events that tell of what was let go of, if they are due."""
+        """Put events that report what was dropped, if they are due."""
         self.drops.take_refused()
         for event in self.drops.take(now_s, at_once=at_once):
             self._put(event)
@@ -106,20 +106,14 @@ class Composer:
         if topic is None:
             self.drops.add(event, f"the buffer of {self._outbox.limit_bytes} bytes is full")
             return False
-        run = self._runs.get(event.run_id) or self._run(event.run_id)
+        run = self._runs[event.run_id]
         run.published[topic] += 1
         if type(event) is Records:
             run.records += event.count
         return True
 
-    def _run(self, run_id: str) -> _Run:
-        run = self._runs.get(run_id)
-        if run is None:
-            run = self._runs[run_id] = _Run()
-        return run
-
     def _run_complete(self, end: Completion) -> RunComplete:
-        run = self._run(end.run_id)
+        run = self._runs[end.run_id]
         return RunComplete(
             run_id=end.run_id,
             status=end.status,

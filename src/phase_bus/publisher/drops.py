@@ -1,4 +1,4 @@
-"""What a publisher could not publish: counted, and told in ``drop`` events."""
+"""What a publisher could not publish: counted, and reported in ``drop`` events."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ DROP_EVERY_S = 1.0
 
 
 class Drops:
-    """Counts what is lost, by run and topic, and says so in one event a second for each run.
+    """Counts what is dropped, by run and topic, and reports it in at most one event a second for each run.
 
-    All but :meth:`refuse` are of the publisher's thread.
+    All methods but :meth:`refuse` are for the publisher's thread only.
 
     Args:
         name: the publisher's name.
         refusal: why :meth:`refuse` is called, in words.
-        warn: where a new reason is told.
+        warn: logs a warning, once for each key.
     """
 
     def __init__(self, name: str, refusal: str, warn: Warn) -> None:
@@ -42,24 +42,24 @@ class Drops:
         return bool(self._untold or self._refused)
 
     def renew_lock(self) -> None:
-        """After a fork, in the child: the thread that held it may not be here."""
+        """Call this after a fork, in the child: the thread that held the lock may not exist here."""
         self._lock = threads.make_lock()
 
     def refuse(self, run_id: str, phase: PhaseRef, count: int) -> None:
         """Count records that there was no room for before they were batched; from any thread."""
-        with self._lock, suppress(TypeError):  # a run or phase that is none
+        with self._lock, suppress(TypeError):  # a run or phase that cannot be hashed
             self._refused[run_id, phase] += count
 
     def add(self, event: EventBase, reason: str) -> None:
-        """Count an event that is lost, with the records in it."""
+        """Count an event that is dropped, with the records in it."""
         try:
             topic = topic_of(event).decode()
             self._count(event.run_id, topic, event.count if isinstance(event, Records) else 0, reason)
-        except Exception as error:  # of no kind, or of a run whose name is none
+        except Exception as error:  # it has no kind, or its run no proper name
             self._warn("topic", f"an event has no topic, and its loss is not counted: {error!r}")
 
     def add_records(self, run_id: str, phase: PhaseRef, count: int, reason: str) -> None:
-        """Count records that are lost together."""
+        """Count records that are dropped together."""
         self.add(Records(run_id=run_id, phase=phase, count=count), reason)
 
     def take_refused(self) -> None:
@@ -72,7 +72,7 @@ class Drops:
             self.add_records(run_id, phase, count, self._refusal)
 
     def take(self, now_s: float, *, at_once: bool = False) -> list[Drop]:
-        """Return the events that tell of what was lost since the last time, if they are due."""
+        """Return the events that report what was dropped since the last time, if they are due."""
         if not self._untold or (now_s < self._next_s and not at_once):
             return []
         self._next_s = now_s + DROP_EVERY_S
@@ -80,7 +80,7 @@ class Drops:
         return list(told.values())
 
     def end_run(self, run_id: str) -> dict[str, int]:
-        """Return how many events of each topic a run lost, and forget the run."""
+        """Return how many events of each topic of a run were dropped, and forget the run."""
         return dict(self._by_run.pop(run_id, ()))
 
     def _count(self, run_id: str, topic: str, records: int, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""What publishes events, whatever is behind it: the type that hooks and simulations are given."""
+"""The type of publisher that hooks, simulations and attachments are given."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from phase_bus.events import EventBase, PhaseRef, RunStatus
 
 
 class EventPublisher(Protocol):
-    """What publishes: a :class:`Publisher`, or one of the in-memory bus of :mod:`phase_bus.testing`."""
+    """A :class:`Publisher`, or one of the in-memory bus of :mod:`phase_bus.testing`."""
 
     @property
     def pending(self) -> int:
@@ -29,4 +29,4 @@ class EventPublisher(Protocol):
         """Publish a request's record, in a batch with others."""
 
     def complete_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
-        """Publish the run's last event, with the count of all that was published of it."""
+        """Publish the run's last event, with the counts of everything published of it."""

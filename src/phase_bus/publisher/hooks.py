@@ -1,8 +1,8 @@
 """The hook protocol of AIPerf's example plugin, and the hook that publishes.
 
 A phase hook has four async methods, each called with the phase and a tracker whose ``create_stats()``
-gives the counts. :class:`PublisherHook` puts what it is told on the bus, so that any load generator that
-calls hooks can be followed.
+returns the counts. :class:`PublisherHook` publishes what it is called with, so that any load generator
+that calls hooks can be followed.
 """
 
 from __future__ import annotations
@@ -28,41 +28,37 @@ from phase_bus.events import (
     RunStart,
     RunStatus,
 )
-from phase_bus.publisher.publisher import EventPublisher
+from phase_bus.publisher.event_publisher import EventPublisher
 
 logger = logging.getLogger("phase_bus.hooks")
 
 
 class PhaseTracker(Protocol):
-    """What a hook is given to learn a phase's counts."""
+    """What a hook gets a phase's counts from."""
 
     def create_stats(self) -> Any:
-        """Return the counts at this moment, as attributes named as in :class:`PhaseStats`."""
+        """Return the counts at this moment, with the attributes of :class:`PhaseStats`."""
 
 
 @runtime_checkable
 class PhaseLifecycleHook(Protocol):
-    """Something that wants to know when phases start, stop sending, complete or time out."""
+    """Something that is called when phases start, stop sending, complete or time out."""
 
     async def on_phase_start(self, phase: Any, tracker: PhaseTracker) -> None:
-        """Be told that a phase has begun to send."""
+        """Handle that a phase has begun to send."""
 
     async def on_phase_sending_complete(self, phase: Any, tracker: PhaseTracker) -> None:
-        """Be told that a phase has sent its last request."""
+        """Handle that a phase has sent its last request."""
 
     async def on_phase_complete(self, phase: Any, tracker: PhaseTracker) -> None:
-        """Be told that a phase is over."""
+        """Handle that a phase is over."""
 
     async def on_phase_timeout(self, phase: Any, tracker: PhaseTracker) -> None:
-        """Be told that a phase's grace period ended with requests unanswered."""
+        """Handle that a phase's grace period ended with requests unanswered."""
 
 
 class EventTracker:
-    """A tracker made of an event, for a hook in a process of its own.
-
-    Attributes:
-        event: the event.
-    """
+    """A tracker made from an event, for a hook in a process of its own."""
 
     def __init__(self, event: PhaseEvent) -> None:
         self.event = event
@@ -73,7 +69,7 @@ class EventTracker:
 
 
 class BasePhaseLifecycleHook:
-    """A phase hook that does nothing: override what you want to know."""
+    """A phase hook whose methods do nothing: override those you need."""
 
     async def on_phase_start(self, phase: Any, tracker: PhaseTracker) -> None:
         """Do nothing."""
@@ -89,7 +85,7 @@ class BasePhaseLifecycleHook:
 
 
 class EventHook(BasePhaseLifecycleHook):
-    """A phase hook that is given events: override :meth:`take`.
+    """A phase hook that receives events: override :meth:`take`.
 
     Attributes:
         run_id: the events' run.
@@ -98,7 +94,7 @@ class EventHook(BasePhaseLifecycleHook):
     run_id = ""
 
     def take(self, event: PhaseEvent) -> None:
-        """Do something with what happened."""
+        """Handle an event."""
 
     def ref(self, phase: Any) -> PhaseRef:
         """Return the reference of a phase given as a string, an enum, or a :class:`PhaseRef`."""
@@ -123,23 +119,23 @@ class EventHook(BasePhaseLifecycleHook):
 
     def _take(self, kind: type[PhaseEvent], phase: Any, tracker: PhaseTracker, **more: Any) -> None:
         if isinstance(tracker, EventTracker):
-            self.take(tracker.event)  # it has happened already, and says when
+            self.take(tracker.event)  # made earlier, when it happened
         else:
             ref, stats = self.ref(phase), to_stats(tracker)
             self.take(kind(run_id=self.run_id, phase=ref, stats=stats, **more))
 
 
 class PublisherHook(EventHook):
-    """Publishes what a load generator's hooks are told, and the run around it.
+    """Publishes the phases of a load generator that calls hooks, and the run around them.
+
+    Call :meth:`complete` at the run's end.
 
     Args:
         publisher: where to; the caller closes it.
         run_id: the run's id; a new one by default.
-        producer: what makes the load, with its version.
+        producer: the load generator, with its version.
         models: the models under test.
         urls: the endpoints under test.
-
-    Call :meth:`complete` at the run's end.
     """
 
     def __init__(
@@ -166,7 +162,7 @@ class PublisherHook(EventHook):
         return self._phases.setdefault(ref.name, ref)
 
     def complete(self, status: RunStatus = "completed", reason: str = "") -> None:
-        """Publish ``run_complete``, with the counts of all that was published."""
+        """Publish ``run_complete``, with the counts of everything published."""
         self._publisher.complete_run(self.run_id, status, reason)
 
 
@@ -175,7 +171,7 @@ def to_ref(phase: Any, index: int = 0) -> PhaseRef:
 
     Args:
         phase: the phase; one whose name begins with ``warm`` is taken for a warm-up.
-        index: its place among the run's phases, where the phase itself does not say.
+        index: its place among the run's phases, unless the phase itself says.
     """
     ref = getattr(phase, "ref", phase)  # that of :func:`to_phase`
     if isinstance(ref, PhaseRef):
@@ -187,7 +183,7 @@ def to_ref(phase: Any, index: int = 0) -> PhaseRef:
 
 @lru_cache(maxsize=256)
 def to_phase(ref: PhaseRef) -> StrEnum:
-    """Return a phase as hooks know it: a text, and a member of an enum as AIPerf's ``CreditPhase`` is.
+    """Return a phase as hooks know it: a string that is a member of an enum, like AIPerf's ``CreditPhase``.
 
     It equals the phase's name and AIPerf's own member of that value; ``value`` is the name, ``name`` the
     same in capitals, ``ref`` the :class:`PhaseRef`.
@@ -201,15 +197,15 @@ def to_phase(ref: PhaseRef) -> StrEnum:
 
 
 def to_stats(tracker: PhaseTracker) -> PhaseStats:
-    """Return the counts of a tracker as our own; what it does not tell keeps its default.
+    """Return the counts of a tracker as our own; what is missing keeps its default.
 
-    Values of another type than ours, such as those of a mock, are left out rather than raised on: a
+    Values of another type than ours, such as those of a mock, are left out rather than rejected: a
     hook must not disturb the load generator that calls it.
     """
     try:
         stats = tracker.create_stats()
     except Exception:
-        logger.warning("phase-bus: a phase's counts could not be had", exc_info=True)
+        logger.warning("phase-bus: a phase's counts could not be read", exc_info=True)
         return PhaseStats()
     if isinstance(stats, PhaseStats):
         return stats

@@ -7,7 +7,6 @@ import os
 import socket
 import time
 from contextlib import suppress
-from typing import Protocol
 
 import zmq
 
@@ -26,29 +25,33 @@ _REFUSED_WAIT_S = 1.0
 WINDOW_BYTES = 8 << 20  # sent and not yet acknowledged: bounds what a lost connection sends again
 
 
-class Link(Protocol):
-    """A way out of the process. Used by the publisher's thread only."""
+class Link:
+    """A way out of the process, here one on which nobody answers. Used by the publisher's thread only."""
 
     socket: zmq.Socket[bytes]
 
     @property
     def connected(self) -> bool:
         """Whether messages can leave now."""
+        return True
 
     def send(self) -> bool:
         """Send what the outbox has; return True if the socket must become writable for the rest."""
+        raise NotImplementedError
 
     def receive(self) -> None:
         """Take in all replies that have arrived."""
 
-    def tick(self, now_s: float) -> float:
+    def tick(self, now_s: float) -> float:  # noqa: ARG002 - of those on which somebody answers
         """Do what is due; return in how many seconds to call again."""
+        return 1.0
 
     def close(self) -> None:
         """Say goodbye and close the socket."""
+        self.socket.close()
 
 
-class BusLink:
+class BusLink(Link):
     """Acknowledged delivery to a bus: go-back-N over a DEALER, resumed after a reconnection.
 
     Args:
@@ -76,7 +79,7 @@ class BusLink:
         self._client_id = outbox.source.hex()
         self.events_dropped = 0
         self._refused = ""
-        self._resume_s = 0.0  # until then the bus cannot keep anything
+        self._resume_s = 0.0  # the bus cannot keep anything until then
         self.socket = self._connect()
         self._session = Session(self._hello, self._beat, time.monotonic())
         self._was_connected = False
@@ -108,7 +111,7 @@ class BusLink:
             try:
                 reply = decode_reply(frame)
             except WireError as error:  # of a newer bus, or no bus at all
-                logger.warning("phase-bus publisher %r: %s; set aside", self._name, error)
+                logger.warning("phase-bus publisher %r: %s; skipped", self._name, error)
                 continue
             welcomed = self._session.heard(reply, time.monotonic())
             if welcomed and isinstance(reply, Welcome):
@@ -136,7 +139,7 @@ class BusLink:
         self._stale |= self._was_connected and not self._session.connected
         self._was_connected = self._session.connected
         if self._stale:
-            # The bus fell silent: whatever is stuck in this socket must not come out late.
+            # The bus fell silent: what is stuck in this socket must not be sent later.
             try:
                 fresh = self._connect()
             except AddressError:  # too many open files: the benchmark has them; again at the next hello
@@ -192,21 +195,21 @@ class BusLink:
         )
 
 
-class DirectLink:
+class DirectLink(Link):
     """A plain PUB that consumers connect to: no bus, no acknowledgement, best effort.
 
-    A subscriber that is slower than the publisher for longer than the high-water mark lasts loses
-    messages; it sees the gap in the topic's sequence and reports it.
+    A subscriber that falls behind the publisher by more than the high-water mark loses messages; it sees
+    the gap in the topic's sequence and reports it.
 
     Args:
         context: the ZeroMQ context.
-        address: where to bind; port 0 takes a free one.
+        address: where to bind; port 0 is any free one.
         outbox: what to send.
         linger_ms: how long ZeroMQ may keep trying to send after :meth:`close`.
         high_water_mark: messages queued for each subscriber at most.
 
     Raises:
-        AddressError: the address cannot be bound.
+        AddressError: if the address cannot be bound.
     """
 
     def __init__(
@@ -233,11 +236,6 @@ class DirectLink:
         port = int(endpoint.rpartition(":")[2]) if address.scheme == "tcp" else 0
         self.address = Address(address.scheme, address.directory, address.host, port, direct=True)
 
-    @property
-    def connected(self) -> bool:
-        """Whether messages can leave now."""
-        return True
-
     def send(self) -> bool:
         """Send what the outbox has; return True if the socket must become writable for the rest."""
         while (message := self._outbox.peek()) is not None:
@@ -246,15 +244,8 @@ class DirectLink:
             self._outbox.acknowledge(message.seq)
         return False
 
-    def receive(self) -> None:
-        """Do nothing: a PUB hears nothing."""
-
-    def tick(self, now_s: float) -> float:  # noqa: ARG002 - of the protocol
-        """Do nothing: nobody expects a word."""
-        return 1.0
-
     def close(self) -> None:
-        """Say goodbye and close the socket."""
-        self.socket.close()
+        """Close the socket, and unlock the directory it was in."""
+        super().close()
         if self._lock is not None:
             unlock_directory(self._lock)

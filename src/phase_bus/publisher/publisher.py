@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -25,17 +25,16 @@ from phase_bus.core.waker import Waker
 from phase_bus.events import EventBase, PhaseRef, Records, RunStatus
 from phase_bus.publisher.batcher import RawRecord
 from phase_bus.publisher.composer import Completion, Composer
-from phase_bus.publisher.event_publisher import EventPublisher as EventPublisher
-from phase_bus.publisher.leftovers import Leftovers
 from phase_bus.publisher.link import BusLink, DirectLink, Link
+from phase_bus.publisher.spool import prepare_directory, spool_rest
 
 logger = logging.getLogger("phase_bus.publisher")
 
-_RAW_RECORD_BYTES = 4096  # what a record not yet encoded is taken to occupy; AIPerf's has some 3.5 kB
+_RAW_RECORD_BYTES = 4096  # the assumed size of a record not yet encoded; AIPerf's has some 3.5 kB
 _IDLE_WAIT_S = 1.0
-_REPLIES_S = 0.1  # how long replies of the bus may lie, while nothing waits for them
+_REPLIES_S = 0.1  # how long replies of the bus may go unread while nothing waits for them
 _CLOSING_WAIT_S = 0.02
-_ENDING_S, _SPOOLING_S = 1.0, 10.0  # how long the thread may take to end when its time is over
+_ENDING_S, _SPOOLING_S = 1.0, 10.0  # how long the thread may take to end after its deadline
 _POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
 _AWAKE, _UNTIL_BATCH_IS_DUE, _IDLE = range(3)  # what the thread does, for those who may wake it
 
@@ -57,8 +56,8 @@ class Publisher:
 
     :meth:`publish`, :meth:`record` and :meth:`complete_run` only append to a queue: they never block
     and never raise, whatever happens to the bus. The thread encodes, batches, sends, and keeps what the
-    bus has not acknowledged, up to ``buffer_bytes``; beyond that records are dropped, counted, and told
-    in a ``drop`` event, while phase events are always kept.
+    bus has not acknowledged, up to ``buffer_bytes``; beyond that records are dropped, counted, and
+    reported in a ``drop`` event, while phase events are always kept.
 
     Args:
         address: where the bus is; by default ``$PHASE_BUS_ADDRESS``, else the user's own bus.
@@ -66,17 +65,17 @@ class Publisher:
         name: what the bus shows this publisher as.
         buffer_bytes: how much may wait for the bus.
         lists: what becomes of metrics that are lists (see :class:`~.RecordBuilder`).
-        field_names: which of the records' fields travel; None for all.
+        field_names: which of the records' fields to send; None for all.
         batch_records: a batch of records is closed at this size ...
         batch_s: ... or at this age, in seconds.
         linger_s: how long ZeroMQ may go on sending once closed, in seconds.
-        spool_dir: where a file is left of what the bus had not acknowledged by the end, for
-            ``phase-bus replay`` to deliver (:mod:`~phase_bus.publisher.spool`). Not in direct mode, where
-            nobody acknowledges anything. A full buffer drops records all the same: the file is written at
-            the end, and no larger than the buffer.
+        spool_dir: a directory for a file of what the bus has not acknowledged by the end, which
+            ``phase-bus replay`` delivers (:mod:`~phase_bus.publisher.spool`). Not in direct mode, where
+            nobody acknowledges anything. A full buffer still drops records: the file is written at the
+            end, and is no larger than the buffer.
 
     Raises:
-        AddressError: the address is malformed, or cannot be bound.
+        AddressError: if the address is malformed, or cannot be bound.
     """
 
     def __init__(
@@ -115,7 +114,9 @@ class Publisher:
         self._deadline_s: float | None = None
         self._sleep = _AWAKE
         self._broken = False
-        spool: Path | None = None
+        self._spool_dir: Path | None = None
+        self._spooled: Path | None = None
+        self._undelivered: Counter[str] = Counter()
         parsed = Address.parse(bind or address or default_address())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         linger_ms = int(linger_s * 1000)
@@ -129,12 +130,11 @@ class Publisher:
                 self.address = str(parsed)
                 self._link = BusLink(self._context, parsed, self._outbox, self.name, linger_ms)
                 if spool_dir:
-                    spool = Path(os.path.expanduser(spool_dir)).absolute()  # noqa: PTH111 - never raises
+                    expanded = os.path.expanduser(spool_dir)  # noqa: PTH111 - never raises
+                    self._spool_dir = Path(expanded).absolute()
         except BaseException:
             self._context.destroy(linger=0)
             raise
-        self._leftovers = Leftovers(self.name, self.address, self._outbox, spool, self._warn_once)
-        self._ending_s = _SPOOLING_S if spool else _ENDING_S
         self._waker = Waker()
         self._thread_id = 0
         self._thread = threads.start_thread(self._main, "phase-bus-publisher")
@@ -163,12 +163,12 @@ class Publisher:
     @property
     def undelivered(self) -> dict[str, int]:
         """After :meth:`close`: how many events of each topic the bus never acknowledged."""
-        return dict(self._leftovers.events)
+        return dict(self._undelivered)
 
     @property
     def spooled(self) -> Path | None:
-        """After :meth:`close`: the file in which they are, if there is one."""
-        return self._leftovers.file
+        """After :meth:`close`: the file that holds them, if there is one."""
+        return self._spooled
 
     def publish(self, event: EventBase) -> None:
         """Publish an event. Never blocks, never raises; the order of calls is kept."""
@@ -192,8 +192,8 @@ class Publisher:
         Args:
             run_id: the run it belongs to.
             phase: the phase it belongs to.
-            metrics: its metrics by name: numbers, or lists of numbers. Not to be changed afterwards.
-            fields: what else is known of it by name: times in ns, ids, flags. Likewise.
+            metrics: its metrics by name: numbers, or lists of numbers. Do not change them afterwards.
+            fields: its other properties by name: times in ns, ids, flags. Do not change them either.
             error: if it failed, the error's type, message, and code or None.
         """
         waiting = len(self._inbox)
@@ -205,14 +205,14 @@ class Publisher:
             self._wake()
 
     def complete_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
-        """Publish the run's last event, with the count of all that was published of it."""
+        """Publish the run's last event, with the counts of everything published of it."""
         self._inbox.append(Completion(run_id, status, reason))
         self._wake()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until all published so far is acknowledged; return whether it is in time.
+        """Wait until everything published so far is acknowledged; return False if that took too long.
 
-        In direct mode, until it was handed to ZeroMQ.
+        In direct mode, wait until it is handed to ZeroMQ.
         """
         if self._broken:
             return False
@@ -225,15 +225,15 @@ class Publisher:
     def close(self, timeout_s: float = 2.0) -> None:
         """Deliver what is pending, for at most ``timeout_s`` seconds, and end the thread.
 
-        What the bus did not acknowledge by then is logged, stands in :attr:`undelivered`, and is
-        written to a file if there is a ``spool_dir``: that is begun when the time is over.
+        What the bus has not acknowledged by then is logged and counted in :attr:`undelivered`. If there
+        is a ``spool_dir``, it is written to a file, which begins when the time is over.
         """
         if self._deadline_s is None:
             self._deadline_s = time.monotonic() + timeout_s
             self._wake()
         if threading.get_native_id() != self._thread_id:
-            self._thread.join(timeout_s + self._ending_s)
-        # Only now: a program that ends meanwhile waits for the thread once more, and for its file.
+            self._thread.join(timeout_s + (_SPOOLING_S if self._spool_dir else _ENDING_S))
+        # Only now: a program that exits meanwhile waits for the thread once more, and for its file.
         if not self._thread.is_alive():
             atexit.unregister(self.close)
 
@@ -242,13 +242,21 @@ class Publisher:
     def _main(self) -> None:
         self._thread_id = threading.get_native_id()
         try:
-            self._leftovers.prepare()
+            if self._spool_dir is not None:
+                self._check_early(self._spool_dir)
             self._loop()
         except Exception:
             logger.exception("phase-bus: the publisher failed; nothing more will be published")
         finally:
             self._broken = True
             self._end()
+
+    def _check_early(self, spool_dir: Path) -> None:
+        """Warn early that the directory cannot be written to; in this thread, as a disk may be slow."""
+        try:
+            prepare_directory(spool_dir)
+        except Exception as error:
+            self._warn_once("spool", f"what the bus does not take cannot be kept on disk: {error}")
 
     def _loop(self) -> None:
         while not self._finished():
@@ -331,23 +339,35 @@ class Publisher:
     # ---- the end ----
 
     def _end(self) -> None:
-        waiting, self._inbox = self._inbox, deque(maxlen=0)  # from now on everything falls through
-
-        def encode_rest() -> None:
-            self._take_inbox(waiting)
-            self._batcher.close_all()
-            self._composer.tell_drops(time.monotonic(), at_once=True)
-
-        def not_encoded() -> int:
-            return sum(not isinstance(item, _Flush) for item in waiting) + len(self._batcher)
-
-        self._leftovers.settle(encode_rest, not_encoded)
+        waiting, self._inbox = self._inbox, deque(maxlen=0)  # from now on everything is discarded
+        if self._spool_dir is not None:
+            self._spool(self._spool_dir, waiting)
+        self._undelivered = self._outbox.remaining()
+        not_encoded = sum(not isinstance(item, _Flush) for item in waiting) + len(self._batcher)
+        if self._spooled is None and (self._undelivered or not_encoded):
+            logger.warning(
+                "phase-bus publisher %r: closed before %s had acknowledged everything; "
+                "not delivered: %s, and %d not yet encoded",
+                self.name,
+                self.address,
+                dict(self._undelivered) or "no events",
+                not_encoded,
+            )
         for flush in (*(flush for _, flush in self._flushes), *waiting):
             if isinstance(flush, _Flush):
                 flush.done.set()
         self._link.close()
         self._context.destroy()
         self._waker.close()
+
+    def _spool(self, directory: Path, waiting: _Inbox) -> None:
+        try:
+            self._take_inbox(waiting)
+            self._batcher.close_all()
+            self._composer.tell_drops(time.monotonic(), at_once=True)
+            self._spooled = spool_rest(directory, self.name, self.address, self._outbox)
+        except Exception as error:
+            logger.error("phase-bus publisher %r: nothing could be left on disk: %s", self.name, error)
 
     # ---- from any thread ----
 
@@ -361,7 +381,7 @@ class Publisher:
         atexit.unregister(self.close)
 
     def _wake(self) -> None:
-        self._sleep = _AWAKE  # for others, who need not wake it again until it sleeps again
+        self._sleep = _AWAKE  # so that others need not wake it until it sleeps again
         self._waker.wake()
 
 

@@ -1,4 +1,4 @@
-"""The records of one batch that is not closed yet."""
+"""The records of one open batch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from phase_bus.events import RecordError, Table
 class RecordBuilder:
     """Collects the records of one phase and turns them into tables.
 
-    Adding stores references only; the work is done by :meth:`build`, in whichever thread calls it. After
-    that the builder is empty, and still knows the shapes of its records.
+    Adding stores references only; the work is done by :meth:`build`, which leaves the builder empty but
+    keeps the shapes of its records.
 
     Args:
         lists: what becomes of metrics that are lists of numbers. ``summary`` makes the metrics
             ``<name>.count``, ``.mean``, ``.min`` and ``.max``; ``omit`` leaves them out; ``full``
             keeps every value.
-        field_names: which of the records' fields travel; None for all.
+        field_names: which of the records' fields to send; None for all.
     """
 
     def __init__(self, lists: ListMode = "summary", field_names: Sequence[str] | None = None) -> None:
@@ -40,13 +40,10 @@ class RecordBuilder:
         fields: Mapping[str, Any],
         error: tuple[str, str, int | None] | None = None,
     ) -> int:
-        """Add a record: its metrics, its fields and, if it failed, the error's type, message, code.
-
-        Returns:
-            How many there are now.
+        """Add a record, with its error's type, message and code if it failed; return how many there are.
 
         Raises:
-            TypeError, ValueError: they are not that.
+            TypeError, ValueError: if an argument is malformed.
         """
         # The first comparison is for speed: nearly all are plain dicts.
         if (type(metrics) is not dict and not isinstance(metrics, Mapping)) or (
@@ -65,9 +62,9 @@ class RecordBuilder:
     def build(
         self,
     ) -> tuple[tuple[Table, ...], tuple[Table, ...], tuple[RecordError, ...], dict[str, int]]:
-        """Return the tables of metrics and of fields, the errors, and the values left out.
+        """Return the tables of metrics and of fields, the errors, and how many values were left out.
 
-        The last is how many values of each name were of no type that can travel.
+        The last is by name; such values are of a type that cannot be encoded.
         """
         metrics, fields, errors = self._metrics, self._fields, tuple(self._errors)
         self._metrics, self._fields, self._errors = [], [], []

@@ -1,14 +1,14 @@
 """Spool files: what a publisher could not deliver before it had to end, to be delivered later.
 
-A file is :data:`MAGIC` and a head, then one entry a message, in the order of the source's sequence:
+A file is :data:`MAGIC` and a head, then one entry per message, in the order of the source's sequence:
 
 - the head: length (u4) and crc (u4) of what follows, a :class:`SpoolHead` in msgpack;
 - an entry: the lengths of topic, header and payload (u4 each), a crc (u4) over lengths and frames, and
-  the three frames as they travel (:mod:`phase_bus.core.wire`), under their first source and sequences, so
-  that a bus that has some of them already recognises those.
+  the three frames as sent (:mod:`phase_bus.core.wire`), with their original source and sequences, so
+  that a bus that already has some of them recognises those.
 
 All numbers are little-endian; a crc is zlib's. A file cut short anywhere is good up to there. It is
-written aside as ``<name>.part``; one that the publisher was killed over can be delivered as well.
+first written as ``<name>.part``; one that is left because the publisher was killed can be delivered too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import struct
 import time
 import zlib
@@ -40,18 +41,19 @@ SUFFIX = ".spool"
 _HEAD = struct.Struct("<II")
 _LENGTHS = struct.Struct("<III")
 _CRC = struct.Struct("<I")
+_WHICH_FILE = "give the file of a publisher"
 _BUFFER_BYTES = 1 << 20
 _LINGER_MS = 200
 _UNFIT = re.compile(r"[^\w.-]+", re.ASCII)  # for a file's name
 
 
 class SpoolHead(Struct, frozen=True, kw_only=True):
-    """What a spool file says of itself.
+    """The head of a spool file.
 
     Attributes:
-        source: 16 bytes that name the publisher.
-        name: what a person calls it.
-        created_ns: when it was written, in ns since 1970.
+        source: 16 bytes that identify the publisher.
+        name: the publisher's name.
+        created_ns: Unix time in ns when it was written.
         events: how many messages are inside.
         records: how many request records are in those.
     """
@@ -64,16 +66,16 @@ class SpoolHead(Struct, frozen=True, kw_only=True):
 
 
 class SpoolReport(Struct, frozen=True, kw_only=True):
-    """What became of a spool file.
+    """The result of delivering a spool file.
 
     Attributes:
         path: where the file is now.
         events: messages that could be read.
         records: request records in them.
         known: how many of the messages the bus had already.
-        remaining: how many it has not acknowledged in time.
-        damage: why the rest could not be read, empty if there was none.
-        missing: how many messages that is.
+        remaining: how many it did not acknowledge in time.
+        damage: why the rest could not be read, empty if everything could.
+        missing: how many messages could not be read.
     """
 
     path: Path
@@ -86,7 +88,7 @@ class SpoolReport(Struct, frozen=True, kw_only=True):
 
     @property
     def complete(self) -> bool:
-        """Whether the bus has all that was ever in the file."""
+        """Whether the bus has everything that was ever in the file."""
         return not self.remaining and not self.damage
 
 
@@ -94,27 +96,50 @@ class SpoolReport(Struct, frozen=True, kw_only=True):
 
 
 def prepare_directory(directory: Path) -> None:
-    """Make the directory, and see that it can be written to.
+    """Make the directory if need be.
 
     Raises:
-        OSError: it cannot.
+        OSError: if it cannot be made or written to.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if not os.access(directory, os.W_OK | os.X_OK):
         raise PermissionError(f"{str(directory)!r} cannot be written to")
 
 
+def spool_rest(directory: Path, name: str, address: str, outbox: Outbox) -> Path | None:
+    """Write what the bus at an address has not acknowledged into a new file, and log where it is.
+
+    Returns:
+        The file, or None if everything is acknowledged.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    if not len(outbox):
+        return None
+    path, head = write_spool(directory, name, outbox)
+    logger.warning(
+        "phase-bus publisher %r: closed before %s had acknowledged everything; %d events, with %d "
+        "request records in them, are in %s; deliver them with: phase-bus replay %s --address %s",
+        name,
+        address,
+        head.events,
+        head.records,
+        path,
+        shlex.quote(str(path)),
+        shlex.quote(address),
+    )
+    return path
+
+
 def write_spool(directory: Path, name: str, outbox: Outbox) -> tuple[Path, SpoolHead]:
-    """Write all that is not acknowledged into a new file.
+    """Write all that is not acknowledged into a new file, and return the file and its head.
 
     Nothing is synchronised to the disk: what is written survives the process, and a process at its end
     has no time for more. A power cut within seconds may cut the file short.
 
-    Returns:
-        The file, and what it says of itself.
-
     Raises:
-        OSError: it could not be written; nothing is left of it then.
+        OSError: if the file cannot be written; nothing is left of it then.
     """
     head = SpoolHead(
         source=outbox.source,
@@ -132,7 +157,7 @@ def write_spool(directory: Path, name: str, outbox: Outbox) -> tuple[Path, Spool
             _write(file, head, outbox)
         aside.rename(path)
     except BaseException:
-        # Half a file would do some good; half a file on a full disk does the benchmark's results harm.
+        # Half a file would be of some use, but on a full disk it could cost the benchmark its results.
         aside.unlink(missing_ok=True)
         raise
     return path, head
@@ -156,27 +181,24 @@ def _write(file: BinaryIO, head: SpoolHead, messages: Iterable[Message]) -> None
 class SpoolReader:
     """The messages of a spool file, in order, up to its end or its first damage.
 
-    Args:
-        path: the file.
-
     Attributes:
-        head: what it says of itself.
-        damage: after iterating, why the rest could not be read; empty if there was none.
+        head: the file's head.
+        damage: after iterating, why the rest could not be read; empty if everything could.
 
     Raises:
-        SpoolError: there is no such file, or it is no spool.
+        SpoolError: if the file cannot be read, or is not a spool file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
         self.damage = ""
         try:
-            with path.open("rb") as file:
+            with self.path.open("rb") as file:
                 self._size = os.fstat(file.fileno()).st_size
                 self.head = self._read_head(file)
                 self._start = file.tell()
         except OSError as error:
-            raise SpoolError(path, error.strerror or str(error), "give the file of a publisher") from None
+            raise SpoolError(self.path, error.strerror or str(error), _WHICH_FILE) from None
 
     def __iter__(self) -> Iterator[Message]:
         self.damage = ""
@@ -195,7 +217,7 @@ class SpoolReader:
     def _read_head(self, file: BinaryIO) -> SpoolHead:
         magic = file.read(len(MAGIC))
         if magic[:-1] != MAGIC[:-1]:
-            raise SpoolError(self.path, "is no spool file", "give the file of a publisher")
+            raise SpoolError(self.path, "is not a spool file", _WHICH_FILE)
         if magic != MAGIC:
             raise SpoolError(self.path, f"is of version {magic[-1]}", "deliver it with that version")
         try:
@@ -227,7 +249,7 @@ class SpoolReader:
 
 
 def is_spool(path: Path) -> bool:
-    """Return whether a file is a spool, of whatever version."""
+    """Return whether a file is a spool file, of whatever version."""
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC))[:-1] == MAGIC[:-1]
@@ -235,24 +257,15 @@ def is_spool(path: Path) -> bool:
         return False
 
 
-def read_spool(path: str | Path) -> SpoolReader:
-    """Return the messages of a spool file, to iterate over.
-
-    Raises:
-        SpoolError: there is no such file, or it is no spool.
-    """
-    return SpoolReader(Path(path))
-
-
 # ---- delivering ----
 
 
 def deliver_spool(path: str | Path, address: str, timeout_s: float = 30.0) -> SpoolReport:
-    """Send what is in a spool file to a bus, as the publisher itself would have.
+    """Send the content of a spool file to a bus, as the publisher itself would have.
 
     The bus takes what it lacks, and a run that it gave up as ``lost`` goes on and ends as it did. Once
-    it has acknowledged everything, the file is renamed to ``<name>.delivered``: to deliver it again does
-    no harm, and to delete it is the user's to say. A damaged file keeps its name.
+    the bus has acknowledged everything, the file is renamed to ``<name>.delivered``: delivering it again
+    does no harm, and deleting it is up to the user. A damaged file keeps its name.
 
     Args:
         path: the file.
@@ -260,12 +273,12 @@ def deliver_spool(path: str | Path, address: str, timeout_s: float = 30.0) -> Sp
         timeout_s: how long to go on without any progress, in seconds.
 
     Raises:
-        SpoolError: there is no such file, or it is no spool.
-        AddressError: the address is malformed.
-        BusUnreachableError: no bus answers there.
+        SpoolError: if the file cannot be read, or is not a spool file.
+        AddressError: if the address is malformed.
+        BusUnreachableError: if no bus answers there.
     """
     parsed = Address.parse(address)
-    reader = read_spool(path)
+    reader = SpoolReader(path)
     outbox = Outbox(reader.head.source, 0)
     for message in reader:
         outbox.restore(message)
@@ -280,11 +293,11 @@ def deliver_spool(path: str | Path, address: str, timeout_s: float = 30.0) -> Sp
         damage=reader.damage,
         missing=reader.head.events - events,
     )
-    return msgspec.structs.replace(report, path=_set_aside(reader.path)) if report.complete else report
+    return msgspec.structs.replace(report, path=_mark_delivered(reader.path)) if report.complete else report
 
 
 def _deliver(outbox: Outbox, address: Address, name: str, timeout_s: float) -> int:
-    """Send until all is acknowledged or nothing moves; return how much the bus had already."""
+    """Send until everything is acknowledged or nothing moves; return how much the bus had already."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     known: int | None = None
     try:
@@ -297,7 +310,7 @@ def _deliver(outbox: Outbox, address: Address, name: str, timeout_s: float) -> i
             link.socket.poll(max(int(wait_s * 1000), 1), events)
             link.receive()
             if known is None and link.connected:
-                known = total - len(outbox)  # nothing was sent yet
+                known = total - len(outbox)  # nothing has been sent yet
             if len(outbox) < left:
                 left, deadline_s = len(outbox), time.monotonic() + timeout_s
         link.close()
@@ -308,7 +321,7 @@ def _deliver(outbox: Outbox, address: Address, name: str, timeout_s: float) -> i
     return known
 
 
-def _set_aside(path: Path) -> Path:
+def _mark_delivered(path: Path) -> Path:
     done = path.with_name(f"{path.name}.delivered")
     try:
         return path.rename(done)
