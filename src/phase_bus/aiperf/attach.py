@@ -6,22 +6,22 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from phase_bus.aiperf.listener import BusListener
 from phase_bus.aiperf.mapping import (
     ConfiguredMessage,
     Outcome,
     PhaseMessage,
-    ResultsMessage,
     StateMessage,
     decode,
     decode_summary,
-    outcome,
+    outcome_of,
     plan_of_credit_config,
 )
 from phase_bus.aiperf.phase_log import PhaseLog
-from phase_bus.events import EventBase, PhasesConfigured, RunStart, RunStatus, Summary
+from phase_bus.events import PhasesConfigured, RunStart, RunStatus, Summary
+from phase_bus.publisher.event_publisher import EventPublisher
 
 DEFAULT_PORT = 5664
 SILENCE_S = 20.0  # AIPerf's services send heartbeats every 5 s
@@ -38,30 +38,20 @@ _TOPICS = (
     "credit_phases_configured",
     "process_records_result",
     "system_state_changed",
-    # Said often, and a sign of life only:
+    # Frequent, and only a sign of life:
     "heartbeat",
     "worker_health",
     "processing_stats",
 )
 
 
-class EventSink(Protocol):
-    """Where the events go: what is needed of a :class:`~phase_bus.Publisher`."""
-
-    def publish(self, event: EventBase) -> None:
-        """Publish an event."""
-
-    def complete_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
-        """Publish the run's last event."""
-
-
 class AttachReport(NamedTuple):
-    """What became of the run that was followed.
+    """The result of following a run.
 
     Attributes:
-        run_id: the run's id on the bus; made up, since AIPerf's event bus does not tell it.
+        run_id: the run's id on the bus; made up, since AIPerf's event bus does not give it.
         status: how it ended, None if AIPerf was never heard.
-        reason: why, where the status alone does not say.
+        reason: why, if the status alone does not say.
         phases: how many phases were seen.
     """
 
@@ -83,7 +73,7 @@ def tcp_address(host: str, port: int = DEFAULT_PORT) -> str:
 
 def run_attach(
     address: str,
-    publisher: EventSink,
+    publisher: EventPublisher,
     *,
     run_id: str | None = None,
     wait_s: float | None = None,
@@ -92,16 +82,16 @@ def run_attach(
 ) -> AttachReport:
     """Follow one run to its end.
 
-    It publishes the phases as far as they are told on AIPerf's event bus: what happened before the
-    attachment is made up for as soon as AIPerf next tells of that phase. AIPerf's own results are
-    published as a final ``summary``.
+    It publishes the phases as far as AIPerf's event bus reports them: events from before the attachment
+    are made up for as soon as AIPerf next reports on that phase. AIPerf's own results are published as a
+    final ``summary``.
 
     Args:
         address: AIPerf's event bus (:func:`ipc_address`, :func:`tcp_address`); it may come later.
         publisher: where the events go.
         run_id: the run's id, by default ``attach-<hex>``.
-        wait_s: for how long to wait for AIPerf's first message, in seconds; None for ever.
-        timeout_s: AIPerf is taken for lost when it said nothing for so long, in seconds.
+        wait_s: how long to wait for AIPerf's first message, in seconds; None for ever.
+        timeout_s: after how many seconds of silence AIPerf is taken for lost.
         stop: set it to stop following; the run then counts as lost.
     """
     run = _FollowedRun(run_id or f"attach-{uuid.uuid4().hex[:12]}", publisher)
@@ -144,9 +134,9 @@ def _follow(
 
 
 class _FollowedRun:
-    """What is known of the run; its methods run in the listener's thread."""
+    """The run so far; its methods run in the listener's thread."""
 
-    def __init__(self, run_id: str, publisher: EventSink) -> None:
+    def __init__(self, run_id: str, publisher: EventPublisher) -> None:
         self.run_id = run_id
         self.heard_s: float | None = None
         self.outcome: Outcome | None = None
@@ -157,7 +147,7 @@ class _FollowedRun:
 
     def on_message(self, topic: str, payload: bytes) -> None:
         if self.over.is_set():
-            return  # another run may follow on the same sockets
+            return  # the next run may use the same sockets
         if self.heard_s is None:
             self._publisher.publish(RunStart(run_id=self.run_id, producer="aiperf (attached)"))
         self.heard_s = time.monotonic()
@@ -188,14 +178,9 @@ class _FollowedRun:
     def _results(self, payload: bytes) -> None:
         if self.outcome is not None:
             return
-        message = decode(payload, ResultsMessage)
         summary = decode_summary(payload)
         if summary is not None:
             self._publisher.publish(
                 Summary(run_id=self.run_id, producer="aiperf", final=True, result=summary)
             )
-        self.outcome = (
-            outcome(message.results)
-            if message is not None
-            else Outcome("completed", "AIPerf's results were not understood")
-        )
+        self.outcome = outcome_of(payload)

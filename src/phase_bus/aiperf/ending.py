@@ -10,7 +10,7 @@ QUIET_S = 0.1
 
 
 class RunEnd:
-    """Decides when nothing more of a run is to come, so that its end is told once, and last.
+    """Decides when nothing more of a run will come, so that its end is published once, and last.
 
     The order of things in AIPerf 0.13, measured (seconds from ``finalize()``):
 
@@ -22,10 +22,10 @@ class RunEnd:
     two SIGINT, SIGTERM    never                   never       never       before       at once
     ====================== ======================= =========== =========== ============ =========
 
-    So ``finalize()`` is no end: after an interrupt records come later. A run is over as soon as its
+    So ``finalize()`` is not the end: after an interrupt, records come later. A run is over as soon as its
     results are known (they also say how it ended) and either AIPerf has said that all records are in,
-    or none came for ``QUIET_S``. When ``stop()`` finds neither, it ends the run a moment later with
-    what is known. A process that is killed tells no end: the bus then declares the run lost.
+    or none came for ``QUIET_S``. If neither is so at ``stop()``, it ends the run a moment later with
+    what is known. A process that is killed publishes no end: the bus then declares the run lost.
 
     Thread-safe. Times are those of :func:`time.monotonic`, given by the caller.
     """
@@ -39,18 +39,18 @@ class RunEnd:
         self._lock = threading.Lock()
 
     def all_records_in(self) -> None:
-        """AIPerf says that it has all records."""
+        """Note that AIPerf has all records."""
         self._all_in = True
 
     def results(self, outcome: Outcome, now_s: float) -> None:
-        """AIPerf's results are known."""
+        """Note that AIPerf's results are known, and how the run ended by them."""
         with self._lock:
             if self._outcome is None:
                 self._outcome = outcome
                 self._quiet_since_s = max(self._quiet_since_s, now_s)
 
     def record(self, now_s: float) -> bool:
-        """A record came after ``finalize()``; return False if it is too late to be counted."""
+        """Note a record after ``finalize()``; return False if it is too late to be counted."""
         with self._lock:
             if self.over:
                 self.late += 1
@@ -62,8 +62,8 @@ class RunEnd:
         """Return how the run ended, once, when it is over; else None.
 
         Args:
-            now_s: the time now.
-            otherwise: the run is over now in any case; how, if AIPerf's results are not known.
+            now_s: the current time.
+            otherwise: if given, the run is over now; how it ended, if AIPerf's results are not known.
         """
         with self._lock:
             if self.over:

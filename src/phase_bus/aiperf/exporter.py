@@ -1,7 +1,7 @@
-"""What publishes a run of AIPerf from inside its RecordsManager.
+"""Publishes a run of AIPerf from inside its RecordsManager.
 
-Whatever happens here, AIPerf's results, duration and exit code stay as they are: every method is
-fenced, and nothing waits except :meth:`PhaseBusExporter.stop`, for less than AIPerf waits there anyway.
+Whatever happens here, AIPerf's results, duration and exit code do not change: every method is fenced, and
+nothing waits except :meth:`RunExporter.stop`, for less than AIPerf waits there anyway.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec
 
 from phase_bus.aiperf.ending import RunEnd
-from phase_bus.aiperf.listener import BusListener
+from phase_bus.aiperf.listener import BusListener, Fence
 from phase_bus.aiperf.mapping import (
     RECORD_FIELDS,
     Outcome,
-    ResultsMessage,
-    decode,
-    outcome,
+    outcome_of,
     plans_of_run,
     record_error,
     record_fields,
@@ -36,9 +34,9 @@ from phase_bus.publisher.publisher import Publisher
 
 logger = logging.getLogger("phase_bus.aiperf")
 
-# AIPerf kills its services 0.5 s after it told them to stop, and logs a warning for each that is still
+# AIPerf kills its services 0.5 s after telling them to stop, and logs a warning for each that is still
 # alive then. These two together stay well below. With a spool_dir, SPOOL_S of DELIVER_S is for the
-# file: what is begun later may not be finished when the process is killed.
+# file: if it is begun later, it may not be finished when the process is killed.
 SETTLE_S = 0.15
 DELIVER_S = 0.15
 SPOOL_S = 0.07
@@ -49,28 +47,10 @@ _MIB = 1 << 20
 _P = ParamSpec("_P")
 
 
-class _Fence:
-    """Logs an exception of ours, once for each kind, and counts the others."""
-
-    def __init__(self) -> None:
-        self.caught: dict[str, int] = {}
-
-    def catch(self, where: str, error: Exception) -> None:
-        kind = f"{where}: {type(error).__name__}"
-        count = self.caught[kind] = self.caught.get(kind, 0) + 1
-        if count == 1:
-            logger.warning("phase-bus: %s failed, the benchmark goes on: %r", where, error, exc_info=error)
-
-    def tell(self) -> None:
-        repeated = {kind: count for kind, count in self.caught.items() if count > 1}
-        if repeated:
-            logger.warning("phase-bus: failures counted: %s", repeated)
-
-
 def _fenced(
     method: Callable[_P, Coroutine[Any, Any, None]],
 ) -> Callable[_P, Coroutine[Any, Any, None]]:
-    """Let no exception of a method out, but for the cancellation of its task."""
+    """Let no exception out of a method, except the cancellation of its task."""
 
     @functools.wraps(method)
     async def fenced(*args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -85,22 +65,22 @@ def _fenced(
 class RunExporter:
     """Publishes one run of AIPerf: its start, its phases, its records, its end.
 
-    Phases come from the stats that AIPerf hands over in process, which lose nothing to a slow
-    subscription; from its event bus come only the two messages that say how the run ended
+    Phases come from the stats that AIPerf hands over in process, which are not lost to a slow
+    subscription; only the two messages that say how the run ended come from its event bus
     (:class:`~phase_bus.aiperf.ending.RunEnd`).
 
     Args:
         run: AIPerf's ``BenchmarkRun``.
-        options: what the user set; an address is among it.
+        options: what the user set, including an address.
 
     Raises:
-        Exception: the options are wrong; AIPerf goes on without the plugin.
+        Exception: if the options are wrong; AIPerf goes on without the plugin.
     """
 
     is_best_effort = True
 
     def __init__(self, run: Any, options: Options) -> None:
-        self._fence = _Fence()
+        self._fence = Fence()
         self._run_id = str(run.benchmark_id)
         self._start = run_start(run, _aiperf_version())
         self._plans = _plans(run)
@@ -122,10 +102,10 @@ class RunExporter:
             self._publisher.publish(PhasesConfigured(run_id=self._run_id, phases=self._plans))
 
     async def start(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: :meth:`initialize` has done everything."""
 
     async def process_record(self, record: Any) -> None:
-        """Publish a request's record, or what a phase's stats tell."""
+        """Publish a request's record, or the events that follow from a phase's stats."""
         # Not @_fenced: this runs for every request, and a wrapper would cost as much as the work.
         try:
             if record.record_type == "metric_records":
@@ -138,12 +118,12 @@ class RunExporter:
 
     @_fenced
     async def finalize(self) -> None:
-        """Note that records from now on are stragglers. Nothing is waited for."""
+        """Note that records are late from now on, without waiting for anything."""
         self._finalized = True
 
     @_fenced
     async def stop(self) -> None:
-        """End the run with what is known, and deliver what the bus takes in ``DELIVER_S``."""
+        """End the run with what is known, and deliver what the bus takes within ``DELIVER_S``."""
         try:
             await self._settle()
             self._complete(self._end.take(time.monotonic(), self._best_guess()))
@@ -173,16 +153,10 @@ class RunExporter:
         if topic == "all_records_received":
             self._end.all_records_in()
             return
-        message = decode(payload, ResultsMessage)
-        self._end.results(
-            outcome(message.results)
-            if message is not None
-            else Outcome("completed", "AIPerf's results were not understood"),
-            time.monotonic(),
-        )
+        self._end.results(outcome_of(payload), time.monotonic())
 
     async def _settle(self) -> None:
-        """Give stragglers and AIPerf's results a moment, so that the end is told last and right."""
+        """Wait a moment for late records and AIPerf's results, so that the end comes last and is right."""
         deadline_s = time.monotonic() + SETTLE_S
         while not self._end.over and time.monotonic() < deadline_s:
             self._on_tick()
@@ -196,7 +170,7 @@ class RunExporter:
             self._publisher.complete_run(self._run_id, how.status, how.reason)
 
     def _best_guess(self) -> Outcome:
-        """Return how the run ended as far as it can be told without AIPerf's results."""
+        """Return how the run ended as far as that can be said without AIPerf's results."""
         if not self._finalized:
             return Outcome("failed", "AIPerf stopped before it had results")
         ended = self._log.ended(len(self._plans))
@@ -204,12 +178,12 @@ class RunExporter:
 
     def _tell_late(self) -> None:
         if late := self._end.late:
-            reason = "records came after the run's end had been told"
+            reason = "records came after the run's end had been published"
             logger.warning("phase-bus: %d %s", late, reason)
             self._publisher.publish(Drop(run_id=self._run_id, source="aiperf", reason=reason, records=late))
 
     async def _close(self) -> None:
-        """Close the publisher without holding up AIPerf's event loop; never wait for a bus not there."""
+        """Close the publisher without blocking AIPerf's event loop; do not wait for an absent bus."""
         timeout_s = self._deliver_s if self._publisher.connected else 0.0
         # Not asyncio.to_thread: its threads keep a process alive, this one does not.
         closing = threading.Thread(

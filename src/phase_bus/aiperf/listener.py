@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import zmq
@@ -13,8 +14,28 @@ logger = logging.getLogger("phase_bus.aiperf")
 POLL_S = 0.05
 
 
+class Fence:
+    """Logs the first exception of each kind, and counts the others."""
+
+    def __init__(self) -> None:
+        self.caught: Counter[str] = Counter()
+
+    def catch(self, where: str, error: Exception) -> None:
+        """Take an exception; it goes no further."""
+        kind = f"{where}: {type(error).__name__}"
+        self.caught[kind] += 1
+        if self.caught[kind] == 1:
+            logger.warning("phase-bus: %s failed, the benchmark goes on: %r", where, error, exc_info=error)
+
+    def tell(self) -> None:
+        """Log how often each kind came more than once."""
+        repeated = {kind: count for kind, count in self.caught.items() if count > 1}
+        if repeated:
+            logger.warning("phase-bus: failures counted: %s", repeated)
+
+
 class BusListener:
-    """Calls back with each message of the chosen topics, and in between with ticks.
+    """Calls back with each message of the chosen topics, and regularly with ticks.
 
     AIPerf's proxy binds and everybody else connects, so it need not be there yet. The thread is a daemon
     with its own ZeroMQ context: it neither keeps the process alive nor touches AIPerf's sockets. An
@@ -39,7 +60,7 @@ class BusListener:
         self._on_message = on_message
         self._on_tick = on_tick
         self._stopping = threading.Event()
-        self._complained: set[str] = set()
+        self._fence = Fence()
         self._thread = threading.Thread(target=self._main, name="phase-bus-listener", daemon=True)
 
     def start(self) -> None:
@@ -47,7 +68,7 @@ class BusListener:
         self._thread.start()
 
     def stop(self, timeout_s: float = 0.0) -> None:
-        """Stop listening; wait for the thread's end up to ``timeout_s`` seconds."""
+        """Stop listening, and wait up to ``timeout_s`` seconds for the thread to end."""
         self._stopping.set()
         if timeout_s and self._thread.is_alive():
             self._thread.join(timeout_s)
@@ -58,11 +79,11 @@ class BusListener:
                 context.linger = socket.linger = 0
                 self._listen(socket)
         except Exception as error:
-            self._complain("listening to AIPerf's event bus", error)
+            self._fence.catch("listening to AIPerf's event bus", error)
 
     def _listen(self, socket: zmq.Socket[bytes]) -> None:
         for topic in self._topics:
-            # With its end sign, or "credit_phase_start" would bring what only begins so.
+            # With its end sign, or "credit_phase_start" would match all that begins like it.
             socket.subscribe(f"{topic}$".encode())
         socket.connect(self._address)
         while not self._stopping.is_set():
@@ -80,10 +101,4 @@ class BusListener:
         try:
             callback()
         except Exception as error:
-            self._complain("handling a message of AIPerf's event bus", error)
-
-    def _complain(self, doing: str, error: Exception) -> None:
-        kind = f"{doing}: {type(error).__name__}"
-        if kind not in self._complained:
-            self._complained.add(kind)
-            logger.warning("phase-bus: %s failed: %r", doing, error, exc_info=error)
+            self._fence.catch("handling a message of AIPerf's event bus", error)

@@ -1,14 +1,13 @@
-"""From what AIPerf says to our events: pure functions, no state.
+"""From AIPerf's data to our events: pure functions, no state.
 
-AIPerf says it twice: as objects handed to the plugin in process, and as JSON on its own event bus. The
-Structs here name the few things needed of that JSON, each with a default, and have the attribute names
-of AIPerf's objects, so that one function serves both.
+AIPerf gives its data twice: as objects handed to the plugin in process, and as JSON on its own event bus.
+The Structs here name the few things we need of that JSON, each with a default, and have the attribute
+names of AIPerf's objects, so that one function serves both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -19,19 +18,22 @@ from phase_bus.events import PhaseKind, PhasePlan, PhaseRef, PhaseStats, RunStar
 _T = TypeVar("_T")
 
 
-class CreditStats(Struct, frozen=True, kw_only=True):
-    """What is needed of AIPerf's ``CreditPhaseStats``; ``final_*`` is set once it cannot change."""
-
+class _Phase(Struct, frozen=True, kw_only=True):
     phase: str = "profiling"
     phase_index: int | None = None
     phase_name: str | None = None
     phase_kind: str | None = None
-    start_ns: int | None = None
-    sent_end_ns: int | None = None
-    requests_end_ns: int | None = None
     total_expected_requests: int | None = None
     expected_duration_sec: float | None = None
     expected_num_sessions: int | None = None
+
+
+class CreditStats(_Phase, frozen=True, kw_only=True):
+    """What we need of AIPerf's ``CreditPhaseStats``; ``final_*`` is set once it cannot change."""
+
+    start_ns: int | None = None
+    sent_end_ns: int | None = None
+    requests_end_ns: int | None = None
     expected_grace_period_sec: float | None = None
     final_requests_sent: int | None = None
     final_requests_completed: int | None = None
@@ -52,16 +54,9 @@ class CreditStats(Struct, frozen=True, kw_only=True):
     cancelled_sessions: int = 0
 
 
-class CreditConfig(Struct, frozen=True, kw_only=True):
-    """What is needed of AIPerf's ``CreditPhaseConfig``."""
+class CreditConfig(_Phase, frozen=True, kw_only=True):
+    """What we need of AIPerf's ``CreditPhaseConfig``."""
 
-    phase: str = "profiling"
-    phase_index: int | None = None
-    phase_name: str | None = None
-    phase_kind: str | None = None
-    total_expected_requests: int | None = None
-    expected_num_sessions: int | None = None
-    expected_duration_sec: float | None = None
     grace_period_sec: float | None = None
     concurrency: int | None = None
     request_rate: float | None = None
@@ -115,10 +110,6 @@ class ResultsMessage(Struct, frozen=True, kw_only=True):
     results: Results | None = None
 
 
-class _RawResultsMessage(Struct, frozen=True, kw_only=True):
-    results: dict[str, Any] | None = None
-
-
 class Outcome(NamedTuple):
     """How a run ended."""
 
@@ -127,7 +118,7 @@ class Outcome(NamedTuple):
 
 
 def decode(payload: bytes, kind: type[_T]) -> _T | None:
-    """Return a message of AIPerf's event bus, or None if it is not understood."""
+    """Return a message of AIPerf's event bus, or None if it cannot be decoded."""
     try:
         return msgspec.json.decode(payload, type=kind, strict=False)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -135,14 +126,15 @@ def decode(payload: bytes, kind: type[_T]) -> _T | None:
 
 
 def decode_summary(payload: bytes) -> dict[str, Any] | None:
-    """Return AIPerf's final results of a ``process_records_result`` message, as they are."""
-    message = decode(payload, _RawResultsMessage)
-    results = message.results.get("results") if message and message.results else None
-    return results if isinstance(results, dict) else None
+    """Return AIPerf's final results of a ``process_records_result`` message, unchanged."""
+    message = decode(payload, dict[str, Any]) or {}
+    results = message.get("results")
+    summary = results.get("results") if isinstance(results, dict) else None
+    return summary if isinstance(summary, dict) else None
 
 
 def phase_ref(source: Any) -> PhaseRef:
-    """Return which phase AIPerf means: by a phase's stats or config, or a record's metadata.
+    """Return the phase of a phase's stats or config, or of a record's metadata.
 
     A record's metadata calls the kind of phase ``benchmark_phase``, the others call it ``phase``.
     """
@@ -165,89 +157,48 @@ def phase_stats(source: Any) -> PhaseStats:
         known = {name: getattr(source, name) for name in _CREDIT_DEFAULTS if hasattr(source, name)}
     try:
         return _phase_stats(known)
-    except KeyError:  # an AIPerf that has not all of them: what it has, and the defaults
+    except KeyError:  # an AIPerf that lacks some of them: what it has, and the defaults
         return _phase_stats({**_CREDIT_DEFAULTS, **known})
 
 
 _CREDIT_DEFAULTS = msgspec.structs.asdict(CreditStats())
 
 
-# Picked by one call each, as this is for every progress message. Of a count there is a final value once
-# it cannot change any more, and one that still does.
-_pick_counts = itemgetter(
-    "final_requests_sent",
-    "requests_sent",
-    "final_requests_completed",
-    "requests_completed",
-    "final_requests_cancelled",
-    "requests_cancelled",
-    "final_request_errors",
-    "request_errors",
-    "final_sent_sessions",
-    "sent_sessions",
-    "final_completed_sessions",
-    "completed_sessions",
-    "final_cancelled_sessions",
-    "cancelled_sessions",
-)
-_pick_rest = itemgetter(
-    "start_ns",
-    "sent_end_ns",
-    "requests_end_ns",
-    "total_expected_requests",
-    "expected_duration_sec",
-    "expected_num_sessions",
-    "expected_grace_period_sec",
-    "timeout_triggered",
-    "grace_period_timeout_triggered",
-    "was_cancelled",
-)
-
-
 def _phase_stats(known: Mapping[str, Any]) -> PhaseStats:
-    counts = _pick_counts(known)
-    final_sent, sent, final_completed, completed, final_cancelled, cancelled = counts[:6]
-    final_errors, errors, final_begun, begun, final_finished, finished, final_cut, cut = counts[6:]
-    sent = sent if final_sent is None else final_sent
-    completed = completed if final_completed is None else final_completed
-    cancelled = cancelled if final_cancelled is None else final_cancelled
+    # Written out, since this runs for every progress message. A count has a final value once it cannot
+    # change any more.
+    sent, completed = known["final_requests_sent"], known["final_requests_completed"]
+    cancelled, errors = known["final_requests_cancelled"], known["final_request_errors"]
+    begun, finished = known["final_sent_sessions"], known["final_completed_sessions"]
+    cut = known["final_cancelled_sessions"]
+    sent = known["requests_sent"] if sent is None else sent
+    completed = known["requests_completed"] if completed is None else completed
+    cancelled = known["requests_cancelled"] if cancelled is None else cancelled
     in_flight = sent - completed - cancelled
-    (
-        start_ns,
-        sent_end_ns,
-        end_ns,
-        expected_requests,
-        expected_duration_s,
-        expected_sessions,
-        grace_period_s,
-        timeout_triggered,
-        grace_period_timeout_triggered,
-        was_cancelled,
-    ) = _pick_rest(known)
     return PhaseStats(
         sent=sent,
         completed=completed,
         cancelled=cancelled,
-        errors=errors if final_errors is None else final_errors,
+        errors=known["request_errors"] if errors is None else errors,
         in_flight=in_flight if in_flight > 0 else 0,
-        sent_sessions=begun if final_begun is None else final_begun,
-        completed_sessions=finished if final_finished is None else final_finished,
-        cancelled_sessions=cut if final_cut is None else final_cut,
-        start_ns=start_ns,
-        sent_end_ns=sent_end_ns,
-        end_ns=end_ns,
-        expected_requests=expected_requests,
-        expected_duration_s=expected_duration_s,
-        expected_sessions=expected_sessions,
-        grace_period_s=grace_period_s,
-        timeout_triggered=timeout_triggered,
-        grace_period_timeout_triggered=grace_period_timeout_triggered,
-        was_cancelled=was_cancelled,
+        sent_sessions=known["sent_sessions"] if begun is None else begun,
+        completed_sessions=known["completed_sessions"] if finished is None else finished,
+        cancelled_sessions=known["cancelled_sessions"] if cut is None else cut,
+        start_ns=known["start_ns"],
+        sent_end_ns=known["sent_end_ns"],
+        end_ns=known["requests_end_ns"],
+        expected_requests=known["total_expected_requests"],
+        expected_duration_s=known["expected_duration_sec"],
+        expected_sessions=known["expected_num_sessions"],
+        grace_period_s=known["expected_grace_period_sec"],
+        timeout_triggered=known["timeout_triggered"],
+        grace_period_timeout_triggered=known["grace_period_timeout_triggered"],
+        was_cancelled=known["was_cancelled"],
     )
 
 
 def plan_of_credit_config(config: CreditConfig) -> PhasePlan:
-    """Return the plan of a phase as AIPerf's event bus tells it."""
+    """Return the plan of a phase from AIPerf's event bus."""
     return PhasePlan(
         phase=phase_ref(config),
         expected_requests=config.total_expected_requests,
@@ -280,7 +231,7 @@ def _plan(config: Any, index: int) -> PhasePlan:
 
 
 def _number(config: Any, name: str) -> float | None:
-    # What a sweep or a ramp varies need not be a number.
+    # An option that a sweep or a ramp varies need not be a number.
     value = getattr(config, name, None)
     return float(value) if isinstance(value, int | float) else None
 
@@ -291,7 +242,7 @@ def _whole(config: Any, name: str) -> int | None:
 
 
 def run_start(run: Any, version: str) -> RunStart:
-    """Return the start of a run, from AIPerf's ``BenchmarkRun``. What cannot be read is left out."""
+    """Return the start of a run, from AIPerf's ``BenchmarkRun``; what cannot be read is left out."""
     return RunStart(
         run_id=str(run.benchmark_id),
         producer=f"aiperf {version}".strip(),
@@ -307,7 +258,7 @@ def run_start(run: Any, version: str) -> RunStart:
 def _read(get: Any, default: Any) -> Any:
     try:
         return get()
-    except Exception:  # another AIPerf calls it otherwise: less is told, and nothing breaks
+    except Exception:  # another AIPerf may name it differently: less is known, and nothing breaks
         return default
 
 
@@ -320,10 +271,10 @@ def _plain(variation: Any) -> dict[str, Any]:
 
 
 def record_fields(metadata: Any) -> Mapping[str, Any]:
-    """Return what is known of a request besides its metrics; :data:`RECORD_FIELDS` of it are wanted.
+    """Return a request's properties besides its metrics: at least :data:`RECORD_FIELDS`.
 
-    It is the metadata's own dict, since this runs for every request in AIPerf's thread: what is wanted
-    is picked in the publisher's. Nobody changes a record's metadata once it is handed over.
+    It is the metadata's own dict, since this runs for every request in AIPerf's thread; the publisher's
+    thread picks the fields. Nobody changes a record's metadata once it is handed over.
     """
     known: Mapping[str, Any] | None = getattr(metadata, "__dict__", None)
     if known is None:
@@ -348,7 +299,7 @@ RECORD_FIELDS = (
 
 
 def record_error(error: Any) -> tuple[str, str, int | None] | None:
-    """Return a record's error as type, message and code, or None for a record without."""
+    """Return a record's error as type, message and code, or None if it has none."""
     if error is None:
         return None
     code = getattr(error, "code", None)
@@ -359,11 +310,20 @@ def record_error(error: Any) -> tuple[str, str, int | None] | None:
     )
 
 
+def outcome_of(payload: bytes) -> Outcome:
+    """Return how a run ended, by a ``process_records_result`` message."""
+    message = decode(payload, ResultsMessage)
+    if message is None:
+        return Outcome("completed", "AIPerf's results were not understood")
+    return outcome(message.results)
+
+
 def outcome(results: Results | None) -> Outcome:
     """Return how a run ended, by AIPerf's own results.
 
     ``failed`` is what makes AIPerf 0.13 exit with 1: no results, an error of its own marked as fatal,
-    or not one successful request. Results it calls incomplete exit with 0 and are told as a reason.
+    or not one successful request. With results that it calls incomplete it exits with 0: they are given
+    as a reason.
     """
     profile = results.results if results is not None else None
     if results is None or profile is None:

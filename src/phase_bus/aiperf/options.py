@@ -1,4 +1,4 @@
-"""What can be set about the plugin, and how it tells AIPerf that it does not take part."""
+"""The plugin's options, and how it tells AIPerf that it does not take part."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         address: where the bus is; without one the plugin is off.
         buffer_mib: how much may wait for the bus, in MiB.
         lists: what becomes of metrics that are lists.
-        spool_dir: where what the bus had not taken by the end is left, for ``phase-bus replay``.
+        spool_dir: a directory for what the bus has not taken by the end, for ``phase-bus replay``.
     """
 
     address: str = ""
@@ -33,10 +33,10 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def read_options(variables: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
-    """Return the options; the environment goes before AIPerf's YAML.
+    """Return the options; the environment overrides AIPerf's YAML.
 
     Raises:
-        msgspec.ValidationError: an option that does not exist, or of the wrong type.
+        msgspec.ValidationError: if an option does not exist, or is of the wrong type.
     """
     given = variables.get("phase_bus") or {}
     if isinstance(given, dict):
@@ -52,7 +52,7 @@ def options_of(run: Any) -> Options:
     """Return the options of AIPerf's ``BenchmarkRun``.
 
     Raises:
-        Exception: they are wrong; AIPerf goes on without the plugin.
+        Exception: if they are wrong; AIPerf goes on without the plugin.
     """
     variables = getattr(run, "variables", None)
     try:
@@ -62,13 +62,13 @@ def options_of(run: Any) -> Options:
 
 
 def refused(reason: str) -> Exception:
-    """Say why the plugin does not take part; return the exception by which AIPerf is told."""
+    """Log why the plugin does not take part, and return the exception that tells AIPerf."""
     logger.warning("phase-bus is off for this run: %s", reason)
     return disabled(f"phase-bus: {reason}")
 
 
 def disabled(reason: str) -> Exception:
-    """Return the exception by which AIPerf is told that a plugin does not take part."""
+    """Return the exception that tells AIPerf that a plugin does not take part."""
     try:
         error: Exception = module_of_aiperf("common.exceptions").PostProcessorDisabled(reason)
     except (ImportError, AttributeError):  # AIPerf logs any other exception as well, and goes on
@@ -77,5 +77,5 @@ def disabled(reason: str) -> Exception:
 
 
 def module_of_aiperf(module: str) -> Any:
-    """Return a module of AIPerf: late, so that this one imports without it, and with another version."""
+    """Import a module of AIPerf: late, so that this one also works without it or with another version."""
     return importlib.import_module(f"aiperf.{module}")

@@ -1,4 +1,4 @@
-"""Which events of a run's phases are published already, and which are due."""
+"""Which events of a run's phases have been published, and which are due."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from phase_bus.events import (
 
 
 class PhaseLog:
-    """Turns AIPerf's phase stats, whoever brings them, into each phase event exactly once.
+    """Turns AIPerf's phase stats, wherever they come from, into each phase event exactly once.
 
-    AIPerf's stats carry the time at which each transition happened, so they alone say how far a phase
-    is; what kind of message brought them does not matter. A message that was lost, came twice, or came
-    too late is made up for by any later one. Stats that bring no transition are progress.
+    AIPerf's stats have the time of each transition, so they alone say how far a phase is; the kind of
+    message that brought them does not matter. A message that was lost, came twice, or came too late is
+    made up for by any later one. Stats without a new transition are progress.
 
     Thread-safe.
 
@@ -39,7 +39,7 @@ class PhaseLog:
         self._lock = threading.Lock()
 
     def update(self, source: Any) -> list[PhaseEvent]:
-        """Return the events that are due now that AIPerf's stats of a phase are known, in order."""
+        """Return the events that follow from new stats of a phase, in order."""
         stats = phase_stats(source)
         ref = self.ref(source)
         with self._lock:
@@ -54,12 +54,12 @@ class PhaseLog:
         return events
 
     def ref(self, source: Any) -> PhaseRef:
-        """Return which phase AIPerf means, by its stats or by a record's metadata."""
+        """Return the phase of AIPerf's stats or of a record's metadata."""
         try:
             ref = self._refs.get(source.phase_index)
             if ref is not None and ref.name == source.phase_name:
                 return ref
-        except AttributeError:  # an AIPerf that calls it otherwise
+        except AttributeError:  # an AIPerf that names it differently
             pass
         ref = phase_ref(source)
         self._refs[ref.index] = ref
@@ -76,7 +76,7 @@ class PhaseLog:
         count = stats.sent + stats.completed + stats.cancelled
         if last.end_ns is not None or count < last.sent + last.completed + last.cancelled:
             return False  # it was overtaken
-        if ref.index in self._echoes:  # AIPerf tells each transition twice, once as progress
+        if ref.index in self._echoes:  # AIPerf reports each transition twice, once as progress
             self._echoes.discard(ref.index)
             return stats != last
         return True

@@ -1,7 +1,7 @@
 """The plugin: a stream exporter inside AIPerf's RecordsManager.
 
-AIPerf imports this module in every run, also where the plugin is off: what publishes is loaded only when
-there is an address, before the benchmark begins.
+AIPerf imports this module in every run, even if the plugin is off: what publishes is loaded only if there
+is an address, before the benchmark begins.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from phase_bus.aiperf.options import disabled, options_of
 
 
 class PhaseBusExporter:
-    """What AIPerf calls for the exporter of a run: a :class:`~phase_bus.aiperf.exporter.RunExporter`.
+    """The class that AIPerf calls to get a run's :class:`~phase_bus.aiperf.exporter.RunExporter`.
 
     Args:
         run: AIPerf's ``BenchmarkRun``.
-        _others: what AIPerf hands over besides, now (``service_id``, ``pub_client``) or later.
+        _others: what else AIPerf hands over, now (``service_id``, ``pub_client``) or later.
 
     Raises:
-        Exception: the plugin is off, or its configuration is wrong; AIPerf goes on without it.
+        Exception: if the plugin is off, or its configuration is wrong; AIPerf goes on without it.
     """
 
     def __new__(cls, *, run: Any, **_others: Any) -> Any:
