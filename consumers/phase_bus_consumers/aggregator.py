@@ -31,10 +31,10 @@ from phase_bus.aggregation import (
     render_text,
 )
 
-# While a run goes on its summary tells so many windows over time, the last ones, since it comes every
-# second and stays in the journal.
+# While a run goes on, its summary has only the last windows over time, since it is published every second
+# and stays in the journal.
 _RECENT_WINDOWS = 60
-# So many runs that are over are remembered, so that what still comes of them is not taken for a new run.
+# How many finished runs are remembered, so that their late events are not taken for a new run.
 _REMEMBERED = 100
 
 
@@ -44,7 +44,7 @@ class _Run(RunResult):
     def __init__(self, state: RunState) -> None:
         super().__init__(state)
         self.told_s: float | None = None  # when its summary was last made, monotonic
-        self.changed = True  # since then
+        self.changed = True  # whether it has changed since then
 
 
 class _Saved(Struct):
@@ -55,21 +55,21 @@ class _Saved(Struct):
 class ResultsAggregator(Consumer):
     """Aggregate request records into statistics per phase and over all phases.
 
-    Publishes a ``summary`` event while a run goes on and one at its end, and writes the same to files.
-    The summary is ``final`` only if as many records were counted as the run's end announced; should
-    more of them come in late, it is published and written again.
+    Publishes ``summary`` events while a run goes on and at its end, and writes the same to files. The
+    summary is ``final`` only if as many records were counted as the run announced at its end; if records
+    come late, it is published and written again.
 
     In a group, the instance of a partition only counts; the leader merges, publishes and writes. The
     result is the same to the last bit, whoever counted which partition.
 
     Args:
-        output: the JSON file, ``{"runs": {run_id: summary}}``; always whole. Runs that are in it
-            already stay. None for none.
-        text: a text report of the same runs, None for none.
-        interval_s: seconds between two summaries of a run that goes on, at least.
+        output: the JSON file, ``{"runs": {run_id: summary}}``; always complete. Runs that are already in
+            it stay. None for no file.
+        text: a text report of the same runs, None for no file.
+        interval_s: the least time between two summaries of a run that goes on, in seconds.
         relative_error: the largest relative error of percentiles that are not exact, e.g. 0.005.
         exact_limit: up to how many values of one metric and phase in a partition percentiles are exact.
-        window_metrics: metrics that have percentiles over time, with commas; ``*`` for all.
+        window_metrics: metrics that have percentiles over time, separated by commas; ``*`` for all.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class ResultsAggregator(Consumer):
         names = sorted({name.strip() for name in window_metrics.split(",")} - {""})
         self._options = Options(relative_error, exact_limit, tuple(names))
         self._runs: dict[str, _Run] = {}
-        self._done: dict[str, None] = {}  # runs that nothing changes any more, the oldest first
+        self._done: dict[str, None] = {}  # finished runs, the oldest first
         self._grouped = False  # whether records are counted elsewhere, and come by merge()
         self._summaries: dict[str, dict[str, Any]] = {}
-        self._changed = False  # whether the files lack something of these
+        self._changed = False  # whether the files are behind these
 
     async def start(self) -> None:
         if self.partition is not None:
@@ -121,10 +121,9 @@ class ResultsAggregator(Consumer):
             self._write()
 
     def state(self) -> bytes:
-        if self._grouped:  # the partitions keep what the records come to
-            runs = [(run.state.without_parts().to_dict(), run.end) for run in self._runs.values()]
-        else:
-            runs = [(run.state.to_dict(), run.end) for run in self._runs.values()]
+        # In a group, the partitions keep the records' statistics.
+        states = [run.state.without_parts() if self._grouped else run.state for run in self._runs.values()]
+        runs = [(s.to_dict(), run.end) for s, run in zip(states, self._runs.values(), strict=True)]
         return msgspec.msgpack.encode(_Saved(runs, list(self._done)))
 
     def restore(self, state: bytes) -> None:
@@ -158,15 +157,6 @@ class ResultsAggregator(Consumer):
         if event.run_id not in self._done:
             self._run(event.run_id)
 
-    async def on_phase_start(self, event: PhaseEvent) -> None:
-        self._take_times(event)
-
-    async def on_phase_progress(self, event: PhaseEvent) -> None:
-        self._take_times(event)
-
-    async def on_phase_complete(self, event: PhaseEvent) -> None:
-        self._take_times(event)
-
     async def on_records(self, event: Records) -> None:
         if event.run_id in self._done:
             self.log.warning("records came after all that were announced", run_id=event.run_id)
@@ -196,14 +186,16 @@ class ResultsAggregator(Consumer):
             run = self._runs[run_id] = _Run(RunState(run_id, self._options))
         return run
 
-    def _take_times(self, event: PhaseEvent) -> None:
+    async def _take_times(self, event: PhaseEvent) -> None:
         if event.run_id not in self._done:
             run = self._run(event.run_id)
             run.take(event)
             self._advance(run)
 
+    on_phase_start = on_phase_progress = on_phase_complete = _take_times
+
     def _advance(self, run: _Run) -> None:
-        """Tell what has changed, if it is time to."""
+        """Publish what has changed, if it is due."""
         run.changed = True
         if run.end is not None:
             if run.final:
@@ -213,7 +205,7 @@ class ResultsAggregator(Consumer):
             self._write()
 
     def _due(self, run: _Run) -> bool:
-        """Say whether the interval since a run's last summary, or else since its first event, is over."""
+        """Return whether the interval since a run's last summary, or since its first event, is over."""
         now_s = time.monotonic()
         if run.told_s is None:
             run.told_s = now_s
@@ -232,10 +224,8 @@ class ResultsAggregator(Consumer):
         self.publish(Summary(run_id=run_id, producer=self.name, final=run.final, result=summary))
 
     def _finish(self, run: _Run) -> None:
-        """Tell the result at a run's end.
-
-        What is not complete is kept for late records; so is a lost run, whose publisher may come back.
-        """
+        """Publish the result at a run's end; keep a run that is not complete for late records, and a lost
+        one, since its publisher may come back."""
         self._tell(run)
         self._write()
         if run.final and run.end is not None and run.end.status != "lost":
@@ -256,7 +246,7 @@ def _read_runs(path: Path) -> dict[str, dict[str, Any]]:
     """Return the summaries by run that an earlier process wrote to a file, if there is one.
 
     Raises:
-        ConfigError: the file holds something else.
+        ConfigError: if the file holds something else.
     """
     content = path.read_bytes() if path.exists() else b""
     if not content.strip():

@@ -1,7 +1,7 @@
 """The ``alerting`` consumer: warn somebody when a run does not go as it should.
 
-Every alert goes to the log, and to a command or a webhook if one is given. Those run beside the events
-and may be slow or fail without holding anything up.
+Every alert goes to the log, and to a command or a webhook if one is given. Those run in the background
+and may be slow or fail without delaying anything.
 """
 
 from __future__ import annotations
@@ -35,15 +35,9 @@ AlertKind: TypeAlias = Literal[
 
 
 class Alert(Struct, frozen=True, kw_only=True):
-    """Something that somebody should know.
+    """An alert: what happened when (Unix time in ns), and the numbers behind it, with units in their names.
 
-    Attributes:
-        kind: what it is.
-        message: the same in words.
-        run_id: the run it happened in.
-        phase: the phase, empty if it concerns the whole run.
-        ts_ns: Unix time in ns when it happened.
-        details: the numbers behind it, with units in their names.
+    ``phase`` is empty if it concerns the whole run.
     """
 
     kind: AlertKind
@@ -58,10 +52,10 @@ class PhaseAlerts(Consumer):
     """Warn about slow phases, time-outs, errors and failed runs, to the log, a command or a webhook.
 
     Args:
-        threshold_s: warn about phases that took longer than so many seconds.
-        max_error_rate: warn about phases with a larger part of errors (0 to 1); never without it.
+        threshold_s: warn about phases that took longer than this many seconds.
+        max_error_rate: warn about phases with a larger fraction of errors (0 to 1); off without it.
         command: run this for each alert, with the alert as JSON on standard input and in
-            ``PHASE_BUS_ALERT``. It is split like a shell would, but no shell runs it.
+            ``PHASE_BUS_ALERT``. It is split as a shell would, but no shell runs it.
         webhook: send each alert as JSON to this address (http or https, POST).
         timeout_s: how many seconds the command, or one attempt at the webhook, may take.
     """
@@ -98,7 +92,7 @@ class PhaseAlerts(Consumer):
             )
 
     async def flush(self) -> None:
-        while self._deliveries:  # the timeouts bound it
+        while self._deliveries:  # bounded by the timeouts
             await asyncio.wait(self._deliveries)
 
     async def stop(self) -> None:
@@ -144,7 +138,7 @@ class PhaseAlerts(Consumer):
         )
 
     async def on_drop(self, event: Drop) -> None:
-        # Drops come in bursts and are told again and again: one alert at the run's end says it all.
+        # Drops come in bursts: one alert at the run's end says it all.
         self._drops.setdefault(event.run_id, Counter()).update(event.events)
 
     async def on_run_complete(self, event: RunComplete) -> None:
@@ -157,7 +151,7 @@ class PhaseAlerts(Consumer):
                 where,
                 reason=event.reason,
             )
-        # The publisher's own drops are told in both places, the bus's only in drop events.
+        # The publisher's own drops are reported in both places, the bus's only in drop events.
         dropped = self._drops.pop(event.run_id, Counter()) | Counter(event.dropped)
         if dropped:
             self._alert(
@@ -168,7 +162,7 @@ class PhaseAlerts(Consumer):
                 events=dict(dropped),
             )
 
-    # ---- telling it ----
+    # ---- delivery ----
 
     def _alert(self, kind: AlertKind, message: str, where: dict[str, Any], **details: Any) -> None:
         alert = Alert(kind=kind, message=message, details=details, **where)
@@ -191,7 +185,7 @@ class PhaseAlerts(Consumer):
                 *command,
                 stdin=asyncio.subprocess.PIPE,
                 env=environment,
-                start_new_session=True,  # so that its children end with it, and Ctrl-C does not hit it
+                start_new_session=True,  # so that its children end with it, and Ctrl-C does not reach it
             )
         except OSError as error:
             self.log.error("the alert command could not be run", command=command, error=str(error))

@@ -40,9 +40,9 @@ class PhaseLogger(Consumer):
     """Write a line for each event of a phase or run, to a file or to standard output.
 
     Args:
-        log_file: the file that lines are added to; standard output without one.
+        log_file: the file to append to; standard output without one.
         verbose: write all counts and the run's id, and lines for progress and receipts too.
-        json: write JSON lines: one object an event, with all it holds.
+        json: write JSON lines: one object per event, with everything in it.
     """
 
     def __init__(self, log_file: Path | None = None, verbose: bool = False, json: bool = False) -> None:
@@ -55,7 +55,7 @@ class PhaseLogger(Consumer):
         if self.log_file is not None:
             check_writable(self.log_file, "log_file")
             self._file = self.log_file.open("a", encoding="utf-8")
-        # Flushes each line, so that a follower (tail -f) sees it at once.
+        # Flushes each line, so that 'tail -f' shows it at once.
         self._lines = structlog.WriteLogger(self._file or sys.stdout)
         self._objects = structlog.wrap_logger(
             self._lines,
@@ -78,7 +78,7 @@ class PhaseLogger(Consumer):
         if self.verbose:
             await self._write(event)
 
-    # One method under several names: which names there are decides what is subscribed to.
+    # One method under several names: the names decide what is subscribed to.
     on_run_start = on_run_complete = on_drop = _write
     on_phase_start = on_phase_sending_complete = on_phase_timeout = on_phase_complete = _write
     on_phase_progress = on_receipt = _write_if_verbose
@@ -88,8 +88,8 @@ class ExampleLoggingHook(EventHook):
     """Write a line for each event of a phase to a file.
 
     Args:
-        log_file: the file that lines are added to. One that cannot be written is logged, not raised:
-            a hook must not disturb the load generator that calls it.
+        log_file: the file to append to. If it cannot be written, that is logged, not raised: a hook must
+            not disturb the load generator that calls it.
         verbose: write all counts.
     """
 
@@ -107,7 +107,7 @@ class ExampleLoggingHook(EventHook):
 
 
 def describe(event: EventBase, verbose: bool = False) -> str:
-    """Return an event as one line: when, what, of what, and what is known of it."""
+    """Return an event as one line: time, kind, subject and details."""
     subject, details = _parts(event)
     if verbose:
         details |= _more(event)
@@ -128,13 +128,8 @@ def _parts(event: EventBase) -> tuple[str, dict[str, Any]]:
         case RunStart():
             return event.run_id, {"Producer": event.producer, "Models": " ".join(event.models)}
         case RunComplete():
-            dropped = sum(event.dropped.values()) or None
-            return event.run_id, {
-                "Status": event.status,
-                "Reason": event.reason,
-                "Records": event.records,
-                "Dropped": dropped,
-            }
+            details = {"Status": event.status, "Reason": event.reason, "Records": event.records}
+            return event.run_id, {**details, "Dropped": sum(event.dropped.values()) or None}
         case Drop():
             lost = sum(event.events.values())
             return event.source, {"Events": lost, "Records": event.records, "Reason": event.reason}

@@ -22,6 +22,7 @@ from phase_bus import (
     PhaseEvent,
     PhaseProgress,
     PhaseSendingComplete,
+    PhaseStats,
     PhaseTimeout,
     RunComplete,
     RunStart,
@@ -31,28 +32,19 @@ from phase_bus import (
 
 logger = logging.getLogger(__name__)
 
-_COUNTS = (
-    "sent",
-    "completed",
-    "cancelled",
-    "errors",
-    "in_flight",
-    "sent_sessions",
-    "completed_sessions",
-    "cancelled_sessions",
-)
+_COUNTS = [field.name for field in msgspec.structs.fields(PhaseStats) if field.type is int]
 _KEPT_RUNS = 500  # the whole file is written each time, so it must stay small on a bus that never stops
 
 
 class Moment(Struct, frozen=True):
-    """That an event happened, and when: Unix time in ns."""
+    """The kind of an event, and when it happened: Unix time in ns."""
 
     kind: str
     ts_ns: int
 
 
 class Phase(Struct, kw_only=True):
-    """What is known of a phase; ``requests_cut`` counts those that the grace period's end cut off."""
+    """A phase so far; ``requests_cut`` counts the requests cut off at the end of the grace period."""
 
     kind: str
     state: Literal["sending", "waiting", "complete"] = "sending"
@@ -66,7 +58,7 @@ class Phase(Struct, kw_only=True):
     events: list[Moment] = []
 
     def take(self, event: PhaseEvent) -> None:
-        """Bring the phase up to date."""
+        """Update the phase."""
         stats = event.stats
         self.counts = {name: getattr(stats, name) for name in _COUNTS}
         self.expected_requests = stats.expected_requests
@@ -86,7 +78,7 @@ class Phase(Struct, kw_only=True):
 
 
 class Run(Struct, kw_only=True):
-    """What is known of a run: its status is ``running`` until it is over."""
+    """A run so far: its status is ``running`` until it is over."""
 
     status: str = "running"
     reason: str = ""
@@ -98,7 +90,7 @@ class Run(Struct, kw_only=True):
     phases: dict[str, Phase] = {}
 
     def take(self, event: EventBase) -> None:
-        """Bring the run up to date."""
+        """Update the run."""
         match event:
             case PhaseEvent():
                 name = event.phase.name
@@ -119,7 +111,7 @@ class PhaseMetrics(Consumer):
 
     Args:
         output: the file: ``{"runs": {run_id: {"status": ..., "phases": {name: ...}}}}``. Runs that are
-            in it already stay.
+            already in it stay.
     """
 
     def __init__(self, output: Path = Path("phase-bus-metrics.json")) -> None:
@@ -140,7 +132,7 @@ class PhaseMetrics(Consumer):
             del self._runs[next(iter(self._runs))]
         self._write()
 
-    # One method under several names: which names there are decides what is subscribed to.
+    # One method under several names: the names decide what is subscribed to.
     on_run_start = on_run_complete = _take
     on_phase_start = on_phase_sending_complete = on_phase_timeout = on_phase_complete = _take
     on_phase_progress = _take
@@ -177,7 +169,7 @@ def _read_runs(path: Path) -> dict[str, Run]:
         return msgspec.json.decode(content, type=_File).runs
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"output: {str(path)!r} holds something else than metrics of runs and is left as it is; "
+            f"output: {str(path)!r} holds something other than metrics of runs and is left unchanged; "
             "give another file with output=..."
         ) from error
 

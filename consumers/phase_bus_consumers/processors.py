@@ -1,4 +1,4 @@
-"""The example plugin's result processors: from the requests of a phase to its metrics."""
+"""The example plugin's result processors: they compute metrics from the requests of a phase."""
 
 from __future__ import annotations
 
@@ -16,19 +16,12 @@ from phase_bus import write_whole
 
 Result = Mapping[str, Any]
 
+_BAD = (AttributeError, TypeError, ValueError)  # what a malformed result raises
 _PERCENTILES = (50, 90, 95, 99)
 
 
 class ProcessingResult(Struct, frozen=True):
-    """What a processor made of results.
-
-    Attributes:
-        success: whether it could process them.
-        record_count: how many results it was given.
-        metrics: what it calculated, None if it could not.
-        error: why it could not, None if it could.
-        output_file: what it wrote, if it wrote a file.
-    """
+    """A processor's result; without success ``metrics`` may be None, and ``error`` says why."""
 
     success: bool
     record_count: int = 0
@@ -45,7 +38,7 @@ class ExampleMetricsProcessor:
     are by nearest rank.
 
     Args:
-        percentiles: which percentiles of the latency, each above 0 and up to 100.
+        percentiles: the percentiles of the latency, each above 0 and up to 100.
     """
 
     def __init__(self, percentiles: Sequence[float] = _PERCENTILES) -> None:
@@ -54,34 +47,26 @@ class ExampleMetricsProcessor:
         self.percentiles = tuple(percentiles)
 
     async def process(self, results: Sequence[Result]) -> ProcessingResult:
-        """Return the metrics of the results; a result that is no such dict makes it unsuccessful."""
+        """Return the metrics of the results; a result that is not such a dict makes it unsuccessful."""
         try:
-            metrics = self._metrics(results)
-        except (AttributeError, TypeError, ValueError) as error:
+            tally = _Tally(results)
+        except _BAD as error:
             return ProcessingResult(False, len(results), error=f"bad result: {error}")
-        return ProcessingResult(True, len(results), metrics)
-
-    def _metrics(self, results: Iterable[Result]) -> dict[str, Any]:
-        tally = _Tally()
-        for result in results:
-            tally.add(result)
-        return tally.metrics(self.percentiles)
+        return ProcessingResult(True, len(results), tally.metrics(self.percentiles))
 
 
 class _Tally:
-    """What is kept of results: counts, and the latencies, 8 bytes each."""
+    """The counts of results, and their latencies, 8 bytes each."""
 
-    def __init__(self) -> None:
+    def __init__(self, results: Iterable[Result] = ()) -> None:
         self.total = 0
         self.failures: Counter[str] = Counter()
         self.latencies = array("d")
+        for result in results:
+            self.add(result)
 
     def add(self, result: Result) -> None:
-        """Count a result.
-
-        Raises:
-            AttributeError, TypeError, ValueError: it is none.
-        """
+        """Count a result, or raise one of _BAD if it is malformed."""
         failure = _failure(result)
         latency = result.get("latency_ms")
         if failure is not None:
@@ -91,7 +76,7 @@ class _Tally:
         self.total += 1
 
     def update(self, other: _Tally) -> None:
-        """Count what another one has."""
+        """Add another tally."""
         self.total += other.total
         self.failures.update(other.failures)
         self.latencies.extend(other.latencies)
@@ -132,7 +117,7 @@ class ExampleResultsAggregator:
 
     Args:
         output_file: a JSON file to write them to, None for none. Its directory is created.
-        processor: what calculates the metrics; by default an :class:`ExampleMetricsProcessor`.
+        processor: has the percentiles to calculate; by default those of :class:`ExampleMetricsProcessor`.
     """
 
     def __init__(
@@ -148,12 +133,12 @@ class ExampleResultsAggregator:
         """Return ``{"phases": {name: metrics}, "overall": metrics}`` for all the phases so far.
 
         Args:
-            results: the results of the phase that each names as its ``phase``, added to those of the
-                phases before it; or the results of all phases by name, which are everything then.
+            results: the results of one phase or several, each naming its ``phase``, which are added to
+                the phases before; or the results of all phases by name, which replace them.
         """
         try:
             self._take(results)
-        except (AttributeError, TypeError, ValueError) as error:
+        except _BAD as error:
             return ProcessingResult(False, len(results), error=f"bad result: {error}")
         overall = _Tally()
         for tally in self._phases.values():
@@ -172,21 +157,18 @@ class ExampleResultsAggregator:
         return ProcessingResult(True, overall.total, metrics, output_file=str(self.output_file))
 
     def _take(self, results: Sequence[Result] | Mapping[str, Sequence[Result]]) -> None:
-        phases: dict[str, _Tally] = {}
         if isinstance(results, Mapping):
             self._phases = {}
-            for name, of_phase in results.items():
-                phases[name] = _Tally()
-                for result in of_phase:
-                    phases[name].add(result)
+            self._phases = {name: _Tally(of_phase) for name, of_phase in results.items()}
         else:
+            phases: dict[str, _Tally] = {}
             for result in results:
                 phases.setdefault(str(result.get("phase", "")), _Tally()).add(result)
-        self._phases |= phases
+            self._phases |= phases
 
 
 def nearest_rank(ordered: Sequence[float], percentile: float) -> float:
-    """Return the least of the values, in ascending order, that ``percentile`` % do not exceed."""
+    """Return the smallest of the ascending values that ``percentile`` % of them do not exceed."""
     return ordered[max(math.ceil(percentile / 100.0 * len(ordered)), 1) - 1]
 
 

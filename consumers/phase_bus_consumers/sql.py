@@ -1,6 +1,6 @@
 """The SQL sink: runs, phases, events and records in SQLite or PostgreSQL, each exactly once.
 
-What the rows are is in ``sql_rows``, what the database is told in ``sql_database``.
+The tables and rows are in ``sql_rows``, the statements in ``sql_database``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ except ModuleNotFoundError as _error:
 from phase_bus_consumers.sql_database import append, error_line, insert_missing, open_database, upsert
 from phase_bus_consumers.sql_rows import Batch, Tables, record_rows
 
-_FLUSH_S = 10.0  # how long a flush tries before the runner is told
+_FLUSH_S = 10.0  # how long a flush tries before it fails
 _MOST_WAIT_S = 5.0
 
 
@@ -40,17 +40,17 @@ class SqlSink(Consumer):
     """Write runs, phases, events and request records to SQLite or PostgreSQL, each exactly once.
 
     Rows and the offset up to which they go are written in one transaction, so that whatever is killed
-    whenever, no row is missing or doubled. A database that cannot be written to is tried again until
-    it can; meanwhile the sink takes no more events. An offset behind the stored one is skipped as already
-    stored, so that a dead letter cannot be given again (``phase-bus dead-letters retry`` refuses to): only
+    whenever, no row is missing or doubled. If the database cannot be written to, the sink tries again
+    until it can, and takes no more events meanwhile. An event behind the stored offset is skipped as
+    already stored, so a dead letter cannot be retried (``phase-bus dead-letters retry`` refuses to): only
     another database or ``prefix``, which takes the whole journal again, takes its event too.
 
     Args:
         url: the database as SQLAlchemy writes it: ``sqlite:///FILE`` or
-            ``postgresql://USER:PASSWORD@HOST/DATABASE``. A password is better left out and kept in
-            ``PGPASSWORD`` or ``~/.pgpass``.
+            ``postgresql://USER:PASSWORD@HOST/DATABASE``. A password is better kept in ``PGPASSWORD`` or
+            ``~/.pgpass``.
         batch_rows: rows in a transaction; fewer if a second is over first.
-        prefix: what the tables' names begin with.
+        prefix: the beginning of the tables' names.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class SqlSink(Consumer):
     async def position(self) -> int | None:
         await self._write(stop_never)
         self._bus_journal = self.journal_id
-        # Without a journal there are no offsets: the events of this process are numbered by itself.
+        # Without a journal there are no offsets: the sink numbers the events itself.
         self._batch = Batch(self.journal_id or f"live-{uuid.uuid4().hex}", 0)
         stored = await self._insist(stop_after_delay(_FLUSH_S), self._stored, self._batch.journal_id)
         self._batch.base = self._batch.last = stored
@@ -109,7 +109,7 @@ class SqlSink(Consumer):
             await self.position()
         return self.offset if self.journal_id else self._batch.last + 1
 
-    # ---- writing: in a thread, again and again until it is done ----
+    # ---- writing: in a thread, repeated until it succeeds ----
 
     async def _write_if_full(self) -> None:
         if len(self._batch) >= self._batch_rows:
@@ -125,7 +125,7 @@ class SqlSink(Consumer):
                 self._writing = None
 
     async def _insist(self, stop: stop_base, work: Any, argument: Any) -> Any:
-        """Do blocking work in a thread; again after an error, whichever it is: the rows stay here."""
+        """Do blocking work in a thread, and repeat it after any error: the rows are kept."""
         retrying = AsyncRetrying(
             stop=stop,
             wait=wait_random_exponential(multiplier=0.1, max=_MOST_WAIT_S),
@@ -141,7 +141,7 @@ class SqlSink(Consumer):
             with self._engine.begin() as connection:
                 return work(connection, argument)
         except Exception:
-            self._engine.dispose()  # the next attempt shall not get the same broken connection
+            self._engine.dispose()  # the next attempt must not get the same broken connection
             raise
 
     def _complain(self, state: RetryCallState) -> None:
@@ -153,7 +153,7 @@ class SqlSink(Consumer):
         )
 
     def _stored(self, connection: sa.Connection, journal_id: str) -> int:
-        """Return the offset up to which the journal is in the tables, and make its row if need be."""
+        """Return the offset up to which the journal is in the tables; make its row if there is none."""
         positions = self._tables.positions
         new = {"journal_id": journal_id, "consumer": self.name, "position": 0}
         insert_missing(connection, positions, new)
@@ -167,8 +167,8 @@ class SqlSink(Consumer):
         return int(row.position)
 
     def _store(self, connection: sa.Connection, batch: Batch) -> None:
-        """Write a batch and its position, but for what another process of the same name, or an attempt
-        whose answer was lost, has written already."""
+        """Write a batch and its offset, except what another process of the same name, or an attempt whose
+        answer was lost, has written already."""
         tables = self._tables
         which = tables.positions.c.journal_id == batch.journal_id
         column = tables.positions.c.position

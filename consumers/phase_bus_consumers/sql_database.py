@@ -14,7 +14,7 @@ from phase_bus import ConfigError
 from phase_bus_consumers.sql_rows import Row, Tables, fit, json_text
 
 _INSTALL = "pip install 'phase-bus[sql]'"
-_START_S = 5.0  # how long a database that is just being started is awaited
+_START_S = 5.0  # how long to wait for a database that is just starting
 _COMING_UP = (
     "connection refused",
     "starting up",
@@ -31,7 +31,7 @@ def open_database(text: str, tables: Tables) -> sa.Engine:
     """Return an engine for a database that answers and has the tables.
 
     Raises:
-        ConfigError: there is no such database, or it cannot be used.
+        ConfigError: if there is no such database, or it cannot be used.
     """
     url = _parse(text)
     engine: sa.Engine | None = None
@@ -104,10 +104,10 @@ def _set_up_sqlite(connection: Any, _record: object) -> None:
 
 
 def _prepare(engine: sa.Engine, tables: Tables) -> None:
-    """Make the tables that are missing, and see that the others are ours.
+    """Make the tables that are missing, and check the others.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: if a table lacks one of our columns.
     """
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":  # two processes making one table: one fails
@@ -125,7 +125,7 @@ def _prepare(engine: sa.Engine, tables: Tables) -> None:
 
 
 def append(connection: sa.Connection, table: sa.Table, rows: list[Row], after: int) -> None:
-    """Insert rows whose offset is beyond one, by the fastest way the database has."""
+    """Insert the rows whose offset is greater than ``after``, by the fastest way the database has."""
     if rows and rows[0][1] <= after:
         rows = [row for row in rows if row[1] > after]
     if not rows:
@@ -145,13 +145,13 @@ def append(connection: sa.Connection, table: sa.Table, rows: list[Row], after: i
 
 
 def insert_missing(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> None:
-    """Insert a row unless there is one with its key."""
+    """Insert a row unless its key exists."""
     insert = _INSERTS[connection.dialect.name](table)
     connection.execute(insert.on_conflict_do_nothing(), row)
 
 
 def upsert(connection: sa.Connection, table: sa.Table, rows: Iterable[dict[str, Any]]) -> None:
-    """Write what is now known over what was; None is not known, and leaves what was."""
+    """Insert or update rows; None leaves what was there."""
     full = [{column.name: fit(row.get(column.name)) for column in table.c} for row in rows]
     if full:
         insert = _INSERTS[connection.dialect.name](table)
@@ -160,7 +160,7 @@ def upsert(connection: sa.Connection, table: sa.Table, rows: Iterable[dict[str, 
 
 
 def _shown(url: sa.URL) -> str:
-    """Return a URL without what could be secret."""
+    """Return a URL without its possible secrets."""
     return repr(url.set(query={}).render_as_string(hide_password=True))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from itertools import repeat
+from collections.abc import Mapping
+from itertools import chain, repeat
 from typing import Any, TypeAlias
 
 import msgspec
@@ -27,28 +27,35 @@ from phase_bus import (
 
 Row: TypeAlias = tuple[Any, ...]  # the values of all columns of a table, in their order
 
-# What has a column of its own in `records`, with the kinds of values it takes; the rest is JSON.
-_TEXT, _INT, _NUMBER, _FLAG = ("s",), ("i",), ("i", "f"), ("b",)
-_FIELDS = {
-    "x_request_id": _TEXT,
-    "conversation_id": _TEXT,
-    "worker_id": _TEXT,
-    "session_num": _INT,
-    "turn_index": _INT,
-    "credit_issued_ns": _INT,
-    "request_start_ns": _INT,
-    "request_end_ns": _INT,
-    "was_cancelled": _FLAG,
+_JSON = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+# These have a column of their own in `records`; the rest is JSON, and so are values of another kind.
+_FIELDS: dict[str, Any] = {
+    "x_request_id": sa.Text,
+    "conversation_id": sa.Text,
+    "worker_id": sa.Text,
+    "session_num": sa.BigInteger,
+    "turn_index": sa.BigInteger,
+    "credit_issued_ns": sa.BigInteger,
+    "request_start_ns": sa.BigInteger,
+    "request_end_ns": sa.BigInteger,
+    "was_cancelled": sa.Boolean,
 }
-_METRICS = {
-    "request_latency": _NUMBER,
-    "time_to_first_token": _NUMBER,
-    "time_to_second_token": _NUMBER,
-    "inter_token_latency": _NUMBER,
-    "input_sequence_length": _NUMBER,
-    "output_sequence_length": _NUMBER,
-    "output_token_count": _NUMBER,
-    "output_token_throughput_per_user": _NUMBER,
+_METRICS: dict[str, Any] = {
+    "request_latency": sa.Double,
+    "time_to_first_token": sa.Double,
+    "time_to_second_token": sa.Double,
+    "inter_token_latency": sa.Double,
+    "input_sequence_length": sa.Double,
+    "output_sequence_length": sa.Double,
+    "output_token_count": sa.Double,
+    "output_token_throughput_per_user": sa.Double,
+}
+_TAKES = {sa.Text: ("s",), sa.BigInteger: ("i",), sa.Double: ("i", "f"), sa.Boolean: ("b",)}
+_STATS: dict[Any, Any] = {
+    int: sa.BigInteger,
+    int | None: sa.BigInteger,
+    float | None: sa.Double,
+    bool: sa.Boolean,
 }
 _TOLD_AT_START = ("producer", "models", "urls", "sweep_id", "trial", "label", "variation")
 _TOLD_AT_END = ("status", "reason", "published", "records", "dropped")
@@ -63,106 +70,75 @@ _STATES = {
 class Tables:
     """The tables.
 
-    Rows come from events; ``(journal_id, journal_offset)`` names an event, ``record_row`` the row in it.
-    ``runs``, ``phases`` and ``summaries`` hold what was last known; what was never told is NULL.
+    ``(journal_id, journal_offset)`` identifies the event that a row comes from, ``record_row`` the record
+    in it. ``runs``, ``phases`` and ``summaries`` hold what is known last; what is not known is NULL.
     """
 
     def __init__(self, prefix: str) -> None:
         self.metadata = sa.MetaData()
         self._prefix = prefix
         self.positions = self._table(
-            "positions", _key("journal_id", sa.Text), _text("consumer"), _big("position")
+            "positions", _keys("journal_id"), _columns("consumer"), _columns("position", kind=sa.BigInteger)
         )
         self.runs = self._table(
             "runs",
-            *_keys("journal_id", "run_id"),
-            *map(_text, ("producer", "status", "reason", "sweep_id", "label")),
-            *map(_big, ("trial", "started_ns", "ended_ns", "records")),
-            *map(_json_column, ("models", "urls", "variation", "published", "dropped")),
+            _keys("journal_id", "run_id"),
+            _columns("producer", "status", "reason", "sweep_id", "label"),
+            _columns("trial", "started_ns", "ended_ns", "records", kind=sa.BigInteger),
+            _columns("models", "urls", "variation", "published", "dropped", kind=_JSON),
         )
         self.phases = self._table(
             "phases",
-            *_keys("journal_id", "run_id", "phase"),
-            *map(_text, ("kind", "state")),
-            *map(_big, ("phase_index", "concurrency", "requests_cut")),
-            _double("request_rate"),
-            *(_STATS_COLUMN[f.type](f.name) for f in _STATS),
+            _keys("journal_id", "run_id", "phase"),
+            _columns("kind", "state"),
+            _columns("phase_index", "concurrency", "requests_cut", kind=sa.BigInteger),
+            _columns("request_rate", kind=sa.Double),
+            [
+                sa.Column(f.name, _STATS.get(f.type, sa.BigInteger))
+                for f in msgspec.structs.fields(PhaseStats)
+            ],
         )
         self.summaries = self._table(
             "summaries",
-            *_keys("journal_id", "run_id", "producer"),
-            _big("ts_ns"),
-            sa.Column("final", sa.Boolean),
-            _json_column("result"),
+            _keys("journal_id", "run_id", "producer"),
+            _columns("ts_ns", kind=sa.BigInteger),
+            _columns("final", kind=sa.Boolean),
+            _columns("result", kind=_JSON),
         )
         self.events = self._table(
             "events",
-            *_keys("journal_id"),
-            _key("journal_offset", sa.BigInteger),
-            *map(_text, ("run_id", "kind")),
-            _big("ts_ns"),
-            _text("phase"),
-            _json_column("event"),
+            [*_keys("journal_id"), *_keys("journal_offset", kind=sa.BigInteger)],
+            _columns("run_id", "kind"),
+            _columns("ts_ns", kind=sa.BigInteger),
+            _columns("phase"),
+            _columns("event", kind=_JSON),
         )
         self.records = self._table(
             "records",
-            *_keys("journal_id"),
-            _key("journal_offset", sa.BigInteger),
-            _key("record_row", sa.Integer),
-            *map(_text, ("run_id", "phase")),
-            _big("phase_index"),
-            *(_RECORD_COLUMN[takes](name) for name, takes in _FIELDS.items()),
-            _text("error_type"),
-            _big("error_code"),
-            _text("error_message"),
-            *(_double(name) for name in _METRICS),
-            *map(_json_column, ("metrics", "fields")),
+            [*_keys("journal_id"), *_keys("journal_offset", kind=sa.BigInteger)],
+            _keys("record_row", kind=sa.Integer),
+            _columns("run_id", "phase"),
+            _columns("phase_index", kind=sa.BigInteger),
+            [sa.Column(name, kind) for name, kind in _FIELDS.items()],
+            _columns("error_type"),
+            _columns("error_code", kind=sa.BigInteger),
+            _columns("error_message"),
+            [sa.Column(name, kind) for name, kind in _METRICS.items()],
+            _columns("metrics", "fields", kind=_JSON),
         )
         for table in (self.events, self.records):
             sa.Index(f"{table.name}_run", table.c.run_id, table.c.phase)
 
-    def _table(self, name: str, *columns: sa.Column[Any]) -> sa.Table:
-        return sa.Table(self._prefix + name, self.metadata, *columns)
+    def _table(self, name: str, *columns: list[sa.Column[Any]]) -> sa.Table:
+        return sa.Table(self._prefix + name, self.metadata, *chain.from_iterable(columns))
 
 
-def _key(name: str, kind: Any) -> sa.Column[Any]:
-    return sa.Column(name, kind, primary_key=True, autoincrement=False)
+def _columns(*names: str, kind: Any = sa.Text) -> list[sa.Column[Any]]:
+    return [sa.Column(name, kind) for name in names]
 
 
-def _keys(*names: str) -> list[sa.Column[Any]]:
-    return [_key(name, sa.Text) for name in names]
-
-
-def _text(name: str) -> sa.Column[Any]:
-    return sa.Column(name, sa.Text)
-
-
-def _big(name: str) -> sa.Column[Any]:
-    return sa.Column(name, sa.BigInteger)
-
-
-def _double(name: str) -> sa.Column[Any]:
-    return sa.Column(name, sa.Double)
-
-
-def _flag(name: str) -> sa.Column[Any]:
-    return sa.Column(name, sa.Boolean)
-
-
-def _json_column(name: str) -> sa.Column[Any]:
-    kind = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
-    return sa.Column(name, kind)
-
-
-_ColumnMaker: TypeAlias = Callable[[str], "sa.Column[Any]"]
-_STATS = msgspec.structs.fields(PhaseStats)
-_STATS_COLUMN: dict[Any, _ColumnMaker] = {
-    int: _big,
-    int | None: _big,
-    float | None: _double,
-    bool: _flag,
-}
-_RECORD_COLUMN: dict[tuple[str, ...], _ColumnMaker] = {_TEXT: _text, _INT: _big, _FLAG: _flag}
+def _keys(*names: str, kind: Any = sa.Text) -> list[sa.Column[Any]]:
+    return [sa.Column(name, kind, primary_key=True, autoincrement=False) for name in names]
 
 
 class Batch:
@@ -181,14 +157,14 @@ class Batch:
         return len(self.events) + len(self.records)
 
     def add_records(self, offset: int, event: Records, rows: list[Row]) -> None:
-        """Take a batch of records, as ``record_rows`` made it, and what it says about its run and phase."""
+        """Add a batch of records, as rows from ``record_rows``, and what it says of its run and phase."""
         self._run(event.run_id)
         self._phase(event.run_id, event.phase.name, kind=event.phase.kind, phase_index=event.phase.index)
         self.records += rows
         self.last = offset
 
     def add(self, offset: int, event: EventBase) -> None:
-        """Take any other event, and what it says about its run and phases."""
+        """Add any other event, and what it says about its run and phases."""
         phase = event.phase.name if isinstance(event, PhaseEvent) else None
         row = (self.journal_id, offset, event.run_id, event.kind, event.ts_ns, phase)
         self.events.append((*map(fit, row), json_text(event)))
@@ -196,7 +172,7 @@ class Batch:
         self._note(event)
 
     def _note(self, event: EventBase) -> None:
-        """Keep what an event says about its run and phases, to be written over what was known."""
+        """Keep what an event says about its run and phases, to replace what was known."""
         run_id = event.run_id
         plain = msgspec.structs.asdict(event)
         run = self._run(run_id)
@@ -234,7 +210,7 @@ def record_rows(journal_id: str, offset: int, event: Records) -> list[Row]:
     """Return a batch of records as rows of the ``records`` table.
 
     Raises:
-        WireError: it is damaged.
+        WireError: if it is damaged.
     """
     count, ref, batch = event.count, event.phase, RecordBatch(event)
     fields, other_fields = _split(count, batch.field_columns(), _FIELDS)
@@ -251,16 +227,16 @@ def record_rows(journal_id: str, offset: int, event: Records) -> list[Row]:
 
 
 def _split(
-    count: int, columns: Mapping[str, Column], wanted: Mapping[str, tuple[str, ...]]
+    count: int, columns: Mapping[str, Column], wanted: Mapping[str, Any]
 ) -> tuple[list[list[Any]], list[str | None]]:
     """Return the wanted columns, with None where a record has no value, and the rest as JSON."""
     own: dict[str, list[Any]] = {}
     rest: list[dict[str, Any]] = [{} for _ in range(count)]
     for name, column in columns.items():
         values = (
-            column.items() if column.type != "s" else ((row, fit(text)) for row, text in column.items())
+            ((row, fit(value)) for row, value in column.items()) if column.type == "s" else column.items()
         )
-        if column.type in wanted.get(name, ()):
+        if name in wanted and column.type in _TAKES[wanted[name]]:
             full: list[Any] = [None] * count
             for row, value in values:
                 full[row] = value
@@ -273,7 +249,7 @@ def _split(
 
 
 def fit(value: Any) -> Any:
-    """Return what a column can hold: PostgreSQL's texts have no NUL, and integers have 64 bits."""
+    """Return a value that a column can hold: PostgreSQL's texts have no NUL, and integers have 64 bits."""
     if isinstance(value, str):
         return value.replace("\0", "\ufffd")
     if isinstance(value, int):

@@ -43,13 +43,8 @@ def count_values(values: FloatArray, at: FloatArray) -> IntArray:
 def count_ranges(low: FloatArray, high: FloatArray, counts: IntArray, at: FloatArray) -> IntArray:
     """Distribute the counts of ascending ranges over bins, as if values lay evenly within their range.
 
-    What is below an edge is rounded to a whole number, so the counts are whole and their sum is kept.
-
-    Args:
-        low: the ranges' lower ends, shape (n,).
-        high: their upper ends; the same as the lower one for a single value.
-        counts: how many values are in each.
-        at: the edges of the bins; every range lies between the first and the last.
+    What is below an edge is rounded to a whole number, so the counts are whole and their sum is kept. Each
+    range, shape (n,), lies between the first and the last edge of ``at``; that of a single value is empty.
     """
     ends = np.cumsum(counts)
     place = np.minimum(np.searchsorted(high, at, side="right"), len(ends) - 1)  # first one not all below

@@ -34,9 +34,6 @@ class MetricState:
     grows. Count, sum, mean, standard deviation, min and max are never approximated.
 
     Values that wait to be processed keep the batch alive that they came in.
-
-    Attributes:
-        options: how values are summarised.
     """
 
     def __init__(self, options: Options = Options()) -> None:  # noqa: B008 - frozen

@@ -25,16 +25,12 @@ class PhaseState:
     """The statistics of one phase's requests, from their records.
 
     Attributes:
-        phase: which phase.
         requests: records counted, successful and failed.
         cancelled: of these, requests that the client cancelled; AIPerf reports each as failed too.
         errors: failed requests by the error's type and code (None without one).
-        first_request_ns: Unix time in ns of the first request's start.
-        last_request_ns: Unix time in ns of the last request's end.
-        first_success_ns: Unix time in ns of the first successful request's start.
-        last_success_ns: Unix time in ns of the last successful request's last answer.
-        metrics: the metrics' states by name.
-        windows: the phase over time.
+        first_request_ns: Unix time in ns of the first request's start; ``last_request_ns`` is the last
+            one's end.
+        first_success_ns: the same for successful requests, whose end is their last answer.
     """
 
     def __init__(self, phase: PhaseRef, options: Options = Options()) -> None:  # noqa: B008 - frozen
@@ -73,11 +69,8 @@ class PhaseState:
     def merge(self, *others: PhaseState, recent_windows: int | None = None) -> None:
         """Add the content of other states, which are left unchanged.
 
-        The result is for reading: updating it further would round sums differently.
-
-        Args:
-            others: the other states.
-            recent_windows: keep only so many windows over time, the last ones.
+        Keep only the ``recent_windows`` last windows over time, if given. The result is for reading:
+        updating it further would round sums differently.
         """
         metrics: dict[str, list[MetricState]] = {name: [] for name in self.metrics}
         for other in others:

@@ -21,14 +21,7 @@ _WITH_TIMES = (PhaseStart, PhaseProgress, PhaseComplete)
 
 
 class RunResult:
-    """The result of a run's events, whether they come live or from a journal.
-
-    Args:
-        state: the run's state so far.
-
-    Attributes:
-        end: the run's end, once it is known.
-    """
+    """The result of a run's events, whether they come live or from a journal."""
 
     def __init__(self, state: RunState) -> None:
         self.state = state

@@ -57,7 +57,6 @@ class Bins:
     key alone, so the result is the same in whatever order values are added and bins merged.
 
     Attributes:
-        limit: the largest number of bins.
         offset: the key of the first bin.
         counts: how often each key from ``offset`` on was seen; the first and last are never 0.
         lowest: the lowest key ever seen, which may lie below ``offset``; None if there were no keys.
@@ -86,18 +85,15 @@ class Bins:
         if base > lowest:
             np.maximum(keys, base, out=keys)
         keys -= base
-        self._absorb(base, np.bincount(keys), lowest)
-
-    def add_one(self, key: int, times: int) -> None:
-        """Count one key so many times."""
-        self._absorb(key, np.array([times]), key)
+        self.absorb(base, np.bincount(keys), lowest)
 
     def merge(self, other: Bins) -> None:
-        """Add the counts of other bins with the same limit, which stay as they are."""
+        """Add the counts of other bins with the same limit, which are left unchanged."""
         if other.lowest is not None:
-            self._absorb(other.offset, other.counts, other.lowest)
+            self.absorb(other.offset, other.counts, other.lowest)
 
-    def _absorb(self, base: int, counts: npt.NDArray[np.intp], lowest: int) -> None:
+    def absorb(self, base: int, counts: npt.NDArray[np.intp], lowest: int) -> None:
+        """Add counts of the keys from ``base`` on, of which the lowest was ``lowest``."""
         if self.lowest is None:
             self.offset, self.counts, self.lowest = base, counts.astype(np.int64), lowest
             return
@@ -268,7 +264,8 @@ class DDSketch:
             self._zeros += count
         else:
             bins = self._positive if value > 0.0 else self._negative
-            bins.add_one(int(self._bins.of(np.array([abs(value)]))[0]), count)
+            key = int(self._bins.of(np.array([abs(value)]))[0])
+            bins.absorb(key, np.array([count]), key)
 
     def _counts(self) -> IntArray:
         """Return the counts of all bins, in the order of the values."""

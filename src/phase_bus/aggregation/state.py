@@ -26,26 +26,14 @@ ALL_PHASES = PhaseRef("all phases", "profiling", -1)
 
 
 class Span(Struct):
-    """When a phase took place, by its events, not by its records.
-
-    Attributes:
-        start_ns: Unix time in ns when the phase began, if known.
-        end_ns: Unix time in ns of the phase's last answer, once it is over.
-    """
+    """When a phase took place, by its events: Unix time in ns of its start and of its last answer."""
 
     start_ns: int | None = None
     end_ns: int | None = None
 
 
 class RunState:
-    """The statistics of one run.
-
-    Attributes:
-        run_id: the run.
-        options: how values are summarised.
-        parts: the records' statistics by partition and phase.
-        spans: when the phases took place.
-    """
+    """The statistics of one run: its records' by partition and phase, and when the phases took place."""
 
     def __init__(self, run_id: str, options: Options = Options()) -> None:  # noqa: B008 - frozen
         self.run_id = run_id

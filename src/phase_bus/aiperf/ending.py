@@ -61,9 +61,7 @@ class RunEnd:
     def take(self, now_s: float, otherwise: Outcome | None = None) -> Outcome | None:
         """Return how the run ended, once, when it is over; else None.
 
-        Args:
-            now_s: the current time.
-            otherwise: if given, the run is over now; how it ended, if AIPerf's results are not known.
+        With ``otherwise`` it is over now, and ended so if AIPerf's results are not known.
         """
         with self._lock:
             if self.over:

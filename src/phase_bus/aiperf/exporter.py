@@ -67,11 +67,7 @@ class RunExporter:
 
     Phases come from the stats that AIPerf hands over in process, which are not lost to a slow
     subscription; only the two messages that say how the run ended come from its event bus
-    (:class:`~phase_bus.aiperf.ending.RunEnd`).
-
-    Args:
-        run: AIPerf's ``BenchmarkRun``.
-        options: what the user set, including an address.
+    (:class:`~phase_bus.aiperf.ending.RunEnd`). ``run`` is AIPerf's ``BenchmarkRun``.
 
     Raises:
         Exception: if the options are wrong; AIPerf goes on without the plugin.

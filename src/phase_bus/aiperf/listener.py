@@ -43,7 +43,7 @@ class BusListener:
 
     Args:
         address: the backend of AIPerf's event bus.
-        topics: AIPerf's message types (``credit_phase_start`` ...).
+        topics: AIPerf's message types, such as ``credit_phase_start``.
         on_message: called with the message type and its JSON.
         on_tick: called at least every ``POLL_S`` seconds.
     """

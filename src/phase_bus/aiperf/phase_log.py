@@ -26,9 +26,6 @@ class PhaseLog:
     made up for by any later one. Stats without a new transition are progress.
 
     Thread-safe.
-
-    Args:
-        run_id: the run.
     """
 
     def __init__(self, run_id: str) -> None:

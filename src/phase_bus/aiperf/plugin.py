@@ -14,9 +14,7 @@ from phase_bus.aiperf.options import disabled, options_of
 class PhaseBusExporter:
     """The class that AIPerf calls to get a run's :class:`~phase_bus.aiperf.exporter.RunExporter`.
 
-    Args:
-        run: AIPerf's ``BenchmarkRun``.
-        _others: what else AIPerf hands over, now (``service_id``, ``pub_client``) or later.
+    ``run`` is AIPerf's ``BenchmarkRun``; it may hand over more, now ``service_id`` and ``pub_client``.
 
     Raises:
         Exception: if the plugin is off, or its configuration is wrong; AIPerf goes on without it.

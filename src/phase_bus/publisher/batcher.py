@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from msgspec import Struct
+
 from phase_bus.core.values import ListMode
 from phase_bus.events import PhaseRef, Records
-from phase_bus.publisher.drops import Drops, Warn
+from phase_bus.publisher.drops import Drops
 from phase_bus.publisher.record_builder import RecordBuilder
 
 PARTITIONS = 16
@@ -20,37 +22,27 @@ RawRecord: TypeAlias = tuple[
 _NOBODY: Any = object()
 
 
+class BatchOptions(Struct, frozen=True):
+    """How a :class:`~phase_bus.Publisher` batches records; its arguments of these names say more."""
+
+    lists: ListMode = "summary"
+    batch_records: int = 256
+    batch_s: float = 0.1
+    field_names: Sequence[str] | None = None
+
+
 class Batcher:
     """Collects the records of each run and phase, up to a size or an age. Not for several threads.
 
-    Args:
-        lists: what becomes of metrics that are lists (see :class:`~.RecordBuilder`).
-        batch_records: a batch is closed at this size ...
-        batch_s: ... or at this age, in seconds.
-        put: takes a closed batch; returns False if there is no room for it.
-        drops: counts batches that cannot be encoded.
-        warn: logs a warning, once for each key.
-        field_names: which of the records' fields to send; None for all.
+    ``put`` takes a closed batch; it returns False if there is no room for it.
     """
 
-    def __init__(
-        self,
-        lists: ListMode,
-        batch_records: int,
-        batch_s: float,
-        put: Callable[[Records], bool],
-        drops: Drops,
-        warn: Warn,
-        field_names: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, options: BatchOptions, put: Callable[[Records], bool], drops: Drops) -> None:
         self.due_s: float | None = None
-        self._lists = lists
-        self._field_names = field_names
-        self._batch_records = batch_records
-        self._batch_s = batch_s
+        self._options = options
+        self._batch_records = options.batch_records
         self._put = put
         self._drops = drops
-        self._warn = warn
         self._builders: dict[tuple[str, PhaseRef], RecordBuilder] = {}
         self._batches: Counter[str] = Counter()
         self._add: Callable[..., int]  # of the builder of the last record's run and phase
@@ -86,10 +78,10 @@ class Batcher:
         """Close all batches if the oldest is due."""
         if self.due_s is None:
             if self:
-                self.due_s = now_s + self._batch_s
+                self.due_s = now_s + self._options.batch_s
         elif now_s >= self.due_s:
             # The clock goes on while records come, so that they need not wake the thread.
-            self.due_s = now_s + self._batch_s if self else None
+            self.due_s = now_s + self._options.batch_s if self else None
             self.close_all()
 
     def end_run(self, run_id: str) -> None:
@@ -102,7 +94,8 @@ class Batcher:
     def _turn_to(self, run_id: str, phase: PhaseRef) -> None:
         builder = self._builders.get((run_id, phase))
         if builder is None:
-            builder = self._builders[run_id, phase] = RecordBuilder(self._lists, self._field_names)
+            builder = RecordBuilder(self._options.lists, self._options.field_names)
+            self._builders[run_id, phase] = builder
         self._add, self._last_run, self._last_phase = builder.add, run_id, phase
 
     def _close(self, run_id: str, phase: PhaseRef) -> None:
@@ -112,14 +105,14 @@ class Batcher:
             self._finish(run_id, phase, builder, count)
         except Exception as error:
             # Nothing is known to lead here, but one bad batch must not end publishing.
-            self._warn("batch", f"a batch of records could not be encoded: {error!r}")
+            self._drops.warn("batch", f"a batch of records could not be encoded: {error!r}")
             self._drops.add_records(run_id, phase, count, "it could not be encoded")
 
     def _finish(self, run_id: str, phase: PhaseRef, builder: RecordBuilder, count: int) -> None:
         metrics, fields, errors, unusable = builder.build()
         if unusable:
             names = ", ".join(sorted(unusable))
-            self._warn(f"unusable {names}", f"values that are not numbers were left out: {names}")
+            self._drops.warn(f"unusable {names}", f"values that are not numbers were left out: {names}")
         batch = Records(
             run_id=run_id,
             phase=phase,

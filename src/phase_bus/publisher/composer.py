@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 
 from msgspec import Struct
 
 from phase_bus.core.outbox import Outbox
-from phase_bus.core.values import ListMode, as_text
+from phase_bus.core.values import as_text
 from phase_bus.events import EventBase, PhaseProgress, Records, RunComplete, RunStatus
-from phase_bus.publisher.batcher import Batcher
-from phase_bus.publisher.drops import Drops, Warn
+from phase_bus.publisher.batcher import Batcher, BatchOptions
+from phase_bus.publisher.drops import Drops
 
 
 class Completion(Struct, frozen=True):  # not a tuple: those are records
@@ -37,35 +36,13 @@ class _Run:
 class Composer:
     """Puts events and records into an outbox, in order. Not for several threads.
 
-    Args:
-        outbox: where to.
-        name: the publisher's name.
-        lists: what becomes of metrics that are lists (see :class:`~.RecordBuilder`).
-        batch_records: a batch of records is closed at this size ...
-        batch_s: ... or at this age, in seconds.
-        field_names: which of the records' fields to send; None for all.
-        refusal: why records may be refused before they come here, in words.
-        warn: logs a warning, once for each key.
-
     Attributes:
         batcher: the batches of records that are still open; records are added to it.
-        drops: what had to be dropped.
     """
 
-    def __init__(
-        self,
-        outbox: Outbox,
-        *,
-        name: str,
-        lists: ListMode,
-        batch_records: int,
-        batch_s: float,
-        refusal: str,
-        warn: Warn,
-        field_names: Sequence[str] | None = None,
-    ) -> None:
-        self.drops = Drops(name, refusal, warn)
-        self.batcher = Batcher(lists, batch_records, batch_s, self._put, self.drops, warn, field_names)
+    def __init__(self, outbox: Outbox, drops: Drops, options: BatchOptions) -> None:
+        self.batcher = Batcher(options, self._put, drops)
+        self._drops = drops
         self._outbox = outbox
         self._runs: defaultdict[str, _Run] = defaultdict(_Run)
 
@@ -89,22 +66,21 @@ class Composer:
 
     def tell_drops(self, now_s: float, *, at_once: bool = False) -> None:
         """Put events that report what was dropped, if they are due."""
-        self.drops.take_refused()
-        for event in self.drops.take(now_s, at_once=at_once):
+        for event in self._drops.take(now_s, at_once=at_once):
             self._put(event)
 
     def drop_unusable(self, item: object) -> None:
         """Count something that could not be encoded."""
         reason = "it could not be encoded"
         if isinstance(item, EventBase):
-            self.drops.add(item, reason)
+            self._drops.add(item, reason)
         elif type(item) is tuple and len(item) > 1:
-            self.drops.add_records(item[0], item[1], 1, reason)
+            self._drops.add_records(item[0], item[1], 1, reason)
 
     def _put(self, event: EventBase) -> bool:
         topic = self._outbox.put(event)
         if topic is None:
-            self.drops.add(event, f"the buffer of {self._outbox.limit_bytes} bytes is full")
+            self._drops.add(event, f"the buffer of {self._outbox.limit_bytes} bytes is full")
             return False
         run = self._runs[event.run_id]
         run.published[topic] += 1
@@ -120,5 +96,5 @@ class Composer:
             reason=as_text(end.reason),
             published={topic.decode(): count for topic, count in run.published.items()},
             records=run.records,
-            dropped=self.drops.end_run(end.run_id),
+            dropped=self._drops.end_run(end.run_id),
         )

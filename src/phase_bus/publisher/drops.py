@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -19,21 +19,17 @@ DROP_EVERY_S = 1.0
 class Drops:
     """Counts what is dropped, by run and topic, and reports it in at most one event a second for each run.
 
-    All methods but :meth:`refuse` are for the publisher's thread only.
-
-    Args:
-        name: the publisher's name.
-        refusal: why :meth:`refuse` is called, in words.
-        warn: logs a warning, once for each key.
+    All methods but :meth:`refuse` are for the publisher's thread only; ``refusal`` says in words why that
+    one is called.
     """
 
     def __init__(self, name: str, refusal: str, warn: Warn) -> None:
         self.total = 0
         self._name = name
         self._refusal = refusal
-        self._warn = warn
+        self.warn = warn
         self._untold: dict[str, Drop] = {}
-        self._by_run: dict[str, Counter[str]] = {}
+        self._by_run: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._next_s = 0.0
         self._refused: Counter[tuple[str, PhaseRef]] = Counter()
         self.renew_lock()
@@ -56,23 +52,19 @@ class Drops:
             topic = topic_of(event).decode()
             self._count(event.run_id, topic, event.count if isinstance(event, Records) else 0, reason)
         except Exception as error:  # it has no kind, or its run no proper name
-            self._warn("topic", f"an event has no topic, and its loss is not counted: {error!r}")
+            self.warn("topic", f"an event has no topic, and its loss is not counted: {error!r}")
 
     def add_records(self, run_id: str, phase: PhaseRef, count: int, reason: str) -> None:
         """Count records that are dropped together."""
         self.add(Records(run_id=run_id, phase=phase, count=count), reason)
 
-    def take_refused(self) -> None:
-        """Account for what :meth:`refuse` was told."""
-        if not self._refused:
-            return
-        with self._lock:
-            refused, self._refused = self._refused, Counter()
-        for (run_id, phase), count in refused.items():
-            self.add_records(run_id, phase, count, self._refusal)
-
     def take(self, now_s: float, *, at_once: bool = False) -> list[Drop]:
         """Return the events that report what was dropped since the last time, if they are due."""
+        if self._refused:
+            with self._lock:
+                refused, self._refused = self._refused, Counter()
+            for (run_id, phase), count in refused.items():
+                self.add_records(run_id, phase, count, self._refusal)
         if not self._untold or (now_s < self._next_s and not at_once):
             return []
         self._next_s = now_s + DROP_EVERY_S
@@ -85,15 +77,15 @@ class Drops:
 
     def _count(self, run_id: str, topic: str, records: int, reason: str) -> None:
         self.total += 1
-        self._by_run.setdefault(run_id, Counter())[topic] += 1
-        so_far = self._untold.get(run_id)
-        events = Counter(so_far.events if so_far else {})
-        events[topic] += 1
+        self._by_run[run_id][topic] += 1
+        events: dict[str, int] = {}
+        if so_far := self._untold.get(run_id):
+            events, records = so_far.events, records + so_far.records
         self._untold[run_id] = Drop(
             run_id=run_id,
             source=self._name,
             reason=reason,
-            events=dict(events),
-            records=records + (so_far.records if so_far else 0),
+            events=events | {topic: events.get(topic, 0) + 1},
+            records=records,
         )
-        self._warn(reason, f"events are being dropped: {reason}")
+        self.warn(reason, f"events are being dropped: {reason}")

@@ -85,11 +85,7 @@ class BasePhaseLifecycleHook:
 
 
 class EventHook(BasePhaseLifecycleHook):
-    """A phase hook that receives events: override :meth:`take`.
-
-    Attributes:
-        run_id: the events' run.
-    """
+    """A phase hook that receives events of the run :attr:`run_id`: override :meth:`take`."""
 
     run_id = ""
 
@@ -169,9 +165,7 @@ class PublisherHook(EventHook):
 def to_ref(phase: Any, index: int = 0) -> PhaseRef:
     """Return the reference of a phase given as a string, an enum, or a :class:`PhaseRef`.
 
-    Args:
-        phase: the phase; one whose name begins with ``warm`` is taken for a warm-up.
-        index: its place among the run's phases, unless the phase itself says.
+    A string or enum that begins with ``warm`` is taken for a warm-up, and has the place ``index``.
     """
     ref = getattr(phase, "ref", phase)  # that of :func:`to_phase`
     if isinstance(ref, PhaseRef):

@@ -54,12 +54,7 @@ class Link:
 class BusLink(Link):
     """Acknowledged delivery to a bus: go-back-N over a DEALER, resumed after a reconnection.
 
-    Args:
-        context: the ZeroMQ context.
-        address: where the bus is.
-        outbox: what to send.
-        name: what the bus shows this publisher as.
-        linger_ms: how long ZeroMQ may keep trying to send after :meth:`close`.
+    ZeroMQ may keep trying to send for ``linger_ms`` after :meth:`close`.
     """
 
     def __init__(
@@ -199,14 +194,7 @@ class DirectLink(Link):
     """A plain PUB that consumers connect to: no bus, no acknowledgement, best effort.
 
     A subscriber that falls behind the publisher by more than the high-water mark loses messages; it sees
-    the gap in the topic's sequence and reports it.
-
-    Args:
-        context: the ZeroMQ context.
-        address: where to bind; port 0 is any free one.
-        outbox: what to send.
-        linger_ms: how long ZeroMQ may keep trying to send after :meth:`close`.
-        high_water_mark: messages queued for each subscriber at most.
+    the gap in the topic's sequence and reports it. Port 0 is any free port.
 
     Raises:
         AddressError: if the address cannot be bound.

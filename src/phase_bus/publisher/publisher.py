@@ -23,8 +23,9 @@ from phase_bus.core.outbox import Outbox
 from phase_bus.core.values import ListMode, as_text
 from phase_bus.core.waker import Waker
 from phase_bus.events import EventBase, PhaseRef, Records, RunStatus
-from phase_bus.publisher.batcher import RawRecord
+from phase_bus.publisher.batcher import BatchOptions, RawRecord
 from phase_bus.publisher.composer import Completion, Composer
+from phase_bus.publisher.drops import Drops
 from phase_bus.publisher.link import BusLink, DirectLink, Link
 from phase_bus.publisher.spool import prepare_directory, spool_rest
 
@@ -98,17 +99,11 @@ class Publisher:
         self._inbox: _Inbox = deque()
         self._inbox_limit = max(buffer_bytes // _RAW_RECORD_BYTES, 2 * batch_records)
         self._outbox = Outbox(self.source, buffer_bytes)
-        self._composer = Composer(
-            self._outbox,
-            name=self.name,
-            lists=lists,
-            batch_records=batch_records,
-            batch_s=batch_s,
-            field_names=field_names,
-            refusal=f"more than {self._inbox_limit} records waited to be encoded",
-            warn=self._warn_once,
-        )
-        self._batcher, self._drops = self._composer.batcher, self._composer.drops
+        refusal = f"more than {self._inbox_limit} records waited to be encoded"
+        self._drops = Drops(self.name, refusal, self._warn_once)
+        options = BatchOptions(lists, batch_records, batch_s, field_names)
+        self._composer = Composer(self._outbox, self._drops, options)
+        self._batcher = self._composer.batcher
         self._flushes: list[tuple[int, _Flush]] = []
         self._warned: set[str] = set()
         self._deadline_s: float | None = None

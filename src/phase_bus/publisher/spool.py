@@ -48,15 +48,7 @@ _UNFIT = re.compile(r"[^\w.-]+", re.ASCII)  # for a file's name
 
 
 class SpoolHead(Struct, frozen=True, kw_only=True):
-    """The head of a spool file.
-
-    Attributes:
-        source: 16 bytes that identify the publisher.
-        name: the publisher's name.
-        created_ns: Unix time in ns when it was written.
-        events: how many messages are inside.
-        records: how many request records are in those.
-    """
+    """The head of a spool file: the publisher's id (16 bytes) and name, and how much is inside."""
 
     source: bytes
     name: str
@@ -107,10 +99,9 @@ def prepare_directory(directory: Path) -> None:
 
 
 def spool_rest(directory: Path, name: str, address: str, outbox: Outbox) -> Path | None:
-    """Write what the bus at an address has not acknowledged into a new file, and log where it is.
+    """Write what the bus has not acknowledged into a new file, and log how to deliver it.
 
-    Returns:
-        The file, or None if everything is acknowledged.
+    Returns None if everything is acknowledged.
 
     Raises:
         OSError: if the file cannot be written.
@@ -267,10 +258,7 @@ def deliver_spool(path: str | Path, address: str, timeout_s: float = 30.0) -> Sp
     the bus has acknowledged everything, the file is renamed to ``<name>.delivered``: delivering it again
     does no harm, and deleting it is up to the user. A damaged file keeps its name.
 
-    Args:
-        path: the file.
-        address: where the bus is.
-        timeout_s: how long to go on without any progress, in seconds.
+    Without progress for ``timeout_s`` seconds it gives up.
 
     Raises:
         SpoolError: if the file cannot be read, or is not a spool file.

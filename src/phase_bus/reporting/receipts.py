@@ -16,11 +16,8 @@ _COUNTS = ("received", "replayed", "repeated", "missed", "handled", "written", "
 class LedgerRow(TopicReceipt, frozen=True, kw_only=True):
     """The sums of one consumer's topic receipts for one kind of event, over all partitions.
 
-    Attributes:
-        consumer: the consumer's name.
-        kind: the kind of event.
-        worst_lag_s: the longest time in seconds from an event to its being handled, over all kinds.
-        whole: whether everything published was handled.
+    ``worst_lag_s`` is the longest time from an event to its being handled, over all kinds; ``whole`` says
+    whether everything published was handled.
     """
 
     consumer: str

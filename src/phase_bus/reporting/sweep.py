@@ -38,9 +38,7 @@ _RATES = {
 class Sweep:
     """Collects the runs of a sweep, one at a time, so that none has to be kept in memory.
 
-    Args:
-        sweep_id: the sweep's id.
-        warmup: whether warm-up phases count too.
+    With ``warmup``, warm-up phases count too.
 
     Raises:
         ConfigError: if scipy is not installed.
@@ -184,11 +182,7 @@ class _Variation:
 
 
 def _student_t() -> Callable[[int], float]:
-    """Return the function from the number of trials to the quantile of Student's t for an interval.
-
-    Raises:
-        ConfigError: if scipy is not installed.
-    """
+    """Return the function from the number of trials to the quantile of Student's t for an interval."""
     try:
         from scipy.special import stdtrit
     except ModuleNotFoundError as error:

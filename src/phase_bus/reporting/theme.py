@@ -17,15 +17,9 @@ _GRID = "#e5e7eb"
 
 
 class Figure(Struct, frozen=True, kw_only=True):
-    """A plot.
+    """A plot: its name on the page, texts, and plotly's traces and layout.
 
-    Attributes:
-        key: its name, different from those of the other plots of its page.
-        title: what it shows.
-        caption: what the numbers are.
-        data: plotly's traces.
-        layout: plotly's layout.
-        over_time: whether the x axis is the run's time: such plots are zoomed together.
+    Those over the run's time are zoomed together.
     """
 
     key: str

@@ -13,7 +13,9 @@ from phase_bus.core.outbox import Message, Outbox
 from phase_bus.core.values import ListMode
 from phase_bus.core.wire import Header, decode_event, parse_topic, topic_prefix, unpack_header
 from phase_bus.events import Event, EventBase, PhaseRef, RunComplete, RunStatus
+from phase_bus.publisher.batcher import BatchOptions
 from phase_bus.publisher.composer import Completion, Composer
+from phase_bus.publisher.drops import Drops
 
 logger = logging.getLogger("phase_bus.testing")
 
@@ -117,15 +119,9 @@ class MemoryPublisher:
         self.name = name
         self._store = store
         self._outbox = Outbox(uuid.uuid4().bytes, _NO_LIMIT)
-        self._composer = Composer(
-            self._outbox,
-            name=name,
-            lists=lists,
-            batch_records=batch_records,
-            batch_s=float("inf"),
-            refusal="",
-            warn=lambda _, text: logger.warning("publisher %r: %s", name, text),
-        )
+        drops = Drops(name, "", lambda _, text: logger.warning("publisher %r: %s", name, text))
+        options = BatchOptions(lists, batch_records, batch_s=float("inf"))
+        self._composer = Composer(self._outbox, drops, options)
 
     def __enter__(self) -> Self:
         return self
