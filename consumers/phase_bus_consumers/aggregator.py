@@ -43,7 +43,7 @@ class _Run(RunResult):
 
     def __init__(self, state: RunState) -> None:
         super().__init__(state)
-        self.told_s: float | None = None  # when its summary was last made, monotonic
+        self.summarized_s: float | None = None  # when its summary was last made, monotonic
         self.changed = True  # whether it has changed since then
 
 
@@ -201,24 +201,24 @@ class ResultsAggregator(Consumer):
             if run.final:
                 self._finish(run)
         elif self._due(run):
-            self._tell(run)
+            self._publish(run)
             self._write()
 
     def _due(self, run: _Run) -> bool:
         """Return whether the interval since a run's last summary, or since its first event, is over."""
         now_s = time.monotonic()
-        if run.told_s is None:
-            run.told_s = now_s
-        return now_s - run.told_s >= self.interval_s
+        if run.summarized_s is None:
+            run.summarized_s = now_s
+        return now_s - run.summarized_s >= self.interval_s
 
     def _summarize(self, run: _Run) -> dict[str, Any]:
         summary = run.summary(_RECENT_WINDOWS if run.end is None else None)
         self._summaries[run.state.run_id] = summary
         self._changed = True
-        run.changed, run.told_s = False, time.monotonic()
+        run.changed, run.summarized_s = False, time.monotonic()
         return summary
 
-    def _tell(self, run: _Run) -> None:
+    def _publish(self, run: _Run) -> None:
         summary = self._summarize(run)
         run_id = run.state.run_id
         self.publish(Summary(run_id=run_id, producer=self.name, final=run.final, result=summary))
@@ -226,7 +226,7 @@ class ResultsAggregator(Consumer):
     def _finish(self, run: _Run) -> None:
         """Publish the result at a run's end; keep a run that is not complete for late records, and a lost
         one, since its publisher may come back."""
-        self._tell(run)
+        self._publish(run)
         self._write()
         if run.final and run.end is not None and run.end.status != "lost":
             self.forget(run.state.run_id)

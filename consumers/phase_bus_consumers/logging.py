@@ -169,13 +169,10 @@ def _phase_details(event: PhaseEvent) -> dict[str, Any]:
 
 
 def _more(event: EventBase) -> dict[str, Any]:
-    match event:
-        case RunStart():  # its subject is the run already
-            return {"URLs": " ".join(event.urls), "Trial": event.trial, "Label": event.label}
-        case RunComplete():
-            return {}
+    if isinstance(event, RunStart):  # its subject is the run already
+        return {"URLs": " ".join(event.urls), "Trial": event.trial, "Label": event.label}
     if not isinstance(event, PhaseEvent):
-        return {"Run": event.run_id}
+        return {} if isinstance(event, RunComplete) else {"Run": event.run_id}
     stats = event.stats
     sessions = (stats.sent_sessions, stats.completed_sessions, stats.cancelled_sessions)
     return {

@@ -51,8 +51,9 @@ def open_database(text: str, tables: Tables) -> sa.Engine:
             raise ConfigError(f"url: a driver is missing ({error}); {_INSTALL}") from error
         if not isinstance(error, sa.exc.SQLAlchemyError | OSError):
             raise
+        shown = repr(url.set(query={}).render_as_string(hide_password=True))  # without possible secrets
         raise ConfigError(
-            f"url: {_shown(url)} cannot be used: {error_line(error, text)}; give another with url=..."
+            f"url: {shown} cannot be used: {error_line(error, text)}; give another with url=..."
         ) from None
     return engine
 
@@ -157,11 +158,6 @@ def upsert(connection: sa.Connection, table: sa.Table, rows: Iterable[dict[str, 
         insert = _INSERTS[connection.dialect.name](table)
         news = {c.name: sa.func.coalesce(insert.excluded[c.name], c) for c in table.c if not c.primary_key}
         connection.execute(insert.on_conflict_do_update(index_elements=table.primary_key, set_=news), full)
-
-
-def _shown(url: sa.URL) -> str:
-    """Return a URL without its possible secrets."""
-    return repr(url.set(query={}).render_as_string(hide_password=True))
 
 
 def error_line(error: BaseException | None, url: str) -> str:

@@ -57,8 +57,8 @@ _STATS: dict[Any, Any] = {
     float | None: sa.Double,
     bool: sa.Boolean,
 }
-_TOLD_AT_START = ("producer", "models", "urls", "sweep_id", "trial", "label", "variation")
-_TOLD_AT_END = ("status", "reason", "published", "records", "dropped")
+_KNOWN_AT_START = ("producer", "models", "urls", "sweep_id", "trial", "label", "variation")
+_KNOWN_AT_END = ("status", "reason", "published", "records", "dropped")
 _STATES = {
     "phase_start": "sending",
     "phase_sending_complete": "waiting",
@@ -178,20 +178,20 @@ class Batch:
         run = self._run(run_id)
         match event:
             case RunStart():
-                run.update({name: plain[name] for name in _TOLD_AT_START}, started_ns=event.ts_ns)
+                run.update({name: plain[name] for name in _KNOWN_AT_START}, started_ns=event.ts_ns)
             case RunComplete():
-                run.update({name: plain[name] for name in _TOLD_AT_END}, ended_ns=event.ts_ns)
+                run.update({name: plain[name] for name in _KNOWN_AT_END}, ended_ns=event.ts_ns)
             case PhasesConfigured():
                 for plan in event.phases:
                     limits = msgspec.structs.asdict(plan)
                     ref = limits.pop("phase")
                     self._phase(run_id, ref.name, kind=ref.kind, phase_index=ref.index, **limits)
             case PhaseEvent():
-                told = msgspec.structs.asdict(event.stats)
+                known = msgspec.structs.asdict(event.stats)
                 if isinstance(event, PhaseTimeout):
-                    told["requests_cut"] = event.requests_cut
-                told.update(kind=event.phase.kind, phase_index=event.phase.index)
-                self._phase(run_id, event.phase.name, state=_STATES.get(event.kind), **told)
+                    known["requests_cut"] = event.requests_cut
+                known.update(kind=event.phase.kind, phase_index=event.phase.index)
+                self._phase(run_id, event.phase.name, state=_STATES.get(event.kind), **known)
             case Summary():
                 row = {name: plain[name] for name in ("run_id", "producer", "ts_ns", "final", "result")}
                 self.summaries[run_id, event.producer] = {"journal_id": self.journal_id, **row}
@@ -199,11 +199,11 @@ class Batch:
     def _run(self, run_id: str) -> dict[str, Any]:
         return self.runs.setdefault(run_id, {"journal_id": self.journal_id, "run_id": run_id})
 
-    def _phase(self, run_id: str, name: str, **told: Any) -> None:
+    def _phase(self, run_id: str, name: str, **known: Any) -> None:
         row = self.phases.setdefault(
             (run_id, name), {"journal_id": self.journal_id, "run_id": run_id, "phase": name}
         )
-        row.update({key: value for key, value in told.items() if value is not None})
+        row.update({key: value for key, value in known.items() if value is not None})
 
 
 def record_rows(journal_id: str, offset: int, event: Records) -> list[Row]:

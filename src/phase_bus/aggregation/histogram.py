@@ -6,7 +6,7 @@ import numpy as np
 
 from phase_bus.aggregation.packing import FloatArray, IntArray
 
-# Bins are of equal ratio if the largest value is at least so many times the smallest.
+# Bins are of equal ratio if the largest value is at least this many times the smallest.
 _DECADE = 10.0
 
 

@@ -259,7 +259,7 @@ class DDSketch:
         return sketch
 
     def _add_equal(self, value: float, count: int) -> None:
-        """Count one value so many times."""
+        """Count one value ``count`` times."""
         if value == 0.0:
             self._zeros += count
         else:

@@ -12,6 +12,7 @@ from phase_bus.events import RunComplete
 
 # AIPerf's list.
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+_OF_METRIC = ("count", "set_aside", "sum", "mean", "std", "min", "max")
 
 
 def summarize(
@@ -52,7 +53,7 @@ def summarize(
         state: the run's state, which is left unchanged.
         final: whether everything the run published is in it.
         end: the run's end, once it is known: it says how many records to expect.
-        recent_windows: include only so many windows over time, the last ones.
+        recent_windows: include only this many windows over time, the last ones.
     """
     phases = state.phases(recent_windows)
     overall = state.overall(phases, recent_windows)
@@ -79,8 +80,8 @@ def _phase(state: PhaseState, span: Span) -> dict[str, Any]:
     benchmark_s = _span_s(state.first_success_ns, state.last_success_ns)
     phase_s = _span_s(span.start_ns, span.end_ns)
     duration_s = benchmark_s if phase_s is None else phase_s
-    tokens_in = _total(state.metrics.get("input_sequence_length"))
-    tokens_out = _total(state.metrics.get("output_sequence_length"))
+    tokens = [state.metrics.get(f"{way}_sequence_length") for way in ("input", "output")]
+    tokens_in, tokens_out = (None if metric is None else metric.sum for metric in tokens)
     both = None if tokens_in is None or tokens_out is None else tokens_in + tokens_out
     return {
         "name": state.phase.name,
@@ -124,13 +125,7 @@ def _metric(name: str, state: MetricState) -> dict[str, Any]:
     return {
         "title": info.title,
         "unit": info.unit,
-        "count": settled.count,
-        "set_aside": settled.set_aside,
-        "sum": settled.sum,
-        "mean": settled.mean,
-        "std": settled.std,
-        "min": settled.min,
-        "max": settled.max,
+        **{name: getattr(settled, name) for name in _OF_METRIC},
         **{f"p{p}": value for p, value in zip(PERCENTILES, values, strict=True)},
         "exact": settled.exact,
     }
@@ -140,10 +135,6 @@ def _errors(state: PhaseState) -> list[dict[str, Any]]:
     """Return the errors, the most frequent first."""
     ordered = sorted(state.errors.items(), key=lambda e: (-e[1], e[0][0], str(e[0][1])))
     return [{"type": kind, "code": code, "count": count} for (kind, code), count in ordered]
-
-
-def _total(state: MetricState | None) -> float | None:
-    return None if state is None else state.sum
 
 
 def _rate(part: float | None, whole: float | None) -> float | None:

@@ -200,19 +200,18 @@ class Windows:
     def _at_level(self, level: int, first: int | None = None) -> Windows:
         """Return the tallies with windows of the same or a higher level, from the window ``first`` on."""
         shift = level - self._level
+
+        def moved(tally: Tally, bits: int) -> Tally:
+            if first is not None:
+                tally = tally.since(first << shift + bits)
+            if not shift:
+                return tally
+            keys = tally.keys >> shift + bits << bits | (tally.keys & (1 << bits) - 1)
+            return Tally.of(keys, tally.counts)
+
         other = Windows(self._options)
-        other._requests, other._failed = self._requests, self._failed
-        other._metrics = dict(self._metrics)
-        if first is not None:
-            start = first << shift
-            other._requests, other._failed = self._requests.since(start), self._failed.since(start)
-            other._metrics = {name: t.since(start << BITS) for name, t in self._metrics.items()}
-        if shift:
-            for name, tally in other._metrics.items():
-                keys = tally.keys >> (BITS + shift) << BITS | (tally.keys & _CODE)
-                other._metrics[name] = Tally.of(keys, tally.counts)
-            other._requests = Tally.of(other._requests.keys >> shift, other._requests.counts)
-            other._failed = Tally.of(other._failed.keys >> shift, other._failed.counts)
+        other._requests, other._failed = moved(self._requests, 0), moved(self._failed, 0)
+        other._metrics = {name: moved(tally, BITS) for name, tally in self._metrics.items()}
         return other
 
 

@@ -123,11 +123,11 @@ class RunExporter:
         try:
             await self._settle()
             self._complete(self._end.take(time.monotonic(), self._best_guess()))
-            self._tell_late()
+            self._report_late()
         finally:
             if self._listener is not None:
                 self._listener.stop()
-            self._fence.tell()
+            self._fence.report()
             await self._close()
 
     def _process_request(self, record: Any) -> None:
@@ -172,7 +172,7 @@ class RunExporter:
         ended = self._log.ended(len(self._plans))
         return Outcome("completed" if ended else "cancelled", "AIPerf's results were not seen")
 
-    def _tell_late(self) -> None:
+    def _report_late(self) -> None:
         if late := self._end.late:
             reason = "records came after the run's end had been published"
             logger.warning("phase-bus: %d %s", late, reason)

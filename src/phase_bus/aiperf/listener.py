@@ -27,7 +27,7 @@ class Fence:
         if self.caught[kind] == 1:
             logger.warning("phase-bus: %s failed, the benchmark goes on: %r", where, error, exc_info=error)
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Log how often each kind came more than once."""
         repeated = {kind: count for kind, count in self.caught.items() if count > 1}
         if repeated:

@@ -22,7 +22,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     Attributes:
         address: where the bus is; without one the plugin is off.
         buffer_mib: how much may wait for the bus, in MiB.
-        lists: what becomes of metrics that are lists.
+        lists: how metrics that are lists are sent.
         spool_dir: a directory for what the bus has not taken by the end, for ``phase-bus replay``.
     """
 

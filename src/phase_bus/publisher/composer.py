@@ -59,12 +59,12 @@ class Composer:
     def complete(self, end: Completion) -> None:
         """Put a run's last event, with the counts of everything published of it."""
         self.batcher.close_all()
-        self.tell_drops(time.monotonic(), at_once=True)
+        self.report_drops(time.monotonic(), at_once=True)
         self._put(self._run_complete(end))
         self._runs.pop(end.run_id, None)
         self.batcher.end_run(end.run_id)
 
-    def tell_drops(self, now_s: float, *, at_once: bool = False) -> None:
+    def report_drops(self, now_s: float, *, at_once: bool = False) -> None:
         """Put events that report what was dropped, if they are due."""
         for event in self._drops.take(now_s, at_once=at_once):
             self._put(event)

@@ -28,14 +28,14 @@ class Drops:
         self._name = name
         self._refusal = refusal
         self.warn = warn
-        self._untold: dict[str, Drop] = {}
+        self._unreported: dict[str, Drop] = {}
         self._by_run: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._next_s = 0.0
         self._refused: Counter[tuple[str, PhaseRef]] = Counter()
         self.renew_lock()
 
     def __bool__(self) -> bool:
-        return bool(self._untold or self._refused)
+        return bool(self._unreported or self._refused)
 
     def renew_lock(self) -> None:
         """Call this after a fork, in the child: the thread that held the lock may not exist here."""
@@ -65,11 +65,11 @@ class Drops:
                 refused, self._refused = self._refused, Counter()
             for (run_id, phase), count in refused.items():
                 self.add_records(run_id, phase, count, self._refusal)
-        if not self._untold or (now_s < self._next_s and not at_once):
+        if not self._unreported or (now_s < self._next_s and not at_once):
             return []
         self._next_s = now_s + DROP_EVERY_S
-        told, self._untold = self._untold, {}
-        return list(told.values())
+        reported, self._unreported = self._unreported, {}
+        return list(reported.values())
 
     def end_run(self, run_id: str) -> dict[str, int]:
         """Return how many events of each topic of a run were dropped, and forget the run."""
@@ -79,9 +79,9 @@ class Drops:
         self.total += 1
         self._by_run[run_id][topic] += 1
         events: dict[str, int] = {}
-        if so_far := self._untold.get(run_id):
+        if so_far := self._unreported.get(run_id):
             events, records = so_far.events, records + so_far.records
-        self._untold[run_id] = Drop(
+        self._unreported[run_id] = Drop(
             run_id=run_id,
             source=self._name,
             reason=reason,

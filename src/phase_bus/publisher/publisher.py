@@ -65,7 +65,7 @@ class Publisher:
         bind: direct mode: publish from this address, without a bus. Best effort.
         name: what the bus shows this publisher as.
         buffer_bytes: how much may wait for the bus.
-        lists: what becomes of metrics that are lists (see :class:`~.RecordBuilder`).
+        lists: how metrics that are lists are sent (see :class:`~.RecordBuilder`).
         field_names: which of the records' fields to send; None for all.
         batch_records: a batch of records is closed at this size ...
         batch_s: ... or at this age, in seconds.
@@ -262,7 +262,7 @@ class Publisher:
             if closing:
                 self._batcher.close_all()
             if self._drops:
-                self._composer.tell_drops(now_s, at_once=closing)
+                self._composer.report_drops(now_s, at_once=closing)
             if isinstance(self._link, BusLink):
                 self._link.events_dropped = self._drops.total
             self._link.receive()
@@ -359,7 +359,7 @@ class Publisher:
         try:
             self._take_inbox(waiting)
             self._batcher.close_all()
-            self._composer.tell_drops(time.monotonic(), at_once=True)
+            self._composer.report_drops(time.monotonic(), at_once=True)
             self._spooled = spool_rest(directory, self.name, self.address, self._outbox)
         except Exception as error:
             logger.error("phase-bus publisher %r: nothing could be left on disk: %s", self.name, error)

@@ -18,7 +18,7 @@ class RecordBuilder:
     keeps the shapes of its records.
 
     Args:
-        lists: what becomes of metrics that are lists of numbers. ``summary`` makes the metrics
+        lists: how metrics that are lists of numbers are sent. ``summary`` makes the metrics
             ``<name>.count``, ``.mean``, ``.min`` and ``.max``; ``omit`` leaves them out; ``full``
             keeps every value.
         field_names: which of the records' fields to send; None for all.

@@ -9,7 +9,7 @@ from typing import Any
 from phase_bus.aggregation.units import readable_unit
 from phase_bus.reporting.theme import COLORS, GOOD, HIGH, LOW, Figure, layout
 
-# Statistics are told apart by colour; where there are several phases, by the kind of line.
+# Statistics differ by colour or, if there are several phases, by the kind of line.
 _COLOR = {"value": LOW, "p50": LOW, "p99": HIGH, "mean": GOOD}
 _DASH = {"value": "solid", "p50": "solid", "p99": "dash", "mean": "dot"}
 _CAPTION = "Mean over the trials with its 95% confidence interval; an open circle is a single trial."

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Struct
 
-# Okabe and Ito's colours, told apart also by people who are colour-blind (https://jfly.uni-koeln.de/color).
+# Okabe and Ito's colours, which colour-blind people can tell apart too (https://jfly.uni-koeln.de/color).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 LOW, HIGH, GOOD, FAILED = COLORS[0], COLORS[1], COLORS[2], "#c1121f"
 # The phases' backgrounds, in turn.
