@@ -201,7 +201,7 @@ class ResultsAggregator(Consumer):
             if run.final:
                 self._finish(run)
         elif self._due(run):
-            self._publish(run)
+            self._publish_summary(run)
             self._write()
 
     def _due(self, run: _Run) -> bool:
@@ -218,7 +218,7 @@ class ResultsAggregator(Consumer):
         run.changed, run.summarized_s = False, time.monotonic()
         return summary
 
-    def _publish(self, run: _Run) -> None:
+    def _publish_summary(self, run: _Run) -> None:
         summary = self._summarize(run)
         run_id = run.state.run_id
         self.publish(Summary(run_id=run_id, producer=self.name, final=run.final, result=summary))
@@ -226,7 +226,7 @@ class ResultsAggregator(Consumer):
     def _finish(self, run: _Run) -> None:
         """Publish the result at a run's end; keep a run that is not complete for late records, and a lost
         one, since its publisher may come back."""
-        self._publish(run)
+        self._publish_summary(run)
         self._write()
         if run.final and run.end is not None and run.end.status != "lost":
             self.forget(run.state.run_id)
