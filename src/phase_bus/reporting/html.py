@@ -56,7 +56,7 @@ def run_html(run: PastRun) -> str:
         warnings=_warnings(run),
         phases=phases,
         phase_cells=_phase_cells,
-        columns=_COLUMNS,
+        columns=("metric", *_COLUMNS),
         metric_rows=_metric_rows,
         notes=page_notes,
     )
@@ -75,7 +75,7 @@ def sweep_html(sweep: Mapping[str, Any]) -> str:
         sweep=sweep,
         left_out=[run for run in sweep["runs"] if run["left_out"]],
         heading=heading,
-        overview_columns=[title for _, _, title in OVERVIEW],
+        overview_columns=["variation", "trials", *(title for _, _, title in OVERVIEW)],
         overview=list(overview(sweep)),
         rows=rows,
         notes=list(notes(sweep)),
