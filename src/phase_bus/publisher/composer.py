@@ -25,14 +25,6 @@ class Completion(Struct, frozen=True):  # not a tuple: those are records
     reason: str = ""
 
 
-class _Run:
-    """What was published of one run so far."""
-
-    def __init__(self) -> None:
-        self.published: Counter[bytes] = Counter()
-        self.records = 0
-
-
 class Composer:
     """Puts events and records into an outbox, in order. Not for several threads.
 
@@ -44,7 +36,9 @@ class Composer:
         self.batcher = Batcher(options, self._put, drops)
         self._drops = drops
         self._outbox = outbox
-        self._runs: defaultdict[str, _Run] = defaultdict(_Run)
+        # What was published of each run: events by topic, and records.
+        self._published: defaultdict[str, Counter[bytes]] = defaultdict(Counter)
+        self._records: Counter[str] = Counter()
 
     def add(self, event: EventBase) -> None:
         """Put an event after everything that came before it.
@@ -61,7 +55,8 @@ class Composer:
         self.batcher.close_all()
         self.report_drops(time.monotonic(), at_once=True)
         self._put(self._run_complete(end))
-        self._runs.pop(end.run_id, None)
+        self._published.pop(end.run_id, None)
+        self._records.pop(end.run_id, None)
         self.batcher.end_run(end.run_id)
 
     def report_drops(self, now_s: float, *, at_once: bool = False) -> None:
@@ -82,19 +77,18 @@ class Composer:
         if topic is None:
             self._drops.add(event, f"the buffer of {self._outbox.limit_bytes} bytes is full")
             return False
-        run = self._runs[event.run_id]
-        run.published[topic] += 1
+        self._published[event.run_id][topic] += 1
         if type(event) is Records:
-            run.records += event.count
+            self._records[event.run_id] += event.count
         return True
 
     def _run_complete(self, end: Completion) -> RunComplete:
-        run = self._runs[end.run_id]
+        published = self._published[end.run_id]
         return RunComplete(
             run_id=end.run_id,
             status=end.status,
             reason=as_text(end.reason),
-            published={topic.decode(): count for topic, count in run.published.items()},
-            records=run.records,
+            published={topic.decode(): count for topic, count in published.items()},
+            records=self._records[end.run_id],
             dropped=self._drops.end_run(end.run_id),
         )
