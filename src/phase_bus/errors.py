@@ -78,6 +78,14 @@ class JournalError(PhaseBusError):
         super().__init__(f"journal {str(path)!r}: {reason}; {remedy}")
 
 
+class JournalInUseError(JournalError):
+    """A journal that another bus has open for writing."""
+
+
+class JournalDamagedError(JournalError):
+    """A journal whose file is damaged."""
+
+
 class JournalUnreadableError(PhaseBusError):
     """The bus could not read its journal when it was asked for something; it may be asked again.
 

@@ -19,7 +19,7 @@ from phase_bus.core.client import BusClient
 from phase_bus.core.control import GroupInfo, Status
 from phase_bus.core.wire import decode_event
 from phase_bus.events import Receipt, Summary
-from phase_bus.journal.writer import JournalReader
+from phase_bus.journal.reader import JournalReader
 from tests.chaos.processes import ROOT, JournaledBus, Killable
 from tests.helpers import wait_until
 

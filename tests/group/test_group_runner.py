@@ -22,8 +22,8 @@ from phase_bus.core.wire import decode_event, encode_control
 from phase_bus.errors import ConfigError
 from phase_bus.events import PhaseRef, PhaseStart, Receipt, Records, Summary
 from phase_bus.harness.dead_letters import open_retrier
+from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import DeadLetter
-from phase_bus.journal.writer import JournalReader
 from phase_bus.publisher.publisher import Publisher
 from tests.bus.test_replay import Kept
 from tests.group.consumers import Totals

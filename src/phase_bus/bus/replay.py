@@ -11,8 +11,8 @@ import zmq
 from phase_bus.core.control import Fetch, Fetched, FetchedStates, FetchStates, ReadFailed
 from phase_bus.core.wire import decode_request, encode_control, receive_frames, send_frames
 from phase_bus.errors import JournalError, WireError
+from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import checkpoint_name
-from phase_bus.journal.writer import JournalReader
 
 logger = logging.getLogger("phase_bus.bus")
 

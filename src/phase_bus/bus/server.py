@@ -17,20 +17,16 @@ from typing import cast
 
 import zmq
 
-from phase_bus.bus.checkpoints import Positions
+from phase_bus.bus.checkpoints import Checkpoints
 from phase_bus.bus.clients import Clients
 from phase_bus.bus.groups import Groups
-from phase_bus.bus.ledger import Ledger
-from phase_bus.bus.members import Members
 from phase_bus.bus.options import BusOptions
-from phase_bus.bus.own_events import OwnEvents
 from phase_bus.bus.replay import ReplayServer
-from phase_bus.bus.run_ends import RunEnds
+from phase_bus.bus.runs import Runs
 from phase_bus.bus.sockets import BusSockets
-from phase_bus.bus.stream import Incoming, Stream
+from phase_bus.bus.stream import Incoming, OwnEvents, Stream
 from phase_bus.core.address import Address
 from phase_bus.core.control import (
-    WIRE_VERSION,
     Ack,
     Beat,
     EndRuns,
@@ -39,13 +35,13 @@ from phase_bus.core.control import (
     Hello,
     Refused,
     RemoveDeadLetter,
+    Reply,
     Request,
     Status,
     StatusRequest,
 )
 from phase_bus.core.wire import (
     Header,
-    decode_event,
     decode_request,
     parse_topic,
     partition_of,
@@ -54,7 +50,7 @@ from phase_bus.core.wire import (
     unpack_header,
 )
 from phase_bus.errors import JournalError, WireError
-from phase_bus.events import Heartbeat, RunComplete
+from phase_bus.events import Heartbeat
 from phase_bus.journal.writer import Journal
 
 logger = logging.getLogger("phase_bus.bus")
@@ -100,23 +96,23 @@ class Bus:
         self._replay: ReplayServer | None = None
         self._stream = Stream(self._xpub, journal)
         self._own_events = OwnEvents()
-        self._ledger = Ledger(max(self.options.silent_after_s, 2 * self.options.heartbeat_s), journal)
-        self._groups = Groups(self._stream.partitions)
-        self._positions = Positions(journal)
+        self._checkpoints = Checkpoints(self.bus_id, journal)
         # After a restart members come back one by one: it pays to wait for all.
         crowd_s = 2 * self.options.heartbeat_s if self._stream.head.offset else 0.0
-        self._members = Members(self._groups, self._ledger, self._reply, self._started_s + crowd_s)
-        self._run_ends = RunEnds(self._ledger, self._own_events, self._accept, self._commit)
+        self._groups = Groups(self._stream.partitions, self._tell, self._started_s + crowd_s)
         self._clients = Clients(
             self.bus_id,
             self.options,
             sockets=self._sockets,
             stream=self._stream,
-            ledger=self._ledger,
-            positions=self._positions,
-            members=self._members,
-            run_ends=self._run_ends,
+            checkpoints=self._checkpoints,
+            groups=self._groups,
+            last_seqs={} if journal is None else journal.last_seqs(),
+            end_runs=self._end_runs,
         )
+        self._runs = Runs(journal, self._clients.name_of)
+        for run in self._runs.open():
+            self._clients.wait_for(run.publisher)
 
     # ---- life ----
 
@@ -171,7 +167,7 @@ class Bus:
         """End the runs that are going on, close the sockets, and remove the ipc files."""
         # With a journal the next bus goes on with the runs; without one they are over.
         if self._journal is None:
-            self._run_ends.end("the bus was stopped")
+            self._end_runs("the bus was stopped")
         if self._replay is not None:
             self._replay.close()
         self._sockets.close()
@@ -200,7 +196,7 @@ class Bus:
                     raise WireError(f"{len(frames) - 1} frames are neither an event nor a request")
             except WireError as error:
                 self._bad += 1
-                logger.warning("phase-bus bus: %s; set aside", error)
+                logger.warning("phase-bus bus: %s; skipped", error)
             except JournalError as error:  # it cannot be read: the client asks again
                 logger.error("phase-bus bus: %s", error)
         self._commit()
@@ -215,7 +211,7 @@ class Bus:
         except JournalError as error:
             self._refuse(error)
             return False
-        for client in self._ledger.sources.values():
+        for client in self._clients.sources.values():
             client.kept_seq = client.last_seq
         for incoming in taken:
             self._count(incoming)
@@ -225,7 +221,7 @@ class Bus:
     def _refuse(self, error: JournalError) -> None:
         """Tell the publishers that nothing since the last commit could be kept."""
         logger.error("phase-bus bus: %s", error)
-        for client in self._ledger.sources.values():
+        for client in self._clients.sources.values():
             client.last_seq = client.kept_seq
             client.asked_seq = 0
             if self._acks.pop(client.identity, None) is not None:
@@ -234,7 +230,7 @@ class Bus:
 
     def _ingest(self, identity: bytes, topic: bytes, header_frame: bytes, payload: zmq.Frame) -> None:
         header = unpack_header(header_frame, topic)
-        client = self._ledger.sources.get(header.source)
+        client = self._clients.sources.get(header.source)
         if client is None or not client.here:
             self._reply(identity, Heard(bus_id=self.bus_id, known=False))
             return
@@ -266,39 +262,39 @@ class Bus:
 
     def _count(self, incoming: Incoming) -> None:
         """Keep account of an event that is in the stream now."""
-        topic, parsed, header, payload, *_ = incoming
-        was = self._ledger.runs.get(parsed.run_id)
-        known = was is not None and was.status == "running"
-        run = self._ledger.count(parsed, topic.decode(), header)
-        if run is None:
-            return
-        self._run_ends.lost.pop(run.run_id, None)  # its publisher is back
-        if parsed.kind == RunComplete.kind:
-            try:
-                event = decode_event(topic, payload)
-            except WireError as error:
-                self._bad += 1
-                logger.warning("phase-bus bus: %s; the run is not ended by it", error)
+        try:
+            self._runs.count(incoming.topic, incoming.parsed, incoming.header, incoming.payload)
+        except WireError as error:
+            self._bad += 1
+            logger.warning("phase-bus bus: %s; the run is not ended by it", error)
+
+    # ---- runs that their publishers do not end ----
+
+    def _end_runs(self, reason: str, source: bytes | None = None) -> None:
+        """End the running runs, of one source or of all, as ``lost``."""
+        self._commit()  # what was taken in may begin a run, or end it
+        self._runs.lose(reason, source)
+        self._publish_ends()
+
+    def _publish_ends(self) -> None:
+        """Publish the ends of runs that are lost; what the journal cannot take now comes later."""
+        for run_id, reason in list(self._runs.losing.items()):
+            run = self._runs.by_id[run_id]
+            end = run.lost(reason)
+            self._accept(*self._own_events.number(end))
+            if not self._commit():
                 return
-            if isinstance(event, RunComplete):
-                self._ledger.end(run, event.status, event.ts_ns)
-                self._ledger.note(run)
-        elif not known:
-            self._ledger.note(run)
+            self._runs.end(run, end)
 
     # ---- requests ----
 
     def _answer(self, identity: bytes, request: Request) -> None:
         now_s = time.monotonic()
         match request:
-            case Hello(wire_version=version) if version != WIRE_VERSION:
-                self._clients.refuse_version(identity, request)
             case Hello():
                 self._commit()  # so that the welcome tells where the stream stands
                 self._clients.welcome(identity, request, now_s)
-                if request.group:
-                    due_s = self._members.join(identity, request, now_s)
-                    self._next_tick_s = min(self._next_tick_s, due_s)
+                self._next_tick_s = min(self._next_tick_s, self._groups.next_due_s())
             case Beat():
                 client = self._clients.hear(identity, request, now_s)
                 if client is not None and request.sent_seq > client.last_seq:
@@ -310,8 +306,11 @@ class Bus:
             case EndRuns(reason=reason):
                 self._ending.append((identity, reason))
             case RemoveDeadLetter(letter_id=letter_id, saved=saved):
-                if self._positions.settle(letter_id, saved):
+                if self._checkpoints.settle(letter_id, saved):
                     self._reply(identity, Heard(bus_id=self.bus_id))
+
+    def _tell(self, client_id: str, message: Reply) -> None:
+        self._clients.tell(client_id, message)
 
     def _status(self, now_s: float) -> Status:
         return Status(
@@ -323,15 +322,15 @@ class Bus:
             dropped=self._bad,
             offset=self._stream.head.offset,
             journal=str(self._journal.path) if self._journal else None,
-            clients=self._members.client_infos(now_s),
-            runs=tuple(run.info() for run in self._ledger.runs.values()),
+            clients=self._clients.infos(now_s),
+            runs=tuple(run.info() for run in self._runs.by_id.values()),
             groups=self._groups.infos(),
         )
 
     def _end_asked_runs(self) -> None:
         while self._ending:
             identity, reason = self._ending.pop()
-            self._run_ends.end(reason)
+            self._end_runs(reason)
             self._reply(identity, Heard(bus_id=self.bus_id))
 
     # ---- time ----
@@ -339,11 +338,11 @@ class Bus:
     def _tick(self) -> None:
         now_s = time.monotonic()
         if self._next_tick_s and now_s - self._next_tick_s > self.options.silent_after_s / 2:
-            self._ledger.forgive_silence(now_s)  # this process was suspended: a laptop's lid, SIGSTOP
-        self._members.share_out(now_s)
+            self._clients.forgive_silence(now_s)  # this process was suspended: a laptop's lid, SIGSTOP
+        self._groups.share_out(now_s)
         self._next_tick_s = min(now_s + self.options.heartbeat_s, self._groups.next_due_s())
         self._clients.miss(now_s)
-        self._run_ends.publish()
+        self._publish_ends()
         self._beat()
         if self._journal is not None and now_s >= self._next_prune_s:
             self._next_prune_s = now_s + _PRUNE_EVERY_S

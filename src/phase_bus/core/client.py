@@ -10,6 +10,7 @@ import zmq
 
 from phase_bus.core.address import Address
 from phase_bus.core.control import EndRuns, RemoveDeadLetter, Reply, Request, Status, StatusRequest
+from phase_bus.core.sockets import dealer
 from phase_bus.core.wire import decode_reply, encode_control
 from phase_bus.errors import BusUnreachableError
 
@@ -82,8 +83,6 @@ class BusClient:
         raise BusUnreachableError(str(self.address), timeout_s)
 
     def _connect(self) -> zmq.Socket[bytes]:
-        dealer = self._context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.LINGER, 0)
-        dealer.setsockopt(zmq.RECONNECT_IVL, 20)
-        dealer.connect(self.address.control)
-        return dealer
+        return dealer(
+            self._context, self.address.control, immediate=False, reconnect_ms=20, reconnect_max_ms=0
+        )

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 WIRE_VERSION = 2
 EVENTS = -1  # the share of a group that is all events but records; the others are partitions
+PARTITIONS = 16  # of the records; a group takes up others, of foreign publishers, when they appear
 REMEMBERED_RUNS = 50  # how many of the latest runs a consumer names in its beats
 
 Role: TypeAlias = Literal["publisher", "consumer", "client"]

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import zmq
-from zmq.backend import Socket as Backend
 
+from phase_bus.core import sockets
 from phase_bus.core.control import WIRE_VERSION as WIRE_VERSION
 from phase_bus.core.control import Reply, Request
 from phase_bus.errors import WireError
@@ -38,12 +38,8 @@ NO_PARTITION = -1  # of events that are no records
 
 # As plain numbers: combining pyzmq's enumerations costs more than sending.
 _SNDMORE, _NOBLOCK = int(zmq.SNDMORE), int(zmq.NOBLOCK)
-# What zmq.Socket's methods call after a look at options that nobody gives here: half of their time.
-_send: Callable[[zmq.Socket[bytes], bytes | zmq.Frame, int], object] = Backend.send
-_recv = cast("Callable[[zmq.Socket[bytes], int, bool], zmq.Frame]", Backend.recv)
-_recv_bytes = cast("Callable[[zmq.Socket[bytes], int], bytes]", Backend.recv)
-_get = cast("Callable[[zmq.Socket[bytes], int], int]", Backend.get)
 _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+_send, _recv, _recv_bytes, _get = sockets.send, sockets.recv, sockets.recv_bytes, sockets.getsockopt
 
 _event_encoder = msgspec.msgpack.Encoder()
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 from zlib import crc32
 
-from phase_bus.errors import JournalError
+from phase_bus.errors import JournalDamagedError, JournalError, JournalInUseError
 
 FILE_NAME = "journal.sqlite"
 SCHEMA_VERSION = 2  # of the tables here, and of what the payloads hold
@@ -100,8 +100,13 @@ def failing_clearly(path: Path) -> Iterator[None]:
         meaning = _MEANINGS.get((code or 0) & 0xFF)
         if meaning is None:
             raise
-        reason, remedy = meaning
-        raise JournalError(path, f"{reason} ({error})", remedy) from error
+        raise _error(path, meaning, error) from error
+
+
+def _error(path: Path, meaning: tuple[str, str], details: object) -> JournalError:
+    reason, remedy = meaning
+    kind = JournalDamagedError if meaning is _DAMAGED else JournalError
+    return kind(path, f"{reason} ({details})", remedy)
 
 
 @contextmanager
@@ -110,8 +115,7 @@ def _opening(path: Path) -> Iterator[None]:
         with failing_clearly(path):
             yield
     except UnicodeDecodeError as error:  # SQLite's message quotes a damaged schema
-        reason, remedy = _DAMAGED
-        raise JournalError(path, f"{reason} ({error.reason})", remedy) from error
+        raise _error(path, _DAMAGED, error.reason) from error
 
 
 def lock(directory: Path) -> IO[str]:
@@ -120,20 +124,20 @@ def lock(directory: Path) -> IO[str]:
     The lock is on a file beside the journal: closing a file that SQLite has open would end its locks.
 
     Raises:
-        JournalError: another bus has it, or the directory cannot be written to.
+        JournalInUseError: if another bus has it.
+        JournalError: if the directory cannot be written to.
     """
     path = directory / FILE_NAME
     try:
         directory.mkdir(parents=True, exist_ok=True)
         file = (directory / _LOCK_NAME).open("a")
     except OSError as error:
-        reason, remedy = _UNWRITABLE
-        raise JournalError(path, f"{reason} ({error.strerror})", remedy) from error
+        raise _error(path, _UNWRITABLE, error.strerror) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
-        raise JournalError(
+        raise JournalInUseError(
             path, "is in use by another bus", "choose another directory, or end that bus"
         ) from error
     return file
@@ -146,7 +150,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         JournalError: it cannot be written, is damaged, or is none that this version knows.
     """
     with _opening(path):
-        db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        db = _connect(path, "mode=rwc")
         try:
             db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # both count for a new file only
@@ -168,10 +172,9 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     return db
 
 
-def open_for_merging(path: Path) -> sqlite3.Connection:
-    """Open a journal that this process has open for writing, to merge its log."""
-    uri = f"{path.absolute().as_uri()}?mode=rw"
-    return sqlite3.connect(uri, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
+def open_for_checkpointing(path: Path) -> sqlite3.Connection:
+    """Open a journal that this process has open for writing, to copy its log."""
+    return _connect(path, "mode=rw")
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
@@ -193,9 +196,13 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
             return _connect_to_read(path, "immutable=1")
 
 
-def _connect_to_read(path: Path, how: str) -> sqlite3.Connection:
+def _connect(path: Path, how: str) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?{how}"
-    db = sqlite3.connect(uri, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
+    return sqlite3.connect(uri, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
+
+
+def _connect_to_read(path: Path, how: str) -> sqlite3.Connection:
+    db = _connect(path, how)
     try:
         if _check_version(db, path) == 0:
             raise JournalError(path, "is empty", "give another one, or start a bus on it first")
@@ -209,22 +216,17 @@ def _check_version(db: sqlite3.Connection, path: Path) -> int:
     """Return the schema's version, 0 for a new file."""
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if version > SCHEMA_VERSION:
+    if version > SCHEMA_VERSION or (0 < version < SCHEMA_VERSION and names >= _TABLES):
+        age = "newer" if version > SCHEMA_VERSION else "older"
         raise JournalError(
             path,
             f"is of schema version {version}, and this program knows {SCHEMA_VERSION}",
-            "use the newer phase-bus that wrote it, or choose another directory",
-        )
-    if 0 < version < SCHEMA_VERSION and names >= _TABLES:
-        raise JournalError(
-            path,
-            f"is of schema version {version}, and this program knows {SCHEMA_VERSION}",
-            "use the older phase-bus that wrote it, or choose another directory",
+            f"use the {age} phase-bus that wrote it, or choose another directory",
         )
     if names and not (version and names >= _TABLES):
         raise JournalError(path, "is not a journal of phase-bus", "choose another directory")
     if version and not names:
-        raise JournalError(path, *_DAMAGED)
+        raise JournalDamagedError(path, *_DAMAGED)
     return version
 
 

@@ -6,20 +6,23 @@ import math
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
+from phase_bus.core.control import DeadLetterNote
 from phase_bus.core.wire import NO_PARTITION, partition_of
 from phase_bus.errors import JournalError
 from phase_bus.events import BEGIN_NO_RUN
-from phase_bus.journal.checkpointer import Merger
+from phase_bus.journal.checkpointer import WalCheckpointer
 from phase_bus.journal.files import (
     FILE_NAME,
     event_crc,
     failing_clearly,
     lock,
-    open_for_merging,
+    open_for_checkpointing,
     open_for_writing,
     page_bytes,
     stream_crc,
@@ -27,27 +30,7 @@ from phase_bus.journal.files import (
     vacuum,
 )
 from phase_bus.journal.reader import JournalReader
-from phase_bus.journal.rows import (
-    Checkpoint,
-    DeadLetter,
-    Entry,
-    Head,
-    JournalInfo,
-    Limits,
-    RunRow,
-)
-
-__all__ = [
-    "Checkpoint",
-    "DeadLetter",
-    "Entry",
-    "Head",
-    "Journal",
-    "JournalInfo",
-    "JournalReader",
-    "Limits",
-    "RunRow",
-]
+from phase_bus.journal.rows import Entry, Head, Limits
 
 RUNNING = "running"
 UNKNOWN = "unknown"
@@ -77,7 +60,7 @@ ON CONFLICT (consumer) DO UPDATE SET offset = excluded.offset, state = excluded.
 """
 _ADD_DEAD_LETTER = """
 INSERT INTO dead_letters (consumer, offset, run_id, kind, error, traceback, ts_ns, attempts)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+VALUES (:consumer, :offset, :run_id, :kind, :error, :traceback, :ts_ns, :attempts)
 ON CONFLICT (consumer, offset) DO UPDATE SET error = excluded.error, traceback = excluded.traceback,
     ts_ns = excluded.ts_ns, attempts = excluded.attempts
 """
@@ -114,27 +97,21 @@ class Journal(JournalReader):
     def __init__(self, directory: Path, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         path = directory / FILE_NAME
-        self._lock = lock(directory)
-        try:
-            super().__init__(path, open_for_writing(path))
-            try:
-                with failing_clearly(path):
-                    self._head = self._read_head()
-                    self._streams: dict[tuple[bytes, bytes], _Stream] = {}
-                    self._inode = path.stat().st_ino
-                    self._page_bytes = page_bytes(self._db)
-                    self._merger = Merger(open_for_merging(path), str(path))
-                    self._written_bytes = 0  # by the transaction that is going on, about
-            except BaseException:
-                self._db.close()
-                raise
-        except BaseException:
-            self._lock.close()
-            raise
+        with ExitStack() as stack:
+            self._lock = stack.enter_context(lock(directory))
+            super().__init__(path, stack.enter_context(closing(open_for_writing(path))))
+            with failing_clearly(path):
+                self._head = self._read_head()
+                self._streams: dict[tuple[bytes, bytes], _Stream] = {}
+                self._inode = path.stat().st_ino
+                self._page_bytes = page_bytes(self._db)
+                self._checkpointer = WalCheckpointer(open_for_checkpointing(path), str(path))
+                self._written_bytes = 0  # by the current transaction, about
+            stack.pop_all()
 
     def close(self) -> None:
         """Close the file and let others have it. Doing so twice does no harm."""
-        self._merger.close()
+        self._checkpointer.close()
         super().close()
         self._lock.close()
 
@@ -156,7 +133,7 @@ class Journal(JournalReader):
         head = self._head
         with failing_clearly(self.path):
             self._check_in_place()
-            self._merger.begin()
+            self._checkpointer.begin()
             self._written_bytes = _PAGES_AT_LEAST * self._page_bytes
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -168,7 +145,7 @@ class Journal(JournalReader):
                 self._head = head
                 self._streams.clear()
                 raise
-            self._merger.committed(self._written_bytes)
+            self._checkpointer.committed(self._written_bytes)
 
     def _check_in_place(self) -> None:
         # SQLite would go on writing to a file that nobody can find any more.
@@ -240,28 +217,16 @@ class Journal(JournalReader):
             self._db.execute(_COMMIT, (consumer, offset, state))
             self._written_bytes += len(state or b"")
 
-    def add_dead_letter(
-        self,
-        *,
-        consumer: str,
-        offset: int,
-        run_id: str,
-        kind: str,
-        error: str,
-        traceback: str,
-        ts_ns: int,
-        attempts: int,
-    ) -> int:
-        """Set an event aside that a handler failed on; return the dead letter's number.
+    def add_dead_letter(self, consumer: str, letter: DeadLetterNote, ts_ns: int) -> int:
+        """Add a dead letter of a consumer; return its number.
 
         A consumer that does so again with the same event changes its first dead letter.
         """
+        row = {**msgspec.structs.asdict(letter), "consumer": consumer, "ts_ns": ts_ns}
         with self.transaction():
-            self._db.execute(
-                _ADD_DEAD_LETTER, (consumer, offset, run_id, kind, error, traceback, ts_ns, attempts)
-            )
+            self._db.execute(_ADD_DEAD_LETTER, row)
             (letter_id,) = self._db.execute(
-                "SELECT id FROM dead_letters WHERE consumer = ? AND offset = ?", (consumer, offset)
+                "SELECT id FROM dead_letters WHERE consumer = :consumer AND offset = :offset", row
             ).fetchone()
         return int(letter_id)
 
@@ -275,14 +240,13 @@ class Journal(JournalReader):
 
         Args:
             letter_id: its number.
-            saved: the consumer's state with it, to be kept at the position where it is; None if it has
-                none.
+            saved: the consumer's state with it, kept with its checkpoint; None to leave that as it is.
         """
         with self.transaction():
             letter = self.dead_letter(letter_id)
-            kept = None if letter is None else self.checkpoint(letter.consumer)
-            if letter is not None and kept is not None and saved is not None:
-                self.commit(letter.consumer, kept.offset, saved)
+            checkpoint = None if letter is None else self.checkpoint(letter.consumer)
+            if letter is not None and checkpoint is not None and saved is not None:
+                self.commit(letter.consumer, checkpoint.offset, saved)
             return self.remove_dead_letter(letter_id)
 
     # ---- runs ----
@@ -323,10 +287,10 @@ class Journal(JournalReader):
 
     def _vacuum(self) -> bool:
         """Give some unused pages back to the disk; return whether there were any."""
-        self._merger.begin()
+        self._checkpointer.begin()
         done = vacuum(self._db, _VACUUMED_AT_ONCE)
         if done:
-            self._merger.committed(_VACUUMED_AT_ONCE * self._page_bytes)
+            self._checkpointer.committed(_VACUUMED_AT_ONCE * self._page_bytes)
         return done
 
     def _next_to_prune(self, now_ns: int) -> str | None:

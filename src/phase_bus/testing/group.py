@@ -8,10 +8,9 @@ from typing import Generic
 
 from phase_bus.consumer.dispatcher import decode_saved
 from phase_bus.consumer.share import GroupShare
-from phase_bus.core.control import EVENTS
+from phase_bus.core.control import EVENTS, PARTITIONS
 from phase_bus.core.wire import partition_of, topic_prefix
 from phase_bus.events import EventBase, RunComplete
-from phase_bus.publisher.batcher import PARTITIONS
 from phase_bus.testing.outcome import C, Outcome
 from phase_bus.testing.store import Checkpoint, MessageStore, StoredMessage
 
