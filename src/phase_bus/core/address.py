@@ -42,7 +42,7 @@ class Address(Struct, frozen=True):
         """Read an address: ``ipc://DIRECTORY``, ``tcp://HOST:PORT``, or with ``direct+`` before it.
 
         Raises:
-            AddressError: it is none.
+            AddressError: if it is malformed.
         """
         direct = text.startswith("direct+")
         scheme, separator, rest = text.removeprefix("direct+").partition("://")
@@ -62,7 +62,7 @@ class Address(Struct, frozen=True):
         if not _HOST.fullmatch(host):
             raise AddressError(text, "names no host and port", FORMS)
         if not _PORT.fullmatch(port) or int(port) > 65535:
-            raise AddressError(text, f"{port!r} is no port (0 to 65535)", FORMS)
+            raise AddressError(text, f"{port!r} is not a port (0 to 65535)", FORMS)
         return cls("tcp", host=host, port=int(port), direct=direct)
 
     def __str__(self) -> str:
@@ -87,10 +87,10 @@ class Address(Struct, frozen=True):
         return f"tcp://{self.host}:{endpoint.tcp_port}"
 
     def check_connectable(self) -> None:
-        """See that the address names one place, and not only where to bind.
+        """Check that the address names one place, and not only where to bind.
 
         Raises:
-            AddressError: it does not.
+            AddressError: if it does not.
         """
         if self.scheme == "tcp" and (self.port == 0 or self.host == "*"):
             raise AddressError(

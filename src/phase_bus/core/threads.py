@@ -1,15 +1,17 @@
-"""Threads of the operating system, also where gevent has put its own in their place.
+"""Threads and how to wake them: compatibility with gevent.
 
 Locust and other load generators on gevent replace :mod:`threading`: what looks like a thread is a
 greenlet there, and one that waits in ZeroMQ would hold up the whole program. What the publisher works
-with comes from here: Python's own classes, or in such a program the same made of what they were made of.
+with comes from here: Python's own classes, or in a patched program the same, made of the originals.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 
@@ -50,6 +52,45 @@ def start_thread(target: Callable[[], None], name: str) -> Thread:
     thread = threading.Thread(target=target, name=name, daemon=True)
     thread.start()
     return thread
+
+
+class Waker:
+    """A pipe whose reading end is polled by one thread, and written to by any other.
+
+    Attributes:
+        fd: what to poll; readable once :meth:`wake` was called, until :meth:`drain`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = make_lock()
+        self.fd, self._write_fd = os.pipe()
+        os.set_blocking(self.fd, False)
+        os.set_blocking(self._write_fd, False)
+
+    def wake(self) -> None:
+        """Wake the thread; from any thread, without waiting."""
+        with self._lock:  # the descriptor must not be closed, and be another file's, meanwhile
+            if self._write_fd >= 0:
+                with suppress(BlockingIOError):  # the pipe is full: a wake-up is under way
+                    os.write(self._write_fd, b"!")
+
+    def drain(self) -> None:
+        """Be ready to be woken again."""
+        with suppress(BlockingIOError):
+            while len(os.read(self.fd, 4096)) == 4096:
+                pass
+
+    def close(self) -> None:
+        """Close the pipe; :meth:`wake` does nothing from now on."""
+        with self._lock:
+            os.close(self.fd)
+            os.close(self._write_fd)
+            self._write_fd = -1
+
+    def forget(self) -> None:
+        """Wake nobody: in the child of a fork, where the lock may be held by a thread that is not there."""
+        self._lock = make_lock()
+        self._write_fd = -1
 
 
 class _NativeEvent:

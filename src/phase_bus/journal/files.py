@@ -11,7 +11,6 @@ Tables of ``journal.sqlite``:
 
 from __future__ import annotations
 
-import fcntl
 import re
 import sqlite3
 import struct
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO
 from zlib import crc32
 
+from phase_bus.core.files import lock_file
 from phase_bus.errors import JournalDamagedError, JournalError, JournalInUseError
 
 FILE_NAME = "journal.sqlite"
@@ -130,17 +130,13 @@ def lock(directory: Path) -> IO[str]:
     path = directory / FILE_NAME
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / _LOCK_NAME).open("a")
-    except OSError as error:
-        raise _error(path, _UNWRITABLE, error.strerror) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
+        return lock_file(directory / _LOCK_NAME)
+    except BlockingIOError as error:
         raise JournalInUseError(
             path, "is in use by another bus", "choose another directory, or end that bus"
         ) from error
-    return file
+    except OSError as error:
+        raise _error(path, _UNWRITABLE, error.strerror) from error
 
 
 def open_for_writing(path: Path) -> sqlite3.Connection:
