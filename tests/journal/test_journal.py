@@ -235,8 +235,8 @@ def test_dead_letters(journal: Journal) -> None:
     letter = journal.dead_letter(first)
     assert letter is not None
     assert (letter.offset, letter.run_id, letter.error) == (4, "r1", "KeyError: 'x'")
-    assert journal.remove_dead_letter(second)
-    assert not journal.remove_dead_letter(second)
+    assert journal.settle_dead_letter(second, None)
+    assert not journal.settle_dead_letter(second, None)
     assert journal.dead_letter(second) is None
     assert set_aside(journal, "log", 4) > second
 

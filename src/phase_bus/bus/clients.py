@@ -1,4 +1,4 @@
-"""The clients of a bus: who is connected, and how they come, are heard, and go."""
+"""The clients of a bus: who is connected, and what happens when they come, beat, and go."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ class Clients:
     # ---- being here ----
 
     def hear(self, identity: bytes, beat: Beat, now_s: float) -> Client | None:
-        """Take in that a client is alive, and what it has done; return it, or None if it is not known."""
+        """Take in a beat, and keep the checkpoints in it; return the client, None if it is not known."""
         client = self.by_id.get(beat.client_id)
         if client is None or not client.here:
             # Its commits are judged when it has said hello and says them again.
@@ -226,7 +226,7 @@ class Clients:
         return client
 
     def forgive_silence(self, now_s: float) -> None:
-        """Count from now on: it was the bus that did not listen."""
+        """Count everybody's silence from now on: it was the bus that did not listen."""
         for client in self.by_id.values():
             client.heard_s = now_s
 
@@ -241,7 +241,7 @@ class Clients:
         self._reply(identity, Heard(bus_id=self._bus_id))
 
     def miss(self, now_s: float) -> None:
-        """Let go of the clients that are silent for too long, or did not come back to a new bus."""
+        """Let go of the clients that have been silent for too long, or did not come back to a new bus."""
         latest_s = now_s - self._silent_after_s
         silent = [client for client in self.by_id.values() if client.here and client.heard_s < latest_s]
         for client in silent:

@@ -17,7 +17,7 @@ from enum import Enum
 
 from phase_bus.core.control import EVENTS, PARTITIONS, Assigned, Beat, Commit, GroupInfo
 
-# So many of the runs handled last are not let go of if something of them is missing, or may still come.
+# So many of the runs handled last are not forgotten if something of them is missing, or may still come.
 KEPT_INCOMPLETE = 10
 _SETTLE_S = 0.2  # members that start together are to share the work at once
 
@@ -63,7 +63,7 @@ class Group:
         partitions: the partitions that there are.
 
     Attributes:
-        generation: how often shares were given out or let go of.
+        generation: how often its assignments changed.
         members: the processes in it, in the order in which they came.
         refused: how many commits were refused.
         handled: the runs whose end the group has handled, and whether it handled everything.
@@ -146,7 +146,7 @@ class Group:
         return changed
 
     def judge(self, member: str, commit: Commit) -> Judgement:
-        """Say what a member's commit is: to be kept, a repetition of its last one, or to be refused."""
+        """Return what becomes of a member's commit: a repetition is of the last one before it let go."""
         assignment = self._assignments.get(commit.share)
         if assignment is not None:
             if (assignment.owner, assignment.epoch) == (member, commit.token):

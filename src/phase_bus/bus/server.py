@@ -12,7 +12,6 @@ import signal
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import cast
 
 import zmq
@@ -35,11 +34,11 @@ from phase_bus.core.control import (
     Hello,
     Refused,
     RemoveDeadLetter,
-    Reply,
     Request,
     Status,
     StatusRequest,
 )
+from phase_bus.core.threads import Waker
 from phase_bus.core.wire import (
     Header,
     decode_request,
@@ -57,7 +56,7 @@ logger = logging.getLogger("phase_bus.bus")
 
 _PRUNE_EVERY_S = 60.0
 _PRUNE_BUDGET_S = 0.1
-_DRAIN = 1000  # messages taken in before replies are sent and timers looked at
+_DRAIN = 1000  # messages taken in before acknowledgements are sent and timers looked at
 _LARGE_BYTES = 8192  # a payload from here on is passed on as it was received; copying less costs less
 
 
@@ -67,8 +66,11 @@ class Bus:
     Args:
         addresses: where it can be reached: ipc, tcp, or both.
         options: how it behaves.
-        journal: where events are kept; the bus closes it. None keeps them in memory only: consumers
-            that are late or slow then lose events.
+        journal: where events are kept; the bus closes it. Without one consumers that are late or slow lose
+            events.
+
+    Raises:
+        JournalError: if the journal cannot be read.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class Bus:
         self._acks: dict[bytes, tuple[int, bool]] = {}  # by connection: up to where, and to send again
         self._ending: list[tuple[bytes, str]] = []  # who asked to end the runs, and why
         self._stop = False
-        self._wake_read, self._wake_write = os.pipe()
+        self._waker = Waker()
         self._sockets = BusSockets(self.options.high_water_mark, self.options.max_message_bytes)
         self._router, self._xpub = self._sockets.router, self._sockets.xpub
         self._reply = self._sockets.reply
@@ -99,7 +101,11 @@ class Bus:
         self._checkpoints = Checkpoints(self.bus_id, journal)
         # After a restart members come back one by one: it pays to wait for all.
         crowd_s = 2 * self.options.heartbeat_s if self._stream.head.offset else 0.0
-        self._groups = Groups(self._stream.partitions, self._tell, self._started_s + crowd_s)
+        self._groups = Groups(
+            self._stream.partitions,
+            lambda member, assigned: self._clients.tell(member, assigned),
+            self._started_s + crowd_s,
+        )
         self._clients = Clients(
             self.bus_id,
             self.options,
@@ -120,7 +126,7 @@ class Bus:
         """Bind all addresses; afterwards :attr:`addresses` name the ports that port 0 became.
 
         Raises:
-            AddressError: one is in use, or cannot be bound, or there are two of one scheme.
+            AddressError: if one is in use, cannot be bound, or is the second of its scheme.
         """
         self.addresses = self._sockets.bind(self.addresses, replay=self._journal is not None)
         if self._journal is not None:
@@ -134,11 +140,9 @@ class Bus:
             stop_on_eof: a file descriptor whose end means that the parent process is gone.
         """
         poller = zmq.Poller()
-        poller.register(self._router, zmq.POLLIN)
-        poller.register(self._xpub, zmq.POLLIN)
-        poller.register(self._wake_read, zmq.POLLIN)
-        if stop_on_eof is not None:
-            poller.register(stop_on_eof, zmq.POLLIN)
+        for readable in (self._router, self._xpub, self._waker.fd, stop_on_eof):
+            if readable is not None:
+                poller.register(readable, zmq.POLLIN)
         while not self._stop:
             wait_s = 0.0 if self._ending else max(self._next_tick_s - time.monotonic(), 0.0)
             ready = dict(poller.poll(math.ceil(wait_s * 1000)))
@@ -153,10 +157,8 @@ class Bus:
 
     def stop(self, *_signal: object) -> None:
         """End :meth:`run` after the current message; usable as a signal handler."""
-        if not self._stop:
-            self._stop = True
-            with suppress(OSError):  # closed already
-                os.write(self._wake_write, b"!")
+        self._stop = True
+        self._waker.wake()
 
     def install_signals(self) -> None:
         """Let SIGTERM and SIGINT end :meth:`run`."""
@@ -164,8 +166,8 @@ class Bus:
         signal.signal(signal.SIGINT, self.stop)
 
     def close(self) -> None:
-        """End the runs that are going on, close the sockets, and remove the ipc files."""
-        # With a journal the next bus goes on with the runs; without one they are over.
+        """Close the sockets and the journal, and remove the ipc files."""
+        # With a journal the next bus goes on with the running runs; without one they are over.
         if self._journal is None:
             self._end_runs("the bus was stopped")
         if self._replay is not None:
@@ -173,9 +175,7 @@ class Bus:
         self._sockets.close()
         if self._journal is not None:
             self._journal.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
-        self._wake_read = self._wake_write = -1
+        self._waker.close()
 
     # ---- taking events in ----
 
@@ -197,7 +197,7 @@ class Bus:
             except WireError as error:
                 self._bad += 1
                 logger.warning("phase-bus bus: %s; skipped", error)
-            except JournalError as error:  # it cannot be read: the client asks again
+            except JournalError as error:  # it cannot be read; the client asks again
                 logger.error("phase-bus bus: %s", error)
         self._commit()
         for identity, (seq, resend) in self._acks.items():
@@ -205,7 +205,7 @@ class Bus:
         self._acks.clear()
 
     def _commit(self) -> bool:
-        """Put into the stream what was taken in, and say if it is; else nothing is acknowledged."""
+        """Put into the stream what was taken in; return whether it is there, or else logged and refused."""
         try:
             taken = self._stream.commit()
         except JournalError as error:
@@ -292,7 +292,7 @@ class Bus:
         now_s = time.monotonic()
         match request:
             case Hello():
-                self._commit()  # so that the welcome tells where the stream stands
+                self._commit()  # the welcome tells how far the stream is
                 self._clients.welcome(identity, request, now_s)
                 self._next_tick_s = min(self._next_tick_s, self._groups.next_due_s())
             case Beat():
@@ -308,9 +308,6 @@ class Bus:
             case RemoveDeadLetter(letter_id=letter_id, saved=saved):
                 if self._checkpoints.settle(letter_id, saved):
                     self._reply(identity, Heard(bus_id=self.bus_id))
-
-    def _tell(self, client_id: str, message: Reply) -> None:
-        self._clients.tell(client_id, message)
 
     def _status(self, now_s: float) -> Status:
         return Status(
@@ -349,7 +346,7 @@ class Bus:
             self._prune(self._journal)
 
     def _beat(self) -> None:
-        """Say that the bus is alive, and where the stream stands: after this nothing older comes."""
+        """Say that the bus is alive, and how far the stream is: after this nothing older comes."""
         beat = Heartbeat(bus_id=self.bus_id, partitions=self._stream.partitions)
         topic, header, payload = self._own_events.number(beat)
         placed = header._replace(**self._stream.head._asdict())

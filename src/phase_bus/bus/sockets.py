@@ -11,7 +11,7 @@ import zmq
 from phase_bus.core.address import Address
 from phase_bus.core.control import Endpoint, Reply
 from phase_bus.core.files import lock_directory, unlock_directory
-from phase_bus.core.wire import Header, encode_control, send_frames
+from phase_bus.core.wire import Header, encode_control, receive_frame, send_frames
 from phase_bus.errors import AddressError
 
 _READY = b"ready."
@@ -19,16 +19,16 @@ _NO_HEADER = Header(source=bytes(16), source_seq=0, topic_seq=0).pack()
 
 
 class BusSockets:
-    """A ROUTER for requests and intake, an XPUB for the live stream, a ROUTER for replay.
+    """A ROUTER for requests and events, an XPUB for the live stream, a ROUTER for replay.
 
     Args:
         high_water_mark: events queued for each subscriber at most.
         max_message_bytes: larger messages are refused.
 
     Attributes:
-        router: requests, and events from publishers.
-        xpub: the live stream.
-        replay: past events; bound only for a bus with a journal.
+        router: for requests, and events from publishers.
+        xpub: for the live stream.
+        replay: for past events; bound only for a bus with a journal.
         events_endpoint: where clients find the live stream, once bound.
         replay_endpoint: where they find past events; None unless the replay socket is bound.
     """
@@ -52,7 +52,7 @@ class BusSockets:
             replay: whether the replay socket is wanted.
 
         Raises:
-            AddressError: one is in use, or cannot be bound, or there are two of one scheme.
+            AddressError: if one is in use, cannot be bound, or is the second of its scheme.
         """
         schemes = [address.scheme for address in addresses]
         for address in addresses:
@@ -75,7 +75,7 @@ class BusSockets:
 
     def reply(self, identity: bytes, reply: Reply) -> None:
         """Send a message to one connection of the ROUTER for requests, unless it is gone."""
-        # A ROUTER lets go of what is for a peer that is gone; the peer asks again if it is not.
+        # A ROUTER drops what is for a peer that is gone; should it still be there, it asks again.
         with suppress(zmq.Again):
             send_frames(self.router, (identity, encode_control(reply)), int(zmq.NOBLOCK))
 
@@ -85,11 +85,7 @@ class BusSockets:
         A consumer subscribes to ``ready.<its id>$`` after everything else. That the answer reaches it
         shows that all its subscriptions are in force.
         """
-        while True:
-            try:
-                message = self.xpub.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        while (message := receive_frame(self.xpub)) is not None:
             if message[:1] == b"\x01" and message[1:].startswith(_READY):
                 send_frames(self.xpub, (message[1:], _NO_HEADER, b""))
 
@@ -119,8 +115,8 @@ class BusSockets:
             events = _bind(self.xpub, address, f"tcp://{address.host}:0")
         self.events_endpoint = Endpoint(ipc_name="events.ipc", tcp_port=_port(events))
         if self.replay_endpoint is not None:
-            past = _bind(self.replay, address, f"tcp://{address.host}:0")
-            self.replay_endpoint = Endpoint(ipc_name="replay.ipc", tcp_port=_port(past))
+            replay = _bind(self.replay, address, f"tcp://{address.host}:0")
+            self.replay_endpoint = Endpoint(ipc_name="replay.ipc", tcp_port=_port(replay))
         return Address("tcp", host=address.host, port=port)
 
     def _bind_ipc(self, address: Address) -> Address:

@@ -12,27 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
-
-
-class Event(Protocol):
-    """What of :class:`threading.Event` is used."""
-
-    def set(self) -> None:
-        """Let it have happened."""
-
-    def wait(self, timeout: float) -> bool:
-        """Wait until it has happened, in seconds at most; return whether it has."""
-
-
-class Thread(Protocol):
-    """What of :class:`threading.Thread` is used."""
-
-    def join(self, timeout: float) -> None:
-        """Wait until it has ended, in seconds at most."""
-
-    def is_alive(self) -> bool:
-        """Return whether it has not ended yet."""
+from typing import Any
 
 
 def make_lock() -> Any:
@@ -40,12 +20,12 @@ def make_lock() -> Any:
     return _original("RLock")() if _replaced() else threading.RLock()
 
 
-def make_event() -> Event:
+def make_event() -> threading.Event | _NativeEvent:
     """Return something that happens once."""
     return _NativeEvent() if _replaced() else threading.Event()
 
 
-def start_thread(target: Callable[[], None], name: str) -> Thread:
+def start_thread(target: Callable[[], None], name: str) -> threading.Thread | _NativeThread:
     """Start a daemon thread."""
     if _replaced():
         return _NativeThread(target)
@@ -94,6 +74,8 @@ class Waker:
 
 
 class _NativeEvent:
+    """What of :class:`threading.Event` is used."""
+
     def __init__(self) -> None:
         self._lock = _original("allocate_lock")()  # held until it happens
         self._lock.acquire()
@@ -113,6 +95,8 @@ class _NativeEvent:
 
 
 class _NativeThread:
+    """What of :class:`threading.Thread` is used."""
+
     def __init__(self, target: Callable[[], None]) -> None:
         self._target = target
         self._ended = _NativeEvent()

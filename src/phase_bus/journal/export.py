@@ -1,4 +1,4 @@
-"""A journal's events as files for other programs, whatever their number."""
+"""A journal's events as files for other programs, in bounded memory."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def export_jsonl(reader: JournalReader, run_id: str | None, output: Path | None)
     """Write all events as lines of JSON to a file, or to standard output; return their number.
 
     Raises:
-        JournalError, WireError: the journal cannot be read.
-        ConfigError: the file cannot be written.
+        JournalError, WireError: if the journal cannot be read.
+        ConfigError: if the file cannot be written.
     """
     if output is None:
         return _write_lines(reader, run_id, sys.stdout.buffer)
@@ -36,8 +36,8 @@ def export_parquet(reader: JournalReader, run_id: str | None, output: Path) -> i
     """Write all request records as rows of a Parquet file; return their number.
 
     Raises:
-        JournalError, WireError: the journal cannot be read.
-        ConfigError: pyarrow is not installed, or the file cannot be written.
+        JournalError, WireError: if the journal cannot be read.
+        ConfigError: if pyarrow is not installed, or the file cannot be written.
     """
     try:
         from phase_bus.journal.parquet import RecordSchema, write_parquet
@@ -83,7 +83,7 @@ def _records(reader: JournalReader, run_id: str | None, until: int) -> Iterator[
 
 @contextmanager
 def _whole(output: Path) -> Iterator[Path]:
-    """Give a path to write to; at the end, and only without an error, the file is there in whole."""
+    """Give a path to write to; the file itself is there, whole, at the end, and only without an error."""
     aside = output if output.exists() and not output.is_file() else output.with_name(f"{output.name}.part")
     try:
         yield aside

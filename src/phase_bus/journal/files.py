@@ -1,11 +1,11 @@
-"""The journal's file: its tables, opening it, keeping others out, and saying what is wrong with it.
+"""The journal's file: its tables, how to open it, keep other buses out, and say what is wrong with it.
 
 Tables of ``journal.sqlite``:
 
 - ``events``: one row an event. What its columns hold besides the frames is covered by ``crc``.
 - ``streams``: one row for each topic of each source: what its events have in common, and their counts.
 - ``runs``, ``checkpoints``, ``dead_letters``: as their names say.
-- ``past``: one row: how far the journal had come, how much was pruned of it, and its id.
+- ``past``: one row: how far the journal was at the last pruning, how much of it was pruned, and its id.
 - ``past_sources``: the last sequence of sources all of whose events were pruned.
 """
 
@@ -143,7 +143,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     """Open a journal, or begin one.
 
     Raises:
-        JournalError: it cannot be written, is damaged, or is none that this version knows.
+        JournalError: if it cannot be written, is damaged, or of a version that this program does not know.
     """
     with _opening(path):
         db = _connect(path, "mode=rwc")
@@ -174,10 +174,10 @@ def open_for_checkpointing(path: Path) -> sqlite3.Connection:
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
-    """Open a journal that a bus may be writing, or that none has open any more.
+    """Open a journal, whether a bus is writing it or not.
 
     Raises:
-        JournalError: there is none, it is damaged, or is none that this version knows.
+        JournalError: if there is none, it is damaged, or of a version that this program does not know.
     """
     if not path.is_file():
         raise JournalError(path, "there is no such file", "give a bus's journal, or its directory")
@@ -210,7 +210,7 @@ def _connect_to_read(path: Path, how: str) -> sqlite3.Connection:
 
 def _check_version(db: sqlite3.Connection, path: Path) -> int:
     """Return the schema's version, 0 for a new file."""
-    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    version = _pragma(db, "user_version")
     names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if version > SCHEMA_VERSION or (0 < version < SCHEMA_VERSION and names >= _TABLES):
         age = "newer" if version > SCHEMA_VERSION else "older"
@@ -227,16 +227,11 @@ def _check_version(db: sqlite3.Connection, path: Path) -> int:
 
 
 def stream_crc(topic: bytes, source: bytes, run_id: str, kind: str) -> int:
-    """Return the checksum of what a stream's events have in common, where :func:`event_crc` goes on."""
+    """Return the checksum of what a stream's events have in common; :func:`event_crc` continues it."""
     return crc32(b"\0".join((topic, source, run_id.encode(), kind.encode())))
 
 
-def event_crc(
-    start: int,
-    numbers: tuple[int, int, int, int, int],
-    header: bytes,
-    payload: bytes,
-) -> int:
+def event_crc(start: int, numbers: tuple[int, int, int, int, int], header: bytes, payload: bytes) -> int:
     """Return an event's checksum.
 
     Args:
@@ -250,27 +245,25 @@ def event_crc(
 
 def vacuum(db: sqlite3.Connection, pages: int) -> bool:
     """Give some of the file's unused pages back to the disk; return whether there were any."""
-    before = free_pages(db)
+    before = _pragma(db, "freelist_count")
     if before:
         # It has a step for each page and no result, and execute() stops after one step of such.
         db.executescript(f"PRAGMA incremental_vacuum({pages})")
-    return before > 0 and free_pages(db) < before
+    return before > 0 and _pragma(db, "freelist_count") < before
 
 
-def free_pages(db: sqlite3.Connection) -> int:
-    """Return the number of pages that hold nothing."""
-    return int(db.execute("PRAGMA freelist_count").fetchone()[0])
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    return int(db.execute(f"PRAGMA {name}").fetchone()[0])
 
 
 def page_bytes(db: sqlite3.Connection) -> int:
     """Return the size of a page."""
-    return int(db.execute("PRAGMA page_size").fetchone()[0])
+    return _pragma(db, "page_size")
 
 
 def used_bytes(db: sqlite3.Connection) -> int:
     """Return the size of the pages that hold something."""
-    (pages,) = db.execute("PRAGMA page_count").fetchone()
-    return (int(pages) - free_pages(db)) * page_bytes(db)
+    return (_pragma(db, "page_count") - _pragma(db, "freelist_count")) * page_bytes(db)
 
 
 def size_on_disk(path: Path) -> int:

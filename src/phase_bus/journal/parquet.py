@@ -30,9 +30,10 @@ _GROUP_ROWS, _GROUP_BYTES = 100_000, 64 << 20
 
 
 class RecordSchema:
-    """The columns that some records have, found by looking at each batch once before any is written.
+    """The columns of a file, found by looking at each batch once before any is written.
 
-    What is of whole numbers here and of floats there becomes floats; what fits no better becomes text.
+    A name that has whole numbers in one batch and floats in another becomes floats; one whose types do not
+    fit together becomes text.
     """
 
     def __init__(self) -> None:
@@ -53,13 +54,7 @@ class RecordSchema:
 
 
 def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[Records]) -> int:
-    """Write batches as rows, some row groups at a time; return how many rows there are.
-
-    Args:
-        path: the file.
-        schema: of all of them, from :class:`RecordSchema`.
-        batches: the batches.
-    """
+    """Write batches as rows of a schema from :class:`RecordSchema`; return how many rows there are."""
     rows = 0
     waiting: list[pa.Table] = []
     with pq.ParquetWriter(path, schema) as writer:
@@ -78,7 +73,7 @@ def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[Records]) -> 
 
 
 def _columns(batch: RecordBatch) -> dict[str, Column]:
-    """Return a batch's fields and metrics by the name that their column in the file gets."""
+    """Return a batch's fields and metrics by the names of their columns in the file."""
     both = {**batch.field_columns(), **batch.metric_columns()}
     return {f"{name}_" if name in _OURS else name: column for name, column in both.items()}
 

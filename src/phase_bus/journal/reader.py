@@ -48,7 +48,7 @@ class JournalReader:
         connection: what to read by; without one it opens one that cannot write.
 
     Raises:
-        JournalError: there is no journal, or none that can be read. Every method may raise it too.
+        JournalError: if there is no journal, or it cannot be read. Every method may raise it too.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection | None = None) -> None:
@@ -69,9 +69,8 @@ class JournalReader:
 
     @property
     def head(self) -> Head:
-        """How far the journal has come."""
-        with failing_clearly(self.path):
-            return self._read_head()
+        """How far the journal is."""
+        return self._read_head()
 
     @property
     def journal_id(self) -> str:
@@ -80,17 +79,17 @@ class JournalReader:
         return str(journal_id)
 
     def topics(self, run_id: str) -> list[tuple[bytes, bytes, int]]:
-        """Return topic, source and number of events of each of a run's topics."""
+        """Return topic, source and number of events of each topic of a run."""
         return self._query("SELECT topic, source, events FROM streams WHERE run_id = ?", run_id)
 
     def _read_head(self) -> Head:
         # Numbers never go down, so the greater one of what is here and what was pruned is the latest.
         last = "SELECT offset, event_number FROM events ORDER BY offset DESC LIMIT 1"
         past = "SELECT offset, event_number FROM past"
-        row = self._db.execute(
+        rows = self._query(
             f"SELECT * FROM (SELECT * FROM ({last}) UNION ALL {past}) ORDER BY offset DESC LIMIT 1"
-        ).fetchone()
-        return Head(*row) if row else Head(0, 0)
+        )
+        return Head(*rows[0]) if rows else Head(0, 0)
 
     def read(
         self,
@@ -103,13 +102,13 @@ class JournalReader:
         run_id: str | None = None,
         until: int | None = None,
     ) -> list[Entry]:
-        """Return the next events after an offset, in order; none means that there are none.
+        """Return the next events after an offset, in order; nothing only if there are none.
 
         Args:
             after_offset: the last offset that is not wanted.
             records: whether batches of request records are wanted too.
             partition: only the records of this partition.
-            limit_bytes: the size of their frames at most; a single larger event comes all the same.
+            limit_bytes: the size of their frames at most; one event comes in any case.
             limit: the number of events at most.
             run_id: only those of this run.
             until: the last offset that is wanted.
@@ -131,20 +130,11 @@ class JournalReader:
             sql = _READ.format(index=index, where=where)
             return _up_to(self._db.execute(sql, parameters), limit_bytes)
 
-    def of_kind(self, run_id: str, kind: str) -> list[Entry]:
-        """Return all events of one kind, records excepted, of a run."""
-        with failing_clearly(self.path):
-            where = "AND e.partition = ? AND s.run_id = ? AND s.kind = ?"
-            sql = _READ.format(index=_BY_PARTITION, where=where)
-            first, last = self._range(run_id)
-            rows = self._db.execute(sql, (first - 1, last, NO_PARTITION, run_id, kind, -1))
-            return [Entry._make(row) for row in rows]
-
     def receipts(self, run_id: str) -> list[Receipt]:
         """Return what the consumers said of a run, in the order in which they said it.
 
         Raises:
-            WireError: one cannot be decoded.
+            WireError: if one cannot be decoded.
         """
         return self.events(run_id, Receipt)
 
@@ -152,7 +142,7 @@ class JournalReader:
         """Return the start of a run, None if it is not here.
 
         Raises:
-            WireError: it cannot be decoded.
+            WireError: if it cannot be decoded.
         """
         return next(iter(self.events(run_id, RunStart)), None)
 
@@ -160,25 +150,27 @@ class JournalReader:
         """Return all events of one kind, records excepted, of a run, in order.
 
         Raises:
-            WireError: one cannot be decoded.
+            WireError: if one cannot be decoded.
         """
-        events = [decode_event(e.topic, e.payload) for e in self.of_kind(run_id, kind.kind)]
+        sql = _READ.format(index=_BY_PARTITION, where="AND e.partition = ? AND s.run_id = ? AND s.kind = ?")
+        first, last = self._range(run_id)
+        rows = map(Entry._make, self._query(sql, first - 1, last, NO_PARTITION, run_id, kind.kind, -1))
+        events = [decode_event(entry.topic, entry.payload) for entry in rows]
         return [event for event in events if isinstance(event, kind)]
 
     def _range(self, run_id: str) -> tuple[int, int]:
         """Return a run's first and last offset."""
-        first, last = self._db.execute(
-            "SELECT min(first_offset), max(last_offset) FROM streams WHERE run_id = ?", (run_id,)
-        ).fetchone()
+        sql = "SELECT min(first_offset), max(last_offset) FROM streams WHERE run_id = ?"
+        ((first, last),) = self._query(sql, run_id)
         return first or 0, last or 0
 
     def last_offsets(self) -> dict[int, int]:
-        """Return the last offset in each partition of the records, as far as they are here."""
+        """Return the last offset in each partition of the records that are here."""
         rows = self._query("SELECT partition, max(offset) FROM events GROUP BY partition")
         return {partition: offset for partition, offset in rows if partition != NO_PARTITION}
 
     def last_seqs(self) -> dict[bytes, int]:
-        """Return the last sequence of each source, by which a repetition is recognised."""
+        """Return the last sequence of each source, by which repetitions are recognised."""
         return dict(
             self._query(
                 "SELECT source, max(last_seq) FROM (SELECT source, last_seq FROM streams"
@@ -236,24 +228,21 @@ class JournalReader:
         return self._structs(RunRow, _RUNS)
 
     def info(self) -> JournalInfo:
-        """Return what there is to say of the journal at a glance."""
-        with failing_clearly(self.path):
-            events, records = self._db.execute(
-                "SELECT coalesce(sum(events), 0), coalesce(sum(records), 0) FROM streams"
-            ).fetchone()
-            (runs,) = self._db.execute("SELECT count(*) FROM runs WHERE NOT pruning").fetchone()
-            oldest = self._db.execute("SELECT ts_ns FROM events ORDER BY offset LIMIT 1").fetchone()
-            checkpoints = dict(self._db.execute("SELECT consumer, offset FROM checkpoints"))
-            return JournalInfo(
-                path=str(self.path),
-                size_bytes=size_on_disk(self.path),
-                events=events,
-                records=records,
-                runs=runs,
-                head=self._read_head(),
-                oldest_ts_ns=oldest[0] if oldest else None,
-                checkpoints=checkpoints,
-            )
+        """Return the journal at a glance."""
+        totals = "SELECT coalesce(sum(events), 0), coalesce(sum(records), 0) FROM streams"
+        ((events, records),) = self._query(totals)
+        ((runs,),) = self._query("SELECT count(*) FROM runs WHERE NOT pruning")
+        oldest = self._query("SELECT ts_ns FROM events ORDER BY offset LIMIT 1")
+        return JournalInfo(
+            path=str(self.path),
+            size_bytes=size_on_disk(self.path),
+            events=events,
+            records=records,
+            runs=runs,
+            head=self.head,
+            oldest_ts_ns=oldest[0][0] if oldest else None,
+            checkpoints=dict(self._query("SELECT consumer, offset FROM checkpoints")),
+        )
 
     def verify(self) -> list[str]:
         """Read everything, and return what is wrong, naming offsets; nothing means that all is well."""
@@ -264,7 +253,7 @@ class JournalReader:
             return self._db.execute(sql, parameters).fetchall()
 
     def _structs(self, row: type[_S], sql: str, *parameters: object) -> list[_S]:
-        """Return a query's rows, whose columns are in the order of a Struct's fields, as such."""
+        """Return a query's rows as Structs, whose fields are in the order of its columns."""
         names = row.__struct_fields__
         return [row(**dict(zip(names, values, strict=True))) for values in self._query(sql, *parameters)]
 

@@ -90,8 +90,9 @@ class Journal(JournalReader):
         limits: how much :meth:`prune` leaves.
 
     Raises:
-        JournalError: it cannot be written, is damaged, or another bus has it. Every method may raise it
-            too, a full disk for instance; nothing has changed then.
+        JournalInUseError: if another bus has it.
+        JournalError: if it cannot be written, or is damaged. Every method may raise it too, for instance if
+            the disk is full; nothing has changed then.
     """
 
     def __init__(self, directory: Path, limits: Limits | None = None) -> None:
@@ -117,15 +118,15 @@ class Journal(JournalReader):
 
     @property
     def head(self) -> Head:
-        """How far the journal has come; it never goes back, and pruning leaves it."""
+        """How far the journal is; it never goes back, not even by pruning."""
         return self._head
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Make what is done inside one change: all of it is kept, or nothing.
 
-        Every method that writes is a transaction of its own, or joins the one it is called in. Leave an
-        error inside to it: what it interrupted is undone.
+        Every method that writes is a transaction of its own, or joins the one it is called in. Do not catch
+        errors inside: they undo what was done.
         """
         if self._db.in_transaction:
             yield
@@ -149,11 +150,9 @@ class Journal(JournalReader):
 
     def _check_in_place(self) -> None:
         # SQLite would go on writing to a file that nobody can find any more.
-        try:
+        with suppress(OSError):
             if self.path.stat().st_ino == self._inode:
                 return
-        except OSError:
-            pass
         raise JournalError(
             self.path, "was moved or deleted while the bus had it open", "start the bus again"
         )
@@ -164,7 +163,7 @@ class Journal(JournalReader):
         """Add events, all or none. Once this returns they may be acknowledged.
 
         Raises:
-            ValueError: an offset or event number does not go on from :attr:`head`.
+            ValueError: if an offset or event number does not continue from :attr:`head`.
         """
         with self.transaction():
             offset, event_number = self._head
@@ -194,7 +193,7 @@ class Journal(JournalReader):
         return stream
 
     def _find_stream(self, entry: Entry) -> _Stream:
-        """Return the stream of an event, which begins it, and maybe a run, if it is the first."""
+        """Return the stream of an event; the first one begins the stream, and maybe a run."""
         find = "SELECT id FROM streams WHERE topic = ? AND source = ?"
         row = self._db.execute(find, (entry.topic, entry.source)).fetchone()
         if row is None:
@@ -212,7 +211,7 @@ class Journal(JournalReader):
     # ---- consumers ----
 
     def commit(self, consumer: str, offset: int, state: bytes | None = None) -> None:
-        """Keep how far a consumer has come, and its state there, instead of what it said before."""
+        """Keep a consumer's checkpoint, its offset and state, instead of its last one."""
         with self.transaction():
             self._db.execute(_COMMIT, (consumer, offset, state))
             self._written_bytes += len(state or b"")
@@ -230,11 +229,6 @@ class Journal(JournalReader):
             ).fetchone()
         return int(letter_id)
 
-    def remove_dead_letter(self, letter_id: int) -> bool:
-        """Forget a dead letter; return whether there was one of this number."""
-        with self.transaction():
-            return self._db.execute("DELETE FROM dead_letters WHERE id = ?", (letter_id,)).rowcount > 0
-
     def settle_dead_letter(self, letter_id: int, saved: bytes | None) -> bool:
         """Forget a dead letter that was handled after all; return whether there was one of this number.
 
@@ -247,30 +241,27 @@ class Journal(JournalReader):
             checkpoint = None if letter is None else self.checkpoint(letter.consumer)
             if letter is not None and checkpoint is not None and saved is not None:
                 self.commit(letter.consumer, checkpoint.offset, saved)
-            return self.remove_dead_letter(letter_id)
+            return self._db.execute("DELETE FROM dead_letters WHERE id = ?", (letter_id,)).rowcount > 0
 
     # ---- runs ----
 
     def note_run(
         self, run_id: str, status: str, started_ns: int, ended_ns: int | None, publisher: str
     ) -> None:
-        """Keep how a run is; any status but ``running`` means that it is over and may be pruned."""
+        """Keep a run's status; any but ``running`` means that it is over and may be pruned."""
         with self.transaction():
             self._db.execute(_NOTE_RUN, (run_id, status, started_ns, ended_ns, publisher))
 
     def prune(self, now_ns: int, budget_s: float = math.inf) -> list[str]:
-        """Delete the oldest finished runs until the limits hold, and give the space back to the disk.
+        """Delete the oldest runs that ended until the limits hold; return the ids of those gone now.
 
         A run goes with its events, summaries, receipts and dead letters, whether or not every consumer
-        has read it. This works in small transactions; one that ``budget_s`` interrupts in the middle
-        of a run is taken up by the next call, also after a restart.
+        has read it, and its space is given back to the disk. This works in small transactions; what
+        ``budget_s`` interrupts in the middle of a run the next call takes up, also after a restart.
 
         Args:
             now_ns: Unix time in ns.
             budget_s: seconds after which to return, whatever is left to do.
-
-        Returns:
-            The ids of the runs that are gone now.
         """
         deadline_s = time.monotonic() + budget_s
         gone = []
@@ -294,24 +285,21 @@ class Journal(JournalReader):
         return done
 
     def _next_to_prune(self, now_ns: int) -> str | None:
-        half_gone = self._db.execute("SELECT run_id FROM runs WHERE pruning LIMIT 1").fetchone()
-        if half_gone:
-            return str(half_gone[0])
-        (runs,) = self._db.execute("SELECT count(*) FROM runs").fetchone()
-        oldest = self._db.execute(
-            "SELECT run_id, coalesce(ended_ns, started_ns) AS over_ns FROM runs WHERE status <> ?"
-            " ORDER BY over_ns, rowid LIMIT 1",
-            (RUNNING,),
-        ).fetchone()
-        if oldest is None:
-            return None
-        run_id, over_ns = oldest
-        too_much = (
-            runs > self.limits.max_runs
-            or now_ns - over_ns > self.limits.max_age_s * 1e9
-            or used_bytes(self._db) > self.limits.max_bytes
+        oldest = self._query(
+            "SELECT run_id, coalesce(ended_ns, started_ns) AS over_ns, pruning FROM runs WHERE status <> ?"
+            " OR pruning ORDER BY pruning DESC, over_ns, rowid LIMIT 1",
+            RUNNING,
         )
-        return str(run_id) if too_much else None
+        for run_id, over_ns, half_gone in oldest:
+            ((runs,),) = self._query("SELECT count(*) FROM runs")
+            if (
+                half_gone
+                or runs > self.limits.max_runs
+                or now_ns - over_ns > self.limits.max_age_s * 1e9
+                or used_bytes(self._db) > self.limits.max_bytes
+            ):
+                return str(run_id)
+        return None
 
     def _delete_events(self, run_id: str, deadline_s: float) -> bool:
         """Delete a run's events; return whether there was time for all."""
@@ -337,10 +325,8 @@ class Journal(JournalReader):
 
     def _offset_from(self, offset: int) -> int | None:
         """Return the first offset that is here, from a given one on."""
-        row = self._db.execute(
-            "SELECT offset FROM events WHERE offset >= ? ORDER BY offset LIMIT 1", (offset,)
-        ).fetchone()
-        return int(row[0]) if row else None
+        rows = self._query("SELECT offset FROM events WHERE offset >= ? ORDER BY offset LIMIT 1", offset)
+        return int(rows[0][0]) if rows else None
 
     def _delete_run(self, run_id: str, now_ns: int) -> None:
         with self.transaction():
