@@ -887,7 +887,7 @@ def test_verify_names_the_offset(tmp_path: Path) -> None:
         journal.append([log.entry(payload=b"payload %d." % i) for i in range(9)])
     db = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
     for damage, problem in (
-        ("UPDATE events SET payload = 'x' WHERE offset = 4", "offset 4: its content does not fit"),
+        ("UPDATE events SET payload = 'x' WHERE offset = 4", "offset 4: its content does not match"),
         ("DELETE FROM events WHERE offset BETWEEN 5 AND 6", "offsets without an event: 5-6"),
         ("DELETE FROM events WHERE offset = 9", "events 8 instead of 9, "),
         ("UPDATE events SET source_seq = 2 WHERE offset = 3", "offset 3: "),

@@ -82,27 +82,21 @@ class Group:
         self._acting: dict[str, int] = {}  # the generation that each member acts upon
 
     def join(self, member: str) -> None:
-        """Take in a member; :meth:`rebalance` gives it its shares."""
-        if member not in self._acting:
-            self.members.append(member)
-            self._acting[member] = 0
+        """Take in a member that is new; :meth:`rebalance` gives it its shares."""
+        self.members.append(member)
+        self._acting[member] = 0
 
-    def leave(self, member: str) -> bool:
-        """Let a member go; :meth:`rebalance` gives its shares to others. Return whether it was one.
+    def leave(self, member: str) -> None:
+        """Let a member go; :meth:`rebalance` gives its shares to others.
 
         While there are no others they stay its own: should it have been asleep, it goes on with them.
         """
-        if self._acting.pop(member, None) is None:
-            return False
         self.members.remove(member)
-        return True
+        del self._acting[member]
 
-    def add_partition(self, partition: int) -> bool:
-        """Make a share of a partition; return whether it is new."""
-        new = partition not in self._assignments
-        if new:
-            self._assignments[partition] = Assignment()
-        return new
+    def add_partition(self, partition: int) -> None:
+        """Make a share of a partition that is new."""
+        self._assignments[partition] = Assignment()
 
     def rebalance(self) -> None:
         """Share the work out among the members that there are; as few shares as possible move."""
@@ -235,7 +229,8 @@ class Groups:
     def leave(self, member: str, now_s: float) -> None:
         """Let a client go; the shares of a member go to the others at once."""
         group = self._of.pop(member, None)
-        if group is not None and group.leave(member):
+        if group is not None:
+            group.leave(member)
             self._due_s[group.name] = 0.0
         self.share_out(now_s)
 
@@ -251,8 +246,8 @@ class Groups:
         if partition not in self._partitions:
             self._partitions.add(partition)
             for group in self._by_name.values():
-                if group.add_partition(partition):
-                    self._due_s[group.name] = 0.0
+                group.add_partition(partition)
+                self._due_s[group.name] = 0.0
 
     def of(self, member: str) -> Group | None:
         """Return the group of a member, None if it is in none."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -94,18 +96,25 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         OSError: if it cannot be written; the old content is still there.
     """
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to; at the end, and only without an error, that file takes the other's place."""
     if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")  # a device, such as standard output: not to be replaced
+        yield path  # a device, such as standard output: not to be replaced
         return
-    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    aside = Path(name)
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            file.write(text)
-        os.replace(aside, path)  # noqa: PTH105 - the rename is the point
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+        aside.chmod(0o666 & ~_umask())
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _umask() -> int:

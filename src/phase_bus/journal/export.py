@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from phase_bus.core.files import replacing
 from phase_bus.core.records import to_plain
 from phase_bus.core.wire import decode_event
 from phase_bus.errors import ConfigError
@@ -28,7 +28,7 @@ def export_jsonl(reader: JournalReader, run_id: str | None, output: Path | None)
     """
     if output is None:
         return _write_lines(reader, run_id, sys.stdout.buffer)
-    with _whole(output) as path, path.open("wb") as file:
+    with _writing(output) as path, path.open("wb") as file:
         return _write_lines(reader, run_id, file)
 
 
@@ -48,7 +48,7 @@ def export_parquet(reader: JournalReader, run_id: str | None, output: Path) -> i
     until = reader.head.offset
     for event in _records(reader, run_id, until):
         columns.look_at(event)
-    with _whole(output) as path:
+    with _writing(output) as path:
         return write_parquet(path, columns.schema, _records(reader, run_id, until))
 
 
@@ -82,17 +82,11 @@ def _records(reader: JournalReader, run_id: str | None, until: int) -> Iterator[
 
 
 @contextmanager
-def _whole(output: Path) -> Iterator[Path]:
-    """Give a path to write to; the file itself is there, whole, at the end, and only without an error."""
-    aside = output if output.exists() and not output.is_file() else output.with_name(f"{output.name}.part")
+def _writing(output: Path) -> Iterator[Path]:
     try:
-        yield aside
-        if aside != output:
-            os.replace(aside, output)  # noqa: PTH105 - the rename is the point
+        with replacing(output) as aside:
+            yield aside
     except OSError as error:
         raise ConfigError(
             f"--output {str(output)!r}: cannot be written ({error.strerror or error}); give another file"
         ) from error
-    finally:
-        if aside != output:
-            aside.unlink(missing_ok=True)
