@@ -16,11 +16,10 @@ logger = logging.getLogger("phase_bus.bus")
 
 
 class Checkpoints:
-    """Keeps the checkpoints and dead letters of consumers in the journal.
+    """Keeps the checkpoints and dead letters of consumers in the journal, if there is one.
 
-    Args:
-        bus_id: names this process of the bus.
-        journal: where they are kept; without one nothing is remembered.
+    Raises:
+        JournalError: by whatever reads, if the journal cannot be read.
     """
 
     def __init__(self, bus_id: str, journal: Journal | None) -> None:
@@ -29,19 +28,11 @@ class Checkpoints:
 
     @property
     def journal_id(self) -> str:
-        """Which journal the offsets are of; empty without one.
-
-        Raises:
-            JournalError: if it cannot be read.
-        """
+        """Which journal the offsets belong to; empty without one."""
         return "" if self._journal is None else self._journal.journal_id
 
     def find(self, hello: Hello) -> Checkpoint | None:
-        """Return where a consumer that comes goes on, None at the start, or if its group tells it.
-
-        Raises:
-            JournalError: if the journal cannot be read.
-        """
+        """Return the checkpoint of a consumer that comes; a group's member has none of its own."""
         if self._journal is None or hello.role != "consumer" or hello.group:
             return None
         return self._journal.checkpoint(hello.name)
@@ -49,12 +40,7 @@ class Checkpoints:
     def keep(self, client: ClientInfo, beat: Beat, group: Group | None) -> Heard:
         """Keep what a consumer says it has done, all of it in one transaction; return what to answer.
 
-        When the journal fails that is logged, and the answer confirms nothing: the consumer says it again.
-
-        Args:
-            client: the consumer.
-            beat: what it says.
-            group: the group that it is a member of.
+        If the journal fails that is logged, and the answer confirms nothing: the consumer says it again.
         """
         by_judgement: dict[Judgement, list[Commit]] = {judgement: [] for judgement in Judgement}
         for commit in beat.commits:

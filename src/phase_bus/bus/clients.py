@@ -74,12 +74,6 @@ class Clients:
     A client that is gone leaves its group, and the runs that it published and did not end are lost.
 
     Args:
-        bus_id: names this process of the bus.
-        options: how the bus behaves.
-        sockets: where clients are answered, and what else they are to connect to.
-        stream: a client that comes is told how far it is.
-        checkpoints: where consumers go on, and where their progress is kept.
-        groups: the groups that clients join.
         last_seqs: the last sequence that an earlier bus took in from each source.
         end_runs: ends the runs of a source, for a reason.
 

@@ -23,12 +23,9 @@ class Run:
 
     Attributes:
         publisher: the source that publishes it.
-        publisher_name: what a person calls that.
         status: ``running``, or how it ended.
-        started_ns: when its first event was taken in, in Unix time.
-        ended_ns: when it ended, None while it is running.
         published: how many of its publisher's events were taken in so far, by topic.
-        records: the request records in them.
+        records: how many request records are in them.
     """
 
     def __init__(self, run_id: str, publisher: bytes, publisher_name: str) -> None:
@@ -134,12 +131,7 @@ class Runs:
             self._note(run)
 
     def lose(self, reason: str, source: bytes | None = None) -> None:
-        """Note that the publisher of running runs is gone: their ends are to be published.
-
-        Args:
-            reason: why, in words.
-            source: the publisher whose runs are meant, None for all.
-        """
+        """Note that the running runs, of one source or of all, are lost: their ends are to be published."""
         for run in self.open(source):
             logger.warning("phase-bus bus: run %s is lost: %s", run.run_id, reason)
             self.losing[run.run_id] = reason

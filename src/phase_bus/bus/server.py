@@ -213,9 +213,13 @@ class Bus:
             return False
         for client in self._clients.sources.values():
             client.kept_seq = client.last_seq
-        for incoming in taken:
-            self._count(incoming)
-            self._groups.add_partition(incoming.partition)
+        for topic, parsed, header, payload, partition, _ in taken:
+            try:
+                self._runs.count(topic, parsed, header, payload)
+            except WireError as error:
+                self._bad += 1
+                logger.warning("phase-bus bus: %s; the run is not ended by it", error)
+            self._groups.add_partition(partition)
         return True
 
     def _refuse(self, error: JournalError) -> None:
@@ -259,14 +263,6 @@ class Bus:
         self._events += 1
         partition = partition_of(topic)
         self._stream.add(Incoming(topic, parse_topic(topic), header, payload, partition, frame or payload))
-
-    def _count(self, incoming: Incoming) -> None:
-        """Keep account of an event that is in the stream now."""
-        try:
-            self._runs.count(incoming.topic, incoming.parsed, incoming.header, incoming.payload)
-        except WireError as error:
-            self._bad += 1
-            logger.warning("phase-bus bus: %s; the run is not ended by it", error)
 
     # ---- runs that their publishers do not end ----
 

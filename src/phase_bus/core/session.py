@@ -18,12 +18,7 @@ SILENT_AFTER_S = 5.0  # or three heartbeats, if that is longer
 class Session:
     """What to say to the bus, and what its replies mean.
 
-    Times are those of :func:`time.monotonic`, given by the caller.
-
-    Args:
-        hello: makes the hello, anew each time.
-        beat: makes the beat, anew each time.
-        now_s: the time now.
+    ``hello`` and ``beat`` make these anew each time. Times are those of :func:`time.monotonic`.
     """
 
     def __init__(self, hello: Callable[[], Hello], beat: Callable[[], Beat], now_s: float) -> None:

@@ -1,27 +1,27 @@
-"""ZeroMQ sockets: the quickest way to send and receive a frame, and a DEALER to the bus."""
+"""ZeroMQ sockets: the quickest way to send and receive a frame, a DEALER to the bus, binding."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from contextlib import suppress
+from typing import Any
 
 import zmq
 
-_Socket = zmq.Socket[bytes]
-send: Callable[[_Socket, bytes | zmq.Frame, int], object]
-recv: Callable[[_Socket, int, bool], zmq.Frame]
-recv_bytes: Callable[[_Socket, int], bytes]
-getsockopt: Callable[[_Socket, int], int]
+from phase_bus.core.address import Address
+from phase_bus.errors import AddressError
 
-try:
+_Socket: Any = zmq.Socket
+with suppress(ImportError):  # it is not part of pyzmq's public interface
     # What the methods of zmq.Socket call after a look at options that nobody gives: half of their time.
     from zmq.backend import Socket as _Backend
 
-    send, recv, recv_bytes = _Backend.send, cast("Any", _Backend.recv), cast("Any", _Backend.recv)
-    getsockopt = cast("Any", _Backend.get)
-except (ImportError, AttributeError):  # not part of pyzmq's public interface
-    send, recv, recv_bytes = zmq.Socket.send, cast("Any", zmq.Socket.recv), cast("Any", zmq.Socket.recv)
-    getsockopt = cast("Any", zmq.Socket.get)
+    _Socket = _Backend
+
+send: Callable[[zmq.Socket[bytes], bytes | zmq.Frame, int], object] = _Socket.send
+recv: Callable[[zmq.Socket[bytes], int, bool], zmq.Frame] = _Socket.recv
+recv_bytes: Callable[[zmq.Socket[bytes], int], bytes] = _Socket.recv
+getsockopt: Callable[[zmq.Socket[bytes], int], int] = _Socket.get
 
 
 def dealer(
@@ -55,3 +55,22 @@ def dealer(
         sock.close(linger=0)
         raise
     return sock
+
+
+def bind(sock: zmq.Socket[bytes], address: Address, endpoint: str) -> int:
+    """Bind a socket; return the TCP port it got, 0 for ipc.
+
+    Raises:
+        AddressError: if the endpoint is in use, or cannot be bound.
+    """
+    try:
+        sock.bind(endpoint)
+    except zmq.ZMQError as error:
+        in_use = error.errno == zmq.EADDRINUSE
+        raise AddressError(
+            str(address),
+            "is in use" if in_use else f"cannot be bound: {error}",
+            "choose another port, or end what uses it" if in_use else "give an address of this machine",
+        ) from None
+    bound = sock.getsockopt_string(zmq.LAST_ENDPOINT)
+    return int(bound.rpartition(":")[2]) if address.scheme == "tcp" else 0

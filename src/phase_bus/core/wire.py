@@ -92,12 +92,7 @@ class Header(NamedTuple):
 
 
 class Topic(NamedTuple):
-    """A topic, taken apart.
-
-    Attributes:
-        kind: the event's kind.
-        run_id: the run, empty for control events.
-    """
+    """A topic, taken apart. The run id is empty for control events."""
 
     kind: str
     run_id: str
@@ -155,7 +150,7 @@ def partition_prefix(partition: int) -> bytes:
 
 
 def topic_prefix(kind: str, run_id: str | None = None) -> bytes:
-    """Return the prefix that subscribes to a kind of event, of one run or of all.
+    """Return the prefix that subscribes to a kind of event, of one run or of all; of all for records.
 
     Records have the partition before the run, so their prefix cannot name a run.
     """

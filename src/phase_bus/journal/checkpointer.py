@@ -26,9 +26,7 @@ _LONG_BYTES = 128 << 20
 class WalCheckpointer:
     """Copies a journal's log now and then. One thread writes the journal, and calls all methods here.
 
-    Args:
-        connection: a connection to the journal that nobody else uses; closed by :meth:`close`.
-        name: what the journal is called in the bus's log.
+    The connection to the journal is this object's own, to be closed by it; the name is for messages.
     """
 
     def __init__(self, connection: sqlite3.Connection, name: str) -> None:
@@ -96,11 +94,8 @@ class WalCheckpointer:
                     self._failed = False
             except Exception as error:  # the log grows; once it cannot, the writer says so
                 if not self._failed:
-                    logger.warning(
-                        "phase-bus bus: the write-ahead log of %s cannot be copied into it: %s",
-                        self._name,
-                        error,
-                    )
+                    what = "phase-bus bus: the write-ahead log of %s cannot be copied into it: %s"
+                    logger.warning(what, self._name, error)
                 self._failed = True
             finally:
                 self._idle.set()

@@ -87,7 +87,7 @@ class _Scan:
                 continue
             pairs = zip(_COUNTED, found, stream.written, strict=True)
             differing = ", ".join(
-                f"{name} {is_} instead of {was}" for name, is_, was in counts if is_ != was
+                f"{name} {is_} instead of {was}" for name, is_, was in pairs if is_ != was
             )
             holes = ", ".join(f"{first}-{last}" for first, last in self.holes[:_ENOUGH]) or "none"
             topic = stream.topic.decode(errors="replace")

@@ -271,7 +271,9 @@ class Journal(JournalReader):
                     break
                 self._delete_run(run_id, now_ns)
                 gone.append(run_id)
-            self._forget_sources(now_ns)
+            with self.transaction():
+                oldest_ns = now_ns - int(self.limits.max_age_s * 1e9)
+                self._db.execute("DELETE FROM past_sources WHERE ts_ns < ?", (oldest_ns,))
             while time.monotonic() < deadline_s and self._vacuum():
                 pass
         return gone
@@ -334,12 +336,6 @@ class Journal(JournalReader):
             for table in ("streams", "dead_letters", "runs"):
                 self._db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
         self._streams.clear()
-
-    def _forget_sources(self, now_ns: int) -> None:
-        with self.transaction():
-            self._db.execute(
-                "DELETE FROM past_sources WHERE ts_ns < ?", (now_ns - int(self.limits.max_age_s * 1e9),)
-            )
 
 
 def _row(entry: Entry, stream: _Stream) -> tuple[object, ...]:

@@ -17,7 +17,7 @@ from phase_bus.core.control import Ack, Beat, Goodbye, Hello, Refused, Welcome
 from phase_bus.core.files import lock_directory, unlock_directory
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.session import Session
-from phase_bus.core.sockets import dealer
+from phase_bus.core.sockets import bind, dealer
 from phase_bus.core.wire import WIRE_VERSION, decode_reply, encode_control, receive_frame, send_frames
 from phase_bus.errors import AddressError, WireError
 
@@ -217,14 +217,10 @@ class DirectLink:
         self.socket.setsockopt(zmq.LINGER, linger_ms)
         self.socket.setsockopt(zmq.SNDHWM, high_water_mark)
         try:
-            self.socket.bind(address.direct_events)
-        except zmq.ZMQError as error:
+            port = bind(self.socket, address, address.direct_events)
+        except AddressError:
             self.close()
-            raise AddressError(
-                str(address), str(error), "choose another address, or end what uses it"
-            ) from None
-        endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        port = int(endpoint.rpartition(":")[2]) if address.scheme == "tcp" else 0
+            raise
         self.address = Address(address.scheme, address.directory, address.host, port, direct=True)
 
     @property
