@@ -193,8 +193,8 @@ class Groups:
     Args:
         partitions: the partitions of records that the journal knows of.
         tell: sends a member what it is to work on.
-        crowd_until_s: until then more members are expected back from before a restart of the bus: the
-            work is not shared out among the first ones.
+        crowd_until_s: when members from before a restart of the bus should be back: until then the work is
+            not shared out among the first ones.
     """
 
     def __init__(

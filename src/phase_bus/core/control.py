@@ -158,7 +158,7 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
 
 
 class Goodbye(Struct, frozen=True, kw_only=True, tag_field="op", tag="goodbye"):
-    """A client leaves; a publisher's runs that are still going on are over."""
+    """A client leaves; a publisher's running runs are over."""
 
     client_id: str
 

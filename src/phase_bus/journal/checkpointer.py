@@ -51,7 +51,7 @@ class WalCheckpointer:
         """Note that a transaction is about to begin; wait for the thread if the log has grown too long.
 
         A log to which somebody always writes is never copied to its end, and would grow for ever. It does
-        start over after this, unless a reader stands still at something in it.
+        start over after this, unless a reader stays at something in it.
         """
         if self._log_bytes >= _LONG_BYTES:
             self._idle.wait()

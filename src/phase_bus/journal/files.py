@@ -232,13 +232,9 @@ def stream_crc(topic: bytes, source: bytes, run_id: str, kind: str) -> int:
 
 
 def event_crc(start: int, numbers: tuple[int, int, int, int, int], header: bytes, payload: bytes) -> int:
-    """Return an event's checksum.
+    """Return an event's checksum, from its :func:`stream_crc`, its numbers and its frames.
 
-    Args:
-        start: its :func:`stream_crc`.
-        numbers: offset, source sequence, records, event number, time.
-        header: its header.
-        payload: its payload.
+    The numbers are offset, source sequence, records, event number, time.
     """
     return crc32(payload, crc32(header, crc32(_NUMBERS.pack(*numbers), start)))
 

@@ -70,7 +70,13 @@ class JournalReader:
     @property
     def head(self) -> Head:
         """How far the journal is."""
-        return self._read_head()
+        # Numbers never go down, so the greater one of what is here and what was pruned is the latest.
+        last = "SELECT offset, event_number FROM events ORDER BY offset DESC LIMIT 1"
+        past = "SELECT offset, event_number FROM past"
+        rows = self._query(
+            f"SELECT * FROM (SELECT * FROM ({last}) UNION ALL {past}) ORDER BY offset DESC LIMIT 1"
+        )
+        return Head(*rows[0]) if rows else Head(0, 0)
 
     @property
     def journal_id(self) -> str:
@@ -81,15 +87,6 @@ class JournalReader:
     def topics(self, run_id: str) -> list[tuple[bytes, bytes, int]]:
         """Return topic, source and number of events of each topic of a run."""
         return self._query("SELECT topic, source, events FROM streams WHERE run_id = ?", run_id)
-
-    def _read_head(self) -> Head:
-        # Numbers never go down, so the greater one of what is here and what was pruned is the latest.
-        last = "SELECT offset, event_number FROM events ORDER BY offset DESC LIMIT 1"
-        past = "SELECT offset, event_number FROM past"
-        rows = self._query(
-            f"SELECT * FROM (SELECT * FROM ({last}) UNION ALL {past}) ORDER BY offset DESC LIMIT 1"
-        )
-        return Head(*rows[0]) if rows else Head(0, 0)
 
     def read(
         self,

@@ -102,7 +102,7 @@ class Journal(JournalReader):
             self._lock = stack.enter_context(lock(directory))
             super().__init__(path, stack.enter_context(closing(open_for_writing(path))))
             with failing_clearly(path):
-                self._head = self._read_head()
+                self._head = super().head
                 self._streams: dict[tuple[bytes, bytes], _Stream] = {}
                 self._inode = path.stat().st_ino
                 self._page_bytes = page_bytes(self._db)
