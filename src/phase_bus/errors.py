@@ -46,7 +46,7 @@ class BusUnreachableError(PhaseBusError):
 
 
 class ConfigError(PhaseBusError):
-    """A configuration file or an option that is not right."""
+    """A configuration file or an option that is invalid."""
 
 
 class ConsumerNotFoundError(PhaseBusError):
@@ -62,7 +62,7 @@ class ConsumerNotFoundError(PhaseBusError):
 
 
 class ConsumerDefinitionError(PhaseBusError):
-    """A consumer class that is not one, for instance a handler for a kind that does not exist."""
+    """A consumer class that is invalid, for instance with a handler for a kind that does not exist."""
 
 
 class _FileError(PhaseBusError):

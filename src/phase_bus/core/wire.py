@@ -236,18 +236,18 @@ def receive_event(socket: zmq.Socket[bytes]) -> tuple[bytes, bytes, zmq.Frame]:
 
     Raises:
         zmq.Again: if there is none.
-        WireError: if the message has not three frames; all of it has been taken off the socket.
+        WireError: if the message has not three frames; what was received in place of missing ones is lost.
     """
     topic = _recv_bytes(socket, _NOBLOCK)
     try:
         header, payload = _recv_bytes(socket, _NOBLOCK), _recv(socket, _NOBLOCK, False)
     except zmq.Again:  # the frames of a message come together
-        raise WireError("an event has three frames, this message fewer", topic) from None
+        raise WireError("an event has three frames, this message has fewer", topic) from None
     if payload.more:
         last = payload
         while last.more:
             last = _recv(socket, _NOBLOCK, False)
-        raise WireError("an event has three frames, this message not", topic)
+        raise WireError("an event has three frames, this message has more", topic)
     return topic, header, payload
 
 
