@@ -23,11 +23,8 @@ _LARGEST = 8 << 20
 class ReplayServer:
     """Answers :class:`~phase_bus.core.control.Fetch` from a thread and a database connection of its own.
 
-    A consumer asks for one bounded piece at a time, so a slow one costs no memory here.
-
-    Args:
-        socket: a bound ROUTER; from :meth:`start` on it belongs to the thread.
-        path: the journal's file.
+    A consumer asks for one bounded piece at a time, so a slow one costs no memory here. From
+    :meth:`start` on the socket, a bound ROUTER, belongs to the thread.
     """
 
     def __init__(self, socket: zmq.Socket[bytes], path: Path) -> None:

@@ -33,12 +33,7 @@ class Incoming(NamedTuple):
 
 
 class Stream:
-    """Puts events in order: each gets the next offset, is journaled, and only then published.
-
-    Args:
-        socket: the XPUB.
-        journal: where events are kept, None to keep none.
-    """
+    """Puts events in order: each gets the next offset, is journaled, and only then published by XPUB."""
 
     def __init__(self, socket: zmq.Socket[bytes], journal: Journal | None) -> None:
         self._socket = socket

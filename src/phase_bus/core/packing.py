@@ -29,7 +29,7 @@ _EMPTY = memoryview(b"")
 _NOTHING, _FLAGS = frozenset((None,)), frozenset((True, False))
 _LETTERS = {int: "i", float: "f", bool: "b", str: "s", list: "l", type(None): ""}
 _FORMATS = {"i": "q", "f": "d", "b": "q"}
-_MISFITS = (struct.error, KeyError, TypeError, ValueError, OverflowError)  # what a wrong shape raises
+_MISFITS = (struct.error, KeyError, TypeError, ValueError, OverflowError)  # what a misfit raises
 
 
 class Packer:
@@ -89,11 +89,7 @@ class Packer:
         return tables
 
     def _shape(self, names: Sequence[str], records: Sequence[Record]) -> tuple[_Shape, bool]:
-        """Return the shape that fits all, and whether each name's values are of one type.
-
-        Raises:
-            TypeError, KeyError: if no shape fits all.
-        """
+        """Return the shape that fits all, and whether each name has one type only, or raise a misfit."""
         types: dict[str, str] = {}
         uniform = True
         if len(set(map(as_text, names))) != len(names):
@@ -143,9 +139,7 @@ class _Group:
 class _Shape:
     """How to pack records that have values of certain types under certain names.
 
-    Args:
-        types: a letter for each name (:class:`~phase_bus.events.Table`), "" for one without a value.
-        lists: what becomes of lists.
+    The types are a letter for each name (:class:`~phase_bus.events.Table`), "" for one without a value.
     """
 
     def __init__(self, types: Mapping[str, str], lists: ListMode) -> None:
@@ -163,11 +157,7 @@ class _Shape:
         self._pack = struct.Struct("<" + "".join(_FORMATS[types[n]] for n in self._numbers)).pack
 
     def tables(self, group: _Group) -> list[Table]:
-        """Return the tables of some records.
-
-        Raises:
-            struct.error, KeyError, TypeError, ValueError, OverflowError: if they are not of this shape.
-        """
+        """Return the tables of some records, or raise a misfit if they are not of this shape."""
         records, rows = group.records, _u4(group.rows)
         others = list(_tuples(self._others, records)) if self._others else []
         self._check(records, others)
@@ -200,11 +190,7 @@ class _Shape:
 
 
 def _letter(kind: type) -> str:
-    """Return the letter for values of a Python type: numpy's numbers and enums pack as their base types.
-
-    Raises:
-        TypeError: if there is no such letter.
-    """
+    """Return the letter for values of a Python type: numpy's numbers and enums pack as their base types."""
     if kind in _LETTERS:
         return _LETTERS[kind]
     for known, letter in ((Integral, "i"), (Real, "f"), (str, "s")):

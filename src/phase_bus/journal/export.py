@@ -40,16 +40,13 @@ def export_parquet(reader: JournalReader, run_id: str | None, output: Path) -> i
         ConfigError: if pyarrow is not installed, or the file cannot be written.
     """
     try:
-        from phase_bus.journal.parquet import RecordSchema, write_parquet
+        from phase_bus.journal.parquet import record_schema, write_parquet
     except ModuleNotFoundError as error:
         raise ConfigError(f"--format parquet: {error}") from error
-    columns = RecordSchema()
-    # Two passes over the same: a bus may be adding to it.
-    until = reader.head.offset
-    for event in _records(reader, run_id, until):
-        columns.look_at(event)
+    until = reader.head.offset  # for two passes over the same: a bus may be adding to it
+    schema = record_schema(_records(reader, run_id, until))
     with _writing(output) as path:
-        return write_parquet(path, columns.schema, _records(reader, run_id, until))
+        return write_parquet(path, schema, _records(reader, run_id, until))
 
 
 def _write_lines(reader: JournalReader, run_id: str | None, file: BinaryIO) -> int:

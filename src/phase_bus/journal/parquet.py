@@ -29,32 +29,24 @@ _TYPES = {"i": pa.int64(), "f": pa.float64(), "b": pa.bool_(), "s": pa.string()}
 _GROUP_ROWS, _GROUP_BYTES = 100_000, 64 << 20
 
 
-class RecordSchema:
-    """The columns of a file, found by looking at each batch once before any is written.
+def record_schema(batches: Iterable[Records]) -> pa.Schema:
+    """Return the columns that batches of records need.
 
     A name that has whole numbers in one batch and floats in another becomes floats; one whose types do not
     fit together becomes text.
     """
-
-    def __init__(self) -> None:
-        self._types: dict[str, pa.DataType] = {}
-
-    def look_at(self, event: Records) -> None:
-        """Take in the columns of one batch."""
+    types: dict[str, pa.DataType] = {}
+    for event in batches:
         for name, column in _columns(RecordBatch(event)).items():
             kind = _TYPES[column.type] if column.type != "l" else pa.list_(_TYPES[column.values.dtype.kind])
-            known = self._types.setdefault(name, kind)
+            known = types.setdefault(name, kind)
             if known != kind:
-                self._types[name] = _common(known, kind)
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The schema of the file."""
-        return pa.schema([*_OURS.items(), *sorted(self._types.items())])
+                types[name] = _common(known, kind)
+    return pa.schema([*_OURS.items(), *sorted(types.items())])
 
 
 def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[Records]) -> int:
-    """Write batches as rows of a schema from :class:`RecordSchema`; return how many rows there are."""
+    """Write batches as rows of a schema from :func:`record_schema`; return how many rows there are."""
     rows = 0
     waiting: list[pa.Table] = []
     with pq.ParquetWriter(path, schema) as writer:
