@@ -160,7 +160,7 @@ async def test_a_leader_that_slept_has_no_more_to_say(kept: Kept) -> None:
             await handled(kept.address)
             await until(has_forgotten(successor))
             shares = successor.runner.shares.values()
-            await until(lambda: not any(share.changed or share.commit for share in shares))
+            await until(lambda: not any(share._changed or share.commit for share in shares))
             written.clear()
             awake.set()
             await until(lambda: len(sleeper.shares) in (8, 9))

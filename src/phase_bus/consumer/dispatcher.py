@@ -96,6 +96,7 @@ class Dispatcher:
         self.handled: dict[str, bool] = {}
         self.dead_letters: list[DeadLetterNote] = []
         self._consumer = consumer
+        self._context = consumer.context
         self._handlers = handlers
         self._any = handlers.get("*")
         self._wanted = wanted
@@ -135,7 +136,7 @@ class Dispatcher:
         if handler is None or 0 < header.offset <= self.done_offset:
             counts.handled += 1
         else:
-            self._consumer.offset = header.offset
+            self._context.offset = header.offset
             try:
                 await handler(event)
             except Exception as error:
@@ -144,6 +145,22 @@ class Dispatcher:
                 counts.handled += 1
         account.handled_at(event.ts_ns)
         return event if isinstance(event, RunComplete) else None
+
+    async def retry(self, event: Event, offset: int) -> bool:
+        """Call the handler once for an event that is a dead letter; return whether it succeeded.
+
+        Raises:
+            KeyError: if the consumer has no handler for the event's kind.
+        """
+        handler = self._handlers.get(event.kind) or self._handlers["*"]
+        self._context.offset = offset
+        try:
+            await handler(event)
+        except Exception:
+            name = self._context.name
+            logger.exception("consumer %r failed again on the event at offset %d", name, offset)
+            return False
+        return True
 
     def repetition(self, topic: bytes) -> None:
         """Count an event that came once more."""
@@ -162,9 +179,9 @@ class Dispatcher:
             parts: what other members of the group have received of it.
         """
         account = self._accounts[end.run_id].joined(parts)
-        receipt = account.receipt(end, self._wanted, self._consumer.name, self._client_id)
+        receipt = account.receipt(end, self._wanted, self._context.name, self._client_id)
         for line in account.complaints(receipt):
-            logger.warning("consumer %r, run %s: %s", self._consumer.name, end.run_id, line)
+            logger.warning("consumer %r, run %s: %s", self._context.name, end.run_id, line)
         return receipt
 
     async def flush(self) -> bool:
@@ -172,7 +189,7 @@ class Dispatcher:
         try:
             await self._consumer.flush()
         except Exception:
-            logger.exception("consumer %r could not write out; trying again", self._consumer.name)
+            logger.exception("consumer %r could not write out; trying again", self._context.name)
             return False
         for account in self._accounts.values():
             account.written()
@@ -222,7 +239,7 @@ class Dispatcher:
         self, handler: Handler, event: Event, error: Exception, counts: TopicCounts
     ) -> bool:
         """Try a handler again that has failed once; set the event aside if it goes on failing."""
-        name = self._consumer.name
+        name = self._context.name
         what = f"consumer {name!r} failed on a {event.kind} event of run {event.run_id}"
         if self._attempts > 1:
             logger.warning("%s: %r; trying again", what, error)
@@ -237,7 +254,7 @@ class Dispatcher:
         counts.failed += 1
         self.dead_letters.append(
             DeadLetterNote(
-                offset=self._consumer.offset,
+                offset=self._context.offset,
                 run_id=event.run_id,
                 kind=event.kind,
                 error=repr(error),
@@ -253,7 +270,7 @@ class Dispatcher:
             self._unknown.add(kind)
             logger.warning(
                 "consumer %r: events of kind %r are newer than this phase-bus; skipped",
-                self._consumer.name,
+                self._context.name,
                 kind,
             )
 

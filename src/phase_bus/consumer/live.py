@@ -8,11 +8,7 @@ from collections.abc import Iterable
 import zmq
 
 from phase_bus.core.readable import Readable
-from phase_bus.core.wire import receive_event, topic_prefix
-from phase_bus.events import KINDS, Records
-
-# All kinds but records, wanted or not, so that no loss of an event can hide (docs/decisions/0007).
-EVENT_TOPICS = tuple(topic_prefix(kind) for kind in KINDS if kind != Records.kind)
+from phase_bus.core.wire import receive_event
 
 _GREETING_S = 1.0  # how long the bus's greeting may take
 
