@@ -170,7 +170,7 @@ async def test_a_failing_handler(bus: BusThread, caplog: pytest.LogCaptureFixtur
     assert (topic.published, topic.received, topic.handled, topic.failed) == (10, 10, 8, 2)
     assert not by_name["recorder"].complete
     assert by_name["healthy"].complete
-    assert caplog.text.count("failed on a phase_start event of run r; it is set aside") == 2
+    assert caplog.text.count("failed on a phase_start event of run r; it is a dead letter now") == 2
 
 
 class Healthy(Consumer):

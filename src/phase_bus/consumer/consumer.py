@@ -91,7 +91,7 @@ class Consumer:
     async def flush(self) -> None:
         """Write out what is buffered: called every second, after each run's end, and before :meth:`stop`.
 
-        The consumer's position moves only when it succeeds; an exception has it tried again.
+        The checkpoint moves only when it succeeds; when it raises it is called again.
         """
 
     async def stop(self) -> None:
@@ -101,13 +101,13 @@ class Consumer:
         """Say up to which offset this consumer has stored everything, if it keeps that with its data.
 
         Called once, after :meth:`start`. One that stores data and offset in one transaction gets every
-        event after it and is exactly-once. None leaves it to the bus, which remembers the last offset
-        that was flushed: then an event may come twice after a crash.
+        event after it and is exactly-once. None leaves it to the bus, which keeps the offset of the last
+        flush as a checkpoint: then an event may come twice after a crash.
         """
         return None
 
     def state(self) -> bytes | None:
-        """Return what is to be kept with the position, for a consumer whose results live in memory."""
+        """Return what is to be kept in the checkpoint, for a consumer whose results live in memory."""
         return None
 
     def restore(self, state: bytes) -> None:
@@ -120,7 +120,7 @@ class Consumer:
         ``on_run_complete``, which in a group comes when every partition has handled all of the run.
 
         Args:
-            states: the latest kept :meth:`state` of each partition that changed, in the partitions' order.
+            states: the :meth:`state` in the latest checkpoint of each partition that changed, in order.
         """
 
     def forget(self, run_id: str) -> None:
@@ -135,8 +135,8 @@ def handlers_of(consumer: Consumer) -> dict[str, Handler]:
     """Return a consumer's handlers by kind of event; one for ``*`` takes all other kinds.
 
     Raises:
-        ConsumerDefinitionError: it has none, or one for a kind that does not exist, or one that is not
-            an ``async def``.
+        ConsumerDefinitionError: if it has none, one for a kind that does not exist, or one that is not an
+            ``async def``.
     """
     handlers: dict[str, Handler] = {}
     cls = type(consumer)

@@ -20,7 +20,7 @@ class Verdict(Enum):
 
 
 class Follower:
-    """Follows the stream from a position on, live where it can, from the journal where it must.
+    """Follows the stream from an offset on, live where it can, from the journal where it must.
 
     A reader that wants records must see every offset; one that does not must see every event number.
 
@@ -46,12 +46,12 @@ class Follower:
         self.missed = 0
 
     def stand_at(self, offset: int, event_number: int | None = None, *, replay: bool = True) -> None:
-        """Begin at a position.
+        """Begin after an offset.
 
         Args:
-            offset: the position.
+            offset: the offset.
             event_number: the event number there, None if it is not known.
-            replay: whether events after it may be past already.
+            replay: whether later events may have been published already.
         """
         self.offset = offset
         self.event_number = event_number if offset else 0
@@ -90,7 +90,7 @@ class Follower:
             self.replaying = False
 
     def caught_up(self, offset: int, event_number: int) -> None:
-        """Go live: the journal has nothing more for this reader up to a position."""
+        """Go live: the journal has nothing more for this reader up to an offset."""
         self.offset = max(self.offset, offset)
         self.event_number = max(self.event_number or 0, event_number)
         self.replaying = False

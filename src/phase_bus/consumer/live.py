@@ -86,8 +86,8 @@ class LiveQueue:
         """Return a message's topic, header and payload.
 
         Raises:
-            zmq.Again: there is none.
-            WireError: it is no event.
+            zmq.Again: if there is none.
+            WireError: if it is not an event.
         """
         return receive_event(self._sub)
 

@@ -58,7 +58,7 @@ class MemoryBus(MessageStore):
             name: what it is called; its class's name by default.
             origin: where it begins: at its ``checkpoint``, at the ``start``, with what comes from
                 ``now`` on, or after an offset.
-            attempts: how often a handler is tried before the event is set aside.
+            attempts: how often a handler is tried before the event becomes a dead letter.
             options: the options of a class, by name.
         """
         return MemoryRun(self, prepare(consumer, name, options), origin, attempts)
