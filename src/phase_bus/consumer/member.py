@@ -20,12 +20,12 @@ from typing import ClassVar, TypeVar
 import zmq
 
 from phase_bus.consumer.link import ControlLink
-from phase_bus.consumer.live import LiveQueue
+from phase_bus.consumer.live import READY, LiveQueue
 from phase_bus.consumer.replay import Piece, ReplayClient
 from phase_bus.consumer.share import Share
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, State, Welcome
-from phase_bus.core.wire import WIRE_VERSION, Header, topic_prefix, unpack_header
+from phase_bus.core.wire import WIRE_VERSION, Header, receive_event, topic_prefix, unpack_header
 from phase_bus.errors import BusUnreachableError, JournalUnreadableError, WireError
 from phase_bus.events import EventBase, Receipt
 from phase_bus.publisher.publisher import Publisher
@@ -140,9 +140,10 @@ class Member(ABC):
         breath_s = time.monotonic() + _BREATH_S
         while self._takes_live:
             try:
-                topic, header_frame, payload = self._live.receive()
-                if self._live.is_greeting(topic):
-                    self._take_greeting()
+                topic, header_frame, payload = receive_event(self._live.socket)
+                if topic.startswith(READY):
+                    if self._live.is_greeting(topic):
+                        self._take_greeting()
                     continue
                 header = unpack_header(header_frame, topic)
                 if topic.startswith(_HEARTBEAT) and not self.address.direct:
