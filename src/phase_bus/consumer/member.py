@@ -76,6 +76,8 @@ class Member(ABC):
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._live = LiveQueue(self._context, self.client_id, high_water_mark)
         self._replay: ReplayClient | None = None
+        self._bus_id = self._journal_id = ""  # of the bus that welcomed it last
+        self._next_flush_s = 0.0
         self._link = ControlLink(
             self._context,
             address,
@@ -91,7 +93,7 @@ class Member(ABC):
         """Start, handle events until stopped, then finish and write out.
 
         Raises:
-            PhaseBusError, OSError: it could not start, or not write out at its end.
+            PhaseBusError, OSError: if it cannot start, or cannot write out at its end.
         """
 
     def stop(self) -> None:
@@ -250,6 +252,11 @@ class Member(ABC):
     def _on_assigned(self, assigned: Assigned) -> None:
         """Take in what a member of a group is to work on."""
         logger.warning("consumer %r is in no group: %s; ignored", self.name, assigned)
+
+    def _start_link(self) -> asyncio.Task[None]:
+        control = asyncio.create_task(self._link.run())
+        control.add_done_callback(lambda _: self.stop())
+        return control
 
     def _become_ready(self) -> None:
         if self.state == "starting":
