@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import msgspec
@@ -22,9 +22,8 @@ from phase_bus.consumer.share import Share
 from phase_bus.consumer.view import View, check_shareable
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, Welcome
-from phase_bus.core.wire import Header, decode_event, partition_of, topic_prefix
+from phase_bus.core.wire import Header, partition_of, topic_prefix
 from phase_bus.errors import ConfigError, PhaseBusError
-from phase_bus.events import Heartbeat
 
 logger = logging.getLogger("phase_bus.consumer")
 
@@ -214,6 +213,10 @@ class GroupMember(Member):
     # ---- events ----
 
     @property
+    def _held(self) -> Iterable[Share]:
+        return self.shares.values()
+
+    @property
     def _takes_live(self) -> bool:
         return not self._stop.is_set()
 
@@ -239,16 +242,6 @@ class GroupMember(Member):
             return
         if await share.handle(topic, header, payload, replayed=replayed) is not None:
             await self._flush(share)
-
-    def _take_greeting(self) -> None:
-        for share in self.shares.values():
-            share.follower.replaying = True
-
-    def _take_heartbeat(self, header: Header, payload: memoryview) -> None:
-        event = decode_event(_HEARTBEAT, payload)
-        if isinstance(event, Heartbeat):
-            for share in self.shares.values():
-                share.heartbeat(header, event.partitions)
 
     async def _catch_up(self, share: Share) -> bool:
         """Handle the next piece of the journal; return whether the bus could give one."""
