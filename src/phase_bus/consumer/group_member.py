@@ -71,9 +71,9 @@ class GroupMember(Member):
                 f"a group needs a bus, and {address} is a publisher's; start the consumer alone"
             )
         check_shareable(build())
-        super().__init__(group, address, high_water_mark=high_water_mark, on_ready=on_ready)
         self._holdings = Holdings(group)
         self.shares = self._holdings.shares
+        super().__init__(group, address, high_water_mark=high_water_mark, on_ready=on_ready)
         self._build = build
         self._settings = settings
         self._failure: PhaseBusError | None = None
@@ -291,8 +291,9 @@ class GroupMember(Member):
     def _hello(self) -> Hello:
         return msgspec.structs.replace(super()._hello(), group=self.name, settings=self._settings)
 
-    def _beat(self) -> Beat:
-        return self._holdings.beat(self.client_id, self.state)
+    @property
+    def _beat(self) -> Callable[[], Beat]:
+        return partial(self._holdings.beat, self)
 
     def _on_welcome(self, welcome: Welcome) -> None:
         super()._on_welcome(welcome)

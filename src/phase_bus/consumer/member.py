@@ -236,9 +236,10 @@ class Member(ABC):
 
     # ---- the bus ----
 
+    @property
     @abstractmethod
-    def _beat(self) -> Beat:
-        """Return what the bus is to know now."""
+    def _beat(self) -> Callable[[], Beat]:
+        """What makes the beat, which says what the bus is to know now."""
 
     def _hello(self) -> Hello:
         return Hello(

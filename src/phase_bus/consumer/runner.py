@@ -213,7 +213,11 @@ class ConsumerRunner(Member):
             subscriptions=tuple(topic.decode() for topic in self.share.view.wanted),
         )
 
-    def _beat(self) -> Beat:
+    @property
+    def _beat(self) -> Callable[[], Beat]:
+        return self._make_beat
+
+    def _make_beat(self) -> Beat:
         dispatcher, commit = self.share.dispatcher, self.share.tell()
         return Beat(
             client_id=self.client_id,
