@@ -1,8 +1,9 @@
-"""From a message to the consumer's handler: decoding, retries, dead letters, and what the receipt counts."""
+"""From a message to the consumer's handler: decoding, retries, dead letters, counting for the receipt."""
 
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -101,7 +102,7 @@ class Dispatcher:
     def knows(self, topic: bytes, header: Header) -> bool:
         """Return whether this very event was received before."""
         _, counts = self._of_topic.get(topic) or self._account(topic)
-        return counts.knows(header)
+        return header.topic_seq <= counts.last_seqs.get(header.source, 0)
 
     async def take(
         self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
@@ -112,7 +113,13 @@ class Dispatcher:
             WireError: if it is malformed; it is counted as failed.
         """
         account, counts = self._of_topic.get(topic) or self._account(topic)
-        counts.arrived(header, replayed=replayed)
+        source, seq = header.source, header.topic_seq
+        last = counts.last_seqs.get(source, 0)
+        if seq > last:
+            counts.last_seqs[source] = seq
+            counts.missed += seq - last - 1
+        counts.received += 1
+        counts.replayed += replayed
         self.received += 1
         try:
             event = decode_event(topic, payload)
@@ -135,7 +142,7 @@ class Dispatcher:
                 counts.handled += await self._try_again(handler, event, error, counts)
             else:
                 counts.handled += 1
-        account.handled_at(event.ts_ns)
+        account.worst_lag_ns = max(account.worst_lag_ns, time.time_ns() - event.ts_ns)
         return event if isinstance(event, RunComplete) else None
 
     async def retry(self, event: Event, offset: int) -> bool:
@@ -231,7 +238,7 @@ class Dispatcher:
     async def _try_again(
         self, handler: Handler, event: Event, error: Exception, counts: TopicCounts
     ) -> bool:
-        """Call a handler again that has failed once; if it goes on failing, make a dead letter of the event."""
+        """Call a handler again that failed once; if it goes on failing, make the event a dead letter."""
         name = self._context.name
         what = f"consumer {name!r} failed on a {event.kind} event of run {event.run_id}"
         if self._attempts > 1:

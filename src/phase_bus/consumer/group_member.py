@@ -78,10 +78,7 @@ class GroupMember(Member):
         self._build = build
         self._settings = settings
         self._failure: PhaseBusError | None = None
-        self._bus_id = ""
-        self._journal_id = ""
         self._ends_at = 0  # the offset of the last end of a run
-        self._next_flush_s = 0.0
 
     async def run(self) -> None:
         """Work on what the bus assigns until stopped, then commit and leave.
@@ -89,8 +86,7 @@ class GroupMember(Member):
         Raises:
             PhaseBusError, OSError: if a consumer cannot start, or the bus keeps no journal.
         """
-        control = asyncio.create_task(self._link.run())
-        control.add_done_callback(lambda _: self.stop())
+        control = self._start_link()
         stopping = asyncio.create_task(self._stop.wait())
         try:
             self._live.subscribe((_HEARTBEAT, _RUN_COMPLETE))

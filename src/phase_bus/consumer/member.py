@@ -20,12 +20,12 @@ from typing import ClassVar, TypeVar
 import zmq
 
 from phase_bus.consumer.link import ControlLink
-from phase_bus.consumer.live import LiveQueue
+from phase_bus.consumer.live import READY, LiveQueue
 from phase_bus.consumer.replay import Piece, ReplayClient
 from phase_bus.consumer.share import Share
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, State, Welcome
-from phase_bus.core.wire import WIRE_VERSION, Header, topic_prefix, unpack_header
+from phase_bus.core.wire import WIRE_VERSION, Header, receive_event, topic_prefix, unpack_header
 from phase_bus.errors import BusUnreachableError, JournalUnreadableError, WireError
 from phase_bus.events import EventBase, Receipt
 from phase_bus.publisher.publisher import Publisher
@@ -76,6 +76,8 @@ class Member(ABC):
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._live = LiveQueue(self._context, self.client_id, high_water_mark)
         self._replay: ReplayClient | None = None
+        self._bus_id = self._journal_id = ""  # of the bus that welcomed it last
+        self._next_flush_s = 0.0
         self._link = ControlLink(
             self._context,
             address,
@@ -91,7 +93,7 @@ class Member(ABC):
         """Start, handle events until stopped, then finish and write out.
 
         Raises:
-            PhaseBusError, OSError: it could not start, or not write out at its end.
+            PhaseBusError, OSError: if it cannot start, or cannot write out at its end.
         """
 
     def stop(self) -> None:
@@ -140,9 +142,10 @@ class Member(ABC):
         breath_s = time.monotonic() + _BREATH_S
         while self._takes_live:
             try:
-                topic, header_frame, payload = self._live.receive()
-                if self._live.is_greeting(topic):
-                    self._take_greeting()
+                topic, header_frame, payload = receive_event(self._live.socket)
+                if topic.startswith(READY):
+                    if self._live.is_greeting(topic):
+                        self._take_greeting()
                     continue
                 header = unpack_header(header_frame, topic)
                 if topic.startswith(_HEARTBEAT) and not self.address.direct:
@@ -249,6 +252,11 @@ class Member(ABC):
     def _on_assigned(self, assigned: Assigned) -> None:
         """Take in what a member of a group is to work on."""
         logger.warning("consumer %r is in no group: %s; ignored", self.name, assigned)
+
+    def _start_link(self) -> asyncio.Task[None]:
+        control = asyncio.create_task(self._link.run())
+        control.add_done_callback(lambda _: self.stop())
+        return control
 
     def _become_ready(self) -> None:
         if self.state == "starting":

@@ -58,9 +58,6 @@ class ConsumerRunner(Member):
         self._origin = origin
         self._welcomed = asyncio.Event()
         self._moved = False  # whether it followed another stream before this one
-        self._journal_id = ""
-        self._bus_id = ""
-        self._next_flush_s = 0.0
 
     async def run(self) -> None:
         """Start the consumer, handle events until stopped, then finish and flush.
@@ -74,8 +71,7 @@ class ConsumerRunner(Member):
             await self.share.start()
             try:
                 if not self.address.direct:
-                    control = asyncio.create_task(self._link.run())
-                    control.add_done_callback(lambda _: self.stop())
+                    control = self._start_link()
                 await self._receive()
                 self.state = "stopping"
                 await self.share.flush()

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from phase_bus.consumer.account import RunAccount
 from phase_bus.consumer.consumer import Consumer, context_of
-from phase_bus.consumer.dispatcher import Dispatcher
+from phase_bus.consumer.dispatcher import ATTEMPTS, Dispatcher
 from phase_bus.consumer.follower import Verdict
 from phase_bus.consumer.origin import Origin, begin_at
 from phase_bus.consumer.view import View
@@ -41,6 +41,7 @@ class Share:
         client_id: its process's.
         give: publishes a receipt, and waits until the bus has it; None for an onlooker, which gives no
             receipts and keeps no checkpoint.
+        attempts: how often a handler is tried before an event becomes a dead letter.
 
     Attributes:
         view: the same.
@@ -56,14 +57,20 @@ class Share:
     """
 
     def __init__(
-        self, consumer: Consumer, view: View, client_id: str, give: GiveReceipt | None = None
+        self,
+        consumer: Consumer,
+        view: View,
+        client_id: str,
+        give: GiveReceipt | None = None,
+        *,
+        attempts: int = ATTEMPTS,
     ) -> None:
         context_of(consumer)
         self.consumer = consumer
         self.view = view
         self.name = checkpoint_name(view.group, view.number) if view.group else consumer.name
         self.follower = view.follower
-        self.dispatcher = Dispatcher(consumer, view.handlers, view.wanted, client_id, view.attempts)
+        self.dispatcher = Dispatcher(consumer, view.handlers, view.wanted, client_id, attempts)
         self.placed = view.follower.direct
         self.checkpoint = 0
         self.commit: Commit | None = None

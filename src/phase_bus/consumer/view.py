@@ -5,7 +5,6 @@ from __future__ import annotations
 from msgspec import Struct
 
 from phase_bus.consumer.consumer import Consumer, Handler, context_of, handlers_of, subscriptions_of
-from phase_bus.consumer.dispatcher import ATTEMPTS
 from phase_bus.consumer.follower import DirectFollower, Follower, PartitionFollower
 from phase_bus.core.control import EVENTS
 from phase_bus.core.wire import partition_prefix, topic_prefix
@@ -30,7 +29,6 @@ class View(Struct, frozen=True, kw_only=True):
         group: the group's name, empty for a consumer on its own.
         number: the partition, or :data:`~phase_bus.core.control.EVENTS` for everything else.
         epoch: that of the assignment in a group.
-        attempts: how often a handler is tried before an event becomes a dead letter.
     """
 
     handlers: dict[str, Handler]
@@ -41,7 +39,6 @@ class View(Struct, frozen=True, kw_only=True):
     group: str = ""
     number: int = EVENTS
     epoch: int = 0
-    attempts: int = ATTEMPTS
 
     @property
     def partition(self) -> int | None:
@@ -50,12 +47,7 @@ class View(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def whole(
-        cls,
-        consumer: Consumer,
-        *,
-        topics: tuple[str, ...] | None = None,
-        direct: bool = False,
-        attempts: int = ATTEMPTS,
+        cls, consumer: Consumer, *, topics: tuple[str, ...] | None = None, direct: bool = False
     ) -> View:
         """Return the view of a consumer on its own: everything.
 
@@ -63,7 +55,6 @@ class View(Struct, frozen=True, kw_only=True):
             consumer: the consumer.
             topics: take these prefixes instead of those that the handlers ask for.
             direct: the stream is that of a publisher in direct mode.
-            attempts: how often a handler is tried.
         """
         handlers = handlers_of(consumer)
         wanted = tuple(t.encode() for t in (subscriptions_of(handlers) if topics is None else topics))
@@ -80,13 +71,10 @@ class View(Struct, frozen=True, kw_only=True):
             topics=subscribed,
             records=records,
             follower=DirectFollower() if direct else Follower(records=records),
-            attempts=attempts,
         )
 
     @classmethod
-    def in_group(
-        cls, consumer: Consumer, group: str, number: int, epoch: int = 0, attempts: int = ATTEMPTS
-    ) -> View:
+    def in_group(cls, consumer: Consumer, group: str, number: int, epoch: int = 0) -> View:
         """Return the view of a group's instance, which is told which partition it is for.
 
         Args:
@@ -94,7 +82,6 @@ class View(Struct, frozen=True, kw_only=True):
             group: the group's name.
             number: the partition, or :data:`~phase_bus.core.control.EVENTS` for the leader.
             epoch: that of the assignment.
-            attempts: how often a handler is tried.
 
         Raises:
             ConfigError: if the consumer takes no records.
@@ -119,7 +106,6 @@ class View(Struct, frozen=True, kw_only=True):
             group=group,
             number=number,
             epoch=epoch,
-            attempts=attempts,
         )
 
 

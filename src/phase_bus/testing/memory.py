@@ -103,8 +103,10 @@ class MemoryRun(Outcome[C]):
         self._publisher = bus.publisher(f"{consumer.name} (results)")
         self._origin = origin
         consumer.context.publish, consumer.context.journal_id = self._publish, bus.journal_id
-        view = View.whole(consumer, attempts=attempts)
-        self._share = Share(consumer, view, uuid.uuid4().hex, self._give_receipt)
+        client_id = uuid.uuid4().hex
+        self._share = Share(
+            consumer, View.whole(consumer), client_id, self._give_receipt, attempts=attempts
+        )
         self._read = 0  # how many messages of the bus it has been given
         self._runs = False
 
