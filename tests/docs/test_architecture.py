@@ -81,7 +81,7 @@ async def test_the_routes_are_those_that_are_taken(no_leaks: None) -> None:
     commit: set[str] = set()
 
     def read(module: str, name: str) -> None:
-        if (module, name) in (("consumer/live.py", "receive"), ("core/session.py", "due")):
+        if (module, name) in (("core/wire.py", "receive_event"), ("core/session.py", "due")):
             calls.clear()
         calls.append((module, name))
         if (module, name) == ("core/wire.py", "encode_control") and ("consumer/share.py", "tell") in calls:
