@@ -12,18 +12,19 @@ import msgspec
 import pytest
 
 from phase_bus.bus.options import BusOptions
-from phase_bus.consumer.consumer import Consumer, build_consumer
+from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.dispatcher import decode_saved
-from phase_bus.consumer.group_runner import GroupRunner
+from phase_bus.consumer.group_member import GroupMember
+from phase_bus.consumer.options import build_consumer
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import EVENTS, Assigned, Beat, Commit, GroupInfo, Heard, Hello, Status, Welcome
-from phase_bus.core.wire import decode_event, encode_control
+from phase_bus.core.wire import encode_control
 from phase_bus.errors import ConfigError
 from phase_bus.events import PhaseRef, PhaseStart, Receipt, Records, Summary
 from phase_bus.harness.dead_letters import open_retrier
+from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import DeadLetter
-from phase_bus.journal.writer import JournalReader
 from phase_bus.publisher.publisher import Publisher
 from tests.bus.test_replay import Kept
 from tests.group.consumers import Totals
@@ -50,7 +51,7 @@ class Member:
 
     def __init__(self, address: str, cls: type[Consumer] = Totals, settings: str = "") -> None:
         self.ready = asyncio.Event()
-        self.runner = GroupRunner(
+        self.runner = GroupMember(
             lambda: build_consumer(cls, "totals", {}),
             "totals",
             Address.parse(address),
@@ -212,8 +213,8 @@ async def test_the_bus_is_restarted(kept: Kept) -> None:
             await handled(kept.address)
             await until(lambda: shared_out(group))
     with JournalReader(kept.data) as reader:
-        found = [decode_event(entry.topic, entry.payload) for entry in reader.of_kind("r", "summary")]
-    assert [event.result for event in found if isinstance(event, Summary)] == [
+        found = reader.events("r", Summary)
+    assert [summary.result for summary in found] == [
         {"records": 2000, "sum": sum(range(2000)), "phases": 1}
     ]
 
@@ -287,9 +288,9 @@ async def test_what_cannot_be_a_group(ipc_dir: Path) -> None:
         async def on_phase_start(self, event: PhaseStart) -> None: ...
 
     with pytest.raises(ConfigError, match="a group needs a bus"):
-        GroupRunner(Totals, "totals", Address.parse(f"direct+ipc://{ipc_dir}/x.ipc"))
+        GroupMember(Totals, "totals", Address.parse(f"direct+ipc://{ipc_dir}/x.ipc"))
     with pytest.raises(ConfigError, match="takes no records, so there is nothing"):
-        GroupRunner(NoRecords, "g", Address.parse(f"ipc://{ipc_dir}"))
+        GroupMember(NoRecords, "g", Address.parse(f"ipc://{ipc_dir}"))
 
 
 async def test_a_handler_that_fails(kept: Kept) -> None:

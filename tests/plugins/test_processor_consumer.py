@@ -99,8 +99,8 @@ class Made:
         assert isinstance(consumer, ProcessorConsumer)
         self.consumer = consumer
         self.summaries: list[Summary] = []
-        consumer.journal_id = journal
-        consumer._publish = self._publish
+        consumer.context.journal_id = journal
+        consumer.context.publish = self._publish
         self._stopped = False
 
     def _publish(self, event: EventBase) -> None:

@@ -13,7 +13,8 @@ from phase_bus.bus.server import Bus
 from phase_bus.cli.options import AddressesOption, StopOnEof, configure_logging
 from phase_bus.core.address import Address, default_address
 from phase_bus.journal.paths import journal_directory
-from phase_bus.journal.writer import Journal, Limits
+from phase_bus.journal.rows import Limits
+from phase_bus.journal.writer import Journal
 
 _DEFAULTS = BusOptions()
 _LIMITS = Limits()

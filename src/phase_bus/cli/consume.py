@@ -24,7 +24,7 @@ from phase_bus.errors import ConfigError
 
 if TYPE_CHECKING:
     from phase_bus.consumer.consumer import Consumer
-    from phase_bus.consumer.process import ConsumerProcess
+    from phase_bus.consumer.member import Member
     from phase_bus.harness.workers import WorkerPool
 
 
@@ -78,9 +78,9 @@ def consume(
             the first event in the bus's journal; 'now', what comes from now on; or after an OFFSET.
     """
     # Here, since they take longer to load than --help to show.
-    from phase_bus.consumer.group_runner import GroupRunner
+    from phase_bus.consumer.group_member import GroupMember
     from phase_bus.consumer.runner import ConsumerRunner
-    from phase_bus.consumer.share import check_shareable
+    from phase_bus.consumer.view import check_shareable
     from phase_bus.harness.workers import WorkerPool
     from phase_bus.plugins.build import build, group_of, is_adapted
     from phase_bus.plugins.registry import Registry
@@ -116,7 +116,7 @@ def consume(
         )
     if workers == 1:
         settings = f"{consumer!r} with {', '.join(sorted(set_)) if set_ else 'no options'}"
-        member = partial(GroupRunner, make, title, where, settings=settings)
+        member = partial(GroupMember, make, title, where, settings=settings)
         asyncio.run(_run(title, member, until_eof=until_eof))
         return
     check_shareable(make())
@@ -126,7 +126,7 @@ def consume(
     asyncio.run(_run(title, lambda: WorkerPool(arguments, workers, _say), until_eof=until_eof))
 
 
-async def _run(title: str, make: Callable[[], ConsumerProcess | WorkerPool], *, until_eof: bool) -> None:
+async def _run(title: str, make: Callable[[], Member | WorkerPool], *, until_eof: bool) -> None:
     running = make()
     stop_on_signals(running.stop)
     if until_eof:

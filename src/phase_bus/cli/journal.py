@@ -22,7 +22,7 @@ from phase_bus.cli.journals import (
     print_json,
 )
 from phase_bus.cli.options import JsonOption, make_console
-from phase_bus.errors import ConfigError, JournalError
+from phase_bus.errors import ConfigError, JournalDamagedError
 from phase_bus.journal.files import FILE_NAME, size_on_disk
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Limits
@@ -74,9 +74,7 @@ def verify(*, data: OneDataOption = None, json: JsonOption = False) -> int:
         with JournalReader(path) as reader:
             path, problems = reader.path, reader.verify()
             events = 0 if problems else reader.info().events
-    except JournalError as error:
-        if "damaged" not in error.reason:  # not there, locked ...: that says nothing of its content
-            raise
+    except JournalDamagedError as error:  # any other error says nothing of its content
         problems = [error.reason]
     if json:
         print_json({"path": str(path), "problems": problems})

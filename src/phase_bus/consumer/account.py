@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 
 from msgspec import Struct, field
 
-from phase_bus.core.wire import Header
 from phase_bus.events import Receipt, RunComplete, TopicReceipt
 
 
@@ -23,19 +21,8 @@ class TopicCounts(Struct):
     written: int = 0
     failed: int = 0
 
-    def knows(self, header: Header) -> bool:
-        """Return whether an event was counted already."""
-        return header.topic_seq <= self.last_seqs.get(header.source, 0)
 
-    def arrived(self, header: Header, *, replayed: bool) -> None:
-        """Count an event that arrived for the first time."""
-        source, seq = header.source, header.topic_seq
-        last = self.last_seqs.get(source, 0)
-        if seq > last:
-            self.last_seqs[source] = seq
-            self.missed += seq - last - 1
-        self.received += 1
-        self.replayed += replayed
+_COUNTED = tuple(name for name in TopicReceipt.__struct_fields__ if name != "published")
 
 
 class RunAccount(Struct):
@@ -58,12 +45,6 @@ class RunAccount(Struct):
             counts = self.topics[topic] = TopicCounts()
         return counts
 
-    def handled_at(self, ts_ns: int) -> None:
-        """Note that an event which happened at a time is handled now."""
-        lag_ns = time.time_ns() - ts_ns
-        if lag_ns > self.worst_lag_ns:
-            self.worst_lag_ns = lag_ns
-
     def joined(self, parts: Iterable[RunAccount]) -> RunAccount:
         """Return one account of what this and others received, each on topics of its own."""
         whole = RunAccount(self.run_id, dict(self.topics), self.worst_lag_ns)
@@ -83,14 +64,7 @@ class RunAccount(Struct):
         """Return the receipt for what the run's end says was published on the wanted topics."""
         topics = {
             topic: TopicReceipt(
-                published=end.published.get(topic),
-                received=counts.received,
-                replayed=counts.replayed,
-                repeated=counts.repeated,
-                missed=counts.missed,
-                handled=counts.handled,
-                written=counts.written,
-                failed=counts.failed,
+                published=end.published.get(topic), **{each: getattr(counts, each) for each in _COUNTED}
             )
             for name, counts in self.topics.items()
             # Its own topic is not among what the run's end counts; a failure there is told all the same.

@@ -1,4 +1,4 @@
-"""A consumer's conversation with the bus, beside the events: hello, beats, and what the bus answers."""
+"""A consumer's link to the bus beside the events: hello, beats, and what the bus answers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Goodbye, Heard, Hello, Refused, Welcome
 from phase_bus.core.readable import Readable
 from phase_bus.core.session import Session
+from phase_bus.core.sockets import dealer
 from phase_bus.core.wire import decode_reply, encode_control
 from phase_bus.errors import WireError
 
@@ -21,7 +22,7 @@ logger = logging.getLogger("phase_bus.consumer")
 _COMPLAIN_AFTER_S = 3.0
 
 
-class Conversation:
+class ControlLink:
     """Keeps the bus informed of one client, and finds it again when it was restarted.
 
     Args:
@@ -30,7 +31,7 @@ class Conversation:
         hello: makes the hello, anew each time.
         beat: makes the beat, anew each time.
         on_welcome: told of each welcome.
-        on_heard: told of each answer to a beat.
+        on_ack: told of each ack of a beat.
         on_assigned: told what to work on, as a member of a group.
     """
 
@@ -42,7 +43,7 @@ class Conversation:
         hello: Callable[[], Hello],
         beat: Callable[[], Beat],
         on_welcome: Callable[[Welcome], None],
-        on_heard: Callable[[Heard], None],
+        on_ack: Callable[[Heard], None],
         on_assigned: Callable[[Assigned], None],
     ) -> None:
         self.session = Session(hello, beat, time.monotonic())
@@ -50,7 +51,7 @@ class Conversation:
         self._address = address
         self._beat = beat
         self._on_welcome = on_welcome
-        self._on_heard = on_heard
+        self._on_ack = on_ack
         self._on_assigned = on_assigned
         self._readable: Readable | None = None
         self._refusal = ""  # why the bus refuses this client, if it does
@@ -62,9 +63,9 @@ class Conversation:
             self._readable.look_again()
 
     async def run(self) -> None:
-        """Converse until cancelled; then say where the client stands, and goodbye."""
-        dealer = self._dealer()
-        readable = self._readable = Readable(dealer)
+        """Keep the link until cancelled; then say where the client stands, and goodbye."""
+        sock = dealer(self._context, self._address.control)
+        readable = self._readable = Readable(sock)
         started_s = time.monotonic()
         complained = False
         try:
@@ -76,32 +77,32 @@ class Conversation:
                     logger.warning("the bus at %s is silent; waiting for it", self._address)
                 if request is not None:
                     with suppress(zmq.Again):  # not connected: the session repeats it
-                        dealer.send(encode_control(request), zmq.NOBLOCK)
+                        sock.send(encode_control(request), zmq.NOBLOCK)
                 waited_s = now_s - started_s
                 if not (self.session.connected or complained) and waited_s > _COMPLAIN_AFTER_S:
                     complained = True
                     logger.warning("no bus answers at %s yet; waiting for one", self._address)
-                self._read_replies(dealer)
+                self._read_replies(sock)
                 await readable.wait(timeout_s=self.session.wait_s(time.monotonic()))
         finally:
             if self.session.connected:
                 beat = self._beat()
                 with suppress(zmq.Again):
-                    dealer.send(encode_control(beat), zmq.NOBLOCK)
-                    dealer.send(encode_control(Goodbye(client_id=beat.client_id)), zmq.NOBLOCK)
-            dealer.close(linger=200)
+                    sock.send(encode_control(beat), zmq.NOBLOCK)
+                    sock.send(encode_control(Goodbye(client_id=beat.client_id)), zmq.NOBLOCK)
+            sock.close(linger=200)
 
-    def _read_replies(self, dealer: zmq.Socket[bytes]) -> None:
+    def _read_replies(self, sock: zmq.Socket[bytes]) -> None:
         while True:
             try:
-                reply = decode_reply(dealer.recv(zmq.NOBLOCK))
+                reply = decode_reply(sock.recv(zmq.NOBLOCK))
             except zmq.Again:
                 return
             except WireError as error:
-                logger.warning("%s; set aside", error)
+                logger.warning("%s; skipped", error)
                 continue
             if isinstance(reply, Heard):
-                self._on_heard(reply)
+                self._on_ack(reply)
             elif isinstance(reply, Refused):
                 self._complain(reply.reason)
             elif isinstance(reply, Assigned):
@@ -113,11 +114,3 @@ class Conversation:
         if reason != self._refusal:
             self._refusal = reason
             logger.error("the bus at %s refuses this consumer: %s", self._address, reason)
-
-    def _dealer(self) -> zmq.Socket[bytes]:
-        dealer = self._context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.LINGER, 0)
-        dealer.setsockopt(zmq.IMMEDIATE, 1)
-        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        dealer.connect(self._address.control)
-        return dealer

@@ -10,8 +10,10 @@ import zmq
 
 from phase_bus.core.control import Fetch, Fetched, FetchedStates, FetchStates, ReadFailed, Reply
 from phase_bus.core.readable import Readable
+from phase_bus.core.sockets import dealer
 from phase_bus.core.wire import Header, decode_reply, encode_control, receive_frames, unpack_header
 from phase_bus.errors import BusUnreachableError, JournalUnreadableError, WireError
+from phase_bus.journal.rows import Checkpoint
 
 _TIMEOUT_S = 5.0
 
@@ -50,10 +52,7 @@ class ReplayClient:
         """Connect, anew if need be: answers to older questions must not be taken for new ones."""
         self.close()
         self._endpoint = endpoint
-        self._dealer = self._context.socket(zmq.DEALER)
-        self._dealer.setsockopt(zmq.LINGER, 0)
-        self._dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        self._dealer.connect(endpoint)
+        self._dealer = dealer(self._context, endpoint, immediate=False)
         self._readable = Readable(self._dealer)
 
     async def fetch(self, after: int, *, records: bool, partition: int | None = None) -> Piece:
@@ -65,54 +64,54 @@ class ReplayClient:
             partition: only the records of this partition.
 
         Raises:
-            BusUnreachableError: no answer came in time.
-            JournalUnreadableError: the bus cannot read its journal.
+            BusUnreachableError: if no answer comes in time.
+            JournalUnreadableError: if the bus cannot read its journal.
         """
         frames = await self._ask(Fetch(after=after, records=records, partition=partition))
         return _piece(frames)
 
     async def fetch_states(
         self, group: str, after: Mapping[int, int], only: int | None = None
-    ) -> dict[int, tuple[int, bytes | None]]:
-        """Return by share, in order, the position that a group has committed, and its state there.
+    ) -> dict[int, Checkpoint]:
+        """Return a group's checkpoints by share, in the order of the shares.
 
         Args:
             group: the group's name.
-            after: by partition the position that is known already; what is not beyond it is left out.
+            after: by partition the offset that is known already; a checkpoint not beyond it is left out.
             only: this share alone; by default all partitions.
 
         Raises:
-            BusUnreachableError: no answer came in time.
-            JournalUnreadableError: the bus cannot read its journal.
+            BusUnreachableError: if no answer comes in time.
+            JournalUnreadableError: if the bus cannot read its journal.
         """
         known = dict(after)
-        states: dict[int, tuple[int, bytes | None]] = {}
+        checkpoints: dict[int, Checkpoint] = {}
         while True:
             frames = await self._ask(FetchStates(group=group, after=known, only=only))
             answer = _answer(frames)
             if not isinstance(answer, FetchedStates):
                 raise WireError("not the states of a group")
-            states |= answer.states
+            checkpoints |= {share: Checkpoint(*state) for share, state in answer.states.items()}
             if answer.end:
-                return states
-            known |= {share: position for share, (position, _) in answer.states.items()}
+                return checkpoints
+            known |= {share: checkpoint.offset for share, checkpoint in checkpoints.items()}
 
     async def _ask(self, request: Fetch | FetchStates) -> list[zmq.Frame]:
-        dealer = self._dealer
-        if dealer is None:
+        sock = self._dealer
+        if sock is None:
             raise BusUnreachableError(self._endpoint, 0.0)
-        dealer.send(encode_control(request))
+        sock.send(encode_control(request))
         deadline_s = time.monotonic() + _TIMEOUT_S
-        while (left_s := deadline_s - time.monotonic()) > 0 and dealer is self._dealer:
+        while (left_s := deadline_s - time.monotonic()) > 0 and sock is self._dealer:
             await self._readable.wait(timeout_s=left_s)
-            if dealer is not self._dealer:
+            if sock is not self._dealer:
                 break
             try:
-                frames = receive_frames(dealer)
+                frames = receive_frames(sock)
             except zmq.Again:
                 continue
             return frames
-        if dealer is self._dealer:
+        if sock is self._dealer:
             self.connect(self._endpoint)
         raise BusUnreachableError(self._endpoint, _TIMEOUT_S)
 

@@ -17,7 +17,7 @@ from phase_bus.core.client import BusClient
 from phase_bus.core.control import ClientInfo, GroupInfo, Status
 from phase_bus.errors import BusUnreachableError, PhaseBusError
 from phase_bus.harness.config import Config, ConsumerConfig
-from phase_bus.journal.writer import Limits
+from phase_bus.journal.rows import Limits
 
 _POLL_S = 0.05
 _STOP_S = 15.0

@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
+from phase_bus.core.control import PARTITIONS
 from phase_bus.core.values import ListMode
 from phase_bus.events import PhaseRef, Records
 from phase_bus.publisher.drops import Drops
 from phase_bus.publisher.record_builder import RecordBuilder
 
-PARTITIONS = 16
 RawRecord: TypeAlias = tuple[
     str, PhaseRef, Mapping[str, Any], Mapping[str, Any], tuple[str, str, int | None] | None
 ]

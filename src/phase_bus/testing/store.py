@@ -7,12 +7,14 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
-from phase_bus.bus.ledger import Ledger, lost
+from phase_bus.bus.runs import Runs
+from phase_bus.consumer.share import Share
 from phase_bus.core.control import DeadLetterNote
 from phase_bus.core.outbox import Message, Outbox
 from phase_bus.core.values import ListMode
 from phase_bus.core.wire import Header, decode_event, parse_topic, topic_prefix, unpack_header
-from phase_bus.events import Event, EventBase, PhaseRef, RunComplete, RunStatus
+from phase_bus.events import Event, EventBase, PhaseRef, RunStatus
+from phase_bus.journal.rows import Checkpoint, Head
 from phase_bus.publisher.batcher import BatchOptions
 from phase_bus.publisher.composer import Completion, Composer
 from phase_bus.publisher.drops import Drops
@@ -20,7 +22,7 @@ from phase_bus.publisher.drops import Drops
 logger = logging.getLogger("phase_bus.testing")
 
 _E = TypeVar("_E", bound=EventBase)
-_RECORDS, _RUN_COMPLETE = topic_prefix("records"), topic_prefix("run_complete")
+_RECORDS = topic_prefix("records")
 _NO_LIMIT = 1 << 62
 
 
@@ -30,18 +32,6 @@ class StoredMessage(NamedTuple):
     topic: bytes
     header: Header
     payload: bytes
-
-
-class Checkpoint(NamedTuple):
-    """Where a consumer stood at its last flush.
-
-    Attributes:
-        offset: up to there all was handled and written out.
-        saved: its accounts of runs and its own state.
-    """
-
-    offset: int
-    saved: bytes
 
 
 class MessageStore:
@@ -55,7 +45,7 @@ class MessageStore:
         journal_id: tells its offsets from those of every other.
         messages: all that was published; the first has the offset 1.
         checkpoints: where each consumer stood at its last flush, by name.
-        dead_letters: what each consumer set aside, by name.
+        dead_letters: each consumer's dead letters, by name.
     """
 
     def __init__(self, *, lists: ListMode = "summary", batch_records: int = 256) -> None:
@@ -65,7 +55,7 @@ class MessageStore:
         self.dead_letters: dict[str, list[DeadLetterNote]] = {}
         self._lists: ListMode = lists
         self._batch_records = batch_records
-        self._ledger = Ledger(silent_after_s=0.0)
+        self._runs = Runs()
         self._outbox = Outbox(uuid.uuid4().bytes, _NO_LIMIT)  # of what the bus itself says
 
     def publisher(self, name: str = "publisher") -> MemoryPublisher:
@@ -85,27 +75,34 @@ class MessageStore:
             event for event in decoded if event is not None and (kind is None or isinstance(event, kind))
         ]
 
+    @property
+    def head(self) -> Head:
+        """Where the stream ends."""
+        header = self.messages[-1].header if self.messages else None
+        return Head(header.offset, header.event_number) if header else Head(0, 0)
+
+    def keep(self, share: Share) -> None:
+        """Keep a share's checkpoint, as the bus does, and confirm it."""
+        if (commit := share.tell()) is not None:
+            self.checkpoints[share.name] = Checkpoint(commit.position, commit.saved)
+            share.confirm(commit.position)
+
     def take(self, message: Message) -> None:
         """Take a publisher's message in, and give it its place, as the bus does."""
         topic, header_frame, payload = message.frames
-        last = self.messages[-1].header.event_number if self.messages else 0
         header = unpack_header(header_frame, topic)._replace(
             offset=len(self.messages) + 1,
-            event_number=last + (not topic.startswith(_RECORDS)),
+            event_number=self.head.event_number + (not topic.startswith(_RECORDS)),
         )
         self.messages.append(StoredMessage(topic, header, payload))
-        run = self._ledger.count(parse_topic(topic), topic.decode(), header)
-        if run is not None and topic.startswith(_RUN_COMPLETE):
-            event = decode_event(topic, payload)
-            assert isinstance(event, RunComplete)
-            self._ledger.end(run, event.status, event.ts_ns)
+        self._runs.count(topic, parse_topic(topic), header, payload)
 
     def end_runs(self, source: bytes) -> None:
         """End the runs that a publisher leaves open: as the bus does, ``lost``."""
-        for run in self._ledger.open_runs(source):
-            end = lost(run, "its publisher left without ending it")
+        for run in self._runs.open(source):
+            end = run.lost("its publisher left without ending it")
             self._outbox.put(end)
-            self._ledger.end(run, end.status, end.ts_ns)
+            self._runs.end(run, end)
         deliver(self._outbox, self)
 
 
