@@ -15,7 +15,9 @@ from phase_bus.errors import AddressError
 from phase_bus.events import PhaseRef, PhaseStart, RunComplete, RunStart
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing.process import BusProcess
-from tests.helpers import BusThread, RawClient, Subscriber, wait_until
+from phase_bus.testing.waiting import wait_until
+from tests.support.buses import BusThread
+from tests.support.clients import RawClient, Subscriber
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -7,7 +7,7 @@ import pytest
 from phase_bus.consumer.holdings import Holdings
 from phase_bus.consumer.share import GroupShare
 from phase_bus.core.control import EVENTS, Assigned, Heard
-from tests.group.consumers import Totals
+from tests.support.groups import Totals
 
 
 class Large(Totals):

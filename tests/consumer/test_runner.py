@@ -33,7 +33,9 @@ from phase_bus.events import (
     Summary,
 )
 from phase_bus.publisher.publisher import Publisher
-from tests.helpers import BusThread, RawClient, Subscriber, plain_bus, until
+from phase_bus.testing.waiting import until
+from tests.support.buses import BusThread, plain_bus
+from tests.support.clients import RawClient, Subscriber
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

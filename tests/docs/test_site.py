@@ -14,7 +14,7 @@ import pytest
 
 from phase_bus.cli import build_app
 from scripts.docs_pages import commands, commands_page, consumers_page
-from tests.browser import browse
+from tests.support.browser import browse
 
 ROOT = Path(__file__).resolve().parents[2]
 # What a browser fetches by itself, as opposed to where a reader may go.

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from tests.e2e.conftest import Workplace, json_lines, wait_for
-from tests.e2e.test_aiperf import assert_same_numbers, phase_of
+from tests.e2e.numbers import assert_same_numbers, phase_of
+from tests.support.workplace import Workplace, json_lines, wait_for
 
 pytestmark = [pytest.mark.aiperf, pytest.mark.slow]
 

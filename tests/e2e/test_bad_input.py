@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Workplace, wait_for
+from tests.support.workplace import Workplace, assert_one_line, wait_for
 
 CASES = {
     "no command": (["exec"], ["no command", "'--'"]),
@@ -110,13 +110,3 @@ def test_a_directory_in_use(workplace: Workplace, tmp_path: Path) -> None:
     assert workplace.run("status", "--address", address).returncode == 0
     bus.terminate()
     assert workplace.finish(bus).returncode == 0
-
-
-def assert_one_line(returncode: int, stderr: str, *words: str) -> None:
-    """See that a command failed as it should."""
-    assert returncode == 2, stderr
-    (line,) = stderr.splitlines()
-    assert line.startswith("phase-bus: ")
-    assert "Traceback" not in line
-    for word in words:
-        assert word in line, line

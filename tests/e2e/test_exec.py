@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.e2e.conftest import Workplace, json_lines, wait_for
+from tests.support.workplace import Workplace, json_lines, wait_for
 
 SIMULATE = (sys.executable, "-m", "phase_bus", "simulate")
 LOGGING = ("--with", "logging:log_file=events.jsonl,json=true")

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Workplace, json_lines, wait_for
 from tests.e2e.pages import PROGRAM, Page, words
+from tests.support.workplace import Workplace, json_lines, wait_for
 
 SIMULATE = (*PROGRAM, "simulate", "-r", "0")
 

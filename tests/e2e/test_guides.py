@@ -9,7 +9,7 @@ import pytest
 
 from phase_bus import testing
 from tests.e2e.pages import ROOT, Page
-from tests.testing.test_pytest_plugin import run_pytest
+from tests.support.pytester import run_pytest
 
 MADE = ("commands.md", "consumers.md")  # by scripts/docs_pages.py
 DOCS = sorted((ROOT / "docs").rglob("*.md"))

@@ -16,8 +16,7 @@ import pytest
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.journal.reader import JournalReader
-from tests.e2e.conftest import Finished, Workplace, json_lines, wait_for
-from tests.e2e.test_bad_input import assert_one_line
+from tests.support.workplace import Finished, Workplace, assert_one_line, json_lines, wait_for
 
 pytestmark = pytest.mark.slow  # each test starts a dozen processes
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from phase_bus.cli import main
-from tests.e2e.conftest import Workplace, wait_for
 from tests.e2e.pages import ROOT, Page, words
+from tests.support.workplace import Workplace, wait_for
 
 PAGE = Page("README.md")
 README = PAGE.text

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from phase_bus.reporting.source import compute
-from tests.e2e.conftest import Finished, Workplace, wait_for
-from tests.e2e.test_bad_input import assert_one_line
-from tests.journals import Made, Phase, a_summary, sweep_of, write_journal
+from tests.support.journals import Made, Phase, a_summary, sweep_of, write_journal
+from tests.support.workplace import Finished, Workplace, assert_one_line, wait_for
 
 SIMULATE = (sys.executable, "-m", "phase_bus", "simulate")
 PHASES = [Phase("warmup", 1, 20, kind="warmup"), Phase("profiling", 10, 500, error_rate=0.05)]

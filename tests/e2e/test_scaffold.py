@@ -18,7 +18,7 @@ import pytest
 from phase_bus.cli import main
 from phase_bus.errors import ConfigError
 from phase_bus.plugins.scaffold import write_consumer
-from tests.e2e.conftest import Workplace, json_lines
+from tests.support.workplace import Workplace, json_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "src" / "phase_bus" / "scaffold" / "consumer"

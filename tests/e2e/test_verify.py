@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from phase_bus.verification.plan import MODES
-from tests.e2e.conftest import Workplace, wait_for
+from tests.support.workplace import Workplace, wait_for
 
 # Publishes a run as the plugin does, takes a second, and leaves results in AIPerf's form. Its run is called
 # as the directory that verify gave it. It counts as an error that no consumer has seen its phase begin.

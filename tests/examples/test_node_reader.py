@@ -25,11 +25,8 @@ from phase_bus.testing import (
     make_run,
     make_summary,
 )
-from tests.e2e import conftest
-from tests.e2e.conftest import Workplace, wait_for
-from tests.examples.test_consumers import ROOT
-
-workplace = conftest.workplace  # the fixture
+from tests.examples.commands import ROOT
+from tests.support.workplace import Workplace, wait_for
 
 PROBE, LAST = "probe", "last"  # runs
 READER = ROOT / "examples" / "node_reader"

@@ -14,7 +14,7 @@ from benchmarks import shapes
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.events import EventBase, PhaseRef, PhaseStart, Records
 from phase_bus.publisher.publisher import Publisher
-from tests.helpers import wait_until
+from phase_bus.testing.waiting import wait_until
 
 BATCH = 256
 DONE_S = 60.0

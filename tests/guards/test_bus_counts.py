@@ -12,9 +12,10 @@ from phase_bus.bus.stream import Incoming, Stream
 from phase_bus.core.wire import Header, encode_event, parse_topic, partition_of, topic_of
 from phase_bus.journal.writer import Journal
 from phase_bus.publisher.publisher import Publisher
+from phase_bus.testing.waiting import wait_until
 from tests.guards.counting import assert_at_most, calls_of
 from tests.guards.traffic import Frames, running_bus, send_all
-from tests.helpers import Subscriber, wait_until
+from tests.support.clients import Subscriber
 
 _COUNT = 500
 _EVENT = shapes.event_of_size(200)

@@ -21,9 +21,9 @@ from phase_bus.core.records import RecordBatch
 from phase_bus.core.wire import Header, decode_event, encode_event, topic_of
 from phase_bus.events import EventBase, Records
 from phase_bus.publisher.publisher import Publisher
+from phase_bus.testing.waiting import DEADLINE_S, until
 from tests.guards.counting import assert_at_most, blocks_kept, calls_of, run_to_end
 from tests.guards.traffic import Frames, running_bus, send_all
-from tests.helpers import DEADLINE_S, until
 
 _COUNT = 500
 _EVENT = shapes.event_of_size(200)

@@ -12,8 +12,10 @@ from benchmarks import shapes
 from phase_bus.core.outbox import Outbox
 from phase_bus.publisher.publisher import _REPLIES_S, Publisher
 from phase_bus.publisher.record_builder import RecordBuilder
+from phase_bus.testing.waiting import DEADLINE_S, wait_until
 from tests.guards.counting import assert_at_most, blocks_kept, calls_of
-from tests.helpers import DEADLINE_S, BusThread, Subscriber, wait_until
+from tests.support.buses import BusThread
+from tests.support.clients import Subscriber
 
 _COUNT = 256
 _EVENT = shapes.event_of_size(200)

@@ -21,7 +21,9 @@ from phase_bus.errors import AddressError
 from phase_bus.events import Drop, EventBase, PhaseComplete, PhaseRef, PhaseStart, Records, RunComplete
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing.process import BusProcess
-from tests.helpers import BusThread, RawClient, Subscriber, wait_until
+from phase_bus.testing.waiting import wait_until
+from tests.support.buses import BusThread
+from tests.support.clients import RawClient, Subscriber
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -26,7 +26,9 @@ from phase_bus.events import EventBase, PhaseComplete, PhaseRef, PhaseStart, Rec
 from phase_bus.journal.writer import Journal
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.publisher.spool import deliver_spool, is_spool, read_spool, write_spool
-from tests.helpers import BusThread, RawClient, Subscriber, wait_until
+from phase_bus.testing.waiting import wait_until
+from tests.support.buses import BusThread
+from tests.support.clients import RawClient, Subscriber
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

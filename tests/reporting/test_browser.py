@@ -10,8 +10,8 @@ import pytest
 from phase_bus.reporting.html import run_html, sweep_html
 from phase_bus.reporting.source import compute
 from phase_bus.reporting.sweep import Sweep
-from tests.browser import browse
-from tests.journals import HOSTILE, Made, Phase, sweep_of, write_journal
+from tests.support.browser import browse
+from tests.support.journals import HOSTILE, Made, Phase, sweep_of, write_journal
 
 pytestmark = pytest.mark.slow  # each starts a browser
 

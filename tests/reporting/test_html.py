@@ -18,7 +18,7 @@ from phase_bus.reporting.figures import run_figures
 from phase_bus.reporting.html import run_html, sweep_html
 from phase_bus.reporting.source import PastRun, compute, published
 from phase_bus.reporting.sweep import Sweep
-from tests.journals import HOSTILE, Made, Phase, a_summary, sweep_of, write_journal
+from tests.support.journals import HOSTILE, Made, Phase, a_summary, sweep_of, write_journal
 
 
 class Page(HTMLParser):

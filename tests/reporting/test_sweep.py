@@ -19,7 +19,7 @@ from phase_bus.journal.reader import JournalReader
 from phase_bus.reporting.source import compute
 from phase_bus.reporting.sweep import Sweep, identify
 from phase_bus.reporting.sweep_text import sweep_text
-from tests.journals import Made, Phase, sweep_of, write_journal
+from tests.support.journals import Made, Phase, sweep_of, write_journal
 
 
 def document_of(tmp_path: Path, *runs: Made, warmup: bool = False) -> Any:

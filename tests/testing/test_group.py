@@ -10,7 +10,7 @@ from phase_bus.core.records import RecordBatch
 from phase_bus.errors import ConfigError
 from phase_bus.events import PhaseStart, Receipt, Records, Summary
 from phase_bus.testing import PROFILING, MemoryBus, make_phase_start, make_run, run_consumer
-from tests.group.consumers import Totals
+from tests.support.groups import Totals
 
 
 def publish_numbers(bus: MemoryBus, run_id: str, count: int) -> None:

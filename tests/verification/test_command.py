@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from phase_bus.errors import ConfigError
+from phase_bus.testing.waiting import until
 from phase_bus.verification.command import Ended, Interrupt, check_benchmark, run_benchmark
-from tests.helpers import until
 
 
 @pytest.mark.parametrize(

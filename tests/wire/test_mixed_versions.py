@@ -15,7 +15,9 @@ from phase_bus.core.address import Address
 from phase_bus.core.control import Hello
 from phase_bus.core.wire import HEADER, WIRE_VERSION, Header, encode_event, topic_of
 from phase_bus.events import PhaseRef, PhaseStart, Receipt, RunComplete
-from tests.helpers import BusThread, RawClient, Subscriber, until, wait_until
+from phase_bus.testing.waiting import until, wait_until
+from tests.support.buses import BusThread
+from tests.support.clients import RawClient, Subscriber
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
