@@ -231,8 +231,8 @@ async def test_memory_only_after_a_burst(ipc_dir: Path) -> None:
         async with running(consumer, str(bus.addresses[0]), high_water_mark=5) as runner:
             await asyncio.to_thread(publish, str(bus.addresses[0]), 2000)
             release.set()
-            # One more is the run's end, which the bus publishes since the publisher left; then comes a receipt.
-            await until(lambda: runner._follower.event_number >= 2001)
+            # One more is the run's end, published by the bus as the publisher left; then comes a receipt.
+            await until(lambda: (runner._follower.event_number or 0) >= 2001)
             assert len(consumer.events) + runner._follower.missed == 2001
             assert runner._follower.missed > 0
             await asyncio.to_thread(publish, str(bus.addresses[0]), 1, 5000)
