@@ -40,6 +40,7 @@ NAMES = (
     "resources",
     "groups",
     "growth",
+    "calls",
 )
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 _LIMIT_S = 120.0

@@ -132,6 +132,22 @@ def test_successes_and_failures() -> None:
     assert np.isnan(batch.dense("request_latency")[[3, 13]]).all()
 
 
+def test_decoding_copies_no_table() -> None:
+    """A batch's arrays lie in the message itself."""
+    builder = RecordBuilder()
+    for number in range(256):
+        builder.add({"request_latency": number, "ratio": number / 3}, {})
+    tables, _, _, _ = builder.build()
+    event = Records(run_id="r", phase=PHASE, count=256, metrics=tables)
+    payload = encode_event(event)
+    arrived = decode_event(topic_of(event), payload)
+    assert isinstance(arrived, Records)
+    whole = np.frombuffer(payload, np.uint8)
+    assert arrived.metrics
+    for table in arrived.metrics:
+        assert np.shares_memory(np.frombuffer(table.numbers, np.uint8), whole)
+
+
 def test_arrays_are_read_only() -> None:
     """They are made once, so nobody may change what others read."""
     batch, _ = batch_of(
