@@ -10,7 +10,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from tests.e2e.numbers import assert_same_numbers, phase_of
+from tests.e2e.agreement import assert_same_numbers, phase_of
 from tests.support.workplace import Workplace, json_lines, wait_for
 
 pytestmark = [pytest.mark.aiperf, pytest.mark.slow]
