@@ -28,7 +28,7 @@ def test_the_tests_of_the_testing_guide(tmp_path: Path) -> None:
 
 
 def test_names_in_the_pages_exist() -> None:
-    """Every factory and every file that a page names, here or in the scaffold; links lead there on GitHub too."""
+    """Every factory and file that a page names, here or in the scaffold; links lead there on GitHub too."""
     names = r"(?<!scripts\.)\b(make_\w+\b(?!\.py)|run_consumer\w*|MemoryBus|LiveBus)\b"
     for page in DOCS:
         text = page.read_text()
