@@ -23,7 +23,7 @@ from tests.support.workplace import EXAMPLES, Workplace, wait_for
 
 
 def pytest_collection_finish() -> None:
-    """Put aside what the imports have made: every look for leaks would go through all of it again."""
+    """Freeze what the imports have made: every look for leaks would go through all of it again."""
     gc.collect()
     gc.freeze()
 

@@ -24,7 +24,7 @@ RAW = Hello(client_id=SOURCE.hex(), role="publisher", name="raw")
 
 
 def test_a_full_disk(ipc_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The publisher is told and keeps everything; once there is room again, all of it arrives, once."""
+    """The publisher hears of it and keeps everything; once there is room again, all of it arrives, once."""
     bus = JournaledBus(tmp_path, f"ipc://{ipc_dir}")
     unlimited = resource.prlimit(bus.pid, resource.RLIMIT_FSIZE)
     try:
@@ -52,7 +52,7 @@ def test_a_full_disk(ipc_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def test_refused_over_another_connection(kept: DurableBus) -> None:
-    """A publisher that was connected anew, unknown to itself, gets no acknowledgement either."""
+    """A publisher that was reconnected without noticing gets no acknowledgement either."""
     with RawClient(kept.address) as first, RawClient(kept.address) as second:
         assert isinstance(first.ask(RAW), Welcome)
         with kept.full():
@@ -66,7 +66,7 @@ def test_refused_over_another_connection(kept: DurableBus) -> None:
 
 
 def test_refused_with_a_hole(kept: DurableBus) -> None:
-    """What was taken in before a hole, in the same turn, is not acknowledged if it is not kept."""
+    """What was taken in before a gap, in the same turn, is not acknowledged unless it is in the journal."""
     with RawClient(kept.address) as client:
         assert isinstance(client.ask(RAW), Welcome)
         with kept.full():
@@ -93,7 +93,7 @@ def test_refused_with_a_hole(kept: DurableBus) -> None:
 
 
 def test_a_lost_run_while_the_disk_is_full(kept: DurableBus) -> None:
-    """A run always ends: as soon as its end can be kept."""
+    """A run always ends: as soon as its end can be written to the journal."""
     with Subscriber(kept.address, "run_complete.") as subscriber, RawClient(kept.address) as client:
         client.ask(RAW)
         client.publish(start(1), SOURCE, 1)

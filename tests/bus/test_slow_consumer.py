@@ -76,7 +76,7 @@ def numbers(output: Path) -> Iterator[int]:
 
 
 def test_a_slow_consumer_costs_nothing(tmp_path: Path, ipc_dir: Path) -> None:
-    """The fast one is through while the slow one has hardly begun; the bus stays small; nothing is lost.
+    """The fast one has finished when the slow one has hardly begun; the bus stays small; nothing is lost.
 
     What the slow one costs the fast one is printed only: the budget is a tenth, on a machine at rest.
     """

@@ -82,7 +82,7 @@ def test_consumer_killed(ipc_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.chaos
 def test_exactly_once(ipc_dir: Path, tmp_path: Path) -> None:
-    """Data and offset in one transaction: kills leave neither a missing nor a double row."""
+    """Data and offset in one transaction: kills leave neither a missing nor a duplicate row."""
     bus = JournaledBus(tmp_path, f"ipc://{ipc_dir}")
     output = tmp_path / "once.db"
     once = consumer(tmp_path, "tests.support.writers:Once", bus.address, f"output={output}")

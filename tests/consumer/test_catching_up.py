@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 @pytest.mark.parametrize("kind", [Recorder, WithRecords])
 async def test_joining_late(kind: type[Recorder], kept: DurableBus) -> None:
-    """Who comes in the middle gets what came before, and then what comes live, as one sequence."""
+    """A consumer that joins late gets what came before, and then what comes live, as one sequence."""
     with Publisher(kept.address, batch_records=1) as publisher:
         for number in range(300):
             publisher.publish(start(number))
@@ -71,7 +71,7 @@ async def test_after_the_end(kept: DurableBus) -> None:
 
 @pytest.mark.parametrize("kind", [Recorder, WithRecords])
 async def test_overflow(kind: type[Recorder], ipc_dir: Path, tmp_path: Path) -> None:
-    """A slow consumer with short queues, twice overrun: nothing lost, in order, no double."""
+    """A slow consumer with short queues, overrun twice: nothing lost, in order, no duplicates."""
 
     async def slow(_event: EventBase) -> None:
         await asyncio.sleep(0.0005)
@@ -179,7 +179,7 @@ async def test_another_journal(ipc_dir: Path, tmp_path: Path) -> None:
     """A bus that begins a new journal: its offsets are not taken for those of the old one."""
 
     class Placed(WithRecords):
-        """Keeps its position by itself, for each journal."""
+        """Stores its own checkpoint for each journal."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 async def test_a_failing_handler(kept: DurableBus) -> None:
-    """It is tried again; what goes on failing is set aside in the journal, and the rest is handled."""
+    """It is retried; what keeps failing is dead-lettered in the journal, and the rest is handled."""
     tries: list[int] = []
 
     async def fail(event: EventBase) -> None:
@@ -62,7 +62,7 @@ async def test_a_dead_letter_waits_until_the_journal_takes_it(kept: DurableBus) 
 
 @pytest.mark.slow
 async def test_a_flush_that_fails_keeps_the_checkpoint(kept: DurableBus) -> None:
-    """The position moves, and a run counts as handled, only once everything is written out."""
+    """The checkpoint moves, and a run counts as handled, only once everything is written out."""
 
     class Unwritable(Recorder):
         """Cannot write, at first."""

@@ -75,7 +75,7 @@ def has_forgotten(member: Member, run_id: str = "r") -> Callable[[], bool]:
 
 
 async def test_an_end_that_nobody_can_read(kept: DurableBus) -> None:
-    """It is set aside as any other event is, and the leader goes on with the next run."""
+    """It is dead-lettered like any other event, and the leader goes on with the next run."""
     member = Member(kept.address)
     await until(lambda: shared_out([member]))
     with RawClient(kept.address) as client:
@@ -107,7 +107,7 @@ async def test_a_merge_that_fails(kept: DurableBus) -> None:
 
 
 async def test_a_handler_that_blocks_longer_than_the_bus_waits(kept: DurableBus) -> None:
-    """Who is alone goes on with what it had: it does not begin anew for ever."""
+    """A member on its own goes on with what it had: it does not start over for ever."""
     calls = []
 
     class Blocking(Totals):
@@ -194,7 +194,7 @@ async def test_a_run_is_handled_when_that_is_kept(kept: DurableBus) -> None:
 
 
 async def test_states_larger_than_a_message(ipc_dir: Path, tmp_path: Path) -> None:
-    """They are told in several messages, as the bus refuses one that is too large."""
+    """They are sent in several messages, since the bus refuses one that is too large."""
 
     class Big(Totals):
         padding = bytes(100_000)
@@ -221,7 +221,7 @@ async def test_states_larger_than_a_message(ipc_dir: Path, tmp_path: Path) -> No
 
 
 async def test_data_that_were_set_back(kept: DurableBus) -> None:
-    """A consumer that keeps its position with its data gets again what it has not stored."""
+    """A consumer that stores its checkpoint with its data gets again what it has not stored."""
     stored: dict[str, int] = {}
     seen: list[int] = []
 

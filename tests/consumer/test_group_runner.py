@@ -135,7 +135,7 @@ async def test_two_runs_at_once_are_kept_apart(kept: DurableBus) -> None:
 
 
 async def test_more_members_than_shares(kept: DurableBus) -> None:
-    """Who has nothing to do is ready all the same, and takes over when another goes."""
+    """A member with nothing to do is ready all the same, and takes over when another leaves."""
     async with members(1, kept.address) as (first,):
         spare = [Member(kept.address) for _ in range(18)]
         for member in spare:
@@ -157,7 +157,7 @@ async def test_a_partition_beyond_the_usual_ones(kept: DurableBus) -> None:
 
 
 async def test_members_must_run_the_same(kept: DurableBus) -> None:
-    """One with other options is told so; when nobody else is there any more, it may come."""
+    """One with other options is refused, and why; once the others have left, it may join."""
     first = Member(kept.address, settings="'totals' with size=1")
     await until(lambda: shared_out([first]))
     other = Member(kept.address, settings="'totals' with size=2")
@@ -191,7 +191,7 @@ async def test_what_cannot_be_a_group(ipc_dir: Path) -> None:
 
 
 async def test_a_handler_that_fails(kept: DurableBus) -> None:
-    """The event is set aside under its share's name, and the receipt says so."""
+    """The event is dead-lettered under the name of its partition, and the receipt says so."""
 
     class Failing(Totals):
         async def on_records(self, event: Records) -> None:
@@ -239,7 +239,7 @@ def letter_retried(kept: DurableBus, letter: DeadLetter) -> list[dict[str, list[
 
 
 def test_a_late_commit_is_refused(ipc_dir: Path, tmp_path: Path) -> None:
-    """Who was asleep for too long cannot overwrite what its successor has committed meanwhile."""
+    """A member that slept too long cannot overwrite what its successor has committed meanwhile."""
     kept = DurableBus(ipc_dir, tmp_path / "journal", BusOptions(heartbeat_s=0.1, silent_after_s=0.5))
     try:
         with RawClient(kept.address) as sleeper, RawClient(kept.address) as successor:
@@ -265,7 +265,7 @@ def test_a_late_commit_is_refused(ipc_dir: Path, tmp_path: Path) -> None:
 
 
 def test_a_member_that_was_connected_anew_hears_what_changes(kept: DurableBus) -> None:
-    """ZeroMQ makes a cut connection anew by itself, and to the bus that is another peer."""
+    """ZeroMQ reconnects by itself, and to the bus that is another peer."""
     with RawClient(kept.address) as cut, RawClient(kept.address) as again, RawClient(kept.address) as other:
         mine = join(cut, "a" * 32)
         again.socket.send(
@@ -297,7 +297,7 @@ def commit(assigned: Assigned, position: int) -> Commit:
 
 
 def heard(client: RawClient, client_id: str, commit: Commit) -> Heard:
-    """Say a commit; return the bus's answer."""
+    """Send a commit; return the bus's answer."""
     beat = Beat(client_id=client_id, state="ready", shares=(0,), commits=(commit,))
     client.socket.send(encode_control(beat))
     while not ((answer := next_of(client, Heard)).kept or answer.refused or not answer.known):

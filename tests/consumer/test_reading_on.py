@@ -56,7 +56,7 @@ def failures(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What consumers have warned of the journal."""
+    """The warnings of consumers about the journal."""
     return [
         record.getMessage()
         for record in caplog.records
@@ -67,7 +67,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_a_consumer_asks_again(
     kept: DurableBus, failures: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A journal that cannot be read for a moment ends nothing."""
+    """A journal that cannot be read for a moment stops nobody."""
     await asyncio.to_thread(publish, kept.address, 10, end=True)
     consumer = WithRecords()
     async with running(consumer, kept.address):

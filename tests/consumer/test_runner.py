@@ -210,7 +210,7 @@ async def test_gaps_and_repetitions(bus: BusThread) -> None:
 
 
 async def test_events_that_cannot_be_understood(bus: BusThread) -> None:
-    """A bad payload is failed, a kind of tomorrow is skipped; both are in the account."""
+    """A bad payload counts as failed, an unknown kind is skipped; both are in the receipt."""
     consumer = Recorder()
     topics = ("phase_start.", "brand_new.")
     with Subscriber(bus.address, "receipt.") as subscriber, RawClient(bus.address) as client:
@@ -366,7 +366,7 @@ async def test_direct_mode() -> None:
 
 
 async def test_a_consumer_that_is_there_before_the_bus(ipc_dir: Path) -> None:
-    """Who comes first does not matter."""
+    """It does not matter which of them comes first."""
     address = f"ipc://{ipc_dir}"
     consumer = Recorder()
     consumer.name = "early"
@@ -480,7 +480,7 @@ def test_a_signal_finishes_and_flushes(bus: BusThread, signum: signal.Signals) -
 
 
 def test_a_second_signal_ends_at_once(bus: BusThread) -> None:
-    """Whoever does not want to wait for a slow handler need not."""
+    """A second signal does not wait for a slow handler."""
     process = start_program(bus.address, sleep=60)
     with process, Publisher(bus.address) as publisher:
         assert process.stdout is not None

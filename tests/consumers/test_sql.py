@@ -48,7 +48,7 @@ async def test_what_comes_again_is_not_written_again(url: str) -> None:
 
 
 async def test_without_flush_nothing_is_half_there(url: str) -> None:
-    """What was not written is not counted in the position, and comes again."""
+    """The checkpoint does not cover what was not written, so it comes again."""
     events = stream(4)
     async with running(url) as sink:
         await feed(sink, events)
@@ -71,7 +71,7 @@ async def test_journals_are_kept_apart(url: str) -> None:
 
 
 async def test_without_a_journal_everything_is_written(tmp_path: Path) -> None:
-    """Against a publisher alone there are no offsets, and no position to go on from."""
+    """Against a publisher alone there are no offsets, and no checkpoint to go on from."""
     url = f"sqlite:///{tmp_path / 'test.db'}"
     for _ in range(2):
         async with running(url, journal="") as sink:
@@ -120,7 +120,7 @@ async def test_odd_values_are_no_obstacle(url: str) -> None:
 
 
 async def test_a_damaged_batch_is_refused_whole(url: str) -> None:
-    """It raises, for the runner to set it aside, and leaves nothing; the next event is taken."""
+    """It raises, so that the runner dead-letters it, and leaves nothing behind; the next event is taken."""
     good = records(0, 5)
     short = msgspec.structs.replace(good.metrics[0], numbers=good.metrics[0].numbers[:-8])
     bad = msgspec.structs.replace(good, metrics=(short, *good.metrics[1:]))

@@ -121,7 +121,7 @@ async def test_a_server_that_is_restarted_costs_nothing(postgres: Postgres) -> N
 
 
 async def test_flush_says_that_it_could_not(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It gives up in time, for the runner to know; the rows are kept for the next time."""
+    """It gives up in time, so that the runner knows; the rows are kept for the next attempt."""
     monkeypatch.setattr(sql, "_FLUSH_S", 0.2)
     events = stream(3)
     async with running(url) as sink:
@@ -179,7 +179,7 @@ async def test_a_url_that_is_wrong_is_told_in_one_line(text: str, told: str) -> 
 
 
 async def test_what_the_server_refuses_is_told(postgres: Postgres) -> None:
-    """A wrong password, or no such database, is told at once: waiting does not help."""
+    """A wrong password or a missing database is reported at once: waiting does not help."""
     with pytest.raises(ConfigError, match="password authentication failed") as caught:
         await SqlSink(postgres.url(password="hush-hush")).start()
     assert "hush" not in str(caught.value)

@@ -226,7 +226,7 @@ async def test_from_now_on(bus: AnyBus) -> None:
 
 
 async def test_from_the_start_again(bus: AnyBus) -> None:
-    """A consumer told to begin at the start gets what one of its name had already, and no state."""
+    """A consumer that begins at the start gets what one of its name had already, and no state."""
     bus.publish(make_records(10))
     await bus.run_consumer(Counting, name="a")
     again = await bus.run_consumer(Counting, name="a", origin="start")
@@ -235,7 +235,7 @@ async def test_from_the_start_again(bus: AnyBus) -> None:
 
 
 async def test_a_handler_that_fails_once_is_tried_again(bus: AnyBus) -> None:
-    """The event is handled in its order at the second attempt, and nothing is set aside."""
+    """The event is handled in its order at the second attempt, and nothing is dead-lettered."""
     failures = iter([ValueError("not yet")])
 
     def fail_once(event: EventBase) -> None:
@@ -251,7 +251,7 @@ async def test_a_handler_that_fails_once_is_tried_again(bus: AnyBus) -> None:
 
 
 async def test_a_handler_that_goes_on_failing(bus: AnyBus, caplog: pytest.LogCaptureFixture) -> None:
-    """After three attempts the event is a dead letter; the next ones are handled; the receipt tells."""
+    """After three attempts the event is a dead letter; the next ones are handled; the receipt says so."""
 
     def fail(event: EventBase) -> None:
         if isinstance(event, PhaseStart):
@@ -283,7 +283,7 @@ async def test_a_restart_goes_on_from_the_state(bus: AnyBus) -> None:
 
 
 async def test_a_crash_loses_nothing(bus: AnyBus, caplog: pytest.LogCaptureFixture) -> None:
-    """What was handled and not flushed is handled again by the next one."""
+    """What was handled but not flushed is handled again by the next one."""
     async with bus.consumer(Counting, name="a") as run:
         bus.publish(make_records(10))
         await run.catch_up()
@@ -318,7 +318,7 @@ async def test_what_could_not_be_written_out_is_in_the_receipt(
 
 
 class Stored(Consumer):
-    """Keeps its position with its data, as a database would."""
+    """Stores its checkpoint with its data, as a database would."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -367,7 +367,7 @@ async def test_what_a_consumer_publishes_reaches_others(bus: AnyBus) -> None:
 
 
 class Picky(Consumer):
-    """Does not start, or has an option."""
+    """Fails to start, and takes an option."""
 
     def __init__(self, threshold_s: float = 1.0) -> None:
         self.threshold_s = threshold_s

@@ -108,7 +108,7 @@ def test_it_fits_a_narrow_window(site: Path, tmp_path: Path, name: str) -> None:
 
 
 def test_no_command_is_missing() -> None:
-    """Each has a section with all its options; what is hidden is not told."""
+    """Each has a section with all its options; hidden ones are left out."""
     page = commands_page()
     found = {path for path, _ in commands()}
     assert {("exec",), ("journal", "export"), ("dead-letters", "retry")} <= found
@@ -129,7 +129,7 @@ def test_no_command_is_missing() -> None:
 
 
 def test_every_option_of_a_consumer_is_told() -> None:
-    """In words, not by its name alone."""
+    """By a description, not by its name alone."""
     page = consumers_page()
     assert "## aggregator " in page
     assert "`relative_error: float = 0.005`" in page

@@ -1,4 +1,4 @@
-"""What goes wrong by the user's hand: one line that names the thing and the remedy, exit code 2."""
+"""The user's mistakes: one line that names the thing and the remedy, exit code 2."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_one_clear_line(workplace: Workplace, name: str) -> None:
-    """The message is one line, says what is needed, and is no traceback."""
+    """The message is one line without a traceback, and says what is needed."""
     arguments, words = CASES[name]
     done = workplace.run(*arguments)
     assert_one_line(done.returncode, done.stderr, *words)

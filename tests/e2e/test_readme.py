@@ -196,7 +196,7 @@ def team_is_done(workplace: Workplace, place: dict[str, str]) -> bool:
 
 @pytest.mark.slow
 def test_hooks_and_processors(workplace: Workplace) -> None:
-    """The README's hook writes its lines, the processor's result is told, and both are listed."""
+    """The README's hook writes its lines, the processor's result is logged, and both are listed."""
     done = workplace.finish(workplace.start(*words(starting("phase-bus exec --with hook:example_logging"))))
     assert done.returncode == 0, done.stderr
     assert "PHASE_COMPLETE: PROFILING" in (workplace.directory / "phases.log").read_text()
@@ -207,7 +207,7 @@ def test_hooks_and_processors(workplace: Workplace) -> None:
 
 
 def test_a_package_of_ones_own(workplace: Workplace) -> None:
-    """The README's command writes it; tests/e2e/test_scaffold.py tells whether it is any good."""
+    """The README's command writes it; tests/e2e/test_scaffold.py tests what it writes."""
     done = workplace.finish(workplace.start(*words(starting("phase-bus new consumer"))))
     assert done.returncode == 0, done.stderr
     assert (workplace.directory / "slow-requests" / "pyproject.toml").exists()

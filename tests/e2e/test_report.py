@@ -49,7 +49,7 @@ def report(workplace: Workplace, *arguments: str, code: int = 0) -> Finished:
 
 @pytest.mark.slow
 def test_the_forms_of_a_run(workplace: Workplace, journals: Path) -> None:
-    """All of them have the same numbers; a file gets what would be printed."""
+    """All of them have the same numbers; a file contains what would be printed."""
     summary = json.loads(report(workplace, "one", "--json").stdout)
     assert report(workplace, "one", "--format", "json").stdout == report(workplace, "one", "--json").stdout
     assert summary["records"] == 520

@@ -36,7 +36,7 @@ async def test_the_archive_has_every_row_once(tmp_path: Path) -> None:
 
 
 async def test_the_archive_survives_crashes(phase_bus_memory: MemoryBus, tmp_path: Path) -> None:
-    """Wherever a process ends, the next one adds what lacks, and nothing twice."""
+    """Wherever a process ends, the next one adds what is missing, and nothing twice."""
     for number in range(6):
         phase_bus_memory.publish(make_records([{"n": 3 * number + row} for row in range(3)]))
         consumer = phase_bus_memory.consumer(RecordArchive, directory=tmp_path, batch_rows=5, name="a")

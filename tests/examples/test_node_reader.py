@@ -161,7 +161,7 @@ def test_by_other_ways(workplace: Workplace, reader: Path, scheme: str) -> None:
 
 
 def test_without_an_address(reader: Path) -> None:
-    """One line says what lacks."""
+    """One line says what is missing."""
     environment = {"PATH": os.environ["PATH"]}
     done = subprocess.run(
         ["node", str(reader)], capture_output=True, text=True, timeout=30, env=environment

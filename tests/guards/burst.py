@@ -40,7 +40,7 @@ def tell(what: str) -> None:
 
 
 def moments(log: Path) -> dict[str, float]:
-    """Return when a process told what, as of :func:`time.time`."""
+    """Return when a process said what, as of :func:`time.time`."""
     told = (line.split() for line in log.read_text().splitlines() if line.startswith("moment "))
     return {words[1]: float(words[2]) for words in told if len(words) == 3}
 

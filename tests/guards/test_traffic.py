@@ -1,4 +1,4 @@
-"""Frames, messages, transactions and waits of an event, counted: in the bus and in a consumer."""
+"""Frames, transactions and waits of an event, counted: in the bus and in a consumer."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_the_log_is_merged_while_nobody_writes(small_merges: None, journal: Jour
 
 
 def test_the_log_does_not_grow_for_ever(small_merges: None, journal: Journal) -> None:
-    """A writer never pauses, and for a while a reader stands still: only the log waits for him."""
+    """A writer never pauses, and for a while a reader stands still: only the log waits for it."""
     log = Log()
     for _ in range(300):
         journal.append([log.entry("records", payload=bytes(50_000))])

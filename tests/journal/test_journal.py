@@ -78,7 +78,7 @@ def test_reading_without_records_does_not_scan_them(journal: Journal) -> None:
 
 @pytest.mark.parametrize(("offset", "event_number"), [(1, 1), (3, 2), (2, 1), (2, 3)])
 def test_numbers_that_do_not_go_on_are_refused(journal: Journal, offset: int, event_number: int) -> None:
-    """A double, a hole, or a wrong event number is the caller's mistake, and changes nothing."""
+    """A duplicate, a gap, or a wrong event number is the caller's mistake, and changes nothing."""
     log = Log()
     journal.append([log.entry()])
     wrong = log.entry()._replace(offset=offset, event_number=event_number)
@@ -105,7 +105,7 @@ def test_a_transaction_is_kept_whole_or_not_at_all(journal: Journal) -> None:
 
 
 def test_checkpoints_are_kept_by_name(tmp_path: Path) -> None:
-    """A position with and without state; the last one counts; both outlive a restart."""
+    """A checkpoint with and without state; the last one counts; both outlive a restart."""
     with Journal(tmp_path) as journal:
         assert journal.checkpoint("sql") is None
         journal.commit("sql", 5, b"state")
@@ -172,7 +172,7 @@ def test_receipts_of_a_run(journal: Journal) -> None:
 
 
 def test_two_buses_cannot_write_one_journal(tmp_path: Path, no_leaks: None) -> None:
-    """The second is told; when the first is done it may."""
+    """The second is refused until the first is done."""
     with Journal(tmp_path), pytest.raises(JournalError, match="in use by another bus") as caught:
         Journal(tmp_path)
     assert caught.value.path == tmp_path / FILE_NAME

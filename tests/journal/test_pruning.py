@@ -73,7 +73,7 @@ def test_pruning_by_size_gives_the_space_back(tmp_path: Path) -> None:
 
 
 def test_pruning_that_ran_out_of_time_goes_on_later(tmp_path: Path) -> None:
-    """A run half deleted is no longer listed, does no harm, and goes with the next call."""
+    """A half-deleted run is no longer listed, does no harm, and goes with the next call."""
     log = Log()
     with Journal(tmp_path, Limits(max_runs=1)) as journal:
         fill(journal, log, "a", 1, count=2000)
@@ -88,7 +88,7 @@ def test_pruning_that_ran_out_of_time_goes_on_later(tmp_path: Path) -> None:
 
 
 class JournalModel(RuleBasedStateMachine):
-    """A journal beside a plain list that is to hold the same."""
+    """A journal beside a plain list that must hold the same."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -166,7 +166,7 @@ with JournalReader(Path(sys.argv[1])) as reader:
 
 
 def test_a_directory_without_the_right_to_write(ipc_dir: Path) -> None:
-    """Whoever may not write there is told so, for a new journal and an old, and may still read."""
+    """Opening fails clearly, for a new journal and an old one; reading still works."""
     with Journal(ipc_dir / "old") as journal:
         journal.append([Log().entry()])
     (ipc_dir / "new").mkdir()
@@ -252,7 +252,7 @@ def test_damage_is_found_or_did_no_harm(tmp_path: Path, no_leaks: None) -> None:
 
 
 def test_verify_names_the_offset(tmp_path: Path) -> None:
-    """A changed payload, an event gone, one twice: each is found, with its place."""
+    """A changed payload, a missing event, a duplicate: each is found, with its place."""
     log = Log()
     with Journal(tmp_path) as journal:
         journal.append([log.entry(payload=b"payload %d." % i) for i in range(9)])
@@ -275,7 +275,7 @@ def test_verify_names_the_offset(tmp_path: Path) -> None:
 
 
 def test_an_opening_that_fails_lets_go_of_all(tmp_path: Path, no_leaks: None) -> None:
-    """Neither the lock nor the file stays held: the next one can open."""
+    """Neither the lock nor the file stays held: the next process can open it."""
     (tmp_path / FILE_NAME).write_bytes(os.urandom(5000))
     with pytest.raises(JournalError):
         Journal(tmp_path)

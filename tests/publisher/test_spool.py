@@ -1,4 +1,4 @@
-"""What a publisher leaves on disk, and its delivery later: everything once, in order, damage told."""
+"""What a publisher leaves on disk, and its delivery later: everything once, in order, damage reported."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_direct_mode_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_lost_run_goes_on_and_ends(ipc_dir: Path, tmp_path: Path) -> None:
-    """The bus goes in mid-run, and declares the run lost; the file's delivery ends it as it ended."""
+    """The bus goes in mid-run, the next declares the run lost; the file's delivery ends it as it ended."""
     address = f"ipc://{ipc_dir}"
     spool = tmp_path / "spool"
     with JournalBus(address, tmp_path / "journal"):
@@ -228,7 +228,7 @@ def test_headers_stay_as_they_were(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_truncated_anywhere(tmp_path: Path) -> None:
-    """Wherever a file is cut: what is before is read, in order, and the loss is told."""
+    """Wherever a file is cut off: what comes before is read, in order, and the loss is reported."""
     path = write_events(tmp_path, *map(start, range(5)))
     whole = path.read_bytes()
     seen = set()
@@ -275,7 +275,7 @@ def test_a_truncated_file_is_delivered_up_to_the_damage(bus: BusThread, tmp_path
 
 
 def test_no_spool(tmp_path: Path) -> None:
-    """What is no spool is refused with its name and the reason."""
+    """A file that is not a spool is refused with its name and the reason."""
     other = tmp_path / "other"
     other.write_bytes(b"SQLite format 3\0")
     newer = tmp_path / "newer"

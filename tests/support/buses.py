@@ -89,7 +89,7 @@ class DurableBus:
 
     @contextmanager
     def full(self) -> Iterator[None]:
-        """Let its journal take nothing."""
+        """Let its journal refuse everything."""
 
         def refuse(*args: object, **kwargs: object) -> None:
             raise JournalError(self.data, "the disk is full", "free some space")

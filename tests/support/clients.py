@@ -1,4 +1,4 @@
-"""Clients that say and hear on sockets whatever a test wants."""
+"""Clients that send and receive whatever a test wants."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SOURCE = bytes(15) + b"\x07"
 
 
 class RawClient:
-    """A DEALER without any protocol in it, to say to a bus whatever the test wants."""
+    """A DEALER without any protocol in it, to send a bus whatever the test wants."""
 
     def __init__(self, address: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

@@ -121,7 +121,7 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -
     """Return the condition's value as soon as it is true.
 
     Raises:
-        AssertionError: it is not by the deadline.
+        AssertionError: if it is not true by the deadline.
     """
     deadline_s = time.monotonic() + timeout_s
     while not (value := condition()):

@@ -52,7 +52,7 @@ def test_without_an_event_loop() -> None:
 
 
 async def test_no_receipt_without_an_end() -> None:
-    """Asking for what is not there says why."""
+    """Asking for a receipt that is not there says why."""
     run = await run_consumer(Counter(), make_event(PhaseStart), name="counter")
     assert run.receipts == {}
     with pytest.raises(LookupError, match="consumer 'counter' has handled no run_complete"):
@@ -75,7 +75,7 @@ async def test_the_number_of_attempts_can_be_chosen() -> None:
 
 
 async def test_what_cannot_travel_raises() -> None:
-    """A mistake of a publisher is told where it is made, and costs the bus nothing."""
+    """A publisher's mistake is raised where it is made, and costs the bus nothing."""
     bus = MemoryBus()
     with pytest.raises(OverflowError):
         bus.publish(make_event(PhaseStart, ts_ns=1 << 70))
@@ -137,7 +137,7 @@ def test_a_simulation_runs_on_it(phase_bus_memory: MemoryBus) -> None:
 
 
 async def test_a_batch_is_no_larger_than_asked() -> None:
-    """The bus's publishers batch as told."""
+    """The bus's publishers batch as they are configured."""
     bus = MemoryBus(batch_records=4)
     with bus.publisher() as publisher:
         for number in range(10):

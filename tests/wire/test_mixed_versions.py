@@ -1,4 +1,4 @@
-"""Processes of different versions on one bus: what is new is skipped and told, what is other is refused."""
+"""Processes of different versions on one bus: new kinds are skipped and counted, other versions refused."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_bus_refuses_events_of_another_version(bus: BusThread, caplog: pytest.Lo
 
 
 async def test_consumer_refuses_events_of_another_version(caplog: pytest.LogCaptureFixture) -> None:
-    """Straight from a publisher of another version: nothing is handled, and why is told."""
+    """Straight from a publisher of another version: nothing is handled, and the log says why."""
     consumer = Starts()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
