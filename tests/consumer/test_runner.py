@@ -10,8 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from phase_bus.core.control import ClientInfo, Hello
 from phase_bus.core.wire import Header
 from phase_bus.events import (
     EventBase,
-    PhaseRef,
     PhaseStart,
     Receipt,
     Records,
@@ -35,17 +33,10 @@ from phase_bus.events import (
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing.waiting import until
 from tests.support.buses import BusThread, plain_bus
-from tests.support.clients import RawClient, Subscriber
+from tests.support.clients import SOURCE, RawClient, Subscriber
+from tests.support.recorder import PHASE, running, start
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-PHASE = PhaseRef("profiling")
-SOURCE = bytes(15) + b"\x07"
-
-
-def start(number: int = 0, run_id: str = "r") -> PhaseStart:
-    """An event with a number in it."""
-    return PhaseStart(run_id=run_id, phase=PHASE, ts_ns=number)
 
 
 class Recorder(Consumer):
@@ -78,21 +69,6 @@ class Recorder(Consumer):
         self.events.append(event)
         if self._then is not None:
             await self._then(event)
-
-
-@asynccontextmanager
-async def running(consumer: Consumer, address: str, **options: Any) -> AsyncIterator[ConsumerRunner]:
-    """Run a consumer, from when it is ready."""
-    ready = asyncio.Event()
-    consumer.name = consumer.name or "recorder"
-    runner = ConsumerRunner(consumer, Address.parse(address), on_ready=ready.set, **options)
-    task = asyncio.create_task(runner.run())
-    try:
-        await asyncio.wait_for(ready.wait(), 20)
-        yield runner
-    finally:
-        runner.stop()
-        await asyncio.wait_for(task, 20)
 
 
 async def info_of(bus: BusThread, name: str = "recorder") -> ClientInfo:

@@ -35,7 +35,7 @@ SLOW = PhaseComplete(
 
 
 class Webhook:
-    """A real HTTP server: it keeps what it is sent and answers with the given codes, the last one repeated."""
+    """A real HTTP server: it keeps what it is sent, and answers with the given codes, the last repeated."""
 
     def __init__(self) -> None:
         self.bodies: list[Any] = []

@@ -6,7 +6,6 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ import pytest
 
 from phase_bus.aiperf import exporter, options
 from phase_bus.bus.options import BusOptions
-from phase_bus.bus.server import Bus
-from phase_bus.core.address import Address
 from phase_bus.core.control import RunInfo
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.records import RecordBatch
@@ -76,11 +73,7 @@ class JournalBus(BusThread):
 
     def __init__(self, address: str, directory: Path) -> None:
         options = BusOptions(heartbeat_s=0.1, silent_after_s=0.3)
-        self.bus = Bus([Address.parse(address)], options, Journal(directory))
-        self.bus.bind()
-        self.address = address
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
+        super().__init__(address, options=options, journal=Journal(directory))
 
 
 def test_left_and_delivered_later(ipc_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

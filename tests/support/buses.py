@@ -22,8 +22,8 @@ FAST = BusOptions(heartbeat_s=0.1)
 class BusThread:
     """A bus in a thread of this process."""
 
-    def __init__(self, *addresses: str, options: BusOptions = FAST) -> None:
-        self.bus = Bus([Address.parse(address) for address in addresses], options)
+    def __init__(self, *addresses: str, options: BusOptions = FAST, journal: Journal | None = None) -> None:
+        self.bus = Bus([Address.parse(address) for address in addresses], options, journal)
         try:
             self.bus.bind()
         except BaseException:
@@ -59,33 +59,18 @@ def plain_bus(directory: Path, address: str) -> BusProcess:
     return BusProcess(directory / "bus.log", address, options=options)
 
 
-class DurableBus:
+class DurableBus(BusThread):
     """A bus with a journal, in a thread of this process; it can be closed and opened again."""
 
     def __init__(self, ipc_dir: Path, data: Path, options: BusOptions = FAST) -> None:
-        self.address = f"ipc://{ipc_dir}"
         self.data, self.options = data, options
+        self.address = f"ipc://{ipc_dir}"
         self.open()
 
     def open(self) -> None:
         """Start it."""
         self.journal = Journal(self.data)
-        self.bus = Bus([Address.parse(self.address)], self.options, self.journal)
-        self.bus.bind()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop it."""
-        self.bus.stop()
-        self._thread.join(DEADLINE_S)
-        assert not self._thread.is_alive()
-
-    def _run(self) -> None:
-        try:
-            self.bus.run()
-        finally:
-            self.bus.close()
+        super().__init__(self.address, options=self.options, journal=self.journal)
 
     @contextmanager
     def full(self) -> Iterator[None]:

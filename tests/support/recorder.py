@@ -25,7 +25,6 @@ class Recorder(Consumer):
     """Remembers all events; does more with some, if the test wants."""
 
     def __init__(self, then: Callable[[EventBase], Awaitable[None]] | None = None) -> None:
-        self.name = "recorder"
         self.events: list[EventBase] = []
         self._then = then
 
@@ -68,6 +67,7 @@ class WithRecords(Recorder):
 async def running(consumer: Consumer, address: str, **options: Any) -> AsyncIterator[ConsumerRunner]:
     """Run a consumer, from when it is ready."""
     ready = asyncio.Event()
+    consumer.name = consumer.name or "recorder"
     runner = ConsumerRunner(consumer, Address.parse(address), on_ready=ready.set, **options)
     task = asyncio.create_task(runner.run())
     try:
