@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from phase_bus.errors import ConfigError
+from phase_bus.testing.waiting import until
 from phase_bus.verification.command import Ended, Interrupt, check_benchmark, run_benchmark
-from tests.helpers import until
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ async def test_the_first_interrupt_asks_and_the_second_kills(tmp_path: Path, no_
 
 
 async def test_a_command_that_is_started_too_late_is_ended(tmp_path: Path, no_leaks: None) -> None:
-    """The user wanted to stop while the bus was starting."""
+    """The user stops while the bus is starting."""
     interrupt = Interrupt()
     interrupt.asked.set()
     ended = await ran(tmp_path, "import time; time.sleep(60)", interrupt)
