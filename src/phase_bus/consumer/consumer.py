@@ -44,6 +44,8 @@ class Consumer:
         group: the group that processes of this class form unless the user names another; empty for none.
             In a group, processes share the work of one consumer: each partition of the records has an
             instance in one of them, and one more instance, the leader, has all events that are no records.
+        holds_checkpoint: set it in :meth:`flush` to leave the checkpoint where it is, so that the next
+            process reads all events since then again.
         partition: in a group, the partition whose records this instance gets, None for the leader; set
             before :meth:`start`.
     """
@@ -52,6 +54,7 @@ class Consumer:
     offset: int = 0
     journal_id: str = ""
     group: str = ""
+    holds_checkpoint: bool = False
     partition: int | None = None
     log: Any = structlog.get_logger("phase_bus.consumer")
     _publish: Callable[[EventBase], None] | None = None

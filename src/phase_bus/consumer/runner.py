@@ -295,7 +295,11 @@ class ConsumerRunner(ConsumerProcess):
             return
         self._flushed_events = self._dispatcher.received
         await self._give_receipts()
-        if self._has_place and self._receipts and not self.address.direct:
+        if (
+            self._has_place
+            and self._receipts
+            and not (self.address.direct or self.consumer.holds_checkpoint)
+        ):
             self._flushed = (self._follower.offset, self._dispatcher.saved())
 
     # ---- what the bus is told ----
