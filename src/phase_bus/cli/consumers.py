@@ -53,7 +53,13 @@ def consumers(
     rows = [(entry, *_options(registry, entry)) for entry in entries]
     if json:
         document = [
-            {**msgspec.to_builtins(entry), "use": entry.use, "options": options, "problem": problem}
+            {
+                "name": entry.name,
+                **msgspec.structs.asdict(entry),
+                "use": entry.use,
+                "options": options,
+                "problem": problem,
+            }
             for entry, options, problem in rows
         ]
         _print_json(document)
@@ -89,7 +95,7 @@ def _options(registry: Registry, entry: Entry) -> tuple[list[str], str]:
 def _validate(files: tuple[Path, ...], json: bool) -> int:
     from phase_bus.plugins.check import check_files, check_installed
 
-    findings = list(check_files(files) if files else check_installed())
+    findings = check_files(files) if files else check_installed()
     if json:
         _print_json(findings)
     else:

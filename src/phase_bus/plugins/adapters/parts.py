@@ -1,4 +1,4 @@
-"""What a process of hooks or processors is made of: which classes, in which order, with which options."""
+"""The hooks or processors of one process: which classes, in which order, with which options."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class Part:
         """Make the first one, so that what is wrong shows before anything runs.
 
         Raises:
-            PhaseBusError: its options are not right, or its constructor fails.
+            PhaseBusError: if an option is wrong, or the constructor fails.
         """
         self._first = self.make()
 
     def make(self) -> Any:
-        """Make one, or return the first.
+        """Return the prepared one the first time, then a new one each time.
 
         Raises:
-            PhaseBusError: its options are not right, or its constructor fails.
+            PhaseBusError: if an option is wrong, or the constructor fails.
         """
         if self._first is not None:
             first, self._first = self._first, None
@@ -76,7 +76,7 @@ def choose(
     Options of one hook are written as they are, those of several as ``NAME.option``.
 
     Raises:
-        PhaseBusError: there is no such thing, or an option is of none of them.
+        PhaseBusError: if there is no such thing, or an option belongs to none of them.
     """
     word, _, names = use.partition(":")
     kind: Kind = "hook" if word.startswith("hook") else "processor"
@@ -112,7 +112,7 @@ def _named(registry: Registry, kind: Kind, names: Sequence[str], owner: str) -> 
 
 
 def _loaded(registry: Registry, kind: Kind, owner: str) -> list[Part]:
-    """Return all that need no naming; one that does not import is reported and left out."""
+    """Return all that are loaded without being named; one that cannot be imported is reported and left out."""
     parts = []
     for entry in registry.of(kind).values():
         if entry.auto_load:
@@ -124,7 +124,7 @@ def _loaded(registry: Registry, kind: Kind, owner: str) -> list[Part]:
 
 
 def _prepared(part: Part) -> bool:
-    """Prepare a part that nobody named. If it cannot be, and nobody has set it up, say so."""
+    """Prepare a part that nobody named; report and leave out one that cannot be, unless it was given options."""
     try:
         part.prepare()
     except PhaseBusError as error:
@@ -151,5 +151,5 @@ def _share_out(parts: Sequence[Part], owner: str, values: Mapping[str, Any]) -> 
 
 
 async def awaited(result: Any) -> Any:
-    """Return what a method gave, awaited if it is to be: also plain functions are let pass."""
+    """Return what a method returned, awaited if need be: methods may be plain functions too."""
     return await result if inspect.isawaitable(result) else result

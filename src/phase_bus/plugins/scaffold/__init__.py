@@ -33,7 +33,7 @@ def write_consumer(name: str, directory: Path) -> list[Path]:
         directory: where to; it must not exist.
 
     Raises:
-        ConfigError: the name or the directory is no good, or the files cannot be written.
+        ConfigError: if the name or the directory cannot be used, or the files cannot be written.
     """
     if directory.exists():
         raise ConfigError(
@@ -55,12 +55,16 @@ def write_consumer(name: str, directory: Path) -> list[Path]:
 
 
 def _check_name(name: str) -> str:
-    """Return the package's name for a consumer's."""
+    """Return the name of the package for a consumer.
+
+    Raises:
+        ConfigError: if the consumer cannot have this name.
+    """
     package = name.replace("-", "_")
     if not _NAME.fullmatch(name) or keyword.iskeyword(package) or len(name) > _LONGEST_NAME:
         raise ConfigError(
-            f"consumer name {name!r}: is no name of a package; write up to {_LONGEST_NAME} small letters, "
-            "digits and '-', such as 'slow-requests'"
+            f"consumer name {name!r}: is not a valid package name; write up to {_LONGEST_NAME} lower-case "
+            "letters, digits and '-', such as 'slow-requests'"
         )
     if name in Registry.load().consumers:
         raise ConfigError(f"consumer name {name!r}: is taken, see 'phase-bus consumers'; give another one")
