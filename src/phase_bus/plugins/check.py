@@ -140,7 +140,7 @@ class _Checker:
         for option in options.values():
             if option.required and option.name not in named:
                 self._find(
-                    listed or node, f"{where}: lacks {option.name!r}, which the constructor asks for"
+                    listed or node, f"{where}: lacks {option.name!r}, which the constructor requires"
                 )
         return None
 

@@ -112,7 +112,7 @@ def _named(registry: Registry, kind: Kind, names: Sequence[str], owner: str) -> 
 
 
 def _loaded(registry: Registry, kind: Kind, owner: str) -> list[Part]:
-    """Return all that are loaded without being named; one that cannot be imported is reported and left out."""
+    """Return all that need not be named; one that cannot be imported is reported and left out."""
     parts = []
     for entry in registry.of(kind).values():
         if entry.auto_load:
@@ -124,7 +124,7 @@ def _loaded(registry: Registry, kind: Kind, owner: str) -> list[Part]:
 
 
 def _prepared(part: Part) -> bool:
-    """Prepare a part that nobody named; report and leave out one that cannot be, unless it was given options."""
+    """Prepare a part that nobody named; report one that cannot be, unless it was given options."""
     try:
         part.prepare()
     except PhaseBusError as error:
