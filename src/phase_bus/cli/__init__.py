@@ -14,7 +14,7 @@ from phase_bus.errors import PhaseBusError, suggest
 # Where each command is, and what it does: said here too, so that listing them loads none of them.
 _COMMANDS = {
     "exec": ("exec:exec_command", "Run a benchmark command with a bus and consumers around it."),
-    "up": ("up:up", "Run a bus and consumers in the foreground, for benchmarks started elsewhere."),
+    "up": ("exec:up", "Run a bus and consumers in the foreground, for benchmarks started elsewhere."),
     "bus": ("bus:bus", "Run the bus alone."),
     "consume": ("consume:consume", "Run one consumer."),
     "consumers": ("consumers:consumers", "List the consumers that can be started by name."),

@@ -1,28 +1,32 @@
-"""``phase-bus exec``."""
+"""``phase-bus exec`` and ``phase-bus up``: a bus and consumers, around a command or until a signal."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import msgspec
-from cyclopts import Parameter
-from rich.console import Console
 
 from phase_bus.cli.options import (
     AddressesOption,
+    ConfigOption,
+    QuietOption,
     WithOption,
     WorkersOption,
     configure_logging,
     make_console,
 )
+from phase_bus.core.address import default_address
 from phase_bus.errors import ConfigError
 from phase_bus.harness.foreground import check_command, run_in_foreground
 from phase_bus.journal.paths import exec_journal_directory
 from phase_bus.reporting.receipts import ledger_in_brief, ledger_table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from phase_bus.harness.config import Config
     from phase_bus.harness.rig import Rig
 
@@ -31,11 +35,11 @@ NOT_EVERYTHING_HANDLED = 3
 
 def exec_command(
     *command: str,
-    config: Annotated[Path | None, Parameter(name=["--config", "-c"])] = None,
+    config: ConfigOption = None,
     with_: WithOption = None,
     workers: WorkersOption = None,
     address: AddressesOption = None,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Run a benchmark command with a bus and consumers around it.
 
@@ -59,40 +63,84 @@ def exec_command(
 
     Args:
         command: The command and its arguments, after '--'.
-        config: A YAML file that names the consumers, their options, and addresses.
-        quiet: Show nothing but what the consumers print, and what goes wrong.
     """
-    from phase_bus.harness.config import load_config
-
     if not command:
         raise ConfigError("no command to run; write it after '--', as in: -- aiperf profile ...")
     check_command(command)
-    configure_logging()
-    loaded = load_config(config, with_ or [], address or [], workers)
+    loaded = _load(config, with_, workers, address)
     if not loaded.data:
         loaded = msgspec.structs.replace(loaded, data=str(exec_journal_directory()))
-    return asyncio.run(_run(command, loaded, quiet))
+    return asyncio.run(_exec(command, loaded, quiet))
 
 
-async def _run(command: tuple[str, ...], config: Config, quiet: bool) -> int:
+def up(
+    *,
+    config: ConfigOption = None,
+    with_: WithOption = None,
+    workers: WorkersOption = None,
+    address: AddressesOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a bus and consumers in the foreground, for benchmarks started elsewhere.
+
+    Several runs may come and go. Ctrl-C or SIGTERM lets the consumers finish and ends everything.
+
+    For example:
+
+        phase-bus up -c bus.yaml
+
+        phase-bus up --with logging --address tcp://127.0.0.1:5670
+    """
+    loaded = _load(config, with_, workers, address)
+    if not loaded.address:
+        loaded = msgspec.structs.replace(loaded, address=(default_address(),))
+    asyncio.run(_up(loaded, quiet))
+
+
+def _load(
+    config: Path | None, with_: list[str] | None, workers: list[str] | None, address: list[str] | None
+) -> Config:
+    from phase_bus.harness.config import load_config
+
+    configure_logging()
+    return load_config(config, with_ or [], address or [], workers)
+
+
+async def _exec(command: tuple[str, ...], config: Config, quiet: bool) -> int:
+    from phase_bus.harness.children import describe_exit, environment, shell_code
     from phase_bus.harness.rig import Rig
-    from phase_bus.harness.supervisor import describe_exit, environment, shell_code
 
     console = make_console(stderr=True)
     async with Rig(config, console, quiet=quiet) as rig:
-        names = ", ".join(consumer.title for consumer in config.consumers) or "none"
-        if not quiet:
-            rig.progress.note(f"bus ready at {rig.address}; consumers ready: {names}")
+        _note_ready(rig)
         returncode = await run_in_foreground(command, environment(rig.address))
         await rig.settle(f"the command {describe_exit(returncode)} without ending the run")
         if not quiet:
             _print_results(rig, console)
             _print_ledger(rig, console)
             if not rig.progress.ended:
-                rig.progress.note("the command published no run; 'phase-bus doctor' may say why")
+                rig.note("the command published no run; 'phase-bus doctor' may say why")
     if returncode == 0 and not rig.whole:
         return NOT_EVERYTHING_HANDLED
     return shell_code(returncode)
+
+
+async def _up(config: Config, quiet: bool) -> None:
+    from phase_bus.harness.rig import Rig
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(signum, stop.set)
+    async with Rig(config, make_console(stderr=True), quiet=quiet) as rig:
+        _note_ready(rig, "; Ctrl-C ends it")
+        await stop.wait()
+        rig.note("stopping")
+
+
+def _note_ready(rig: Rig, hint: str = "") -> None:
+    names = ", ".join(consumer.title for consumer in rig.config.consumers) or "none"
+    rig.note(f"bus ready at {rig.address}; consumers ready: {names}{hint}")
 
 
 def _print_results(rig: Rig, console: Console) -> None:

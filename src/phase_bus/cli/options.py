@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from cyclopts import Parameter
@@ -13,10 +14,8 @@ from phase_bus.core.address import Address, default_address
 from phase_bus.errors import ConfigError, PhaseBusError
 
 if TYPE_CHECKING:
-    from phase_bus.publisher.publisher import Publisher
-
-if TYPE_CHECKING:
     from phase_bus.consumer.origin import Origin
+    from phase_bus.publisher.publisher import Publisher
 
 _WIDE = 200
 
@@ -40,6 +39,12 @@ AddressesOption: TypeAlias = Annotated[
 JsonOption: TypeAlias = Annotated[
     bool, Parameter(name="--json", negative=(), help="Print JSON, for scripts.")
 ]
+ConfigOption: TypeAlias = Annotated[
+    Path | None,
+    Parameter(
+        name=["--config", "-c"], help="A YAML file that names the consumers, their options, and addresses."
+    ),
+]
 WithOption: TypeAlias = Annotated[
     list[str] | None,
     Parameter(
@@ -55,6 +60,14 @@ WorkersOption: TypeAlias = Annotated[
         name="--workers",
         negative=(),
         help="How many processes share the work of a consumer: NAME=N. May be repeated.",
+    ),
+]
+QuietOption: TypeAlias = Annotated[
+    bool,
+    Parameter(
+        name=["--quiet", "-q"],
+        negative=(),
+        help="Show nothing but what the consumers print, and what goes wrong.",
     ),
 ]
 FromOption: TypeAlias = Annotated[str, Parameter(name="--from")]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from phase_bus.errors import ConfigError
-from phase_bus.harness.supervisor import Child, describe_exit
+from phase_bus.harness.children import Child, describe_exit
 
 _STARTED_S = 1.0  # after this what it prints is shown as it comes
 _LASTED_S = 20.0  # who fails by itself before that has not worked

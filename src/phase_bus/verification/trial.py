@@ -15,9 +15,9 @@ import msgspec
 from msgspec import Struct
 from rich.console import Console
 
+from phase_bus.harness.children import describe_exit, environment
 from phase_bus.harness.config import Config
 from phase_bus.harness.rig import Rig
-from phase_bus.harness.supervisor import describe_exit, environment
 from phase_bus.verification.command import Ended, Interrupt, run_benchmark
 from phase_bus.verification.measures import (
     CPU,
