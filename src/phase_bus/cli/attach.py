@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,8 @@ from phase_bus.aiperf.attach import (
     run_attach,
     tcp_address,
 )
-from phase_bus.cli.options import AddressOption, check_delivered, configure_logging, parse_address
+from phase_bus.cli.options import AddressOption, check_delivered, parse_address
+from phase_bus.cli.output import configure_logging, say
 from phase_bus.core.client import BusClient
 from phase_bus.errors import ConfigError
 from phase_bus.publisher.publisher import Publisher
@@ -56,23 +56,16 @@ def attach(
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: stop.set())
-    print(
-        f"phase-bus: waiting for AIPerf at {source}; phase events and results only, no request records",
-        file=sys.stderr,
-        flush=True,
-    )
+    say(f"waiting for AIPerf at {source}; phase events and results only, no request records")
     with Publisher(str(where), name="attach") as publisher:
         report = run_attach(source, publisher, run_id=run_id, timeout_s=timeout_s, stop=stop)
         publisher.flush(timeout_s=10.0)
     check_delivered(publisher)
     if report.status is None:
-        print("phase-bus: AIPerf was not heard", file=sys.stderr)
+        say("AIPerf was not heard")
         return 1
     reason = f" ({report.reason})" if report.reason else ""
-    print(
-        f"phase-bus: run {report.run_id} {report.status}{reason}, {report.phases} phases",
-        file=sys.stderr,
-    )
+    say(f"run {report.run_id} {report.status}{reason}, {report.phases} phases")
     return 0
 
 

@@ -10,7 +10,8 @@ from cyclopts import Parameter
 
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
-from phase_bus.cli.options import AddressesOption, StopOnEof, configure_logging
+from phase_bus.cli.options import AddressesOption, StopOnEof
+from phase_bus.cli.output import configure_logging
 from phase_bus.core.address import Address, default_address
 from phase_bus.journal.paths import journal_directory
 from phase_bus.journal.writer import Journal, Limits

@@ -14,11 +14,11 @@ from phase_bus.cli.options import (
     AddressOption,
     FromOption,
     StopOnEof,
-    configure_logging,
     key_values,
     parse_address,
     parse_origin,
 )
+from phase_bus.cli.output import configure_logging
 from phase_bus.core.stopping import stop_on_eof, stop_on_signals
 from phase_bus.errors import ConfigError
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from cyclopts import Parameter
-from rich.markup import escape
-from rich.table import Table
 
-from phase_bus.cli.options import JsonOption, configure_logging, make_console
+from phase_bus.cli.options import JsonOption
+from phase_bus.cli.output import configure_logging, make_console, print_json, print_table
 from phase_bus.errors import ConfigError, PhaseBusError
 
 if TYPE_CHECKING:
     from phase_bus.plugins.registry import Entry, Registry
 
 SOMETHING_WRONG = 2
+_COLUMNS = ("NAME", "KIND", "PRIORITY", "AUTO", "DESCRIPTION", "OPTIONS", "TAGS", "PLUGIN")
 
 
 def consumers(
@@ -62,23 +62,22 @@ def consumers(
             }
             for entry, options, problem in rows
         ]
-        _print_json(document)
+        print_json(document)
         return 0
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in ("NAME", "KIND", "PRIORITY", "AUTO", "DESCRIPTION", "OPTIONS", "TAGS", "PLUGIN"):
-        table.add_column(column, overflow="fold")
-    for entry, options, problem in rows:
-        table.add_row(
+    shown = (
+        (
             entry.use,
             entry.kind,
-            str(entry.priority),
+            entry.priority,
             "yes" if entry.auto_load else "no",
-            escape(entry.description),
-            escape("\n".join(options) or problem),
-            escape(", ".join(entry.tags)),
-            escape(entry.plugin),
+            entry.description,
+            "\n".join(options) or problem,
+            ", ".join(entry.tags),
+            entry.plugin,
         )
-    make_console().print(table)
+        for entry, options, problem in rows
+    )
+    print_table(_COLUMNS, shown, make_console())
     return 0
 
 
@@ -97,12 +96,8 @@ def _validate(files: tuple[Path, ...], json: bool) -> int:
 
     findings = check_files(files) if files else check_installed()
     if json:
-        _print_json(findings)
+        print_json(findings)
     else:
         for finding in findings:
             print(finding)
     return SOMETHING_WRONG if findings else 0
-
-
-def _print_json(document: Any) -> None:
-    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
 
-from phase_bus.cli.journals import OneDataOption, counted, make_table, one_journal, print_json
-from phase_bus.cli.options import AddressOption, JsonOption, configure_logging, make_console, parse_address
+from phase_bus.cli.journals import OneDataOption, one_journal
+from phase_bus.cli.options import AddressOption, JsonOption, parse_address
+from phase_bus.cli.output import (
+    configure_logging,
+    counted,
+    local_time,
+    make_console,
+    print_json,
+    print_table,
+    say,
+)
 from phase_bus.errors import ConfigError
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import DeadLetter, parse_checkpoint_name
@@ -43,20 +50,11 @@ def list_(
     if not letters:
         console.print(f"no dead letters in {path}", soft_wrap=True)
         return
-    table = make_table("ID", "CONSUMER", "KIND", "RUN", "WHEN", "ATTEMPTS", "ERROR")
-    for letter in letters:
-        when = datetime.fromtimestamp(letter.ts_ns / 1e9).astimezone()
-        error = letter.error.replace("[", "\\[")
-        table.add_row(
-            str(letter.id),
-            letter.consumer,
-            letter.kind,
-            letter.run_id,
-            f"{when:%Y-%m-%d %H:%M:%S}",
-            str(letter.attempts),
-            error,
-        )
-    console.print(table)
+    rows = (
+        (it.id, it.consumer, it.kind, it.run_id, local_time(it.ts_ns), it.attempts, it.error)
+        for it in letters
+    )
+    print_table(("ID", "CONSUMER", "KIND", "RUN", "WHEN", "ATTEMPTS", "ERROR"), rows, console)
 
 
 def show(letter_id: int, /, *, data: OneDataOption = None, json: JsonOption = False) -> None:
@@ -78,9 +76,8 @@ def show(letter_id: int, /, *, data: OneDataOption = None, json: JsonOption = Fa
     if json:
         print_json({**msgspec.to_builtins(letter), "event": event})
         return
-    when = datetime.fromtimestamp(letter.ts_ns / 1e9).astimezone()
     print(f"consumer {letter.consumer!r}, run {letter.run_id}, {letter.kind}, offset {letter.offset}")
-    print(f"set aside {when:%Y-%m-%d %H:%M:%S} after {letter.attempts} attempts: {letter.error}")
+    print(f"set aside {local_time(letter.ts_ns)} after {letter.attempts} attempts: {letter.error}")
     print(f"\n{letter.traceback.rstrip()}\n")
     print_json(event)
 
@@ -134,10 +131,7 @@ def retry(
             for name in names:
                 mine = [letter for letter in letters if letter.consumer == name]
                 failed += asyncio.run(retrier.retry(name, with_ or parse_checkpoint_name(name)[0], mine))
-    print(
-        f"phase-bus: {counted(len(letters) - failed, 'dead letter')} handled, {failed} failed again",
-        file=sys.stderr,
-    )
+    say(f"{counted(len(letters) - failed, 'dead letter')} handled, {failed} failed again")
     return 1 if failed else 0
 
 

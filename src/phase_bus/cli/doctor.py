@@ -11,14 +11,14 @@ import sys
 from collections.abc import Iterator
 from typing import Annotated, Literal, TypeAlias
 
-import msgspec
 import zmq
 from cyclopts import Parameter
 from msgspec import Struct
 from rich.markup import escape
 
 from phase_bus import __version__
-from phase_bus.cli.options import AddressOption, JsonOption, make_console
+from phase_bus.cli.options import AddressOption, JsonOption
+from phase_bus.cli.output import make_console, print_json
 from phase_bus.core.address import ADDRESS_VARIABLE, Address, default_address
 from phase_bus.core.client import BusClient
 from phase_bus.errors import PhaseBusError
@@ -70,7 +70,7 @@ def doctor(
     """
     findings = [*_installed(), *_aiperf(), *_consumers(), *_bus(address, timeout_s)]
     if json:
-        print(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
+        print_json(findings)
     else:
         console = make_console()
         for f in findings:

@@ -15,9 +15,8 @@ from phase_bus.cli.options import (
     QuietOption,
     WithOption,
     WorkersOption,
-    configure_logging,
-    make_console,
 )
+from phase_bus.cli.output import configure_logging, make_console
 from phase_bus.core.address import default_address
 from phase_bus.errors import ConfigError
 from phase_bus.harness.foreground import check_command, run_in_foreground

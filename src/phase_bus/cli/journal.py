@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,16 +10,9 @@ import msgspec
 from cyclopts import Parameter
 from rich.filesize import decimal
 
-from phase_bus.cli.journals import (
-    OneDataOption,
-    counted,
-    find_run,
-    journal_to_write,
-    make_table,
-    one_journal,
-    print_json,
-)
-from phase_bus.cli.options import JsonOption, make_console
+from phase_bus.cli.journals import OneDataOption, find_run, journal_to_write, one_journal
+from phase_bus.cli.options import JsonOption
+from phase_bus.cli.output import counted, local_time, make_console, print_json, print_table, say
 from phase_bus.errors import ConfigError, JournalError
 from phase_bus.journal.files import FILE_NAME, size_on_disk
 from phase_bus.journal.reader import JournalReader
@@ -47,19 +38,15 @@ def info(*, data: OneDataOption = None, json: JsonOption = False) -> None:
         return
     console = make_console()
     console.print(f"{told.path}: {decimal(told.size_bytes)}", soft_wrap=True)
-    since = ""
-    if told.oldest_ts_ns is not None:
-        since = f", since {datetime.fromtimestamp(told.oldest_ts_ns / 1e9).astimezone():%Y-%m-%d %H:%M:%S}"
+    since = "" if told.oldest_ts_ns is None else f", since {local_time(told.oldest_ts_ns)}"
     console.print(
         f"{counted(told.runs, 'run')}, {counted(told.events, 'event')}, "
         f"{counted(told.records, 'record')}{since}; last offset {told.head.offset}; "
         f"{counted(letters, 'dead letter')}"
     )
     if told.checkpoints:
-        table = make_table("CONSUMER", "POSITION", "BEHIND")
-        for consumer, offset in told.checkpoints.items():
-            table.add_row(consumer, str(offset), str(told.head.offset - offset))
-        console.print(table)
+        rows = ((name, offset, told.head.offset - offset) for name, offset in told.checkpoints.items())
+        print_table(("CONSUMER", "CHECKPOINT", "BEHIND"), rows, console)
 
 
 def verify(*, data: OneDataOption = None, json: JsonOption = False) -> int:
@@ -129,11 +116,7 @@ def prune(
         return
     for run_id in gone:
         print(run_id)
-    print(
-        f"phase-bus: {counted(len(gone), 'run')} pruned from {path}, {decimal(before)} before, "
-        f"{decimal(after)} now",
-        file=sys.stderr,
-    )
+    say(f"{counted(len(gone), 'run')} pruned from {path}, {decimal(before)} before, {decimal(after)} now")
 
 
 def export(
@@ -176,4 +159,4 @@ def export(
             count, what = export_parquet(reader, run_id, output), "record"
         else:
             count, what = export_jsonl(reader, run_id, output), "event"
-        print(f"phase-bus: {counted(count, what)} of {reader.path} exported", file=sys.stderr)
+        say(f"{counted(count, what)} of {reader.path} exported")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
-import msgspec
 from cyclopts import Parameter
-from rich.table import Table
 
+from phase_bus.cli.output import say
 from phase_bus.errors import ConfigError, JournalError, suggest
 from phase_bus.events import RunStart
 from phase_bus.journal.files import FILE_NAME
@@ -86,7 +84,7 @@ def find_runs(data: Path | None) -> list[Found]:
         except JournalError as error:
             if data is not None:
                 raise
-            print(f"phase-bus: {error}; left out", file=sys.stderr)
+            say(f"{error}; left out")
     return sorted(runs, key=lambda found: found.row.started_ns)
 
 
@@ -107,10 +105,9 @@ def find_run(run: str, data: Path | None) -> Found:
         known = [found.row.run_id for found in runs[-10:]]
         raise ConfigError(f"there is no run {run!r} in {where}{suggest(run, known)}")
     if len(wanted) > 1 and run != LATEST:
-        print(
-            f"phase-bus: run {run} is in {len(wanted)} journals; this is the newest of them, in "
-            f"{wanted[-1].journal} (--data chooses another)",
-            file=sys.stderr,
+        say(
+            f"run {run} is in {len(wanted)} journals; this is the newest of them, in "
+            f"{wanted[-1].journal} (--data chooses another)"
         )
     return wanted[-1]
 
@@ -154,26 +151,3 @@ def short_name(journal: Path) -> str:
     """Return a journal's directory, without the place where all of the user's are."""
     directory = journal.parent
     return directory.name if directory.parent == state_directory() else str(directory)
-
-
-def make_table(*columns: str) -> Table:
-    """Return an empty table that looks like those of the other commands."""
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def counted(number: int, word: str) -> str:
-    """Return a number with its word: ``1 run``, ``2 runs``."""
-    return f"{number} {word}{'' if number == 1 else 's'}"
-
-
-def format_json(document: Any) -> str:
-    """Return a document as JSON that people can read too."""
-    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
-
-
-def print_json(document: Any) -> None:
-    """Print a document for scripts."""
-    print(format_json(document))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from phase_bus.core.address import Address, default_address
 from phase_bus.errors import ConfigError, PhaseBusError
@@ -16,8 +13,6 @@ from phase_bus.errors import ConfigError, PhaseBusError
 if TYPE_CHECKING:
     from phase_bus.consumer.origin import Origin
     from phase_bus.publisher.publisher import Publisher
-
-_WIDE = 200
 
 AddressOption: TypeAlias = Annotated[
     str | None,
@@ -125,41 +120,3 @@ def check_delivered(publisher: Publisher) -> None:
             f"{sum(publisher.undelivered.values())} events were not delivered to {publisher.address}; "
             "is the bus still running?"
         )
-
-
-def make_console(*, stderr: bool = False) -> Console:
-    """Return a console for tables; into a file or pipe they get the width they need."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDE)
-
-
-def configure_logging() -> None:
-    """Let what a process has to say go to standard error, a readable line each."""
-    import structlog
-
-    shared: list[structlog.typing.Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
-    ]
-    renderer = structlog.dev.ConsoleRenderer(
-        colors=sys.stderr.isatty(),
-        pad_event_to=0,
-        # The default one takes seconds over a large event, and prints all of it.
-        exception_formatter=structlog.dev.plain_traceback,
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-        )
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from phase_bus.cli.journals import DataOption, find_run, print_json
-from phase_bus.cli.options import JsonOption, make_console
+from phase_bus.cli.journals import DataOption, find_run
+from phase_bus.cli.options import JsonOption
+from phase_bus.cli.output import make_console, print_json
 from phase_bus.errors import ConfigError
 from phase_bus.journal.reader import JournalReader
 from phase_bus.reporting.receipts import is_whole, ledger, ledger_table

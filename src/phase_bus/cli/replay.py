@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +9,9 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from phase_bus.cli.journals import LATEST, counted
-from phase_bus.cli.options import AddressOption, configure_logging, parse_address
+from phase_bus.cli.journals import LATEST
+from phase_bus.cli.options import AddressOption, parse_address
+from phase_bus.cli.output import configure_logging, counted, say
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import Status
@@ -87,10 +87,9 @@ def replay(
                 on_sent=lambda count: progress.update(task, completed=count),
             ) as replayer:
                 replayer.publish(published)
-    print(
-        f"phase-bus: {counted(len(run_ids), 'run')}, {counted(replayer.events, 'event')}, "
-        f"{counted(replayer.records, 'record')} published again at {where}",
-        file=sys.stderr,
+    say(
+        f"{counted(len(run_ids), 'run')}, {counted(replayer.events, 'event')}, "
+        f"{counted(replayer.records, 'record')} published again at {where}"
     )
     return 0
 
@@ -106,7 +105,7 @@ def _deliver(spool: Path, where: Address) -> int:
         text += f", {report.remaining} not acknowledged in time"
     if report.damage:
         text += f", {report.missing} cannot be read ({report.damage})"
-    print(f"phase-bus: {text}; the file is {report.path}", file=sys.stderr)
+    say(f"{text}; the file is {report.path}")
     return 0 if report.complete else 1
 
 

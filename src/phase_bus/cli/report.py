@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter
 
-from phase_bus.cli.journals import DataOption, find_run, find_sweep, format_json, print_json
+from phase_bus.cli.journals import DataOption, find_run, find_sweep
 from phase_bus.cli.options import JsonOption
+from phase_bus.cli.output import format_json, print_json, say
 from phase_bus.core.files import write_whole
 from phase_bus.errors import ConfigError
 
@@ -147,4 +148,4 @@ def _put(result: Any, output: Path | None) -> None:
         raise ConfigError(
             f"--output {str(output)!r}: cannot be written ({error.strerror or error}); give another file"
         ) from error
-    print(f"phase-bus: written to {output}", file=sys.stderr)
+    say(f"written to {output}")

@@ -8,13 +8,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from phase_bus.cli.options import (
-    AddressOption,
-    check_delivered,
-    configure_logging,
-    key_values,
-    parse_address,
-)
+from phase_bus.cli.options import AddressOption, check_delivered, key_values, parse_address
+from phase_bus.cli.output import configure_logging
 from phase_bus.core.client import BusClient
 from phase_bus.errors import PhaseBusError
 from phase_bus.publisher.publisher import Publisher

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from phase_bus.cli.options import (
-    AddressOption,
-    FromOption,
-    JsonOption,
-    configure_logging,
-    parse_address,
-    parse_origin,
-)
+from phase_bus.cli.options import AddressOption, FromOption, JsonOption, parse_address, parse_origin
+from phase_bus.cli.output import configure_logging, say
 from phase_bus.core.stopping import stop_on_signals
 
 
@@ -58,7 +51,7 @@ def tail(
 
     async def run() -> None:
         def ready() -> None:
-            print(f"phase-bus: listening at {where}", file=sys.stderr, flush=True)
+            say(f"listening at {where}")
 
         runner = ConsumerRunner(
             printer,

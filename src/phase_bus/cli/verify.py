@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from cyclopts import Parameter
 
-from phase_bus.cli.options import WithOption, make_console
+from phase_bus.cli.options import ConfigOption, WithOption
+from phase_bus.cli.output import format_json, make_console
 from phase_bus.core.files import check_writable, write_whole
 from phase_bus.errors import ConfigError
 from phase_bus.harness.foreground import check_command
@@ -28,7 +29,7 @@ def verify(
     *command: str,
     rounds: int = 8,
     tolerance: str = "5%",
-    config: Annotated[Path | None, Parameter(name=["--config", "-c"])] = None,
+    config: ConfigOption = None,
     with_: WithOption = None,
     seed: int | None = None,
     strict: Annotated[bool, Parameter(negative=())] = False,
@@ -61,8 +62,7 @@ def verify(
             run, whatever directory it names.
         rounds: How many rounds count. With a multiple of four the order of the modes is balanced.
         tolerance: How large a difference may be, in percent, in either direction.
-        config: A YAML file that names the consumers, as for 'phase-bus exec'. By default 'aggregator' and
-            'logging' run.
+            config: As for 'phase-bus exec'. By default 'aggregator' and 'logging' run.
         seed: Of the order of the modes. By default a new one, which is shown.
         strict: Exit with 1 also when something is not decided.
         output: Where each run gets its directory. By default a new one: phase-bus-verify-DATE-TIME.
@@ -70,7 +70,7 @@ def verify(
     """
     # Here, since they take longer to load than --help to show.
     from phase_bus.harness.config import ConsumerConfig, load_config
-    from phase_bus.verification.result import as_json, conclude
+    from phase_bus.verification.result import conclude
     from phase_bus.verification.session import Session
     from phase_bus.verification.text import tables
 
@@ -109,7 +109,7 @@ def verify(
     for part in tables(result):
         make_console().print(part)
     if json is not None:
-        write_whole(json, as_json(result))
+        write_whole(json, format_json(result) + "\n")
     return _exit_code(result, strict)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, Literal, TypeAlias
 
-import msgspec
 from msgspec import Struct
 
 from phase_bus import __version__
@@ -186,8 +185,3 @@ def _machine() -> dict[str, Any]:
         "phase_bus": __version__,
         "aiperf": aiperf,
     }
-
-
-def as_json(result: Verification) -> str:
-    """Return the document as JSON, indented."""
-    return msgspec.json.format(msgspec.json.encode(result), indent=2).decode() + "\n"
