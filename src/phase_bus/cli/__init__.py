@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from cyclopts import App, CycloptsError, UnknownCommandError
+from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from phase_bus import __version__
 from phase_bus.errors import PhaseBusError, suggest
@@ -59,6 +59,7 @@ def build_app(*chosen: str) -> App:
         "Start with: phase-bus exec --with logging --with aggregator -- aiperf profile ...",
         # Markdown takes as long to load as everything else; the list of commands does without it.
         help_format="markdown" if chosen[:1] and chosen[0] in _COMMANDS else "plaintext",
+        default_parameter=Parameter(negative=()),
         result_action="return_value",
     )
     for name, (where, what) in _COMMANDS.items():

@@ -30,7 +30,6 @@ def bus(
     no_journal: Annotated[
         bool,
         Parameter(
-            negative=(),
             help="Keep events in memory only. Given up: replay for late, slow and restarted consumers, "
             "and every command that looks at past runs.",
         ),

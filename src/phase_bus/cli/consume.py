@@ -34,7 +34,7 @@ def consume(
     address: AddressOption = None,
     set_: Annotated[
         list[str] | None,
-        Parameter(name="--set", negative=(), help="An option of the consumer: key=value. Repeatable."),
+        Parameter(name="--set", help="An option of the consumer: key=value. Repeatable."),
     ] = None,
     name: str | None = None,
     group: str | None = None,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import msgspec
-from cyclopts import Parameter
 
 from phase_bus.cli.options import JsonOption
 from phase_bus.cli.output import configure_logging, make_console, print_json, print_table
@@ -22,7 +21,7 @@ _COLUMNS = ("NAME", "KIND", "PRIORITY", "AUTO", "DESCRIPTION", "OPTIONS", "TAGS"
 def consumers(
     *files: Path,
     tag: str | None = None,
-    validate: Annotated[bool, Parameter(negative=())] = False,
+    validate: bool = False,
     json: JsonOption = False,
 ) -> int:
     """List the consumers, phase hooks and post-processors that can be started by name.

@@ -84,7 +84,7 @@ def show(letter_id: int, /, *, data: OneDataOption = None, json: JsonOption = Fa
 
 def retry(
     *letter_ids: int,
-    all_: Annotated[bool, Parameter(name="--all", negative=(), help="All there are.")] = False,
+    all_: Annotated[bool, Parameter(name="--all", help="All there are.")] = False,
     consumer: _ConsumerOption = None,
     with_: Annotated[
         str | None,

@@ -26,14 +26,11 @@ AddressesOption: TypeAlias = Annotated[
     list[str] | None,
     Parameter(
         name=["--address", "-a"],
-        negative=(),
         help="Where the bus can be reached: ipc://DIRECTORY, tcp://HOST:PORT (port 0: a free one), "
         "or both, by giving the option twice.",
     ),
 ]
-JsonOption: TypeAlias = Annotated[
-    bool, Parameter(name="--json", negative=(), help="Print JSON, for scripts.")
-]
+JsonOption: TypeAlias = Annotated[bool, Parameter(name="--json", help="Print JSON, for scripts.")]
 ConfigOption: TypeAlias = Annotated[
     Path | None,
     Parameter(
@@ -44,7 +41,6 @@ WithOption: TypeAlias = Annotated[
     list[str] | None,
     Parameter(
         name="--with",
-        negative=(),
         help="A consumer to start: NAME, module:Class, hook:NAME, processor:NAME, each with options as "
         "NAME:key=value,key=value. May be repeated.",
     ),
@@ -53,7 +49,6 @@ WorkersOption: TypeAlias = Annotated[
     list[str] | None,
     Parameter(
         name="--workers",
-        negative=(),
         help="How many processes share the work of a consumer: NAME=N. May be repeated.",
     ),
 ]
@@ -61,13 +56,12 @@ QuietOption: TypeAlias = Annotated[
     bool,
     Parameter(
         name=["--quiet", "-q"],
-        negative=(),
         help="Show nothing but what the consumers print, and what goes wrong.",
     ),
 ]
 FromOption: TypeAlias = Annotated[str, Parameter(name="--from")]
 # For processes that another phase-bus process starts.
-StopOnEof: TypeAlias = Annotated[bool, Parameter(name="--stop-on-eof", negative=(), show=False)]
+StopOnEof: TypeAlias = Annotated[bool, Parameter(name="--stop-on-eof", show=False)]
 
 
 def parse_address(text: str | None) -> Address:

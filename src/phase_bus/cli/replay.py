@@ -31,9 +31,7 @@ def replay(
     speed: Annotated[
         float | None, Parameter(help="Divide the time between events by this. Default: 1.")
     ] = None,
-    as_fast_as_possible: Annotated[
-        bool, Parameter(negative=(), help="Do not wait between events at all.")
-    ] = False,
+    as_fast_as_possible: Annotated[bool, Parameter(help="Do not wait between events at all.")] = False,
     run_id: Annotated[
         str | None, Parameter(name="--run-id", help="Another id for the run, if the bus has it already.")
     ] = None,

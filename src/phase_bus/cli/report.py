@@ -23,7 +23,7 @@ def report(
     *,
     sweep: str | None = None,
     by: str | None = None,
-    warmup: Annotated[bool, Parameter(negative=())] = False,
+    warmup: bool = False,
     format: Format | None = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     data: DataOption = None,

@@ -30,7 +30,7 @@ def simulate(
     sweep_id: str | None = None,
     trial: int | None = None,
     label: str | None = None,
-    variation: Annotated[list[str] | None, Parameter(negative=())] = None,
+    variation: list[str] | None = None,
 ) -> None:
     """Publish a synthetic run of any size and rate, for trying things without AIPerf.
 

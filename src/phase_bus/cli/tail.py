@@ -17,7 +17,7 @@ def tail(
     address: AddressOption = None,
     topic: Annotated[
         list[str] | None,
-        Parameter(negative=(), help="Only topics that begin so: 'phase_', 'records.', 'summary.' ..."),
+        Parameter(help="Only topics that begin so: 'phase_', 'records.', 'summary.' ..."),
     ] = None,
     from_: FromOption = "now",
     json: JsonOption = False,

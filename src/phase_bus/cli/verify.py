@@ -32,7 +32,7 @@ def verify(
     config: ConfigOption = None,
     with_: WithOption = None,
     seed: int | None = None,
-    strict: Annotated[bool, Parameter(negative=())] = False,
+    strict: bool = False,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     json: Path | None = None,
 ) -> int:
