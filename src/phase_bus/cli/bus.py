@@ -10,14 +10,13 @@ from cyclopts import Parameter
 
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
-from phase_bus.cli.options import AddressesOption, StopOnEof
+from phase_bus.cli.options import DEFAULT_LIMITS, AddressesOption, LimitOptions, StopOnEof
 from phase_bus.cli.output import configure_logging
 from phase_bus.core.address import Address, default_address
 from phase_bus.journal.paths import journal_directory
-from phase_bus.journal.writer import Journal, Limits
+from phase_bus.journal.writer import Journal
 
 _DEFAULTS = BusOptions()
-_LIMITS = Limits()
 
 
 def bus(
@@ -34,9 +33,7 @@ def bus(
             "and every command that looks at past runs.",
         ),
     ] = False,
-    max_bytes: int = _LIMITS.max_bytes,
-    max_age_s: float = _LIMITS.max_age_s,
-    max_runs: int = _LIMITS.max_runs,
+    limits: LimitOptions = DEFAULT_LIMITS,
     max_message_bytes: Annotated[int, Parameter(show=False)] = _DEFAULTS.max_message_bytes,
     stop_on_eof: StopOnEof = False,
 ) -> None:
@@ -55,15 +52,11 @@ def bus(
         heartbeat_s: How often clients are to say that they are alive, in seconds.
         silent_after_s: Seconds of silence after which a client counts as gone; the runs of a
             publisher that is gone end as 'lost'.
-        high_water_mark: Events queued for each consumer at most; what is beyond waits in the journal.
-        max_bytes: The journal's size from which on its oldest finished runs are pruned.
-        max_age_s: The age from which on finished runs are pruned, in seconds.
-        max_runs: The number of runs kept.
+        high_water_mark: Events queued for each consumer at most; more wait in the journal.
     """
     configure_logging()
     addresses = [Address.parse(text) for text in address or [default_address()]]
-    limits = Limits(max_bytes=max_bytes, max_age_s=max_age_s, max_runs=max_runs)
-    kept = None if no_journal else Journal(data or journal_directory(addresses[0]), limits)
+    journal = None if no_journal else Journal(data or journal_directory(addresses[0]), limits.limits())
     server = Bus(
         addresses,
         BusOptions(
@@ -72,13 +65,13 @@ def bus(
             high_water_mark=high_water_mark,
             max_message_bytes=max_message_bytes,
         ),
-        kept,
+        journal,
     )
     server.install_signals()
     try:
         server.bind()
         if not stop_on_eof:
-            where = f"journal in {kept.path}" if kept else "no journal: what a consumer misses is lost"
+            where = f"journal in {journal.path}" if journal else "no journal: missed events are lost"
             print(f"bus ready at {' and '.join(map(str, server.addresses))}; {where}", flush=True)
         server.run(stop_on_eof=sys.stdin.fileno() if stop_on_eof else None)
     finally:

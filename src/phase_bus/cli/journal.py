@@ -11,14 +11,11 @@ from cyclopts import Parameter
 from rich.filesize import decimal
 
 from phase_bus.cli.journals import OneDataOption, find_run, journal_to_write, one_journal
-from phase_bus.cli.options import JsonOption
+from phase_bus.cli.options import DEFAULT_LIMITS, JsonOption, LimitOptions, RunOption
 from phase_bus.cli.output import counted, local_time, make_console, print_json, print_table, say
 from phase_bus.errors import ConfigError, JournalError
 from phase_bus.journal.files import FILE_NAME, size_on_disk
 from phase_bus.journal.reader import JournalReader
-from phase_bus.journal.rows import Limits
-
-_LIMITS = Limits()
 
 
 def info(*, data: OneDataOption = None, json: JsonOption = False) -> None:
@@ -70,20 +67,15 @@ def verify(*, data: OneDataOption = None, json: JsonOption = False) -> int:
     else:
         for problem in problems:
             print(problem)
-        print(
-            f"{path}: {counted(len(problems), 'problem')}"
-            if problems
-            else f"{path}: {events} events, all is well"
-        )
+        verdict = counted(len(problems), "problem") if problems else f"{events} events, all is well"
+        print(f"{path}: {verdict}")
     return 1 if problems else 0
 
 
 def prune(
     *,
     data: Annotated[Path, Parameter(help="The journal: its directory or file.")],
-    max_bytes: int = _LIMITS.max_bytes,
-    max_age_s: float = _LIMITS.max_age_s,
-    max_runs: int = _LIMITS.max_runs,
+    limits: LimitOptions = DEFAULT_LIMITS,
     json: JsonOption = False,
 ) -> None:
     """Delete the oldest finished runs until the limits hold. No bus may have the journal meanwhile.
@@ -93,22 +85,13 @@ def prune(
     For example:
 
         phase-bus journal prune --data /var/lib/my-bus --max-runs 10
-
-    Args:
-        max_bytes: The size that the journal may have.
-        max_age_s: The age that finished runs may have, in seconds.
-        max_runs: The number of runs that may stay.
     """
     from phase_bus.journal.writer import Journal
 
-    for value, name in ((max_bytes, "bytes"), (max_age_s, "age-s"), (max_runs, "runs")):
-        if not value >= 0:
-            raise ConfigError(f"--max-{name} {value}: must not be negative")
     directory = journal_to_write(data)
     path = directory / FILE_NAME
     before = size_on_disk(path)
-    limits = Limits(max_bytes=max_bytes, max_age_s=max_age_s, max_runs=max_runs)
-    with Journal(directory, limits) as writer:
+    with Journal(directory, limits.limits()) as writer:
         gone = writer.prune(time.time_ns())
     after = size_on_disk(path)
     if json:
@@ -122,9 +105,7 @@ def prune(
 def export(
     *,
     data: OneDataOption = None,
-    run: Annotated[
-        str | None, Parameter(name="--run", help="Only this run, or the 'latest'. Default: all.")
-    ] = None,
+    run: RunOption = None,
     format: Literal["jsonl", "parquet"] = "jsonl",
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
 ) -> None:
@@ -147,12 +128,10 @@ def export(
 
     if format == "parquet" and output is None:
         raise ConfigError("--format parquet: needs a file; give --output FILE")
-    run_id = None
     if run is None:
-        path = one_journal(data)
+        path, run_id = one_journal(data), None
     else:
-        found = find_run(run, data)
-        path, run_id = found.journal, found.row.run_id
+        path, run_id = (found := find_run(run, data)).journal, found.row.run_id
     with JournalReader(path) as reader:
         if format == "parquet":
             assert output is not None

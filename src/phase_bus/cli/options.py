@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter
 
 from phase_bus.core.address import Address, default_address
 from phase_bus.errors import ConfigError, PhaseBusError
+from phase_bus.journal.rows import Limits
 
 if TYPE_CHECKING:
     from phase_bus.consumer.origin import Origin
@@ -48,20 +50,53 @@ WithOption: TypeAlias = Annotated[
 WorkersOption: TypeAlias = Annotated[
     list[str] | None,
     Parameter(
-        name="--workers",
-        help="How many processes share the work of a consumer: NAME=N. May be repeated.",
+        name="--workers", help="How many processes share the work of a consumer: NAME=N. May be repeated."
     ),
 ]
 QuietOption: TypeAlias = Annotated[
     bool,
     Parameter(
-        name=["--quiet", "-q"],
-        help="Show nothing but what the consumers print, and what goes wrong.",
+        name=["--quiet", "-q"], help="Show nothing but what the consumers print, and what goes wrong."
     ),
 ]
 FromOption: TypeAlias = Annotated[str, Parameter(name="--from")]
+RunOption: TypeAlias = Annotated[
+    str | None, Parameter(name="--run", help="Only this run, or the 'latest'. Default: all.")
+]
 # For processes that another phase-bus process starts.
 StopOnEof: TypeAlias = Annotated[bool, Parameter(name="--stop-on-eof", show=False)]
+
+
+def _not_negative(_type: Any, value: float | None) -> None:
+    if value is not None and not value >= 0:
+        raise ValueError("Must not be negative.")
+
+
+NOT_NEGATIVE = Parameter(validator=_not_negative)
+_LIMITS = Limits()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class LimitOptions:
+    """How much a journal keeps, as options of a command."""
+
+    max_bytes: Annotated[
+        int,
+        NOT_NEGATIVE,
+        Parameter(help="The journal's size beyond which old runs are pruned."),
+    ] = _LIMITS.max_bytes
+    max_age_s: Annotated[
+        float, NOT_NEGATIVE, Parameter(help="The age beyond which runs are pruned, in seconds.")
+    ] = _LIMITS.max_age_s
+    max_runs: Annotated[int, NOT_NEGATIVE, Parameter(help="The number of runs kept.")] = _LIMITS.max_runs
+
+    def limits(self) -> Limits:
+        """Return them as the journal takes them."""
+        return Limits(**asdict(self))
+
+
+DEFAULT_LIMITS = LimitOptions()
 
 
 def parse_address(text: str | None) -> Address:
@@ -73,42 +108,34 @@ def key_values(pairs: list[str] | None, option: str = "--set") -> dict[str, str]
     """Read ``key=value`` pairs that were given by an option.
 
     Raises:
-        ConfigError: one has no ``=``.
+        ConfigError: if one has no ``=``.
     """
-    values = {}
     for pair in pairs or ():
-        key, equals, value = pair.partition("=")
-        if not equals:
+        if "=" not in pair:
             raise ConfigError(f"{option} {pair!r}: write {option} key=value")
-        values[key] = value
-    return values
+    return dict(pair.split("=", 1) for pair in pairs or ())
 
 
 def parse_origin(text: str, *, checkpoint: bool = True) -> Origin:
     """Return where to begin to read: ``start``, ``now``, ``checkpoint``, or an offset.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: if it is none of these.
     """
-    match text:
-        case "start":
-            return "start"
-        case "now":
-            return "now"
-        case "checkpoint" if checkpoint:
-            return "checkpoint"
+    words: tuple[Literal["start", "now", "checkpoint"], ...] = ("start", "now", "checkpoint")
+    words = words if checkpoint else words[:2]
+    for word in words:
+        if text == word:
+            return word
     if text.isascii() and text.isdigit() and len(text) < 19:
         return int(text)
-    words = "'start', 'now', 'checkpoint'" if checkpoint else "'start', 'now'"
-    raise ConfigError(f"--from {text!r}: give {words} or the offset after which to begin")
+    raise ConfigError(
+        f"--from {text!r}: give {', '.join(map(repr, words))} or the offset after which to begin"
+    )
 
 
 def check_delivered(publisher: Publisher) -> None:
-    """See that a closed publisher has delivered everything.
-
-    Raises:
-        PhaseBusError: it has not.
-    """
+    """Raise a PhaseBusError unless a closed publisher has delivered everything."""
     if publisher.undelivered:
         raise PhaseBusError(
             f"{sum(publisher.undelivered.values())} events were not delivered to {publisher.address}; "

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from phase_bus.cli.journals import LATEST
-from phase_bus.cli.options import AddressOption, parse_address
+from phase_bus.cli.options import AddressOption, RunOption, parse_address
 from phase_bus.cli.output import configure_logging, counted, say
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
@@ -25,16 +23,10 @@ from phase_bus.publisher.spool import deliver_spool, is_spool
 def replay(
     journal: Path,
     *,
-    run: Annotated[
-        str | None, Parameter(name="--run", help="Only this run, or the 'latest'. Default: all.")
-    ] = None,
-    speed: Annotated[
-        float | None, Parameter(help="Divide the time between events by this. Default: 1.")
-    ] = None,
-    as_fast_as_possible: Annotated[bool, Parameter(help="Do not wait between events at all.")] = False,
-    run_id: Annotated[
-        str | None, Parameter(name="--run-id", help="Another id for the run, if the bus has it already.")
-    ] = None,
+    run: RunOption = None,
+    speed: float | None = None,
+    as_fast_as_possible: bool = False,
+    run_id: str | None = None,
     address: AddressOption = None,
 ) -> int:
     """Publish past runs again, on another bus.
@@ -55,6 +47,9 @@ def replay(
 
     Args:
         journal: The journal's file or its directory, or a publisher's spool file.
+        speed: Divide the time between events by this. By default 1.
+        as_fast_as_possible: Do not wait between events at all.
+        run_id: Another id for the run, if the bus has it already.
     """
     configure_logging()
     if speed is not None and (as_fast_as_possible or not speed > 0):
@@ -108,7 +103,7 @@ def _deliver(spool: Path, where: Address) -> int:
 
 
 def _chosen(reader: JournalReader, run: str | None) -> list[str]:
-    """Return the ids of the runs to replay; those that only consumers talk of are none."""
+    """Return the ids of the runs to replay; ids that only consumers mention are no runs."""
     known = [row.run_id for row in reader.runs() if row.status != "unknown"]
     if run is None:
         if not known:
@@ -122,15 +117,9 @@ def _chosen(reader: JournalReader, run: str | None) -> list[str]:
 
 
 def _check_new(status: Status, run_ids: list[str], where: Address) -> None:
-    """See that the bus has none of the runs: its consumers would count everything twice.
-
-    Raises:
-        ConfigError: it has one.
-    """
-    there = {run.run_id for run in status.runs}
-    for run_id in run_ids:
-        if run_id in there:
-            raise ConfigError(
-                f"the bus at {where} has run {run_id!r} already; choose another bus, or another id with "
-                "--run-id"
-            )
+    """Raise a ConfigError if the bus has one of the runs: its consumers would count everything twice."""
+    for run_id in {run.run_id for run in status.runs}.intersection(run_ids):
+        raise ConfigError(
+            f"the bus at {where} has run {run_id!r} already; "
+            "choose another bus, or another id with --run-id"
+        )

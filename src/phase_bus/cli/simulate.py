@@ -6,27 +6,26 @@ import sys
 from contextlib import suppress
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
-from phase_bus.cli.options import AddressOption, check_delivered, key_values, parse_address
+from phase_bus.cli.options import NOT_NEGATIVE, AddressOption, check_delivered, key_values, parse_address
 from phase_bus.cli.output import configure_logging
 from phase_bus.core.client import BusClient
-from phase_bus.errors import PhaseBusError
 from phase_bus.publisher.publisher import Publisher
 
 
 def simulate(
     *,
     address: AddressOption = None,
-    requests: Annotated[int, Parameter(name=["--requests", "-n"])] = 2000,
-    rate: Annotated[float, Parameter(name=["--rate", "-r"])] = 500.0,
-    warmup: int = 50,
-    error_rate: float = 0.01,
+    requests: Annotated[int, NOT_NEGATIVE, Parameter(name=["--requests", "-n"])] = 2000,
+    rate: Annotated[float, NOT_NEGATIVE, Parameter(name=["--rate", "-r"])] = 500.0,
+    warmup: Annotated[int, NOT_NEGATIVE] = 50,
+    error_rate: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=1))] = 0.01,
     progress_s: float = 0.5,
-    runs: int = 1,
+    runs: Annotated[int, NOT_NEGATIVE] = 1,
     seed: int = 0,
     run_id: str | None = None,
-    ttft_ms: float = 30.0,
+    ttft_ms: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 30.0,
     sweep_id: str | None = None,
     trial: int | None = None,
     label: str | None = None,
@@ -63,16 +62,8 @@ def simulate(
     from phase_bus.harness.simulation import Simulation
 
     configure_logging()
-    for value, name in ((requests, "requests"), (rate, "rate"), (warmup, "warmup"), (runs, "runs")):
-        if value < 0:
-            raise PhaseBusError(f"--{name} {value}: must not be negative")
-    if ttft_ms <= 0:
-        raise PhaseBusError(f"--ttft-ms {ttft_ms}: must be more than 0")
-    if not 0 <= error_rate <= 1:
-        raise PhaseBusError(f"--error-rate {error_rate}: must lie between 0 and 1")
     varied = {key: _number_or_text(text) for key, text in key_values(variation, "--variation").items()}
-    if sweep_id is not None and trial is None:
-        trial = 0
+    trial = 0 if trial is None and sweep_id is not None else trial
     where = parse_address(address)
     if not where.direct:
         with BusClient(where) as client:
