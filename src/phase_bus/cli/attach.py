@@ -9,16 +9,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from phase_bus.aiperf.attach import (
-    DEFAULT_PORT,
-    SILENCE_S,
-    ipc_address,
-    run_attach,
-    tcp_address,
-)
-from phase_bus.cli.options import AddressOption, check_delivered, parse_address
+from phase_bus.aiperf.attach import DEFAULT_PORT, SILENCE_S, ipc_address, run_attach, tcp_address
+from phase_bus.cli.options import AddressOption, check_bus, check_delivered, parse_address
 from phase_bus.cli.output import configure_logging, say
-from phase_bus.core.client import BusClient
 from phase_bus.errors import ConfigError
 from phase_bus.publisher.publisher import Publisher
 
@@ -51,8 +44,7 @@ def attach(
     configure_logging()
     source = _source(ipc_path, tcp)
     where = parse_address(address)
-    with BusClient(where) as client:
-        client.status()
+    check_bus(where)
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: stop.set())

@@ -97,18 +97,20 @@ def consume(
         )
     if name and group and name != group:
         raise ConfigError("--name and --group: a group is called by its own name; leave --name out")
-    if (group or workers > 1) and is_adapted(consumer):
-        raise ConfigError(
-            f"consumer {consumer!r}: hooks and processors are given whole phases, which cannot be shared "
-            "out; leave --group and --workers out"
-        )
 
     def make() -> Consumer:
         return build(registry, consumer, title, key_values(set_))
 
+    def run(host: Callable[[], ConsumerProcess | WorkerPool]) -> None:
+        asyncio.run(_run(title, host, until_eof=until_eof))
+
     if not (group or own_group or workers > 1):
-        asyncio.run(_run(title, lambda: ConsumerRunner(make(), where, origin=origin), until_eof=until_eof))
-        return
+        return run(lambda: ConsumerRunner(make(), where, origin=origin))
+    if is_adapted(consumer):
+        raise ConfigError(
+            f"consumer {consumer!r}: hooks and processors are given whole phases, which cannot be shared "
+            "out; leave --group and --workers out"
+        )
     if origin != "checkpoint":
         raise ConfigError(
             f"--from {from_}: a group goes on from where it left off; give another --group, which begins "
@@ -116,14 +118,11 @@ def consume(
         )
     if workers == 1:
         settings = f"{consumer!r} with {', '.join(sorted(set_)) if set_ else 'no options'}"
-        member = partial(GroupRunner, make, title, where, settings=settings)
-        asyncio.run(_run(title, member, until_eof=until_eof))
-        return
+        return run(partial(GroupRunner, make, title, where, settings=settings))
     check_shareable(make())
     arguments = ["consume", consumer, "--group", title, "--address", str(where)]
-    for setting in set_ or ():
-        arguments += ["--set", setting]
-    asyncio.run(_run(title, lambda: WorkerPool(arguments, workers, _say), until_eof=until_eof))
+    arguments += [f"--set={setting}" for setting in set_ or ()]
+    return run(lambda: WorkerPool(arguments, workers, _say))
 
 
 async def _run(title: str, make: Callable[[], ConsumerProcess | WorkerPool], *, until_eof: bool) -> None:

@@ -39,7 +39,7 @@ def one_journal(data: Path | None) -> Path:
     """Return the journal given, or the user's that was used last.
 
     Raises:
-        ConfigError: the user has none.
+        ConfigError: if the user has none.
     """
     if data is not None:
         return data
@@ -53,11 +53,11 @@ def one_journal(data: Path | None) -> Path:
 
 
 def journal_to_write(data: Path) -> Path:
-    """Return the directory of a journal that there is.
+    """Return the directory of an existing journal.
 
     Raises:
-        JournalError: there is none.
-        ConfigError: it is a file that no bus would write to.
+        JournalError: if there is no such journal.
+        ConfigError: if it is a file that no bus would write to.
     """
     with JournalReader(data) as reader:  # so that none is begun where there is none
         path = reader.path
@@ -71,10 +71,10 @@ def journal_to_write(data: Path) -> Path:
 def find_runs(data: Path | None) -> list[Found]:
     """Return the runs of a journal, or of all journals of the user, the newest last.
 
-    One of many journals that cannot be read is told of, and left out.
+    Of all journals, one that cannot be read is reported and left out.
 
     Raises:
-        JournalError: the journal given cannot be read.
+        JournalError: if the journal given cannot be read.
     """
     runs = []
     for path in all_journals() if data is None else [data]:
@@ -92,8 +92,8 @@ def find_run(run: str, data: Path | None) -> Found:
     """Return a run by its id, or the ``latest``; of several of one id the newest.
 
     Raises:
-        ConfigError: there is none.
-        JournalError: the journal given cannot be read.
+        ConfigError: if there is none.
+        JournalError: if the journal given cannot be read.
     """
     runs = find_runs(data)
     if run == LATEST:
@@ -101,9 +101,7 @@ def find_run(run: str, data: Path | None) -> Found:
     else:
         wanted = [found for found in runs if found.row.run_id == run]
     if not wanted:
-        where = f"journal {str(data)!r}" if data else f"any journal in {str(state_directory())!r}"
-        known = [found.row.run_id for found in runs[-10:]]
-        raise ConfigError(f"there is no run {run!r} in {where}{suggest(run, known)}")
+        raise _not_found(f"run {run!r}", data, run, [found.row.run_id for found in runs])
     if len(wanted) > 1 and run != LATEST:
         say(
             f"run {run} is in {len(wanted)} journals; this is the newest of them, in "
@@ -118,8 +116,8 @@ def find_sweep(sweep_id: str, data: Path | None) -> tuple[str, list[Found]]:
     A run that is in several journals is taken from where it came to last.
 
     Raises:
-        ConfigError: there is none.
-        JournalError: a journal cannot be read.
+        ConfigError: if there is none.
+        JournalError: if a journal cannot be read.
     """
     found: dict[str, dict[str, Found]] = {}
     runs = find_runs(data)
@@ -129,17 +127,20 @@ def find_sweep(sweep_id: str, data: Path | None) -> tuple[str, list[Found]]:
             found[start.sweep_id] = {**others, run.row.run_id: run}
     chosen = next(reversed(found), sweep_id) if sweep_id == LATEST else sweep_id
     if chosen not in found:
-        where = f"journal {str(data)!r}" if data else f"any journal in {str(state_directory())!r}"
-        known = list(found)[-10:]
-        raise ConfigError(f"there is no run of a sweep {sweep_id!r} in {where}{suggest(sweep_id, known)}")
+        raise _not_found(f"run of a sweep {sweep_id!r}", data, sweep_id, list(found))
     return chosen, list(found[chosen].values())
+
+
+def _not_found(what: str, data: Path | None, word: str, known: list[str]) -> ConfigError:
+    where = f"journal {str(data)!r}" if data else f"any journal in {str(state_directory())!r}"
+    return ConfigError(f"there is no {what} in {where}{suggest(word, known[-10:])}")
 
 
 def run_starts(runs: list[Found]) -> list[RunStart | None]:
     """Return the start of each run, None where the journal has none.
 
     Raises:
-        JournalError, WireError: a journal cannot be read.
+        JournalError, WireError: if a journal cannot be read.
     """
     with ExitStack() as open_readers:
         paths = dict.fromkeys(run.journal for run in runs)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from cyclopts import Parameter
 
 from phase_bus.core.address import Address, default_address
+from phase_bus.core.client import BusClient
 from phase_bus.errors import ConfigError, PhaseBusError
 from phase_bus.journal.rows import Limits
 
@@ -84,10 +85,10 @@ class LimitOptions:
     max_bytes: Annotated[
         int,
         NOT_NEGATIVE,
-        Parameter(help="The journal's size beyond which old runs are pruned."),
+        Parameter(help="The size beyond which the oldest finished runs are pruned."),
     ] = _LIMITS.max_bytes
     max_age_s: Annotated[
-        float, NOT_NEGATIVE, Parameter(help="The age beyond which runs are pruned, in seconds.")
+        float, NOT_NEGATIVE, Parameter(help="The age beyond which finished runs are pruned, in seconds.")
     ] = _LIMITS.max_age_s
     max_runs: Annotated[int, NOT_NEGATIVE, Parameter(help="The number of runs kept.")] = _LIMITS.max_runs
 
@@ -132,6 +133,12 @@ def parse_origin(text: str, *, checkpoint: bool = True) -> Origin:
     raise ConfigError(
         f"--from {text!r}: give {', '.join(map(repr, words))} or the offset after which to begin"
     )
+
+
+def check_bus(address: Address) -> None:
+    """Raise a PhaseBusError unless a bus answers."""
+    with BusClient(address) as client:
+        client.status()
 
 
 def check_delivered(publisher: Publisher) -> None:

@@ -90,22 +90,20 @@ def _run(run: str, data: Path | None, by: str | None, form: Format) -> tuple[str
     found = find_run(run, data)
     run_id = found.row.run_id
     past = compute(found.journal, run_id) if by is None else published(found.journal, run_id, by)
-    if form == "json":
-        return run_id, past.summary
-    if past.summary.get("version") != 1 or "phases" not in past.summary:
+    if form != "json" and (past.summary.get("version") != 1 or "phases" not in past.summary):
         raise ConfigError(f"--by {by!r}: its summary is in a form of its own; print it with --format json")
     match form:
+        case "json":
+            return run_id, past.summary
         case "csv":
-            from phase_bus.reporting.csv_table import run_csv
-
-            return run_id, run_csv(past.summary)
+            from phase_bus.reporting.csv_table import run_csv as render
         case "html":
             from phase_bus.reporting.html import run_html
 
             return run_id, run_html(past)
-    from phase_bus.aggregation.summary import render_text
-
-    return run_id, render_text(past.summary)
+        case "text":
+            from phase_bus.aggregation.summary import render_text as render
+    return run_id, render(past.summary)
 
 
 def _sweep(sweep: str, data: Path | None, warmup: bool, form: Format) -> tuple[str, Any]:
@@ -121,16 +119,12 @@ def _sweep(sweep: str, data: Path | None, warmup: bool, form: Format) -> tuple[s
         case "json":
             return sweep_id, document
         case "csv":
-            from phase_bus.reporting.csv_table import sweep_csv
-
-            return sweep_id, sweep_csv(document)
+            from phase_bus.reporting.csv_table import sweep_csv as render
         case "html":
-            from phase_bus.reporting.html import sweep_html
-
-            return sweep_id, sweep_html(document)
-    from phase_bus.reporting.sweep_text import sweep_text
-
-    return sweep_id, sweep_text(document)
+            from phase_bus.reporting.html import sweep_html as render
+        case "text":
+            from phase_bus.reporting.sweep_text import sweep_text as render
+    return sweep_id, render(document)
 
 
 def _put(result: Any, output: Path | None) -> None:

@@ -8,9 +8,15 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from phase_bus.cli.options import NOT_NEGATIVE, AddressOption, check_delivered, key_values, parse_address
+from phase_bus.cli.options import (
+    NOT_NEGATIVE,
+    AddressOption,
+    check_bus,
+    check_delivered,
+    key_values,
+    parse_address,
+)
 from phase_bus.cli.output import configure_logging
-from phase_bus.core.client import BusClient
 from phase_bus.publisher.publisher import Publisher
 
 
@@ -66,28 +72,28 @@ def simulate(
     trial = 0 if trial is None and sweep_id is not None else trial
     where = parse_address(address)
     if not where.direct:
-        with BusClient(where) as client:
-            client.status()
+        check_bus(where)
     bind = str(where) if where.direct else None
     with Publisher(None if bind else str(where), bind=bind, name="simulate") as publisher:
-        for number in range(1, runs + 1):
+        for number in range(runs):
             simulation = Simulation(
                 publisher,
-                run_id=run_id if run_id is None or number == 1 else f"{run_id}-{number}",
                 requests=requests,
                 rate=rate,
                 warmup=warmup,
                 error_rate=error_rate,
                 progress_s=progress_s,
-                seed=seed + number - 1,
+                seed=seed + number,
                 ttft_ms=ttft_ms,
                 sweep={
                     "sweep_id": sweep_id,
-                    "trial": None if trial is None else trial + number - 1,
+                    "trial": None if trial is None else trial + number,
                     "label": label,
                     "variation": varied,
                 },
             )
+            if run_id is not None:
+                simulation.run_id = f"{run_id}-{number + 1}" if number else run_id
             simulation.run()
             print(f"run {simulation.run_id}: {requests + warmup} records published", file=sys.stderr)
         publisher.flush(timeout_s=60.0)

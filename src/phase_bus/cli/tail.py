@@ -50,16 +50,13 @@ def tail(
     origin = parse_origin(from_, checkpoint=False)
 
     async def run() -> None:
-        def ready() -> None:
-            say(f"listening at {where}")
-
         runner = ConsumerRunner(
             printer,
             where,
             receipts=False,
             topics=tuple(topic) if topic else None,
             origin=origin,
-            on_ready=ready,
+            on_ready=lambda: say(f"listening at {where}"),
         )
         printer.done = runner.stop
         stop_on_signals(runner.stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,7 @@ def read_results(artifacts: Path) -> Results | str:
 
 
 def processes_of(pid: int) -> list[Any]:
-    """Return a process and all below it, as psutil has them; nothing of one that is gone.
-
-    Raises:
-        ConfigError: psutil is not installed.
-    """
+    """Return a process and all below it, as psutil has them; nothing of one that is gone."""
     psutil = load_psutil()
     try:
         root = psutil.Process(pid)
@@ -110,21 +107,12 @@ def processes_of(pid: int) -> list[Any]:
 
 
 def cpu_s_of(pid: int) -> float | None:
-    """Return the CPU time, in seconds, of a process and all below it; None if it is gone.
-
-    Raises:
-        ConfigError: psutil is not installed.
-    """
-    psutil = load_psutil()
+    """Return the CPU time, in seconds, of a process and all below it; None if it is gone."""
     total_s = None
     for process in processes_of(pid):
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        # Of children that have ended it holds what they used, of the living ones it does not.
-        spent_s = times.user + times.system + times.children_user + times.children_system
-        total_s = (total_s or 0.0) + spent_s
+        with suppress(load_psutil().NoSuchProcess):
+            # Of children that have ended it holds what they used, of the living ones it does not.
+            total_s = (total_s or 0.0) + sum(process.cpu_times()[:4])
     return total_s
 
 
@@ -132,7 +120,7 @@ def load_psutil() -> Any:
     """Return the module psutil.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: if it is not installed.
     """
     try:
         import psutil

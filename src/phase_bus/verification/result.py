@@ -90,17 +90,7 @@ def conclude(
     rounds: int,
     interrupted: bool,
 ) -> Verification:
-    """Return what the runs come to.
-
-    Args:
-        runs: every run that was not cut short.
-        command: the command.
-        consumers: the consumers' names.
-        seed: of the order of the modes.
-        tolerance_pct: what a difference may be, in percent.
-        rounds: how many rounds were to be run.
-        interrupted: whether the user ended it before.
-    """
+    """Return what the runs come to, without those that were cut short; see :class:`Verification`."""
     counted = [run for run in runs if run.round > 0]
     comparisons = tuple(_comparisons(counted, tolerance_pct))
     problems = tuple(f"round {run.round}, {run.mode}: {run.problem}" for run in counted if run.problem)
@@ -129,11 +119,10 @@ def _comparisons(runs: Sequence[Run], tolerance_pct: float) -> list[Comparison]:
     found = []
     for measure in (*MEASURES, CPU):
         for mode in FELT_MODES:
-            pairs = [
-                (modes["off"].values[measure.key], modes[mode].values[measure.key])
-                for modes in by_round.values()
-                if all(measure.key in modes[m].values if m in modes else False for m in ("off", mode))
-            ]
+            key = measure.key
+            rounds = [m for m in by_round.values() if "off" in m and mode in m]
+            both = [(m["off"].values, m[mode].values) for m in rounds]
+            pairs = [(off[key], value[key]) for off, value in both if key in off and key in value]
             if pairs:
                 found.append(_compare(measure, mode, pairs, tolerance_pct))
     return found
@@ -143,7 +132,6 @@ def _compare(
     measure: Measure, mode: Mode, pairs: Sequence[tuple[float, float]], tolerance_pct: float
 ) -> Comparison:
     interval = difference(pairs)
-    asked = interval is not None and measure is not CPU
     return Comparison(
         mode=mode,
         metric=measure.metric,
@@ -152,7 +140,7 @@ def _compare(
         off_mean=statistics.fmean(off for off, _ in pairs),
         mode_mean=statistics.fmean(value for _, value in pairs),
         difference=interval,
-        decision=interval.decide(tolerance_pct) if interval is not None and asked else None,
+        decision=None if interval is None or measure is CPU else interval.decide(tolerance_pct),
     )
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -86,13 +87,10 @@ class Bench:
         self._config = config
 
     async def check(self, directory: Path) -> None:
-        """See that the bus and the consumers can be started, before a benchmark is run for nothing.
-
-        Args:
-            directory: where their output goes.
+        """Start the bus and the consumers once, before a benchmark is run for nothing.
 
         Raises:
-            PhaseBusError: they cannot.
+            PhaseBusError: if they cannot be started.
         """
         async with self._rig(directory):
             pass
@@ -105,7 +103,7 @@ class Bench:
             kill_after_s: when in the profiling phase to kill the consumer in the mode ``killed``.
 
         Raises:
-            PhaseBusError: the command, the bus or a consumer could not be started.
+            PhaseBusError: if the command, the bus or a consumer could not be started.
         """
         directory = Path(run.directory)
         directory.mkdir(parents=True)  # noqa: ASYNC240 - nothing else waits
@@ -130,20 +128,26 @@ class Bench:
 
     async def _run_with(self, rig: Rig, run: Run, kill_after_s: float) -> Run:
         before_s = _cpu_s(rig)
-        victim = self._config.consumers[0].title
-        with _suspended(rig.pids[victim]) if run.mode == "stalled" else nullcontext():
-            async with _killer(rig, victim, kill_after_s, run.mode == "killed") as killer:
+        victim = rig.pids[self._config.consumers[0].title]
+        killing = asyncio.create_task(_kill(rig, victim, kill_after_s)) if run.mode == "killed" else None
+        try:
+            with _suspended(victim) if run.mode == "stalled" else nullcontext():
                 ended, display_s = await self._benchmark(Path(run.directory), environment(rig.address))
+        finally:
+            if killing is not None:
+                killing.cancel()
+                await asyncio.wait((killing,))
+        killed = None if killing is None or killing.cancelled() else killing.result()
         await rig.settle(f"the command {describe_exit(ended.exit_code)} without ending the run")
         status = await rig.status()
         after_s = _cpu_s(rig)
-        if killer.spent_s is not None:
-            after_s[victim] = killer.spent_s
+        if killed is not None and killed.spent_s is not None:
+            after_s[self._config.consumers[0].title] = killed.spent_s
         spent_s = {name: after_s[name] - before_s[name] for name in after_s if name in before_s}
         run = msgspec.structs.replace(
             run,
             events=None if status is None else sum(info.events for info in status.runs),
-            killed_after_s=killer.after_s,
+            killed_after_s=None if killed is None else killed.after_s,
             whole=rig.whole,
         )
         run = _measured(run, ended, {**spent_s, "display": display_s})
@@ -157,44 +161,26 @@ class Bench:
         return ended, time.process_time() - before_s
 
 
-class _Killer:
-    """Kills a consumer in the middle of the profiling phase.
+class _Killed(NamedTuple):
+    """When in the profiling phase a consumer was killed, and the CPU time it had spent, in seconds."""
 
-    Attributes:
-        after_s: when it did, in seconds of the phase; None if it did not.
-        spent_s: what CPU time the consumer had spent by then.
-    """
-
-    def __init__(self) -> None:
-        self.after_s: float | None = None
-        self.spent_s: float | None = None
-
-    async def kill(self, rig: Rig, victim: str, after_s: float) -> None:
-        await rig.progress.profiling.wait()
-        started_s = time.monotonic()
-        await asyncio.sleep(after_s)
-        pid = rig.pids[victim]
-        self.spent_s = cpu_s_of(pid)
-        _signal_all(pid, signal.SIGKILL)
-        self.after_s = time.monotonic() - started_s
+    after_s: float
+    spent_s: float | None
 
 
-@asynccontextmanager
-async def _killer(rig: Rig, victim: str, after_s: float, wanted: bool) -> AsyncIterator[_Killer]:
-    killer = _Killer()
-    task = asyncio.create_task(killer.kill(rig, victim, after_s)) if wanted else None
-    try:
-        yield killer
-    finally:
-        if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+async def _kill(rig: Rig, pid: int, after_s: float) -> _Killed:
+    """Kill a consumer in the middle of the profiling phase."""
+    await rig.progress.profiling.wait()
+    started_s = time.monotonic()
+    await asyncio.sleep(after_s)
+    spent_s = cpu_s_of(pid)
+    _signal_all(pid, signal.SIGKILL)
+    return _Killed(time.monotonic() - started_s, spent_s)
 
 
 @contextmanager
 def _suspended(pid: int) -> Iterator[None]:
-    """Suspend a process and all below it, and let them go on at the end."""
+    """Suspend a process and all below it, and resume them at the end."""
     _signal_all(pid, signal.SIGSTOP)
     try:
         yield
@@ -216,7 +202,7 @@ def _cpu_s(rig: Rig) -> dict[str, float]:
 
 
 def _measured(run: Run, ended: Ended, cpu_s: dict[str, float]) -> Run:
-    """Return the run with how its command ended and what AIPerf says of it."""
+    """Return the run with how its command ended and what AIPerf measured."""
     found = read_results(Path(run.directory) / "aiperf")
     run = msgspec.structs.replace(run, exit_code=ended.exit_code, cpu_s={"aiperf": ended.cpu_s, **cpu_s})
     if ended.exit_code:
@@ -234,7 +220,7 @@ def _measured(run: Run, ended: Ended, cpu_s: dict[str, float]) -> Run:
 
 
 def _not_as_meant(run: Run) -> str:
-    """Return why a run with a bus did not show what its mode is to show, or nothing."""
+    """Return why a run with a bus did not show what its mode is about, or nothing."""
     if run.events is None:
         return "the bus did not answer at the end"
     if not run.events:
