@@ -19,8 +19,8 @@ from phase_bus.cli.options import (
     parse_origin,
 )
 from phase_bus.cli.output import configure_logging
-from phase_bus.core.stopping import stop_on_eof, stop_on_signals
 from phase_bus.errors import ConfigError
+from phase_bus.harness.signals import stop_on_eof, stop_on_signals
 
 if TYPE_CHECKING:
     from phase_bus.consumer.consumer import Consumer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from phase_bus.cli.output import configure_logging, make_console
 from phase_bus.core.address import default_address
 from phase_bus.errors import ConfigError
 from phase_bus.harness.foreground import check_command, run_in_foreground
+from phase_bus.harness.signals import signals_to
 from phase_bus.journal.paths import exec_journal_directory
 from phase_bus.reporting.receipts import ledger_in_brief, ledger_table
 
@@ -128,13 +128,11 @@ async def _up(config: Config, quiet: bool) -> None:
     from phase_bus.harness.rig import Rig
 
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(signum, stop.set)
-    async with Rig(config, make_console(stderr=True), quiet=quiet) as rig:
-        _note_ready(rig, "; Ctrl-C ends it")
-        await stop.wait()
-        rig.note("stopping")
+    with signals_to(lambda _: stop.set()):
+        async with Rig(config, make_console(stderr=True), quiet=quiet) as rig:
+            _note_ready(rig, "; Ctrl-C ends it")
+            await stop.wait()
+            rig.note("stopping")
 
 
 def _note_ready(rig: Rig, hint: str = "") -> None:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from phase_bus.cli.options import AddressOption, FromOption, JsonOption, parse_address, parse_origin
 from phase_bus.cli.output import configure_logging, say
-from phase_bus.core.stopping import stop_on_signals
+from phase_bus.harness.signals import stop_on_signals
 
 
 def tail(

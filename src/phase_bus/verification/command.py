@@ -10,18 +10,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
 
 from phase_bus.errors import ConfigError
+from phase_bus.harness.signals import signal_group
 
 _ARTIFACT_DIR = ("--artifact-dir", "--output-artifact-dir")
 _PREFIX = ("--profile-export-prefix", "--profile-export-file")
 _CONFIG = ("--config", "-f")
 _ADDRESS_IN_YAML = re.compile(r"\bphase_bus\b")
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _END_S = 15.0  # what AIPerf gets to end by itself, once it was interrupted
 
 
@@ -49,25 +48,14 @@ class Interrupt:
         self.asked = asyncio.Event()
         self._group: int | None = None
 
-    def install(self) -> None:
-        """Take the signals of this process."""
-        loop = asyncio.get_running_loop()
-        for signum in _SIGNALS:
-            loop.add_signal_handler(signum, self._on_signal)
-
-    def remove(self) -> None:
-        """Give the signals back."""
-        loop = asyncio.get_running_loop()
-        for signum in _SIGNALS:
-            loop.remove_signal_handler(signum)
-
     def watch(self, group: int | None) -> None:
         """From now on tell a command, by its process group; None for no command."""
         self._group = group
         if self.asked.is_set():  # while the bus was starting, for instance
             self._ask()
 
-    def _on_signal(self) -> None:
+    def on_signal(self, _signum: int) -> None:
+        """Take in a signal of the user's."""
         if self.asked.is_set():
             self._kill(self._group)
         else:
@@ -76,12 +64,12 @@ class Interrupt:
 
     def _ask(self) -> None:
         if self._group is not None:
-            _signal_group(self._group, signal.SIGINT)
+            signal_group(self._group, signal.SIGINT)
             asyncio.get_running_loop().call_later(_END_S, self._kill, self._group)
 
     def _kill(self, group: int | None) -> None:
         if group is not None and group == self._group:
-            _signal_group(group, signal.SIGKILL)
+            signal_group(group, signal.SIGKILL)
 
 
 def check_benchmark(command: Sequence[str]) -> tuple[str, ...]:
@@ -136,7 +124,7 @@ async def run_benchmark(
     try:
         _, status, used = await asyncio.shield(waiting)
     except asyncio.CancelledError:
-        _signal_group(process.pid, signal.SIGKILL)
+        signal_group(process.pid, signal.SIGKILL)
         await waiting
         raise
     finally:
@@ -182,8 +170,3 @@ def _without(command: Sequence[str], names: Sequence[str]) -> list[str]:
         elif not equals:
             next(words, None)
     return kept
-
-
-def _signal_group(group: int, signum: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, signum)

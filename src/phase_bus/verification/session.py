@@ -11,6 +11,7 @@ import msgspec
 
 from phase_bus.errors import ConfigError, PhaseBusError
 from phase_bus.harness.config import Config
+from phase_bus.harness.signals import signals_to
 from phase_bus.verification.command import Interrupt
 from phase_bus.verification.intervals import student_t
 from phase_bus.verification.measures import load_psutil
@@ -75,15 +76,12 @@ class Session:
         Raises:
             PhaseBusError: the bus, a consumer or a run of the warm-up does not work, so no other run would.
         """
-        self._interrupt.install()
-        try:
+        with signals_to(self._interrupt.on_signal):
             await self._bench.check(self._directory)
             self._begun_s = time.monotonic()
             await self._round(0, MODES)
             for number, order in enumerate(itertools.islice(orders(self._seed), self._rounds), 1):
                 await self._round(number, order)
-        finally:
-            self._interrupt.remove()
 
     async def _round(self, number: int, order: tuple[Mode, ...]) -> None:
         for place, mode in enumerate(order, 1):
