@@ -33,7 +33,6 @@ def attach(
     For example:
 
         phase-bus attach --ipc-path /tmp/aiperf-ipc
-
         phase-bus attach --tcp 10.0.0.7:5664 --address tcp://127.0.0.1:5670
 
     Args:

@@ -45,7 +45,6 @@ def bus(
     For example:
 
         phase-bus bus --address ipc:///tmp/my-bus
-
         phase-bus bus --address tcp://0.0.0.0:5670 --address ipc:///tmp/my-bus
 
     Args:

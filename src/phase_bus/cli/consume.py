@@ -53,15 +53,10 @@ def consume(
     For example:
 
         phase-bus consume logging --set verbose=true
-
         phase-bus consume my_module:MyConsumer --address tcp://127.0.0.1:5670
-
         phase-bus consume aggregator --from start
-
         phase-bus consume aggregator --workers 4
-
         phase-bus consume aggregator --group team --address tcp://10.0.0.5:5670
-
         phase-bus consume hook:my_module:MyHook --set log_file=phases.log
 
     Args:

@@ -29,9 +29,7 @@ def consumers(
     For example:
 
         phase-bus consumers
-
         phase-bus consumers --tag logging --json
-
         phase-bus consumers --validate my_plugin/registry.yaml
 
     Args:

@@ -37,7 +37,6 @@ def list_(
     For example:
 
         phase-bus dead-letters list
-
         phase-bus dead-letters list --consumer alerting --json
     """
     with JournalReader(one_journal(data)) as reader:
@@ -106,7 +105,6 @@ def retry(
     For example:
 
         phase-bus dead-letters retry 3 --with alerting:threshold_s=30
-
         phase-bus dead-letters retry --all --consumer my_module:MyConsumer
 
     Args:

@@ -65,7 +65,6 @@ def doctor(
     For example:
 
         phase-bus doctor
-
         phase-bus doctor --address tcp://127.0.0.1:5670
     """
     findings = [*_installed(), *_aiperf(), *_consumers(), *_bus(address, timeout_s)]

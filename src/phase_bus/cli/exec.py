@@ -53,11 +53,8 @@ def exec_command(
     For example:
 
         phase-bus exec --with logging --with aggregator -- aiperf profile -m my-model --url ...
-
         phase-bus exec --with aggregator --workers aggregator=4 -- aiperf profile ...
-
         phase-bus exec -c bus.yaml -- ./nightly-benchmarks.sh
-
         phase-bus exec --with alerting:threshold_s=30 -- phase-bus simulate
 
     Args:
@@ -87,7 +84,6 @@ def up(
     For example:
 
         phase-bus up -c bus.yaml
-
         phase-bus up --with logging --address tcp://127.0.0.1:5670
     """
     loaded = _load(config, with_, workers, address)
@@ -102,7 +98,7 @@ def _load(
     from phase_bus.harness.config import load_config
 
     configure_logging()
-    return load_config(config, with_ or [], address or [], workers)
+    return load_config(config, with_ or [], address or [], workers or [])
 
 
 async def _exec(command: tuple[str, ...], config: Config, quiet: bool) -> int:

@@ -24,7 +24,6 @@ def info(*, data: OneDataOption = None, json: JsonOption = False) -> None:
     For example:
 
         phase-bus journal info
-
         phase-bus journal info --data /var/lib/my-bus --json
     """
     with JournalReader(one_journal(data)) as reader:
@@ -117,7 +116,6 @@ def export(
     For example:
 
         phase-bus journal export --run latest | jq .kind
-
         phase-bus journal export --format parquet --output records.parquet
 
     Args:

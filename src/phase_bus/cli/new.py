@@ -19,7 +19,6 @@ def consumer(
     For example:
 
         phase-bus new consumer slow-requests
-
         phase-bus new consumer slow-requests --directory src/slow-requests
 
     Args:

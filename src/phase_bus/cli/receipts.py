@@ -18,7 +18,6 @@ def receipts(run: str, *, data: DataOption = None, json: JsonOption = False) -> 
     For example:
 
         phase-bus receipts latest
-
         phase-bus receipts 3f2a9c01d4e5 --json
 
     Args:

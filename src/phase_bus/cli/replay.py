@@ -38,7 +38,6 @@ def replay(
     For example:
 
         phase-bus replay ~/.local/state/phase-bus/exec-20260101-120000-4711 --as-fast-as-possible
-
         phase-bus replay old.sqlite --run 3f2a9c01d4e5 --speed 10 --address tcp://127.0.0.1:5670
 
     A publisher's spool file is delivered as it is, and renamed; the exit code is 1 if some of it was not:

@@ -46,13 +46,9 @@ def report(
     For example:
 
         phase-bus report latest
-
         phase-bus report 3f2a9c01d4e5 --format html --output report.html
-
         phase-bus report latest --format csv > result.csv
-
         phase-bus report latest --by aggregator --json
-
         phase-bus report --sweep latest --format html
 
     Args:

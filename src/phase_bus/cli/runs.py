@@ -23,7 +23,6 @@ def runs(*, data: DataOption = None, json: JsonOption = False) -> None:
     For example:
 
         phase-bus runs
-
         phase-bus runs --data /var/lib/my-bus --json
     """
     found = find_runs(data)

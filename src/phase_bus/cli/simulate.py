@@ -45,9 +45,7 @@ def simulate(
     For example:
 
         phase-bus exec --with aggregator -- phase-bus simulate --requests 10000 --rate 2000
-
         phase-bus simulate --requests 1000000 --rate 0 --address tcp://127.0.0.1:5670
-
         phase-bus simulate --sweep-id try --variation concurrency=8 --ttft-ms 45 --runs 3
 
     Args:

@@ -21,7 +21,6 @@ def status(*, address: AddressOption = None, json: JsonOption = False) -> None:
     For example:
 
         phase-bus status
-
         phase-bus status --address tcp://127.0.0.1:5670 --json
     """
     with BusClient(parse_address(address)) as client:

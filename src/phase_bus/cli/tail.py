@@ -30,9 +30,7 @@ def tail(
     For example:
 
         phase-bus tail
-
         phase-bus tail --topic phase_ --topic run_ --json
-
         phase-bus tail --from start --topic run_
 
     Args:

@@ -54,7 +54,6 @@ def verify(
     For example:
 
         phase-bus verify -- aiperf profile -m my-model --url ... --request-rate 50 --benchmark-duration 30
-
         phase-bus verify --rounds 12 --tolerance 2% --json verify.json -c bus.yaml -- aiperf profile ...
 
     Args:
