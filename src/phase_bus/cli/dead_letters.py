@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -25,14 +24,14 @@ from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import DeadLetter, parse_checkpoint_name
 
 _ConsumerOption = Annotated[
-    str | None, Parameter(name="--consumer", help="Only what the consumer of this name set aside.")
+    str | None, Parameter(name="--consumer", help="Only the dead letters of the consumer of this name.")
 ]
 
 
 def list_(
     *, consumer: _ConsumerOption = None, data: OneDataOption = None, json: JsonOption = False
 ) -> None:
-    """List the events that consumers failed on and set aside, the oldest first.
+    """List the dead letters: events that consumers failed on, the oldest first.
 
     For example:
 
@@ -57,7 +56,7 @@ def list_(
 
 
 def show(letter_id: int, /, *, data: OneDataOption = None, json: JsonOption = False) -> None:
-    """Show one of them: the event, and the exception with its traceback.
+    """Show a dead letter: the event, and the exception with its traceback.
 
     For example:
 
@@ -76,7 +75,7 @@ def show(letter_id: int, /, *, data: OneDataOption = None, json: JsonOption = Fa
         print_json({**msgspec.to_builtins(letter), "event": event})
         return
     print(f"consumer {letter.consumer!r}, run {letter.run_id}, {letter.kind}, offset {letter.offset}")
-    print(f"set aside {local_time(letter.ts_ns)} after {letter.attempts} attempts: {letter.error}")
+    print(f"dead letter since {local_time(letter.ts_ns)} after {letter.attempts} attempts: {letter.error}")
     print(f"\n{letter.traceback.rstrip()}\n")
     print_json(event)
 
@@ -98,9 +97,9 @@ def retry(
 ) -> int:
     """Give events that a consumer failed on to it again; exit with 1 if it fails again.
 
-    The consumer is run here, in this process, for these events alone, and goes on from the state that
-    its last process left. So give it the options that it had, and see that it is not running. What it
-    handles is no dead letter any more. The bus may be running or not.
+    The consumer runs here, in this process, for these events alone, and goes on from the state that its
+    last process left. So give it the options that it had, and see that it is not running. What it handles
+    is no longer a dead letter. The bus may be running or not.
 
     For example:
 
@@ -134,23 +133,14 @@ def retry(
 
 
 def _chosen(reader: JournalReader, ids: tuple[int, ...], consumer: str | None) -> list[DeadLetter]:
-    """Return the dead letters of these numbers, or all.
-
-    Raises:
-        ConfigError: there is none of a number.
-    """
+    """Return the dead letters with these numbers, or all."""
     letters = reader.dead_letters(consumer)
-    if not ids:
-        return letters
     there = {letter.id: letter for letter in letters}
     for letter_id in ids:
         if letter_id not in there:
+            whose = "" if consumer is None else f" of consumer {consumer!r}"
             raise ConfigError(
-                f"there is no dead letter {letter_id} in {_where(reader.path, consumer)}; "
+                f"there is no dead letter {letter_id} in {str(reader.path)!r}{whose}; "
                 "'phase-bus dead-letters list' shows which there are"
             )
-    return [there[letter_id] for letter_id in ids]
-
-
-def _where(path: Path, consumer: str | None) -> str:
-    return repr(str(path)) if consumer is None else f"{str(path)!r} of consumer {consumer!r}"
+    return [there[letter_id] for letter_id in ids] if ids else letters

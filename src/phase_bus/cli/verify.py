@@ -129,11 +129,7 @@ def _percent(text: str) -> float:
 
 
 def _new_directory(output: Path | None) -> Path:
-    """Make the directory for all runs.
-
-    Raises:
-        ConfigError: it cannot be made, or is not empty.
-    """
+    """Make the directory for all runs."""
     directory = output or Path(f"phase-bus-verify-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,7 @@ from phase_bus.events import (
     Summary,
 )
 
+_EVERY_S = 2.0
 _LATENCIES = ("request_latency", "time_to_first_token")
 _STYLES = {"completed": "green", "cancelled": "yellow", "failed": "red", "lost": "red"}
 
@@ -40,8 +41,7 @@ _STYLES = {"completed": "green", "cancelled": "yellow", "failed": "red", "lost":
 class _Phase:
     """What is to be shown of one phase."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self) -> None:
         self.stats = PhaseStats()
         self.records = 0
         self.errors = 0
@@ -52,20 +52,15 @@ class _Phase:
 class Progress(Consumer):
     """Shows how the runs on a bus go.
 
-    Args:
-        console: where to.
-        every_s: how often while a phase goes on.
-
     Attributes:
-        results: final summaries by run, the first producer's.
+        results: final summaries by run.
         ended: how runs ended.
         receipts: by run and consumer.
         profiling: set as soon as a profiling phase has begun.
     """
 
-    def __init__(self, console: Console, every_s: float = 2.0) -> None:
-        self.console = console
-        self.every_s = every_s
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self.results: dict[str, dict[str, Any]] = {}
         self.ended: dict[str, RunComplete] = {}
         self.receipts: dict[tuple[str, str], Receipt] = {}
@@ -75,12 +70,12 @@ class Progress(Consumer):
         self._shown_s = time.monotonic()
 
     def say(self, who: str, line: str) -> None:
-        """Show a line of one of the processes."""
-        self.console.print(Text(f"{who} | ", style="dim") + Text.from_ansi(line), soft_wrap=True)
+        """Show a line that one of the processes wrote."""
+        self._console.print(Text(f"{who} | ", style="dim") + Text.from_ansi(line), soft_wrap=True)
 
     def note(self, markup: str) -> None:
         """Show a line of our own."""
-        self.console.print(f"[bold cyan]phase-bus[/] | {markup}", soft_wrap=True, highlight=False)
+        self._console.print(f"[bold cyan]phase-bus[/] | {markup}", soft_wrap=True, highlight=False)
 
     async def on_run_start(self, event: RunStart) -> None:
         """Show that a run began."""
@@ -153,7 +148,7 @@ class Progress(Consumer):
             del self._phases[key]
 
     async def on_receipt(self, event: Receipt) -> None:
-        """Keep what a consumer says of a run; the last word counts."""
+        """Keep the last receipt of each consumer."""
         self.receipts[event.run_id, event.consumer] = event
 
     async def on_summary(self, event: Summary) -> None:
@@ -162,10 +157,7 @@ class Progress(Consumer):
             self.results[event.run_id] = event.result
 
     def _phase(self, event: PhaseEvent | Records) -> _Phase:
-        key = (event.run_id, event.phase.index)
-        if key not in self._phases:
-            self._phases[key] = _Phase(event.phase.name)
-        return self._phases[key]
+        return self._phases.setdefault((event.run_id, event.phase.index), _Phase())
 
     def _title(self, event: PhaseEvent | Records) -> str:
         run = f"{event.run_id} " if len(self._runs) > 1 else ""
@@ -174,16 +166,14 @@ class Progress(Consumer):
     def _show_from_time_to_time(self, event: PhaseEvent | Records) -> None:
         now_s = time.monotonic()
         elapsed_s = now_s - self._shown_s
-        if elapsed_s < self.every_s:
+        if elapsed_s < _EVERY_S:
             return
         self._shown_s = now_s
         phase = self._phase(event)
         parts = [self._title(event)]
-        progress = phase.stats.progress(time.time_ns())
-        if progress is not None:
+        if (progress := phase.stats.progress(time.time_ns())) is not None:
             parts.append(f"{progress:.0%}")
-        done = max(phase.records, phase.stats.completed)
-        parts.append(f"{done:,} requests")
+        parts.append(f"{max(phase.records, phase.stats.completed):,} requests")
         if phase.records:
             parts.append(f"{(phase.records - phase.shown_records) / elapsed_s:,.0f} req/s")
         for name, label in zip(_LATENCIES, ("latency", "TTFT"), strict=True):

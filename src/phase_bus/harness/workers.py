@@ -24,7 +24,7 @@ class WorkerPool:
     Args:
         arguments: those of ``phase-bus`` for one worker.
         workers: how many.
-        say: told each line that the workers print, with the worker's name, and of deaths with ``""``.
+        say: called with the worker's name and each line that it prints, and of deaths with ``""``.
     """
 
     def __init__(self, arguments: Sequence[str], workers: int, say: Callable[[str, str], None]) -> None:
@@ -41,7 +41,7 @@ class WorkerPool:
         """Run the workers until asked to stop.
 
         Raises:
-            ConfigError: one cannot start; the others are ended.
+            ConfigError: if one cannot start; the others are ended.
         """
         stopping = asyncio.create_task(self._stop.wait())
         names = [f"worker {number}" for number in range(1, self._workers + 1)]

@@ -76,7 +76,7 @@ def check_benchmark(command: Sequence[str]) -> tuple[str, ...]:
     """Return an AIPerf command as it can be verified: without a directory of its own for its results.
 
     Raises:
-        ConfigError: it is not ``aiperf profile ...``, or its results or the bus could not be kept apart.
+        ConfigError: if it is not ``aiperf profile ...``, or sets what verify has to set.
     """
     if not any(
         Path(word).name == "aiperf" and next_word == "profile"
@@ -86,14 +86,12 @@ def check_benchmark(command: Sequence[str]) -> tuple[str, ...]:
             f"command {' '.join(command)!r}: is not 'aiperf profile ...'; verify reads AIPerf's "
             "own results, so write that after '--', without a script around it"
         )
-    for word in command:
-        if word.partition("=")[0] in _PREFIX:
-            raise ConfigError(
-                f"command: {word.partition('=')[0]} names files that verify has to find; leave it out"
-            )
-    for path in _values(command, _CONFIG):
+    for name in (word.partition("=")[0] for word in command):
+        if name in _PREFIX:
+            raise ConfigError(f"command: {name} names files that verify has to find; leave it out")
+    for path in _split(command, _CONFIG)[0]:
         _check_config(Path(path))
-    return tuple(_without(command, _ARTIFACT_DIR))
+    return tuple(_split(command, _ARTIFACT_DIR)[1])
 
 
 async def run_benchmark(
@@ -102,7 +100,7 @@ async def run_benchmark(
     """Run an AIPerf command in a process group of its own, its output in a file, and wait for its end.
 
     Raises:
-        ConfigError: it cannot be started.
+        ConfigError: if it cannot be started.
     """
     started_s = time.monotonic()
     with log.open("wb") as output:
@@ -116,9 +114,8 @@ async def run_benchmark(
                 process_group=0,
             )
         except OSError as error:
-            raise ConfigError(
-                f"command {command[0]!r}: {error.strerror}; check its name and $PATH"
-            ) from error
+            reason = f"{error.strerror}; check its name and $PATH"
+            raise ConfigError(f"command {command[0]!r}: {reason}") from error
     interrupt.watch(process.pid)
     waiting = asyncio.create_task(asyncio.to_thread(os.wait4, process.pid, 0))
     try:
@@ -149,24 +146,14 @@ def _check_config(path: Path) -> None:
         )
 
 
-def _values(command: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return the values that an option has in a command line."""
-    values = []
-    for word, next_word in zip(command, [*command[1:], ""], strict=True):
-        name, equals, value = word.partition("=")
-        if name in names:
-            values.append(value if equals else next_word)
-    return values
-
-
-def _without(command: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return a command line without an option and its value."""
-    kept = []
+def _split(command: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the values that an option has in a command line, and the command line without the option."""
+    values, rest = [], []
     words = iter(command)
     for word in words:
-        name, equals, _ = word.partition("=")
-        if name not in names:
-            kept.append(word)
-        elif not equals:
-            next(words, None)
-    return kept
+        name, equals, value = word.partition("=")
+        if name in names:
+            values.append(value if equals else next(words, ""))
+        else:
+            rest.append(word)
+    return values, rest

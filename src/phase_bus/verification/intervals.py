@@ -60,11 +60,8 @@ def difference(pairs: Sequence[tuple[float, float]]) -> Interval | None:
     """Return the difference between paired values, None for fewer than two pairs.
 
     Args:
-        pairs: for each round the value with the bus off, and the value in the mode; a pair with a value
-            that is not positive tells nothing of a ratio and is left out.
-
-    Raises:
-        ConfigError: scipy is not installed.
+        pairs: for each round the value with the bus off, and the value in the mode; a pair that is not of
+            positive values has no ratio and is left out.
     """
     logs = [math.log(value / off) for off, value in pairs if off > 0 and value > 0]
     if len(logs) < 2:
@@ -83,7 +80,7 @@ def student_t(n: int) -> float:
     """Return the quantile of Student's t for the two-sided interval of a mean over n values.
 
     Raises:
-        ConfigError: scipy is not installed.
+        ConfigError: if scipy is not installed.
     """
     try:
         from scipy.special import stdtrit

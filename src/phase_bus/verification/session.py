@@ -30,13 +30,13 @@ class Session:
         rounds: how many rounds count, besides the first, which warms up.
         seed: of the orders.
         directory: where each run gets a directory of its own.
-        say: told a line for each run.
+        say: called with a line for each run.
 
     Attributes:
         runs: the runs so far.
 
     Raises:
-        ConfigError: scipy or psutil is missing, or there is no consumer to suspend or kill.
+        ConfigError: if scipy or psutil is missing, or there is no consumer to suspend or kill.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class Session:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the user ended it."""
+        """Whether the user interrupted it."""
         return self._interrupt.asked.is_set()
 
     async def run(self) -> None:
-        """Run all rounds, or as many as the user lets it.
+        """Run all rounds, unless the user interrupts it.
 
         Raises:
-            PhaseBusError: the bus, a consumer or a run of the warm-up does not work, so no other run would.
+            PhaseBusError: if the bus, a consumer or a run of the warm-up fails, as every other run would.
         """
         with signals_to(self._interrupt.on_signal):
             await self._bench.check(self._directory)
