@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from phase_bus.cli.options import JsonOption
-from phase_bus.cli.output import configure_logging, make_console, print_json, print_table
+from phase_bus.cli.output import configure_logging, print_json, print_table
 from phase_bus.errors import ConfigError, PhaseBusError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def consumers(
         )
         for entry, options, problem in rows
     )
-    print_table(_COLUMNS, shown, make_console())
+    print_table(_COLUMNS, shown)
     return 0
 
 

@@ -10,15 +10,7 @@ from cyclopts import Parameter
 
 from phase_bus.cli.journals import OneDataOption, one_journal
 from phase_bus.cli.options import AddressOption, JsonOption, parse_address
-from phase_bus.cli.output import (
-    configure_logging,
-    counted,
-    local_time,
-    make_console,
-    print_json,
-    print_table,
-    say,
-)
+from phase_bus.cli.output import configure_logging, counted, local_time, print_json, print_table, say
 from phase_bus.errors import ConfigError
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import DeadLetter, parse_checkpoint_name
@@ -42,17 +34,14 @@ def list_(
         letters = reader.dead_letters(consumer)
         path = reader.path
     if json:
-        print_json(letters)
-        return
-    console = make_console()
-    if not letters:
-        console.print(f"no dead letters in {path}", soft_wrap=True)
-        return
+        return print_json(letters)
     rows = (
         (it.id, it.consumer, it.kind, it.run_id, local_time(it.ts_ns), it.attempts, it.error)
         for it in letters
     )
-    print_table(("ID", "CONSUMER", "KIND", "RUN", "WHEN", "ATTEMPTS", "ERROR"), rows, console)
+    print_table(
+        ("ID", "CONSUMER", "KIND", "RUN", "WHEN", "ATTEMPTS", "ERROR"), rows, f"no dead letters in {path}"
+    )
 
 
 def show(letter_id: int, /, *, data: OneDataOption = None, json: JsonOption = False) -> None:

@@ -42,7 +42,7 @@ def info(*, data: OneDataOption = None, json: JsonOption = False) -> None:
     )
     if told.checkpoints:
         rows = ((name, offset, told.head.offset - offset) for name, offset in told.checkpoints.items())
-        print_table(("CONSUMER", "CHECKPOINT", "BEHIND"), rows, console)
+        print_table(("CONSUMER", "CHECKPOINT", "BEHIND"), rows)
 
 
 def verify(*, data: OneDataOption = None, json: JsonOption = False) -> int:

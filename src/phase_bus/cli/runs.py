@@ -9,7 +9,7 @@ from rich.filesize import decimal
 
 from phase_bus.cli.journals import DataOption, find_runs, run_starts, short_name
 from phase_bus.cli.options import JsonOption
-from phase_bus.cli.output import local_time, make_console, print_json, print_table
+from phase_bus.cli.output import local_time, print_json, print_table
 from phase_bus.events import RunStart
 
 _COLUMNS = (
@@ -40,10 +40,6 @@ def runs(*, data: DataOption = None, json: JsonOption = False) -> None:
             ]
         )
         return
-    console = make_console()
-    if not found:
-        console.print("no runs yet")
-        return
     # AIPerf makes a sweep of one for every single run: nothing to show.
     sizes = Counter(start.sweep_id for start in starts if start)
     rows = (
@@ -61,7 +57,7 @@ def runs(*, data: DataOption = None, json: JsonOption = False) -> None:
         )
         for (path, row), start in zip(found, starts, strict=True)
     )
-    print_table(_COLUMNS, rows, console)
+    print_table(_COLUMNS, rows, "no runs yet")
 
 
 def _sweep(start: RunStart) -> str:

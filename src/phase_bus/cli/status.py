@@ -38,19 +38,14 @@ def show_status(status: Status, console: Console) -> None:
         f"up {status.uptime_s:.0f} s, {status.events} events taken in, "
         f"{status.dropped} messages malformed and skipped"
     )
-    if status.clients:
-        grouped = any(client.group for client in status.clients)
-        shares = ("SHARES",) if grouped else ()
-        columns = ("ROLE", "NAME", "STATE", "PID", "HOST", "EVENTS", "FAILED", *shares, "LAST HEARD")
-        clients = sorted(status.clients, key=lambda client: (client.role, client.name))
-        print_table(columns, (_client_row(client, grouped) for client in clients), console)
-    else:
-        console.print("no publishers or consumers")
-    if status.runs:
-        columns = ("RUN", "STATUS", "STARTED", "DURATION", "EVENTS", "PUBLISHER", "HANDLED BY")
-        print_table(columns, (_run_row(run, status) for run in status.runs), console)
-    else:
-        console.print("no runs yet")
+    grouped = any(client.group for client in status.clients)
+    shares = ("SHARES",) if grouped else ()
+    columns = ("ROLE", "NAME", "STATE", "PID", "HOST", "EVENTS", "FAILED", *shares, "LAST HEARD")
+    clients = sorted(status.clients, key=lambda client: (client.role, client.name))
+    rows = (_client_row(client, grouped) for client in clients)
+    print_table(columns, rows, "no publishers or consumers", console)
+    columns = ("RUN", "STATUS", "STARTED", "DURATION", "EVENTS", "PUBLISHER", "HANDLED BY")
+    print_table(columns, (_run_row(run, status) for run in status.runs), "no runs yet", console)
 
 
 def _client_row(client: ClientInfo, grouped: bool) -> tuple[object, ...]:

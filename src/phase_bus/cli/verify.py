@@ -49,7 +49,8 @@ def verify(
     0, no results, nothing published. An interval that reaches across the tolerance decides nothing: it is
     shown as such, and counts as a failure only with --strict.
 
-    Let COMMAND send at a fixed rate that the machine can bear, or any change is drowned by its own.
+    Let COMMAND send at a fixed rate that the machine can bear, or any change is drowned by its own. If no
+    consumer is named, 'aggregator' and 'logging' run.
 
     For example:
 
@@ -61,7 +62,6 @@ def verify(
             run, whatever directory it names.
         rounds: How many rounds count. With a multiple of four the order of the modes is balanced.
         tolerance: How large a difference may be, in percent, in either direction.
-            config: As for 'phase-bus exec'. By default 'aggregator' and 'logging' run.
         seed: Of the order of the modes. By default a new one, which is shown.
         strict: Exit with 1 also when something is not decided.
         output: Where each run gets its directory. By default a new one: phase-bus-verify-DATE-TIME.
