@@ -34,14 +34,14 @@ def list_(
         letters = reader.dead_letters(consumer)
         path = reader.path
     if json:
-        return print_json(letters)
+        print_json(letters)
+        return
+    empty = f"no dead letters in {path}"
     rows = (
         (it.id, it.consumer, it.kind, it.run_id, local_time(it.ts_ns), it.attempts, it.error)
         for it in letters
     )
-    print_table(
-        ("ID", "CONSUMER", "KIND", "RUN", "WHEN", "ATTEMPTS", "ERROR"), rows, f"no dead letters in {path}"
-    )
+    print_table(("ID", "CONSUMER", "KIND", "RUN", "WHEN", "ATTEMPTS", "ERROR"), rows, empty)
 
 
 def show(letter_id: int, /, *, data: OneDataOption = None, json: JsonOption = False) -> None:

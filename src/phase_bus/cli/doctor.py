@@ -39,13 +39,7 @@ print(",".join(names))
 
 
 class Finding(Struct, frozen=True):
-    """One thing that was looked at.
-
-    Attributes:
-        verdict: ``ok``; ``note`` for what may be as intended; ``wrong`` for what must be mended.
-        subject: what was looked at.
-        text: what was found, and the remedy.
-    """
+    """What was found, and the remedy: ``note`` if it may be intended, ``wrong`` if it must be mended."""
 
     verdict: Verdict
     subject: str

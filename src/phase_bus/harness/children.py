@@ -24,16 +24,10 @@ Say = Callable[[str, str], None]
 
 
 class Child:
-    """A process of ours, whose output goes line by line to ``say``.
+    """A process of ours, whose output goes line by line to ``say``, with its name.
 
     It has a process group of its own, so that a Ctrl-C meant for the benchmark does not reach it, and ends
     by itself when its standard input ends, that is when this process is gone.
-
-    Args:
-        name: what it is called.
-        arguments: those of ``phase-bus``.
-        say: called with its name and each line.
-        stop_s: how long it may take to end before it is killed, in seconds.
 
     Attributes:
         ending: whether it was asked to end, so that its end is no surprise.
@@ -140,11 +134,7 @@ class Child:
 
 
 class ConsumerChild(Child):
-    """A consumer's process; with several workers, the one that keeps them running.
-
-    Attributes:
-        config: what is to run.
-    """
+    """A consumer's process; with several workers, the one that keeps them running."""
 
     def __init__(self, config: ConsumerConfig, address: str, say: Say) -> None:
         super().__init__(config.title, _consumer_arguments(config, address), say)

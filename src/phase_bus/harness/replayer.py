@@ -38,10 +38,6 @@ class Replayer:
         run_id: what to call the run instead.
         patience_s: how long the bus may acknowledge nothing, in seconds, before it is given up.
         on_sent: called with the number of events so far.
-
-    Attributes:
-        events: how many events were published.
-        records: how many request records were in them.
     """
 
     def __init__(

@@ -26,11 +26,7 @@ _RUN_END_GRACE_S = 2.0  # for a run_complete that is still under way when its co
 
 
 class StartError(PhaseBusError):
-    """A process could not start.
-
-    Attributes:
-        name: which.
-    """
+    """A process, called ``name``, could not start."""
 
     def __init__(self, name: str, reason: str) -> None:
         self.name = name

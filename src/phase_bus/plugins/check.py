@@ -23,13 +23,7 @@ _ROW = {field.encode_name: field.type for field in msgspec.structs.fields(Row)}
 
 
 class Finding(Struct, frozen=True):
-    """Something that is wrong in a file.
-
-    Attributes:
-        file: the file.
-        line: the line, from 1; 0 for the file as a whole.
-        text: what is wrong, and the remedy.
-    """
+    """Something that is wrong in a file: in a line of it, or in the file as a whole (line 0)."""
 
     file: str
     line: int

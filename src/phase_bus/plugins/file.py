@@ -41,9 +41,7 @@ class Row(Struct, frozen=True):
 
     Attributes:
         target: its class, as ``module:Class``; ``class`` in the file.
-        description: what it does, in one line.
         priority: its place among those of its kind, lowest first.
-        tags: words to find it by.
         auto_load: whether it is loaded without being named.
         config_params: the names of its options.
     """

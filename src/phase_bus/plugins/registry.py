@@ -29,13 +29,7 @@ WORDS = {"hook": "phase hook", "processor": "post-processor", "consumer": "consu
 
 
 class Entry(Row, frozen=True, kw_only=True):
-    """A consumer, hook or processor that a plugin offers.
-
-    Attributes:
-        name: what users call it.
-        kind: which of the three it is.
-        plugin: the plugin that offers it.
-    """
+    """A consumer, hook or processor: its row in a plugin's file, with its name and kind, and the plugin."""
 
     name: str
     kind: Kind = "consumer"
@@ -48,13 +42,7 @@ class Entry(Row, frozen=True, kw_only=True):
 
 
 class Registry(Struct, frozen=True):
-    """What can be used by name.
-
-    Attributes:
-        consumers: the consumers by name, in the order of priority.
-        hooks: the phase hooks, likewise.
-        processors: the post-processors, likewise.
-    """
+    """What can be used by name: consumers, hooks and processors, each in the order of priority."""
 
     consumers: dict[str, Entry] = {}
     hooks: dict[str, Entry] = {}

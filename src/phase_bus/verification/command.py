@@ -28,9 +28,8 @@ class Ended(Struct, frozen=True, kw_only=True):
     """How a command ended.
 
     Attributes:
-        exit_code: its exit code, negative for a signal.
-        duration_s: from its start to its end, in seconds.
-        cpu_s: the CPU time, in seconds, of it and of all processes below it that were waited for.
+        exit_code: negative for a signal.
+        cpu_s: the CPU time of it and of all processes below it that were waited for.
     """
 
     exit_code: int

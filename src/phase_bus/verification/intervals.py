@@ -27,14 +27,7 @@ Decision: TypeAlias = Literal["same", "felt", "undecided"]
 
 
 class Interval(Struct, frozen=True, kw_only=True):
-    """A difference to the mode ``off``, in percent of it.
-
-    Attributes:
-        rounds: how many rounds are in it.
-        estimate_pct: the difference, as far as these rounds tell.
-        low_pct: the lower end of the confidence interval.
-        high_pct: the upper end.
-    """
+    """A difference to the mode ``off`` in percent of it, with its confidence interval, from some rounds."""
 
     rounds: int
     estimate_pct: float

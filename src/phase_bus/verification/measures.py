@@ -15,14 +15,7 @@ EXPORT = "profile_export_aiperf.json"
 
 
 class Measure(Struct, frozen=True):
-    """A figure that is compared between modes.
-
-    Attributes:
-        metric: AIPerf's name of the metric.
-        statistic: which of its statistics.
-        title: what to call it.
-        unit: its unit.
-    """
+    """A figure that is compared between modes: a statistic of one of AIPerf's metrics."""
 
     metric: str
     statistic: str
@@ -63,7 +56,6 @@ class Results(Struct, frozen=True, kw_only=True):
         values: by :attr:`Measure.key`; what AIPerf did not measure is left out.
         duration_s: how long its profiling phase took.
         requests: how many requests succeeded.
-        errors: how many failed.
     """
 
     values: dict[str, float]

@@ -20,16 +20,10 @@ Verdict: TypeAlias = Literal["not felt", "not decided", "felt", "failed"]
 
 
 class Comparison(Struct, frozen=True, kw_only=True):
-    """One figure of one mode, held against the mode ``off``.
+    """One figure of one mode, held against ``off``: means in ``unit`` over the rounds that have both.
 
     Attributes:
-        mode: the mode.
-        metric: AIPerf's name of the metric.
-        statistic: which of its statistics.
-        unit: the unit of the two means.
-        off_mean: the mean over the rounds with the bus off.
-        mode_mean: the mean over the rounds in the mode.
-        difference: with its confidence interval, None for fewer than two rounds.
+        difference: None for fewer than two rounds.
         decision: what the interval says of the tolerance; None if it is not asked, or there is none.
     """
 
@@ -48,19 +42,12 @@ class Verification(Struct, frozen=True, kw_only=True):
 
     Attributes:
         version: of this form.
-        command: the command, without its directory for results.
-        consumers: the consumers; the first is the one that was suspended or killed.
-        seed: of the order of the modes.
-        tolerance_pct: what a difference may be, in percent.
-        confidence: of the intervals.
-        machine: what it ran on.
-        rounds_wanted: how many rounds were to be run.
-        interrupted: whether the user ended it before.
+        command: without its directory for results.
+        consumers: the first is the one that was suspended or killed.
         verdict: ``failed`` if a run did not count; else ``felt`` if an interval lies beyond the tolerance;
             else ``not decided`` if one reaches across it or is missing; else ``not felt``.
         problems: which runs did not count, and why.
-        comparisons: what was compared.
-        cpu_s: for each mode the CPU time by process, the mean over the rounds, in seconds.
+        cpu_s: for each mode the mean CPU time by process, in seconds.
         runs: every run, the warm-up's included.
     """
 

@@ -28,12 +28,9 @@ class Session:
         command: the AIPerf command, as :func:`~phase_bus.verification.command.check_benchmark` has it.
         config: the bus and its consumers.
         rounds: how many rounds count, besides the first, which warms up.
-        seed: of the orders.
+        seed: of the order of the modes.
         directory: where each run gets a directory of its own.
         say: called with a line for each run.
-
-    Attributes:
-        runs: the runs so far.
 
     Raises:
         ConfigError: if scipy or psutil is missing, or there is no consumer to suspend or kill.

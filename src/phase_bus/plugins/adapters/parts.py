@@ -25,9 +25,6 @@ class Part:
     """A hook or processor of a process, which is made anew for each run.
 
     Attributes:
-        name: what it is called.
-        cls: its class.
-        priority: its place in the order, lowest first.
         owner: the consumer it belongs to, for messages.
         options: the parameters of its constructor, as text or as values.
         prefix: what users write before the options' names.

@@ -26,14 +26,7 @@ class TooLateError(PhaseBusError):
 
 
 class _Phase:
-    """A phase whose run goes on.
-
-    Attributes:
-        ref: which phase.
-        results: its records.
-        requests: how many requests it had, None until it is over.
-        processed: whether the processors have had it.
-    """
+    """A phase whose run goes on; ``requests`` is None until it is over."""
 
     def __init__(self, ref: PhaseRef) -> None:
         self.ref = ref
@@ -48,12 +41,7 @@ class _Phase:
 
 
 class _Run:
-    """A run that goes on.
-
-    Attributes:
-        processors: what is called for it, with their names.
-        journal_id: the journal in which it was last heard of.
-    """
+    """A run that goes on, its processors, and the journal in which it was last heard of."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.processors = [(part.name, part.make()) for part in parts]
