@@ -15,7 +15,7 @@ import zmq
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
 from phase_bus.consumer.consumer import Consumer
-from phase_bus.consumer.group_runner import GroupRunner
+from phase_bus.consumer.group_member import GroupMember
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
 from phase_bus.events import EventBase
@@ -88,7 +88,7 @@ def member(ready: Connection, address: str, group: str) -> None:
         return made
 
     async def run() -> None:
-        runner = GroupRunner(build, group, Address.parse(address))
+        runner = GroupMember(build, group, Address.parse(address))
         stop_on_signals(runner.stop)
         ready.send(address)
         await asyncio.to_thread(ready.recv)

@@ -19,7 +19,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from phase_bus.cli import build_app
-from phase_bus.consumer.consumer import options_of
+from phase_bus.consumer.options import options_of
 from phase_bus.plugins.registry import WORDS, Entry, Registry
 
 _COMMANDS_HEAD = """\

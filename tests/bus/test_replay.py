@@ -18,7 +18,7 @@ import zmq
 
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
-from phase_bus.consumer.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.replay import ReplayClient
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
@@ -101,7 +101,7 @@ class Recorder(Consumer):
     """Remembers all events; does more with some, if the test wants."""
 
     def __init__(self, then: Callable[[EventBase], Awaitable[None]] | None = None) -> None:
-        self.name = "recorder"
+        named(self, "recorder")
         self.events: list[EventBase] = []
         self._then = then
 
@@ -281,8 +281,7 @@ async def test_origins(kept: Kept) -> None:
     await asyncio.to_thread(publish, kept.address, 10)  # offsets 1 to 20, an event and its record in turn
 
     async def numbers_from(origin: Any, name: str, last: int) -> list[int]:
-        consumer = Recorder()
-        consumer.name = name
+        consumer = named(Recorder(), name)
         async with running(consumer, kept.address, origin=origin):
             if origin == "now":
                 await asyncio.to_thread(publish, kept.address, 1, last)
@@ -359,13 +358,13 @@ async def test_a_dead_letter_waits_until_the_journal_takes_it(kept: Kept) -> Non
     await asyncio.to_thread(publish, kept.address, 1)
     with kept.full():
         async with running(Recorder(fail), kept.address) as runner:
-            await until(lambda: runner._dispatcher.dead_letters)
+            await until(lambda: runner.share.dispatcher.dead_letters)
             begin_s = time.monotonic()
             await until(lambda: time.monotonic() > begin_s + 0.5)
-            assert len(runner._dispatcher.dead_letters) == 1
+            assert len(runner.share.dispatcher.dead_letters) == 1
             kept.close()
             kept.open()
-            await until(lambda: not runner._dispatcher.dead_letters)
+            await until(lambda: not runner.share.dispatcher.dead_letters)
             with JournalReader(kept.data) as journal:
                 assert len(journal.dead_letters()) == 1
 
@@ -392,13 +391,13 @@ async def test_a_flush_that_fails_keeps_the_checkpoint(kept: Kept) -> None:
         await until(lambda: consumer.ended)
         tried = consumer.attempts
         await until(lambda: consumer.attempts > tried + 1)
-        assert "r" not in runner._dispatcher.handled
+        assert "r" not in runner.share.dispatcher.handled
         with JournalReader(kept.data) as journal:
             assert journal.checkpoint("recorder") is None
             consumer.broken = False
             checkpoint = await until(lambda: journal.checkpoint("recorder") or False)
             assert checkpoint.offset >= 11
-            assert runner._dispatcher.handled == {"r": True}
+            assert runner.share.dispatcher.handled == {"r": True}
             (receipt,) = await until(lambda: journal.receipts("r") or False)
             assert receipt.complete
 
@@ -671,9 +670,9 @@ async def test_memory_only_after_a_burst(ipc_dir: Path) -> None:
             await asyncio.to_thread(publish, str(bus.addresses[0]), 2000)
             release.set()
             # The run's end, which the bus publishes since the publisher left, is one more.
-            await until(lambda: runner._follower.event_number == 2001)
-            assert len(consumer.events) + runner._follower.missed == 2001
-            assert runner._follower.missed > 0
+            await until(lambda: runner.share.follower.event_number == 2001)
+            assert len(consumer.events) + runner.share.follower.missed == 2001
+            assert runner.share.follower.missed > 0
             await asyncio.to_thread(publish, str(bus.addresses[0]), 1, 5000)
             await until(lambda: 5000 in consumer.numbers)
     finally:

@@ -8,14 +8,8 @@ from typing import Any
 
 import pytest
 
-from phase_bus.consumer.consumer import (
-    Consumer,
-    build_consumer,
-    description_of,
-    handlers_of,
-    options_of,
-    subscriptions_of,
-)
+from phase_bus.consumer.consumer import Consumer, description_of, handlers_of, subscriptions_of
+from phase_bus.consumer.options import build_consumer, options_of
 from phase_bus.errors import ConsumerDefinitionError, OptionError
 from phase_bus.events import KINDS, EventBase, PhaseComplete, Records
 

@@ -227,6 +227,7 @@ class MemoryOnly(Bus):
         self.lost = 0
         head = self.head()
         self.follower = Follower(records=records)
+        self.follower.journaled = False
         self.follower.stand_at(head.offset, head.event_number, replay=False)
 
     def on_lost(self, header: Header) -> None:
@@ -239,13 +240,10 @@ class MemoryOnly(Bus):
             assert message is not None
             if self.is_heartbeat(message):
                 self.follower.heartbeat(message)
-                if self.follower.replaying:
-                    self.follower.accept_lost_end(message)
                 continue
             verdict = self.follower.live(message)
-            if verdict is Verdict.HOLE:
-                self.follower.accept_loss(message)
-            if verdict is not Verdict.REPETITION:
+            assert verdict is not Verdict.HOLE
+            if verdict is Verdict.HANDLE:
                 self.handled.append(message.offset)
 
     @rule(message=st.integers(0, 3))
@@ -306,9 +304,8 @@ def test_a_checkpoint_in_the_middle_is_no_loss() -> None:
 def test_without_a_journal_a_heartbeat_does_not_stop_the_reader() -> None:
     """What was lost at the end of a burst is counted, and the next event is handled."""
     follower = Follower(records=True)
+    follower.journaled = False
     follower.stand_at(3, 3, replay=False)
-    heartbeat = Header(SOURCE, 0, 0, 0, 5, 5)
-    follower.heartbeat(heartbeat)
-    follower.accept_lost_end(heartbeat)
+    follower.heartbeat(Header(SOURCE, 0, 0, 0, 5, 5))
     assert (follower.missed, follower.replaying) == (2, False)
     assert follower.live(Header(SOURCE, 1, 1, 0, 6, 6)) is Verdict.HANDLE

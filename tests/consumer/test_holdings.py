@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from phase_bus.consumer.holdings import Holdings
-from phase_bus.consumer.share import GroupShare
+from phase_bus.consumer.share import Share
+from phase_bus.consumer.view import View
 from phase_bus.core.control import EVENTS, Assigned, Heard
+from phase_bus.events import Receipt
 from tests.group.consumers import Totals
 
 
@@ -17,13 +21,19 @@ class Large(Totals):
         return bytes(300 << 10)
 
 
+async def give(_receipt: Receipt) -> None:
+    """Publish a receipt, to nobody."""
+
+
 def holding(*numbers: int, token: int = 1, cls: type[Totals] = Totals) -> Holdings:
     """A member that holds shares, with a commit of each at position 0."""
     holdings = Holdings("g")
     holdings.assigned = Assigned(generation=1, shares=dict.fromkeys(numbers, token))
     for number in numbers:
-        share = GroupShare(cls(), "g", number, token, "0" * 32)
-        share.prepare_commit()
+        consumer = cls()
+        share = Share(consumer, View.in_group(consumer, "g", number, token), "0" * 32, give)
+        asyncio.run(share.begin(None))
+        asyncio.run(share.flush())
         holdings.add(share)
     return holdings
 
@@ -41,9 +51,9 @@ def test_only_a_released_share_that_is_kept_is_taken_up_again() -> None:
     holdings.remove(share)
     assert holdings.missing == []
     assert [commit.share for commit in holdings.commits] == [3]
-    holdings.take_in(heard({3: 17}))  # an older commit of it
+    holdings.take_ack(heard({3: 17}))  # an older commit of it
     assert holdings.missing == []
-    holdings.take_in(heard({3: 0}))
+    holdings.take_ack(heard({3: 0}))
     assert holdings.missing == [3]
     assert holdings.commits == []
 
@@ -51,9 +61,9 @@ def test_only_a_released_share_that_is_kept_is_taken_up_again() -> None:
 def test_a_refused_share_is_lost() -> None:
     """Nothing of it is told any more, and it is dropped."""
     holdings = holding(3, 4)
-    holdings.take_in(heard(refused=(3,)))
-    assert [share.number for share in holdings.held] == [4]
-    assert [share.number for share in holdings.lost] == [3]
+    holdings.take_ack(heard(refused=(3,)))
+    assert [share.view.number for share in holdings.held] == [4]
+    assert [share.view.number for share in holdings.lost] == [3]
     assert [commit.share for commit in holdings.beat("c", "ready").commits] == [4]
     assert not holdings.is_assigned(holdings.shares[3])
 
@@ -82,9 +92,9 @@ def test_a_beat_has_room_for_some_commits_only() -> None:
     """The bus refuses messages that are too large; the rest is told with the next beat, at once."""
     holdings = holding(3, 4, cls=Large)
     assert [commit.share for commit in holdings.beat("c", "ready").commits] == [3]
-    assert holdings.take_in(heard({3: 0})), "there is more to tell"
+    assert holdings.take_ack(heard({3: 0})), "there is more to tell"
     assert [commit.share for commit in holdings.beat("c", "ready").commits] == [4]
-    assert not holdings.take_in(heard({4: 0}))
+    assert not holdings.take_ack(heard({4: 0}))
 
 
 @pytest.mark.parametrize("number", [EVENTS, 3])
@@ -95,6 +105,6 @@ def test_a_run_is_handled_when_the_leaders_commit_is_kept(number: int) -> None:
     if holdings.leader is not None:
         holdings.leader.committed()
     assert holdings.beat("c", "ready").handled_runs == ()
-    assert holdings.take_in(heard({number: 0})) == (number == EVENTS)
+    assert holdings.take_ack(heard({number: 0})) == (number == EVENTS)
     beat = holdings.beat("c", "ready")
     assert beat.handled_runs == beat.incomplete_runs == (("r",) if number == EVENTS else ())

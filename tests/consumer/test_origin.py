@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from phase_bus.consumer.origin import Origin, begin_at
+from phase_bus.journal.rows import Checkpoint
 
-KEPT = (5, b"state")
+KEPT = Checkpoint(5, b"state")
 
 
 @pytest.mark.parametrize(
@@ -16,7 +17,7 @@ KEPT = (5, b"state")
         (KEPT, 5, "checkpoint", KEPT),
         (KEPT, 7, "checkpoint", KEPT),  # it stored more than it could commit: that is not handled again
         (KEPT, 4, "checkpoint", (0, None)),  # its data were set back
-        ((0, b"state"), 0, "checkpoint", (0, b"state")),
+        (Checkpoint(0, b"state"), 0, "checkpoint", (0, b"state")),
         (None, None, "checkpoint", (0, None)),
         (None, 7, "checkpoint", (0, None)),
         (KEPT, None, "start", (0, None)),
@@ -26,9 +27,9 @@ KEPT = (5, b"state")
     ],
 )
 def test_begin_at(
-    kept: tuple[int, bytes | None] | None,
+    kept: Checkpoint | None,
     stored: int | None,
     origin: Origin,
-    expected: tuple[int, bytes | None],
+    expected: Checkpoint,
 ) -> None:
     assert begin_at(kept, stored, origin=origin, head=9) == expected

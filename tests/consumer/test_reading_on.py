@@ -58,7 +58,7 @@ def failures(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             return super().group_checkpoints(*args)
 
     monkeypatch.setattr("phase_bus.bus.replay.JournalReader", Failing)
-    monkeypatch.setattr("phase_bus.consumer.process._READ_AGAIN_S", 0.05)
+    monkeypatch.setattr("phase_bus.consumer.member._READ_AGAIN_S", 0.05)
     return failed
 
 
@@ -108,7 +108,7 @@ async def test_to_stop_waits_for_no_journal(kept: Kept, monkeypatch: pytest.Monk
         raise JournalError(Path("journal"), "disk I/O error", "look at the disk")
 
     monkeypatch.setattr("phase_bus.bus.replay.JournalReader.read", fail)
-    monkeypatch.setattr("phase_bus.consumer.process._READ_AGAIN_S", 3600.0)
+    monkeypatch.setattr("phase_bus.consumer.member._READ_AGAIN_S", 3600.0)
     async with running(Recorder(), kept.address):
         await asyncio.wait_for(asked.wait(), 20)
 
@@ -126,13 +126,13 @@ async def test_kinds_that_are_newer_come_live(kept: Kept, monkeypatch: pytest.Mo
     monkeypatch.setattr(ReplayClient, "fetch", counting)
     consumer = WithRecords()
     async with running(consumer, kept.address) as runner:
-        await until(lambda: not runner._follower.replaying)
+        await until(lambda: not runner.share.follower.replaying)
         before = fetches
         with RawClient(kept.address) as client:
             client.ask(Hello(client_id=SOURCE.hex(), role="publisher", name="newer"))
             for seq in range(1, 11):
                 client.socket.send_multipart((b"brand_new.r$", Header(SOURCE, seq, seq).pack(), b"\xc1"))
-                await until(lambda: runner._follower.offset == seq)  # noqa: B023
+                await until(lambda: runner.share.follower.offset == seq)  # noqa: B023
         assert fetches == before
     assert consumer.events == []
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from phase_bus.bus.options import BusOptions
-from phase_bus.consumer.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
 from phase_bus.core.control import ClientInfo, Hello
@@ -82,7 +82,7 @@ class Recorder(Consumer):
 async def running(consumer: Consumer, address: str, **options: Any) -> AsyncIterator[ConsumerRunner]:
     """Run a consumer, from when it is ready."""
     ready = asyncio.Event()
-    consumer.name = consumer.name or "recorder"
+    named(consumer, consumer.name or "recorder")
     runner = ConsumerRunner(consumer, Address.parse(address), on_ready=ready.set, **options)
     task = asyncio.create_task(runner.run())
     try:
@@ -170,7 +170,7 @@ async def test_a_failing_handler(bus: BusThread, caplog: pytest.LogCaptureFixtur
     assert (topic.published, topic.received, topic.handled, topic.failed) == (10, 10, 8, 2)
     assert not by_name["recorder"].complete
     assert by_name["healthy"].complete
-    assert caplog.text.count("failed on a phase_start event of run r; it is set aside") == 2
+    assert caplog.text.count("failed on a phase_start event of run r; it is a dead letter now") == 2
 
 
 class Healthy(Consumer):
@@ -328,14 +328,14 @@ async def test_onlookers_neither_spin_nor_give_receipts(bus: BusThread) -> None:
     with Subscriber(bus.address, "receipt.") as subscriber:
         async with running(consumer, bus.address, receipts=False, topics=("phase_start.",)) as runner:
             beats = 0
-            inner = runner._conversation.session._beat
+            inner = runner._link.session._beat
 
             def beat() -> Any:
                 nonlocal beats
                 beats += 1
                 return inner()
 
-            runner._conversation.session._beat = beat
+            runner._link.session._beat = beat
             await until(lambda: beats >= 3)
             begin_s, beats = time.monotonic(), 0
             await until(lambda: time.monotonic() > begin_s + 0.3)
@@ -366,8 +366,7 @@ async def test_direct_mode() -> None:
 async def test_a_consumer_that_is_there_before_the_bus(ipc_dir: Path) -> None:
     """Who comes first does not matter."""
     address = f"ipc://{ipc_dir}"
-    consumer = Recorder()
-    consumer.name = "early"
+    consumer = named(Recorder(), "early")
     runner = ConsumerRunner(consumer, Address.parse(address))
     task = asyncio.create_task(runner.run())
     await until(lambda: consumer.calls)
@@ -408,7 +407,7 @@ async def test_bus_killed_and_started_again(scheme: str, ipc_dir: Path) -> None:
                 await until(lambda: isinstance(consumer.events[-1], RunComplete))
                 end = consumer.events[-1]
                 assert isinstance(end, RunComplete)
-                account = runner._dispatcher._accounts["r"].topics[b"phase_start.r$"]
+                account = runner.share.dispatcher._accounts["r"].topics[b"phase_start.r$"]
         numbers = [event.ts_ns for event in consumer.events[:-1] if event.ts_ns < 1000]
         assert numbers == sorted(set(numbers))
         assert account.received == account.handled == len(consumer.events) - 1
@@ -418,7 +417,7 @@ async def test_bus_killed_and_started_again(scheme: str, ipc_dir: Path) -> None:
 _PROGRAM = """
 import asyncio, json, sys
 from phase_bus.core.address import Address
-from phase_bus.consumer.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.harness.signals import stop_on_eof, stop_on_signals
 
@@ -432,8 +431,7 @@ class Counting(Consumer):
         print(json.dumps({{"flushed": self.count}}), flush=True)
 
 async def main():
-    consumer = Counting()
-    consumer.name = "counting"
+    consumer = named(Counting(), "counting")
     runner = ConsumerRunner(
         consumer, Address.parse(sys.argv[1]), on_ready=lambda: print("ready", flush=True)
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from phase_bus.consumer.consumer import build_consumer
+from phase_bus.consumer.options import build_consumer
 from phase_bus.errors import ConfigError, OptionError
 from phase_bus.events import (
     EventBase,
@@ -50,7 +50,7 @@ def aggregator(tmp_path: Path, **options: Any) -> tuple[ResultsAggregator, list[
         assert isinstance(event, Summary)
         told.append(event)
 
-    consumer._publish = publish
+    consumer.context.publish = publish
     return consumer, told
 
 

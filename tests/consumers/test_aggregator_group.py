@@ -15,7 +15,7 @@ from phase_bus.aggregation import metric
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.result import RunResult
 from phase_bus.aggregation.state import RunState
-from phase_bus.consumer.consumer import build_consumer
+from phase_bus.consumer.options import build_consumer
 from phase_bus.events import (
     EventBase,
     PhaseComplete,
@@ -127,8 +127,7 @@ class Member:
             assert isinstance(event, Summary)
             self._told.append(event)
 
-        consumer._publish = publish
-        consumer.partition = self.partition
+        consumer.context.publish, consumer.context.partition = publish, self.partition
         return consumer
 
 

@@ -16,7 +16,8 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
-from phase_bus.consumer.consumer import build_consumer, handlers_of
+from phase_bus.consumer.consumer import handlers_of
+from phase_bus.consumer.options import build_consumer
 from phase_bus.errors import ConfigError, OptionError
 from phase_bus.events import (
     Drop,

@@ -10,7 +10,8 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from phase_bus.consumer.consumer import build_consumer, handlers_of
+from phase_bus.consumer.consumer import handlers_of
+from phase_bus.consumer.options import build_consumer
 from phase_bus.errors import ConfigError
 from phase_bus.events import (
     EventBase,

@@ -19,7 +19,8 @@ import pytest
 import sqlalchemy as sa
 import structlog
 
-from phase_bus.consumer.consumer import build_consumer, handlers_of
+from phase_bus.consumer.consumer import handlers_of, named
+from phase_bus.consumer.options import build_consumer
 from phase_bus.core.records import RecordBatch
 from phase_bus.errors import ConfigError, OptionError, PhaseBusError, WireError
 from phase_bus.events import (
@@ -119,7 +120,7 @@ async def feed(sink: SqlSink, events: list[tuple[int, EventBase]], pause_s: floa
     """Hand a sink events as its runner would."""
     handlers = handlers_of(sink)
     for offset, event in events:
-        sink.offset = offset
+        sink.context.offset = offset
         await handlers.get(event.kind, handlers["*"])(event)
         await asyncio.sleep(pause_s)
 
@@ -130,7 +131,7 @@ async def running(
 ) -> AsyncIterator[SqlSink]:
     """A sink that is started, and stopped at the end."""
     sink = SqlSink(url, **options)
-    sink.name, sink.journal_id = name, journal
+    named(sink, name).context.journal_id = journal
     await sink.start()
     try:
         await sink.position()
@@ -323,7 +324,7 @@ async def test_a_server_that_is_restarted_costs_nothing(postgres: Postgres) -> N
     events = stream(60)
     with structlog.testing.capture_logs() as logs:
         async with running(url, batch_rows=200) as sink:
-            sink.log = structlog.get_logger()
+            sink.context.log = structlog.get_logger()
             await feed(sink, events[:20])
             feeding = asyncio.create_task(feed(sink, events[20:], pause_s=0.001))
             try:
@@ -381,7 +382,7 @@ async def test_journals_are_kept_apart(url: str) -> None:
     """Offsets of another bus are others, also if the bus changes under a running consumer."""
     async with running(url, journal="a") as sink:
         await feed(sink, [(7, RunStart(run_id="r1"))])
-        sink.journal_id = "b"
+        sink.context.journal_id = "b"
         await feed(sink, [(1, RunStart(run_id="r2")), (2, records(0, 3))])
         await sink.flush()
     tables = dump(url)

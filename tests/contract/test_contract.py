@@ -270,7 +270,7 @@ async def test_a_handler_that_goes_on_failing(bus: AnyBus, caplog: pytest.LogCap
     assert (topic.received, topic.handled, topic.failed) == (1, 0, 1)
     assert not run.receipt.complete
     assert any(isinstance(event, RunComplete) for event in run.consumer.events)
-    assert "it is set aside" in caplog.text
+    assert "it is a dead letter now" in caplog.text
 
 
 async def test_a_restart_goes_on_from_the_state(bus: AnyBus) -> None:

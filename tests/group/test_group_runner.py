@@ -12,9 +12,10 @@ import msgspec
 import pytest
 
 from phase_bus.bus.options import BusOptions
-from phase_bus.consumer.consumer import Consumer, build_consumer
+from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.dispatcher import decode_saved
-from phase_bus.consumer.group_runner import GroupRunner
+from phase_bus.consumer.group_member import GroupMember
+from phase_bus.consumer.options import build_consumer
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import EVENTS, Assigned, Beat, Commit, GroupInfo, Heard, Hello, Status, Welcome
@@ -50,7 +51,7 @@ class Member:
 
     def __init__(self, address: str, cls: type[Consumer] = Totals, settings: str = "") -> None:
         self.ready = asyncio.Event()
-        self.runner = GroupRunner(
+        self.runner = GroupMember(
             lambda: build_consumer(cls, "totals", {}),
             "totals",
             Address.parse(address),
@@ -287,9 +288,9 @@ async def test_what_cannot_be_a_group(ipc_dir: Path) -> None:
         async def on_phase_start(self, event: PhaseStart) -> None: ...
 
     with pytest.raises(ConfigError, match="a group needs a bus"):
-        GroupRunner(Totals, "totals", Address.parse(f"direct+ipc://{ipc_dir}/x.ipc"))
+        GroupMember(Totals, "totals", Address.parse(f"direct+ipc://{ipc_dir}/x.ipc"))
     with pytest.raises(ConfigError, match="takes no records, so there is nothing"):
-        GroupRunner(NoRecords, "g", Address.parse(f"ipc://{ipc_dir}"))
+        GroupMember(NoRecords, "g", Address.parse(f"ipc://{ipc_dir}"))
 
 
 async def test_a_handler_that_fails(kept: Kept) -> None:

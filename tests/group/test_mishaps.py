@@ -17,7 +17,7 @@ from phase_bus.consumer.dispatcher import decode_saved
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import Ack, Hello
-from phase_bus.core.wire import Header
+from phase_bus.core.wire import Header, receive_event
 from phase_bus.errors import JournalError
 from phase_bus.events import PhaseStart, Records, Summary
 from phase_bus.journal.writer import JournalReader
@@ -160,7 +160,7 @@ async def test_a_leader_that_slept_has_no_more_to_say(kept: Kept) -> None:
             await handled(kept.address)
             await until(has_forgotten(successor))
             shares = successor.runner.shares.values()
-            await until(lambda: not any(share.changed or share.commit for share in shares))
+            await until(lambda: not any(share._changed or share.commit for share in shares))
             written.clear()
             awake.set()
             await until(lambda: len(sleeper.shares) in (8, 9))
@@ -254,25 +254,25 @@ async def test_data_that_were_set_back(kept: Kept) -> None:
     assert sorted(seen[:16]) == sorted(seen[16:])
 
 
-async def test_a_loss_while_two_runs_go_on(ipc_dir: Path, tmp_path: Path) -> None:
+async def test_a_loss_while_two_runs_go_on(
+    ipc_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was lost on the way is read from the journal, whatever else came in the partition meanwhile."""
     kept = Kept(ipc_dir, tmp_path / "journal", BusOptions(heartbeat_s=4.0))
     member = Member(kept.address)
-    live = member.runner._live
-    receive = live.receive
     lost: list[bytes] = []
 
-    def losing() -> tuple[bytes, bytes, zmq.Frame]:
-        message = receive()
+    def losing(socket: zmq.Socket[bytes]) -> tuple[bytes, bytes, zmq.Frame]:
+        message = receive_event(socket)
         if message[0] == b"records.03.a$" and not lost:
             lost.append(message[0])
-            message = receive()
+            message = receive_event(socket)
         return message
 
     try:
         await until(lambda: shared_out([member]))
         await until(lambda: not any(share.follower.replaying for share in member.runner.shares.values()))
-        vars(live)["receive"] = losing
+        monkeypatch.setattr("phase_bus.consumer.member.receive_event", losing)
         with Run(kept.address, "a") as a, Run(kept.address, "b") as b:
             for _ in range(3):
                 await a.publish(16 * 7)

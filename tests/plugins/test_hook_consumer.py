@@ -222,13 +222,13 @@ async def test_one_that_raises_is_tried_again_alone() -> None:
     consumer = build("hook:early,late")
     broken.add("inheritance")
     failing = event()
-    consumer.offset = 7
+    consumer.context.offset = 7
     for _ in range(3):
         with pytest.raises(ExceptionGroup, match="hook early failed") as caught:
             await tell(consumer, failing)
         assert str(caught.value.exceptions[0]) == "not today"
     assert [call[0] for call in called] == ["shape"]
-    consumer.offset = 8
+    consumer.context.offset = 8
     broken.clear()
     await tell(consumer, event())
     assert [call[0] for call in called] == ["shape", "inheritance", "shape"]
@@ -237,7 +237,7 @@ async def test_one_that_raises_is_tried_again_alone() -> None:
     state = consumer.state()
     assert state is not None
     again.restore(state)
-    again.offset = 7
+    again.context.offset = 7
     await tell(again, failing)
     assert [call[0] for call in called] == ["shape", "inheritance", "shape", "inheritance"]
     assert again.state() == msgspec.msgpack.encode({})

@@ -98,8 +98,8 @@ class Made:
         assert isinstance(consumer, ProcessorConsumer)
         self.consumer = consumer
         self.summaries: list[Summary] = []
-        consumer.journal_id = journal
-        consumer._publish = self._publish
+        consumer.context.journal_id = journal
+        consumer.context.publish = self._publish
 
     def _publish(self, event: EventBase) -> None:
         assert isinstance(event, Summary)
@@ -329,7 +329,7 @@ async def test_a_run_of_another_journal_does_not_hold_the_checkpoint(make: Make)
     """Its records cannot be read again, and its end may never come."""
     made = make()
     await made.give(records(0, 3, run_id="a"))
-    made.consumer.journal_id = "other"
+    made.consumer.context.journal_id = "other"
     assert await made.checkpoint() is not None
     await made.give(records(3, 3, run_id="a"))  # its publisher goes on in the new journal
     assert await made.checkpoint() is None

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 import phase_bus_consumers
-from phase_bus.consumer.consumer import Consumer, options_of
+from phase_bus.consumer.consumer import Consumer
+from phase_bus.consumer.options import options_of
 from phase_bus.errors import ConfigError, ConsumerNotFoundError
 from phase_bus.harness.config import load_config
 from phase_bus.plugins import file as plugin_file

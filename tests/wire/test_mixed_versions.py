@@ -9,7 +9,7 @@ import time
 import pytest
 import zmq
 
-from phase_bus.consumer.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
 from phase_bus.core.control import Hello
@@ -40,8 +40,7 @@ async def test_unknown_kinds_are_counted_and_told_once(
 ) -> None:
     """A consumer that is given kinds of a newer program skips them: in its receipt, and in one line."""
     caplog.set_level(logging.WARNING)
-    consumer = Starts()
-    consumer.name = "old"
+    consumer = named(Starts(), "old")
     runner = ConsumerRunner(consumer, Address.parse(bus.address), topics=("",))
     with Subscriber(bus.address, "receipt.") as subscriber, RawClient(bus.address) as client:
         client.ask(Hello(client_id=SOURCE.hex(), role="publisher", name="newer"))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from phase_bus.bus.groups import Group, Judgement
-from phase_bus.core.control import Beat, ClientInfo, Commit, DeadLetterNote, Hello
+from phase_bus.core.control import EVENTS, Beat, ClientInfo, Commit, DeadLetterNote, Hello
 from phase_bus.errors import JournalError
 from phase_bus.journal.rows import Checkpoint, checkpoint_name
 from phase_bus.journal.writer import Journal
@@ -88,6 +88,8 @@ class Positions:
         notes = [*beat.dead_letters, *(note for commit in known for note in commit.dead_letters)]
         kept.dead_letters = [note.offset for note in notes]
         kept.shares = {commit.share: commit.position for commit in known}
+        if self._journal is not None and beat.position is not None:
+            kept.shares[EVENTS] = beat.position
         kept.refused = [commit.share for commit in refused]
         return kept
 

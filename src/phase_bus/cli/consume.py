@@ -24,7 +24,7 @@ from phase_bus.harness.signals import stop_on_eof, stop_on_signals
 
 if TYPE_CHECKING:
     from phase_bus.consumer.consumer import Consumer
-    from phase_bus.consumer.process import ConsumerProcess
+    from phase_bus.consumer.member import Member
     from phase_bus.harness.workers import WorkerPool
 
 
@@ -73,9 +73,9 @@ def consume(
             the first event in the bus's journal; 'now', what comes from now on; or after an OFFSET.
     """
     # Here, since they take longer to load than --help to show.
-    from phase_bus.consumer.group_runner import GroupRunner
+    from phase_bus.consumer.group_member import GroupMember
     from phase_bus.consumer.runner import ConsumerRunner
-    from phase_bus.consumer.share import check_shareable
+    from phase_bus.consumer.view import check_shareable
     from phase_bus.harness.workers import WorkerPool
     from phase_bus.plugins.build import build, group_of, is_adapted
     from phase_bus.plugins.registry import Registry
@@ -96,7 +96,7 @@ def consume(
     def make() -> Consumer:
         return build(registry, consumer, title, key_values(set_))
 
-    def run(host: Callable[[], ConsumerProcess | WorkerPool]) -> None:
+    def run(host: Callable[[], Member | WorkerPool]) -> None:
         asyncio.run(_run(title, host, until_eof=until_eof))
 
     if not (group or own_group or workers > 1):
@@ -113,14 +113,14 @@ def consume(
         )
     if workers == 1:
         settings = f"{consumer!r} with {', '.join(sorted(set_)) if set_ else 'no options'}"
-        return run(partial(GroupRunner, make, title, where, settings=settings))
+        return run(partial(GroupMember, make, title, where, settings=settings))
     check_shareable(make())
     arguments = ["consume", consumer, "--group", title, "--address", str(where)]
     arguments += [f"--set={setting}" for setting in set_ or ()]
     return run(lambda: WorkerPool(arguments, workers, _say))
 
 
-async def _run(title: str, make: Callable[[], ConsumerProcess | WorkerPool], *, until_eof: bool) -> None:
+async def _run(title: str, make: Callable[[], Member | WorkerPool], *, until_eof: bool) -> None:
     running = make()
     stop_on_signals(running.stop)
     if until_eof:

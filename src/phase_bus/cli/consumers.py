@@ -80,7 +80,7 @@ def consumers(
 
 def _options(registry: Registry, entry: Entry) -> tuple[list[str], str]:
     """Return the options of what an entry names, and what is wrong with it."""
-    from phase_bus.consumer.consumer import options_of
+    from phase_bus.consumer.options import options_of
 
     try:
         return [str(o) for o in options_of(registry.class_of(entry.kind, entry.name)).values()], ""

@@ -39,11 +39,11 @@ def tail(
         count: End after so many events; 0 for never.
     """
     from phase_bus.cli.printer import Printer
+    from phase_bus.consumer.consumer import named
     from phase_bus.consumer.runner import ConsumerRunner
 
     configure_logging()
-    printer = Printer(json, count)
-    printer.name = "tail"
+    printer = named(Printer(json, count), "tail")
     where = parse_address(address)
     origin = parse_origin(from_, checkpoint=False)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 
 from msgspec import Struct, field
 
-from phase_bus.core.wire import Header
 from phase_bus.events import Receipt, RunComplete, TopicReceipt
 
 
@@ -22,20 +20,6 @@ class TopicCounts(Struct):
     handled: int = 0
     written: int = 0
     failed: int = 0
-
-    def knows(self, header: Header) -> bool:
-        """Return whether an event was counted already."""
-        return header.topic_seq <= self.last_seqs.get(header.source, 0)
-
-    def arrived(self, header: Header, *, replayed: bool) -> None:
-        """Count an event that arrived for the first time."""
-        source, seq = header.source, header.topic_seq
-        last = self.last_seqs.get(source, 0)
-        if seq > last:
-            self.last_seqs[source] = seq
-            self.missed += seq - last - 1
-        self.received += 1
-        self.replayed += replayed
 
 
 class RunAccount(Struct):
@@ -57,12 +41,6 @@ class RunAccount(Struct):
         if counts is None:
             counts = self.topics[topic] = TopicCounts()
         return counts
-
-    def handled_at(self, ts_ns: int) -> None:
-        """Note that an event which happened at a time is handled now."""
-        lag_ns = time.time_ns() - ts_ns
-        if lag_ns > self.worst_lag_ns:
-            self.worst_lag_ns = lag_ns
 
     def joined(self, parts: Iterable[RunAccount]) -> RunAccount:
         """Return one account of what this and others received, each on topics of its own."""

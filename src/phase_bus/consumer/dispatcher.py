@@ -1,11 +1,11 @@
-"""From a message to the consumer's handler: decoding, order, retries, dead letters, the account."""
+"""From a message to the consumer's handler: decoding, retries, dead letters, counting for the receipt."""
 
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
-from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -25,7 +25,7 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 
 
 class Saved(Struct):
-    """What is kept with a consumer's position.
+    """What is kept in a consumer's checkpoint.
 
     Attributes:
         accounts: the accounts of runs, by run.
@@ -38,34 +38,27 @@ class Saved(Struct):
     state: bytes | None = None
 
 
-encode_saved = msgspec.msgpack.Encoder().encode
+_encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Saved).decode
 
 
 def decode_saved(saved: bytes) -> Saved:
-    """Return what was kept with a position.
+    """Return what was kept in a checkpoint.
 
     Raises:
-        WireError: it cannot be read.
+        WireError: if it cannot be decoded.
     """
     try:
         return _decode(saved)
     except msgspec.MsgspecError as error:
-        raise WireError(f"what was saved with a position cannot be read: {error}") from error
-
-
-class _Line(NamedTuple):
-    """What is needed for each event of a topic, found once."""
-
-    account: RunAccount
-    counts: TopicCounts
+        raise WireError(f"the state in a checkpoint cannot be decoded: {error}") from error
 
 
 class Dispatcher:
     """Gives one consumer its events, one after another.
 
-    An exception of a handler is tried again, with growing waits; after that the event is set aside as a
-    dead letter and the next one is handled.
+    When a handler raises it is called again, after growing waits; if it goes on raising, the event becomes
+    a dead letter and the next one is handled.
 
     Args:
         consumer: whose handlers they are.
@@ -77,9 +70,9 @@ class Dispatcher:
     Attributes:
         done_offset: up to here the consumer has everything already, so handlers are not called.
         received: events received.
-        failed: events set aside, or that could not be read.
+        failed: dead letters and malformed events.
         handled: the runs whose end is handled and written out, and whether everything was.
-        dead_letters: what was set aside and is not yet told to the bus.
+        dead_letters: those that the bus has not taken over yet.
     """
 
     def __init__(
@@ -96,19 +89,20 @@ class Dispatcher:
         self.handled: dict[str, bool] = {}
         self.dead_letters: list[DeadLetterNote] = []
         self._consumer = consumer
+        self._context = consumer.context
         self._handlers = handlers
         self._any = handlers.get("*")
         self._wanted = wanted
         self._client_id = client_id
         self._attempts = attempts
         self._accounts: dict[str, RunAccount] = {}
-        self._lines: dict[bytes, _Line] = {}
+        self._of_topic: dict[bytes, tuple[RunAccount, TopicCounts]] = {}
         self._unknown: set[str] = set()
 
     def knows(self, topic: bytes, header: Header) -> bool:
         """Return whether this very event was received before."""
-        line = self._lines.get(topic) or self._line(topic)
-        return line.counts.knows(header)
+        _, counts = self._of_topic.get(topic) or self._account(topic)
+        return header.topic_seq <= counts.last_seqs.get(header.source, 0)
 
     async def take(
         self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
@@ -116,10 +110,16 @@ class Dispatcher:
         """Handle an event; return it if it ends a run.
 
         Raises:
-            WireError: it cannot be read; it is counted as failed.
+            WireError: if it is malformed; it is counted as failed.
         """
-        account, counts = self._lines.get(topic) or self._line(topic)
-        counts.arrived(header, replayed=replayed)
+        account, counts = self._of_topic.get(topic) or self._account(topic)
+        source, seq = header.source, header.topic_seq
+        last = counts.last_seqs.get(source, 0)
+        if seq > last:
+            counts.last_seqs[source] = seq
+            counts.missed += seq - last - 1
+        counts.received += 1
+        counts.replayed += replayed
         self.received += 1
         try:
             event = decode_event(topic, payload)
@@ -135,19 +135,35 @@ class Dispatcher:
         if handler is None or 0 < header.offset <= self.done_offset:
             counts.handled += 1
         else:
-            self._consumer.offset = header.offset
+            self._context.offset = header.offset
             try:
                 await handler(event)
             except Exception as error:
                 counts.handled += await self._try_again(handler, event, error, counts)
             else:
                 counts.handled += 1
-        account.handled_at(event.ts_ns)
+        account.worst_lag_ns = max(account.worst_lag_ns, time.time_ns() - event.ts_ns)
         return event if isinstance(event, RunComplete) else None
+
+    async def retry(self, event: Event, offset: int) -> bool:
+        """Call the handler once for an event that is a dead letter; return whether it succeeded.
+
+        Raises:
+            KeyError: if the consumer has no handler for the event's kind.
+        """
+        handler = self._handlers.get(event.kind) or self._handlers["*"]
+        self._context.offset = offset
+        try:
+            await handler(event)
+        except Exception:
+            name = self._context.name
+            logger.exception("consumer %r failed again on the event at offset %d", name, offset)
+            return False
+        return True
 
     def repetition(self, topic: bytes) -> None:
         """Count an event that came once more."""
-        self._line(topic).counts.repeated += 1
+        self._account(topic)[1].repeated += 1
 
     def forget_dead_letters(self, offsets: tuple[int, ...]) -> None:
         """Let go of what the bus has taken over."""
@@ -162,9 +178,9 @@ class Dispatcher:
             parts: what other members of the group have received of it.
         """
         account = self._accounts[end.run_id].joined(parts)
-        receipt = account.receipt(end, self._wanted, self._consumer.name, self._client_id)
+        receipt = account.receipt(end, self._wanted, self._context.name, self._client_id)
         for line in account.complaints(receipt):
-            logger.warning("consumer %r, run %s: %s", self._consumer.name, end.run_id, line)
+            logger.warning("consumer %r, run %s: %s", self._context.name, end.run_id, line)
         return receipt
 
     async def flush(self) -> bool:
@@ -172,7 +188,7 @@ class Dispatcher:
         try:
             await self._consumer.flush()
         except Exception:
-            logger.exception("consumer %r could not write out; trying again", self._consumer.name)
+            logger.exception("consumer %r could not write out; trying again", self._context.name)
             return False
         for account in self._accounts.values():
             account.written()
@@ -188,41 +204,42 @@ class Dispatcher:
 
     def forget(self, run_id: str) -> bool:
         """Let go of a run's account; return whether there was one."""
-        self._lines.clear()
+        self._of_topic.clear()
         return self._accounts.pop(run_id, None) is not None
 
     def saved(self) -> bytes:
-        """Return what is to be kept with the position: the accounts of runs, and the consumer's state."""
-        return encode_saved(Saved(self._accounts, self.handled, self._consumer.state()))
+        """Return what is to be kept in the checkpoint: the accounts of runs, and the consumer's state."""
+        return _encode(Saved(self._accounts, self.handled, self._consumer.state()))
 
     def restore(self, saved: bytes) -> None:
         """Go on, and let the consumer go on, from what an earlier process left.
 
         Raises:
-            WireError: it cannot be read.
+            WireError: if it cannot be decoded.
         """
         kept = decode_saved(saved)
         self._accounts = kept.accounts
-        self._lines.clear()
+        self._of_topic.clear()
         self.handled = kept.handled
         if kept.state is not None:
             self._consumer.restore(kept.state)
 
-    def _line(self, topic: bytes) -> _Line:
-        line = self._lines.get(topic)
-        if line is None:
+    def _account(self, topic: bytes) -> tuple[RunAccount, TopicCounts]:
+        """Return the account of a topic's run, and the topic's counts in it: looked up once a topic."""
+        found = self._of_topic.get(topic)
+        if found is None:
             run_id = parse_topic(topic).run_id
             account = self._accounts.get(run_id)
             if account is None:
                 account = self._accounts[run_id] = RunAccount(run_id)
-            line = self._lines[topic] = _Line(account, account.counts(topic))
-        return line
+            found = self._of_topic[topic] = (account, account.counts(topic))
+        return found
 
     async def _try_again(
         self, handler: Handler, event: Event, error: Exception, counts: TopicCounts
     ) -> bool:
-        """Try a handler again that has failed once; set the event aside if it goes on failing."""
-        name = self._consumer.name
+        """Call a handler again that failed once; if it goes on failing, make the event a dead letter."""
+        name = self._context.name
         what = f"consumer {name!r} failed on a {event.kind} event of run {event.run_id}"
         if self._attempts > 1:
             logger.warning("%s: %r; trying again", what, error)
@@ -232,12 +249,12 @@ class Dispatcher:
                 error = again
             else:
                 return True
-        logger.error("%s; it is set aside", what, exc_info=error)
+        logger.error("%s; it is a dead letter now", what, exc_info=error)
         self.failed += 1
         counts.failed += 1
         self.dead_letters.append(
             DeadLetterNote(
-                offset=self._consumer.offset,
+                offset=self._context.offset,
                 run_id=event.run_id,
                 kind=event.kind,
                 error=repr(error),
@@ -253,7 +270,7 @@ class Dispatcher:
             self._unknown.add(kind)
             logger.warning(
                 "consumer %r: events of kind %r are newer than this phase-bus; skipped",
-                self._consumer.name,
+                self._context.name,
                 kind,
             )
 

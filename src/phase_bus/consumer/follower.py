@@ -6,6 +6,7 @@ The whole of gap detection and of changing between live and replay, without any 
 from __future__ import annotations
 
 from enum import Enum
+from typing import ClassVar
 
 from phase_bus.core.wire import Header
 
@@ -19,7 +20,7 @@ class Verdict(Enum):
 
 
 class Follower:
-    """Follows the stream from a position on, live where it can, from the journal where it must.
+    """Follows the stream from an offset on, live where it can, from the journal where it must.
 
     A reader that wants records must see every offset; one that does not must see every event number.
 
@@ -30,23 +31,27 @@ class Follower:
         offset: all up to here is handled, or of no interest.
         event_number: the event number there, None where it is not known.
         replaying: whether it reads from the journal; live messages are left where they are meanwhile.
+        journaled: whether what is missing can be read from a journal; if not, it goes on after a hole.
         missed: events that were published, and are nowhere to be had any more.
     """
 
+    direct: ClassVar[bool] = False
+
     def __init__(self, *, records: bool) -> None:
         self.records = records
+        self.journaled = True
         self.offset = 0
         self.event_number: int | None = 0
         self.replaying = True
         self.missed = 0
 
     def stand_at(self, offset: int, event_number: int | None = None, *, replay: bool = True) -> None:
-        """Begin at a position.
+        """Begin after an offset.
 
         Args:
-            offset: the position.
+            offset: the offset.
             event_number: the event number there, None if it is not known.
-            replay: whether events after it may be past already.
+            replay: whether later events may have been published already.
         """
         self.offset = offset
         self.event_number = event_number if offset else 0
@@ -57,8 +62,11 @@ class Follower:
         if header.offset <= self.offset:
             return Verdict.REPETITION
         if self._distance(header) != 1:
-            self.replaying = True
-            return Verdict.HOLE
+            if self.journaled:
+                self.replaying = True
+                return Verdict.HOLE
+            self.missed += max(self._distance(header) - 1, 0)
+            self.replaying = False
         self.offset, self.event_number = header.offset, header.event_number
         return Verdict.HANDLE
 
@@ -75,22 +83,14 @@ class Follower:
         """Take in a heartbeat, which says where the stream stands: after it nothing older can come."""
         if self._distance(header) > 0:
             self.replaying = True
-
-    def accept_loss(self, header: Header) -> None:
-        """Go on at an event after a hole that nothing can fill: the bus keeps no journal."""
-        self.missed += max(self._distance(header) - 1, 0)
-        self.replaying = False
-        self._advance(header)
-
-    def accept_lost_end(self, header: Header) -> None:
-        """Go on after a heartbeat that is ahead: what lacks before it is lost, without a journal."""
-        if header.offset > self.offset:
-            self.missed += self._distance(header)
-            self._advance(header)
-        self.replaying = False
+        if self.replaying and not self.journaled:
+            if header.offset > self.offset:  # what is missing before it is lost
+                self.missed += self._distance(header)
+                self._advance(header)
+            self.replaying = False
 
     def caught_up(self, offset: int, event_number: int) -> None:
-        """Go live: the journal has nothing more for this reader up to a position."""
+        """Go live: the journal has nothing more for this reader up to an offset."""
         self.offset = max(self.offset, offset)
         self.event_number = max(self.event_number or 0, event_number)
         self.replaying = False
@@ -107,26 +107,32 @@ class Follower:
         self.event_number = header.event_number
 
 
-class PartitionFollower:
+class DirectFollower(Follower):
+    """Follows a publisher in direct mode: nothing has an offset, and each message is the next one."""
+
+    direct = True
+
+    def __init__(self) -> None:
+        super().__init__(records=True)
+        self.replaying = self.journaled = False
+
+    def live(self, header: Header) -> Verdict:  # noqa: ARG002 - as all followers have it
+        """Return that a message is to be handled."""
+        return Verdict.HANDLE
+
+    def heartbeat(self, header: Header) -> None:
+        """Take in nothing: a heartbeat of a publisher says nothing of the stream."""
+
+
+class PartitionFollower(Follower):
     """Follows one partition of the records, of all runs.
 
-    Such a reader sees neither every offset nor every event number. Each message names the offset of
-    the one before it in the partition, and a heartbeat the last one: by these it sees what is missing.
-    Its methods are those of :class:`Follower`, as far as a bus with a journal needs them.
-
-    Attributes:
-        offset: all of the partition up to here is handled.
-        replaying: whether it reads from the journal; live messages are left out meanwhile.
+    Such a reader sees neither every offset nor every event number. Each message names the offset of the
+    one before it in the partition, and a heartbeat the last one: by these it sees what is missing.
     """
 
     def __init__(self) -> None:
-        self.offset = 0
-        self.replaying = True
-
-    def stand_at(self, offset: int) -> None:
-        """Begin at a position; records after it may be past already."""
-        self.offset = offset
-        self.replaying = True
+        super().__init__(records=True)
 
     def live(self, header: Header) -> Verdict:
         """Judge a live message. A hole changes to replaying; nothing else does."""
@@ -155,8 +161,3 @@ class PartitionFollower:
             self.replaying = True
         elif not self.replaying:
             self.offset = max(self.offset, header.offset)
-
-    def caught_up(self, offset: int, _event_number: int) -> None:
-        """Go live: the journal has nothing more of the partition up to an offset."""
-        self.offset = max(self.offset, offset)
-        self.replaying = False

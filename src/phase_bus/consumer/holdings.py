@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from phase_bus.consumer.leader import GroupLeader
-from phase_bus.consumer.share import GroupShare
+from phase_bus.consumer.share import Share
 from phase_bus.core.control import EVENTS, Assigned, Beat, Commit, Heard, State
 
 _BEAT_BYTES = 512 << 10  # of commits in one beat at most: a bus refuses messages that are too large
@@ -25,32 +25,32 @@ class Holdings:
     """
 
     def __init__(self, group: str) -> None:
-        self.shares: dict[int, GroupShare] = {}
+        self.shares: dict[int, Share] = {}
         self.leader: GroupLeader | None = None
         self.assigned: Assigned | None = None
         self.generation = 0
         self._group = group
         self._released: dict[int, Commit] = {}  # last commits of shares that are let go
 
-    def add(self, share: GroupShare) -> None:
+    def add(self, share: Share) -> None:
         """Work on a share, which stands where its last owner left it."""
-        self.shares[share.number] = share
+        self.shares[share.view.number] = share
         if share.leads:
             self.leader = GroupLeader(self._group, share)
 
-    def remove(self, share: GroupShare) -> None:
+    def remove(self, share: Share) -> None:
         """Work on it no more."""
-        del self.shares[share.number]
+        del self.shares[share.view.number]
         if share.leads:
             self.leader = None
 
     @property
-    def held(self) -> list[GroupShare]:
+    def held(self) -> list[Share]:
         """The shares that are not lost."""
         return [share for share in self.shares.values() if not share.lost]
 
     @property
-    def lost(self) -> list[GroupShare]:
+    def lost(self) -> list[Share]:
         """The shares that are somebody else's, and to be dropped."""
         return [share for share in self.shares.values() if share.lost]
 
@@ -64,14 +64,14 @@ class Holdings:
             return []
         return [n for n in self.assigned.shares if n not in self.shares and n not in self._released]
 
-    def is_assigned(self, share: GroupShare) -> bool:
+    def is_assigned(self, share: Share) -> bool:
         """Return whether a share is this member's as far as the bus has said, if only to release it."""
-        assigned, number = self.assigned, share.number
+        assigned, number = self.assigned, share.view.number
         if share.lost or assigned is None:
             return False
-        return assigned.shares.get(number) == share.token or number in assigned.release
+        return assigned.shares.get(number) == share.view.epoch or number in assigned.release
 
-    def reads_journal(self, share: GroupShare) -> bool:
+    def reads_journal(self, share: Share) -> bool:
         """Return whether the next event of a share comes from the journal, and may come now."""
         if share.lost or not share.follower.replaying:
             return False
@@ -91,10 +91,10 @@ class Holdings:
 
     # ---- what the bus is told, and says ----
 
-    def release(self, share: GroupShare) -> None:
+    def release(self, share: Share) -> None:
         """Keep a share's last commit for the bus, while the share itself is dropped."""
         if share.commit is not None:
-            self._released[share.number] = share.commit
+            self._released[share.view.number] = share.commit
 
     @property
     def commits(self) -> list[Commit]:
@@ -105,8 +105,12 @@ class Holdings:
     def beat(self, client_id: str, state: State) -> Beat:
         """Return what the bus is to know now, with as many commits as it has room for."""
         held = self.held
+        commits = tuple(_first(self.commits, _BEAT_BYTES))
+        for share in held:
+            if share.commit in commits:
+                share.tell()
         handled = {} if self.leader is None else self.leader.handled
-        lost_runs = set() if self.leader is None else self.leader.lost_runs
+        lost_runs = set() if self.leader is None else self.leader.share.lost_runs
         return Beat(
             client_id=client_id,
             state=state,
@@ -116,12 +120,17 @@ class Holdings:
             received=sum(share.dispatcher.received for share in held),
             failed=sum(share.dispatcher.failed for share in held),
             generation=self.generation,
-            shares=tuple(share.number for share in held),
-            commits=tuple(_first(self.commits, _BEAT_BYTES)),
+            shares=tuple(share.view.number for share in held),
+            commits=commits,
         )
 
-    def take_in(self, heard: Heard) -> bool:
-        """Take in which commits the bus has kept or refused; return whether there is news for it now."""
+    def note_handled(self) -> None:
+        """Note that what the leader has handled by now is in its share's commit."""
+        if self.leader is not None:
+            self.leader.committed()
+
+    def take_ack(self, heard: Heard) -> bool:
+        """Take in which commits the bus has kept or refused; return whether it is to be told more now."""
         news = False
         for number, position in heard.kept.items():
             if number in self._released and self._released[number].position == position:

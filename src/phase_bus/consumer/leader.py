@@ -7,10 +7,11 @@ import time
 
 from phase_bus.consumer.account import RunAccount
 from phase_bus.consumer.dispatcher import decode_saved
-from phase_bus.consumer.share import GroupShare
+from phase_bus.consumer.share import Share
 from phase_bus.core.wire import NO_PARTITION, Header, decode_event, partition_of
 from phase_bus.errors import WireError
 from phase_bus.events import RunComplete
+from phase_bus.journal.rows import Checkpoint
 
 logger = logging.getLogger("phase_bus.consumer")
 
@@ -29,22 +30,19 @@ class GroupLeader:
         share: the same.
         positions: how far each partition has come, by its last commit.
         held_back: the end of a run that waits for the partitions, and its offset.
-        ends: of runs whose receipts are to be given.
-        lost_runs: runs that ended as lost.
         handled: the runs whose end is handled, by a commit that the bus has kept: members let go of no
             run before.
         next_look_s: when to look at the partitions again.
     """
 
-    def __init__(self, group: str, share: GroupShare) -> None:
+    def __init__(self, group: str, share: Share) -> None:
         self.share = share
         self.positions: dict[int, int] = {}
         self.held_back: tuple[RunComplete, int] | None = None
-        self.ends: dict[str, RunComplete] = {}
-        self.lost_runs: set[str] = set()
         self.handled = dict(share.dispatcher.handled)
         self.next_look_s = 0.0
         self._group = group
+        share.parts = self._accounts_of
         self._committing = self.handled  # as the last commit has them, kept or not yet
         self._accounts: dict[int, dict[str, RunAccount]] = {}
         self._unmerged: dict[int, bytes] = {}  # states that the instance has not taken over yet
@@ -57,13 +55,13 @@ class GroupLeader:
         """How long to wait between two looks at the partitions."""
         return _LOOK_S if self.held_back is None else _LOOK_AT_END_S
 
-    async def take_over(self, states: dict[int, tuple[int, bytes | None]]) -> None:
+    async def take_over(self, checkpoints: dict[int, Checkpoint]) -> None:
         """Hand the instance what partitions have committed; then the end of a run may wait no more.
 
         Raises:
-            WireError: it cannot be read.
+            WireError: if a state cannot be read.
         """
-        for partition, (position, saved) in states.items():
+        for partition, (position, saved) in checkpoints.items():
             self.positions[partition] = position
             if saved is not None:
                 kept = decode_saved(saved)
@@ -95,13 +93,13 @@ class GroupLeader:
         try:
             end = decode_event(topic, payload)
         except WireError:
-            return False  # it is set aside as any other event is
+            return False  # it is skipped and counted as any other malformed event is
         if not isinstance(end, RunComplete) or self._has_all(end, header.offset):
             return False
         self.held_back = (end, header.offset)
         return True
 
-    def accounts_of(self, run_id: str) -> list[RunAccount]:
+    def _accounts_of(self, run_id: str) -> list[RunAccount]:
         """Return what the partitions received of a run."""
         return [runs[run_id] for _, runs in sorted(self._accounts.items()) if run_id in runs]
 

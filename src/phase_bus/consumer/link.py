@@ -1,4 +1,4 @@
-"""A consumer's conversation with the bus, beside the events: hello, beats, and what the bus answers."""
+"""A consumer's link to the bus beside the events: hello, beats, and what the bus answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger("phase_bus.consumer")
 _COMPLAIN_AFTER_S = 3.0
 
 
-class Conversation:
+class ControlLink:
     """Keeps the bus informed of one client, and finds it again when it was restarted.
 
     Args:
@@ -30,7 +30,7 @@ class Conversation:
         hello: makes the hello, anew each time.
         beat: makes the beat, anew each time.
         on_welcome: told of each welcome.
-        on_heard: told of each answer to a beat.
+        on_ack: told of each ack of a beat.
         on_assigned: told what to work on, as a member of a group.
     """
 
@@ -42,7 +42,7 @@ class Conversation:
         hello: Callable[[], Hello],
         beat: Callable[[], Beat],
         on_welcome: Callable[[Welcome], None],
-        on_heard: Callable[[Heard], None],
+        on_ack: Callable[[Heard], None],
         on_assigned: Callable[[Assigned], None],
     ) -> None:
         self.session = Session(hello, beat, time.monotonic())
@@ -50,7 +50,7 @@ class Conversation:
         self._address = address
         self._beat = beat
         self._on_welcome = on_welcome
-        self._on_heard = on_heard
+        self._on_ack = on_ack
         self._on_assigned = on_assigned
         self._readable: Readable | None = None
         self._refusal = ""  # why the bus refuses this client, if it does
@@ -62,7 +62,7 @@ class Conversation:
             self._readable.look_again()
 
     async def run(self) -> None:
-        """Converse until cancelled; then say where the client stands, and goodbye."""
+        """Keep the link until cancelled; then say where the client stands, and goodbye."""
         dealer = self._dealer()
         readable = self._readable = Readable(dealer)
         started_s = time.monotonic()
@@ -98,10 +98,10 @@ class Conversation:
             except zmq.Again:
                 return
             except WireError as error:
-                logger.warning("%s; set aside", error)
+                logger.warning("%s; skipped", error)
                 continue
             if isinstance(reply, Heard):
-                self._on_heard(reply)
+                self._on_ack(reply)
             elif isinstance(reply, Refused):
                 self._complain(reply.reason)
             elif isinstance(reply, Assigned):

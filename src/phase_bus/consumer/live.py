@@ -8,12 +8,8 @@ from collections.abc import Iterable
 import zmq
 
 from phase_bus.core.readable import Readable
-from phase_bus.core.wire import receive_event, topic_prefix
-from phase_bus.events import KINDS, Records
 
-# All kinds but records, wanted or not, so that no loss of an event can hide (docs/decisions/0007).
-EVENT_TOPICS = tuple(topic_prefix(kind) for kind in KINDS if kind != Records.kind)
-
+READY = b"ready."  # how the topic of a greeting begins
 _GREETING_S = 1.0  # how long the bus's greeting may take
 
 
@@ -29,6 +25,7 @@ class LiveQueue:
         high_water_mark: events queued at most.
 
     Attributes:
+        socket: where to receive the events.
         readable: waits until there is something.
         endpoint: where it is connected to, empty for nowhere yet.
         greeted: whether all subscriptions are in force.
@@ -37,26 +34,26 @@ class LiveQueue:
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], client_id: str, high_water_mark: int
     ) -> None:
-        self._sub = context.socket(zmq.SUB)
-        self._sub.setsockopt(zmq.LINGER, 0)
-        self._sub.setsockopt(zmq.RCVHWM, high_water_mark)
-        self._sub.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        self._ready_topic = f"ready.{client_id}$".encode()
+        self.socket = context.socket(zmq.SUB)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.RCVHWM, high_water_mark)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self._ready_topic = READY + client_id.encode() + b"$"
         self._asked_s: float | None = None
-        self.readable = Readable(self._sub)
+        self.readable = Readable(self.socket)
         self.endpoint = ""
         self.greeted = False
 
     def subscribe(self, prefixes: Iterable[bytes]) -> None:
         """Subscribe to topics that begin so; once more does no harm, but must be undone once more."""
         for prefix in prefixes:
-            self._sub.subscribe(prefix)
+            self.socket.subscribe(prefix)
         self.readable.look_again()
 
     def unsubscribe(self, prefixes: Iterable[bytes]) -> None:
         """Take subscriptions back."""
         for prefix in prefixes:
-            self._sub.unsubscribe(prefix)
+            self.socket.unsubscribe(prefix)
         self.readable.look_again()
 
     def connect(self, endpoint: str) -> None:
@@ -64,8 +61,8 @@ class LiveQueue:
         if endpoint == self.endpoint:
             return
         if self.endpoint:
-            self._sub.disconnect(self.endpoint)
-        self._sub.connect(endpoint)
+            self.socket.disconnect(self.endpoint)
+        self.socket.connect(endpoint)
         self.endpoint = endpoint
         self.ask_for_greeting()
 
@@ -74,8 +71,8 @@ class LiveQueue:
         # After the others on the same connection. (What was subscribed to before the connection is sent
         # in the order of the alphabet.)
         if self._asked_s is not None:
-            self._sub.unsubscribe(self._ready_topic)
-        self._sub.subscribe(self._ready_topic)
+            self.socket.unsubscribe(self._ready_topic)
+        self.socket.subscribe(self._ready_topic)
         self._asked_s = time.monotonic()
         self.greeted = False
         self.readable.look_again()
@@ -85,15 +82,6 @@ class LiveQueue:
         asked_s = self._asked_s
         if not self.greeted and asked_s is not None and time.monotonic() >= asked_s + _GREETING_S:
             self.ask_for_greeting()
-
-    def receive(self) -> tuple[bytes, bytes, zmq.Frame]:
-        """Return a message's topic, header and payload.
-
-        Raises:
-            zmq.Again: there is none.
-            WireError: it is no event.
-        """
-        return receive_event(self._sub)
 
     def is_greeting(self, topic: bytes) -> bool:
         """Say whether a message's topic makes it the bus's greeting, and note that it came."""
@@ -105,4 +93,4 @@ class LiveQueue:
     def close(self) -> None:
         """Close the socket."""
         self.readable.release()
-        self._sub.close(linger=0)
+        self.socket.close(linger=0)

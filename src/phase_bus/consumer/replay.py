@@ -12,6 +12,7 @@ from phase_bus.core.control import Fetch, Fetched, FetchedStates, FetchStates, R
 from phase_bus.core.readable import Readable
 from phase_bus.core.wire import Header, decode_reply, encode_control, receive_frames, unpack_header
 from phase_bus.errors import BusUnreachableError, JournalUnreadableError, WireError
+from phase_bus.journal.rows import Checkpoint
 
 _TIMEOUT_S = 5.0
 
@@ -65,37 +66,37 @@ class ReplayClient:
             partition: only the records of this partition.
 
         Raises:
-            BusUnreachableError: no answer came in time.
-            JournalUnreadableError: the bus cannot read its journal.
+            BusUnreachableError: if no answer comes in time.
+            JournalUnreadableError: if the bus cannot read its journal.
         """
         frames = await self._ask(Fetch(after=after, records=records, partition=partition))
         return _piece(frames)
 
     async def fetch_states(
         self, group: str, after: Mapping[int, int], only: int | None = None
-    ) -> dict[int, tuple[int, bytes | None]]:
-        """Return by share, in order, the position that a group has committed, and its state there.
+    ) -> dict[int, Checkpoint]:
+        """Return a group's checkpoints by share, in the order of the shares.
 
         Args:
             group: the group's name.
-            after: by partition the position that is known already; what is not beyond it is left out.
+            after: by partition the offset that is known already; a checkpoint not beyond it is left out.
             only: this share alone; by default all partitions.
 
         Raises:
-            BusUnreachableError: no answer came in time.
-            JournalUnreadableError: the bus cannot read its journal.
+            BusUnreachableError: if no answer comes in time.
+            JournalUnreadableError: if the bus cannot read its journal.
         """
         known = dict(after)
-        states: dict[int, tuple[int, bytes | None]] = {}
+        checkpoints: dict[int, Checkpoint] = {}
         while True:
             frames = await self._ask(FetchStates(group=group, after=known, only=only))
             answer = _answer(frames)
             if not isinstance(answer, FetchedStates):
                 raise WireError("not the states of a group")
-            states |= answer.states
+            checkpoints |= {share: Checkpoint(*state) for share, state in answer.states.items()}
             if answer.end:
-                return states
-            known |= {share: position for share, (position, _) in answer.states.items()}
+                return checkpoints
+            known |= {share: checkpoint.offset for share, checkpoint in checkpoints.items()}
 
     async def _ask(self, request: Fetch | FetchStates) -> list[zmq.Frame]:
         dealer = self._dealer

@@ -1,171 +1,264 @@
-"""One share of a consumer group's work, as a member of the group does it."""
+"""A share of the stream with the consumer's instance for it: all between its start and its last receipt.
+
+A consumer on its own is one share over everything; a member of a group has one for each partition that is
+assigned to it; the test kit and the retry of dead letters drive the same object. There is no socket and no
+loop in it: a host hands it messages, and tells it what the bus has kept.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TypeAlias
 
-from phase_bus.consumer.consumer import Consumer, Handler, handlers_of, subscriptions_of
-from phase_bus.consumer.dispatcher import Dispatcher
-from phase_bus.consumer.follower import Follower, PartitionFollower, Verdict
-from phase_bus.consumer.live import EVENT_TOPICS
-from phase_bus.consumer.origin import begin_at
+from phase_bus.consumer.account import RunAccount
+from phase_bus.consumer.consumer import Consumer, context_of
+from phase_bus.consumer.dispatcher import ATTEMPTS, Dispatcher
+from phase_bus.consumer.follower import Verdict
+from phase_bus.consumer.origin import Origin, begin_at
+from phase_bus.consumer.view import View
 from phase_bus.core.control import EVENTS, Commit
-from phase_bus.core.wire import Header, partition_prefix, topic_prefix
-from phase_bus.errors import ConfigError
-from phase_bus.events import Records
-from phase_bus.journal.rows import checkpoint_name
+from phase_bus.core.wire import Header, topic_prefix
+from phase_bus.errors import WireError
+from phase_bus.events import Event, Receipt, RunComplete
+from phase_bus.journal.rows import Checkpoint, Head, checkpoint_name
 
-_RUN_COMPLETE = topic_prefix("run_complete")
+logger = logging.getLogger("phase_bus.consumer")
+
+GiveReceipt: TypeAlias = Callable[[Receipt], Awaitable[None]]
+
+_RUN_COMPLETE = topic_prefix(RunComplete.kind)  # every consumer learns of the end of runs
 _IDLE_S = 5.0
 
 
-class GroupShare:
-    """A partition of the records, or all other events, with the consumer's instance for it.
+class Share:
+    """One instance of a consumer, with its place in the stream.
 
     Args:
-        consumer: the instance; it is told which partition it is for.
-        group: the group's name.
-        number: the partition, or :data:`~phase_bus.core.control.EVENTS`.
-        token: what the share was given to this member with.
-        client_id: the member's.
+        consumer: the instance.
+        view: which part of the stream it is for.
+        client_id: its process's.
+        give: publishes a receipt, and waits until the bus has it; None for an onlooker, which gives no
+            receipts and keeps no checkpoint.
+        attempts: how often a handler is tried before an event becomes a dead letter.
 
     Attributes:
-        name: what its position is kept under.
-        leads: whether it is the share of events, whose owner leads the group.
-        partition: None if it leads.
-        topics: what it subscribes to.
+        view: the same.
+        name: what its checkpoint is kept under.
+        follower: where it stands in the stream.
         dispatcher: gives the instance its events.
-        follower: where it stands.
-        lost: it belongs to somebody else by now.
-        commit: what the bus is to keep of it and has not confirmed.
-        position: where the last commit left it.
-        changed: whether there is something to commit beside new events.
+        placed: whether it has a place in the stream of the bus that it is connected to.
+        checkpoint: the offset of its last commit.
+        commit: what the bus is to keep and has not confirmed.
+        lost: in a group: it is assigned to another member by now.
+        lost_runs: the runs that ended as lost, so that their publishers may come back.
+        parts: returns what the other members of the group received of a run.
     """
 
-    def __init__(self, consumer: Consumer, group: str, number: int, token: int, client_id: str) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        view: View,
+        client_id: str,
+        give: GiveReceipt | None = None,
+        *,
+        attempts: int = ATTEMPTS,
+    ) -> None:
+        context_of(consumer)
         self.consumer = consumer
-        self.number = number
-        self.token = token
-        self.name = checkpoint_name(group, number)
-        self.leads = number == EVENTS
-        self.partition = None if self.leads else number
-        self.lost = False
+        self.view = view
+        self.name = checkpoint_name(view.group, view.number) if view.group else consumer.name
+        self.follower = view.follower
+        self.dispatcher = Dispatcher(consumer, view.handlers, view.wanted, client_id, attempts)
+        self.placed = view.follower.direct
+        self.checkpoint = 0
         self.commit: Commit | None = None
-        self.position = 0
-        self.changed = False
-        self._committed_events = 0
-        self._committed_s = 0.0
-        handlers = check_shareable(consumer)
-        self.topics: tuple[bytes, ...]
-        self.follower: Follower | PartitionFollower
-        if self.leads:
-            # Its receipts are the group's, so they count records, which others receive.
-            wanted = tuple(topic.encode() for topic in subscriptions_of(handlers))
-            self.topics = EVENT_TOPICS
-            self.follower = Follower(records=False)
-        else:
-            consumer.name, consumer.partition = self.name, number
-            handlers = {Records.kind: handlers.get(Records.kind) or handlers["*"]}
-            wanted = self.topics = (partition_prefix(number),)
-            self.follower = PartitionFollower()
-        self._handled_topics = (*wanted, _RUN_COMPLETE)
-        self.dispatcher = Dispatcher(consumer, handlers, wanted, client_id)
+        self.lost = False
+        self.lost_runs: set[str] = set()
+        self.parts: Callable[[str], Iterable[RunAccount]] = lambda _run_id: ()
+        self._give = give
+        self._handled_topics = (*view.wanted, _RUN_COMPLETE)
+        self._ends: dict[str, RunComplete] = {}  # of runs whose receipts are to be given
+        self._keeps_checkpoint = False
+        self._changed = False  # there is something to commit besides new events
+        self._latest: Commit | None = None  # the last commit, confirmed or not
+        self._told: Commit | None = None  # the commit that the bus was told last
+        self._flushed_events = 0  # how many had been received by the last flush
+        self._flushed_s = 0.0
 
-    async def start(self, kept: tuple[int, bytes | None] | None) -> None:
-        """Start the instance, and begin where the share was left.
+    @property
+    def leads(self) -> bool:
+        """Whether it is a group's share of events, whose owner leads the group."""
+        return bool(self.view.group) and self.view.number == EVENTS
+
+    @property
+    def owes_receipts(self) -> bool:
+        """Whether the end of a run was handled and its receipt is still to be given."""
+        return bool(self._ends)
+
+    # ---- its place in the stream ----
+
+    async def start(self) -> None:
+        """Start the instance."""
+        await self.consumer.start()
+
+    async def stop(self) -> None:
+        """Stop the instance."""
+        await self.consumer.stop()
+
+    async def begin(
+        self,
+        kept: Checkpoint | None,
+        *,
+        origin: Origin = "checkpoint",
+        head: Head | None = None,
+        journaled: bool = True,
+    ) -> None:
+        """Find the place in the stream from which the instance reads.
 
         Args:
-            kept: the last commit's position, and what was saved there; None for none.
+            kept: its checkpoint; None for none.
+            origin: where its user wants it to begin.
+            head: where the stream ends now, if that is known.
+            journaled: whether what is past can be read; else it begins at the head.
 
         Raises:
-            WireError: what was saved there cannot be read.
+            WireError: if the state in the checkpoint cannot be read.
         """
-        await self.consumer.start()
-        try:
-            stored = await self.consumer.position()
-            self.dispatcher.done_offset = stored or 0
-            self.position, saved = begin_at(kept, stored)
-            self.follower.stand_at(self.position)
-            if saved is not None:
-                self.dispatcher.restore(saved)
-        except BaseException:
-            await self.consumer.stop()
-            raise
+        stored = await self.consumer.position()
+        after, state = begin_at(kept, stored, origin=origin, head=head.offset if head else 0)
+        if state is not None:
+            self.dispatcher.restore(state)
+        # What a consumer stored beyond its checkpoint is counted again, but not handled again.
+        self.dispatcher.done_offset = stored or 0
+        if journaled:
+            number = head.event_number if head is not None and after >= head.offset else None
+            self.follower.stand_at(after, number)
+        elif head is not None:
+            self.follower.stand_at(head.offset, head.event_number, replay=False)
+        self.follower.journaled = self._keeps_checkpoint = journaled
+        self.checkpoint = after
+        self.placed = True
 
-    def heartbeat(self, header: Header, last_offsets: Mapping[int, int]) -> None:
+    def leave_stream(self) -> None:
+        """Forget the place: the bus has another stream now, of which the old offsets say nothing."""
+        self.placed, self.commit, self._latest = False, None, None
+
+    # ---- events ----
+
+    def heartbeat(self, header: Header, last_offsets: Mapping[int, int] | None = None) -> None:
         """Take in where the stream stands.
 
         Args:
             header: the heartbeat's.
             last_offsets: the offset of the last records in each partition.
         """
-        self.follower.heartbeat(header._replace(previous=last_offsets.get(self.number, 0)))
+        self.follower.heartbeat(header._replace(previous=(last_offsets or {}).get(self.view.number, 0)))
 
-    def is_next(self, topic: bytes, header: Header, *, replayed: bool) -> bool:
-        """Judge an event, and return whether it is to be handled now; one that came twice is counted."""
-        verdict = self.follower.replayed(header) if replayed else self.follower.live(header)
-        if not topic.startswith(self._handled_topics):
-            return False
-        if verdict is Verdict.REPETITION:
-            self.dispatcher.repetition(topic)
-        return verdict is Verdict.HANDLE
+    async def handle(
+        self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
+    ) -> RunComplete | None:
+        """Handle an event if it is the next one; a repetition is counted, a hole changes to replaying.
 
-    # ---- commits ----
-
-    def is_due(self, ends_at: int) -> bool:
-        """Return whether there is something to commit: events, or that a run's end was passed.
-
-        That others' events went by is committed now and then, so that a loss does not keep the leader
-        waiting for what never comes.
+        Returns:
+            The event, if it ends a run whose receipt is to be given: flush then.
         """
-        if self.dispatcher.received != self._committed_events or self.changed:
-            return True
-        idle = self.follower.offset > self.position and time.monotonic() >= self._committed_s + _IDLE_S
-        return idle or self.has_passed(ends_at)
+        verdict = self.follower.replayed(header) if replayed else self.follower.live(header)
+        if verdict is Verdict.HOLE or not topic.startswith(self._handled_topics):
+            return None
+        dispatcher = self.dispatcher
+        if verdict is Verdict.REPETITION or (not replayed and dispatcher.knows(topic, header)):
+            dispatcher.repetition(topic)
+            return None
+        try:
+            end = await dispatcher.take(topic, header, payload, replayed=replayed)
+        except WireError as error:
+            logger.error("consumer %r: %s; skipped, and counted as failed", self.consumer.name, error)
+            return None
+        if end is not None and self._give is not None:
+            self._ends[end.run_id] = end
+            return end
+        return None
 
-    def has_passed(self, offset: int) -> bool:
-        """Return whether it has come to an offset since its last commit."""
-        return self.position < offset <= self.follower.offset
-
-    def prepare_commit(self) -> None:
-        """Make the commit of what is written out."""
-        self._committed_events = self.dispatcher.received
-        self._committed_s = time.monotonic()
-        self.changed = False
-        self.position = self.follower.offset
-        self.commit = Commit(
-            share=self.number,
-            token=self.token,
-            position=self.position,
-            saved=self.dispatcher.saved(),
-            dead_letters=tuple(self.dispatcher.dead_letters),
-        )
-
-    def confirm(self, position: int) -> bool:
-        """Note that the bus has kept the commit at a position; return whether it is the latest one."""
-        if self.commit is None or self.commit.position != position:
-            return False
-        self.commit = None
-        return True
+    async def retry(self, event: Event, offset: int) -> bool:
+        """Give the instance an event that is a dead letter once more; return whether it handled it."""
+        return await self.dispatcher.retry(event, offset) and await self.dispatcher.flush()
 
     def forget(self, run_id: str) -> None:
         """Let go of a run of which the group has handled everything."""
         if not self.leads and self.dispatcher.forget(run_id):
             self.consumer.forget(run_id)
-            self.changed = True
+            self._changed = True
 
+    # ---- flush, receipts, commits ----
 
-def check_shareable(consumer: Consumer) -> dict[str, Handler]:
-    """Return a consumer's handlers, if there is something in them to share.
+    def is_due(self, ends_at: int = 0) -> bool:
+        """Return whether there is something to flush and commit.
 
-    Raises:
-        ConfigError: it takes no records.
-    """
-    handlers = handlers_of(consumer)
-    if Records.kind not in handlers and "*" not in handlers:
-        raise ConfigError(
-            f"consumer {consumer.name!r} takes no records, so there is nothing that a group of it could "
-            "share; start it without a group"
-        )
-    return handlers
+        In a group it is also committed that a run's end was passed, and now and then that others' events
+        went by, so that the leader does not wait after a loss for what never comes.
+
+        Args:
+            ends_at: the offset of the last end of a run.
+        """
+        if self.dispatcher.received != self._flushed_events or self._changed:
+            return True
+        idle = self.follower.offset > self.checkpoint and time.monotonic() >= self._flushed_s + _IDLE_S
+        return bool(self.view.group) and (idle or self.has_passed(ends_at))
+
+    def has_passed(self, offset: int) -> bool:
+        """Return whether it has come to an offset since its last commit."""
+        return self.checkpoint < offset <= self.follower.offset
+
+    async def flush(self) -> bool:
+        """Let the instance write out; if it could, give the receipts that are due and make a commit of it.
+
+        Returns:
+            Whether it could.
+        """
+        if not await self.dispatcher.flush():
+            return False
+        await self.give_receipts()
+        self._flushed_events, self._flushed_s = self.dispatcher.received, time.monotonic()
+        self._changed = False
+        keeps = self._keeps_checkpoint and not self.consumer.holds_checkpoint
+        if self.placed and keeps and self._give is not None:
+            self.checkpoint = self.follower.offset
+            self.commit = self._latest = Commit(
+                share=self.view.number,
+                token=self.view.epoch,
+                position=self.checkpoint,
+                saved=self.dispatcher.saved(),
+                dead_letters=tuple(self.dispatcher.dead_letters),
+            )
+        return True
+
+    async def give_receipts(self) -> None:
+        """Give the receipts of runs whose end was handled, oldest first; these count as handled then."""
+        while self._ends and self._give is not None:
+            run_id, end = next(iter(self._ends.items()))
+            receipt = self.dispatcher.receipt(end, self.parts(run_id))
+            await self._give(receipt)
+            self.dispatcher.finished(run_id, whole=receipt.complete)
+            (self.lost_runs.add if end.status == "lost" else self.lost_runs.discard)(run_id)
+            del self._ends[run_id]
+
+    def tell(self) -> Commit | None:
+        """Return the commit that the bus is to keep now, if it has not confirmed it."""
+        self._told = self.commit
+        return self.commit
+
+    def tell_again(self) -> None:
+        """Have the latest commit told once more, though it was confirmed: the bus was started anew."""
+        self.commit = self._latest
+
+    def confirm(self, checkpoint: int) -> bool:
+        """Note that the bus has kept the commit at an offset; return whether it is the latest one.
+
+        A reply that is about an older commit, or came before this one was told, confirms nothing.
+        """
+        if self.commit is None or self.commit is not self._told or self.commit.position != checkpoint:
+            return False
+        self.commit = None
+        return True

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
-from phase_bus.consumer.consumer import Consumer, handlers_of
-from phase_bus.consumer.dispatcher import decode_saved, encode_saved
+from phase_bus.consumer.share import Share
+from phase_bus.consumer.view import View
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
-from phase_bus.core.control import EVENTS, Status
+from phase_bus.core.control import Status
 from phase_bus.core.wire import decode_event
 from phase_bus.errors import BusUnreachableError, ConfigError, JournalError, PhaseBusError
 from phase_bus.events import Event
@@ -28,10 +28,10 @@ Settle: TypeAlias = Callable[[int, bytes | None], object]
 
 
 def event_of(reader: JournalReader, letter: DeadLetter) -> Event:
-    """Return the event that was set aside.
+    """Return a dead letter's event.
 
     Raises:
-        PhaseBusError: it is not in the journal, or of a kind that this version does not know.
+        PhaseBusError: if it is not in the journal, or of a kind that this version does not know.
     """
     found = reader.read(letter.offset - 1, records=True, until=letter.offset, limit=1)
     event = decode_event(found[0].topic, found[0].payload) if found else None
@@ -71,18 +71,20 @@ class Retrier:
         self._check_alone(name)
         config = ConsumerConfig.parse(use)
         consumer = build(Registry.load(), config.use, name, config.set)
-        consumer.journal_id = self._reader.journal_id
-        group, share = parse_checkpoint_name(name)
-        if share == EVENTS:
-            consumer.name = group
-        elif share is not None:
-            consumer.partition = share
+        group, number = parse_checkpoint_name(name)
+        if number is None:
+            view = View.whole(consumer)
+        else:
+            consumer.context.name = group
+            view = View.in_group(consumer, group, number)
+        consumer.context.journal_id = self._reader.journal_id
+        share = Share(consumer, view, "")
         try:
-            await consumer.start()
+            await share.start()
             try:
-                return await self._give(consumer, self._reader.checkpoint(name), letters)
+                return await self._give(share, self._reader.checkpoint(name), letters)
             finally:
-                await consumer.stop()
+                await share.stop()
         except OSError as error:
             raise ConfigError(
                 f"consumer {name!r}: {error}; check the files and addresses among its options"
@@ -95,39 +97,23 @@ class Retrier:
         if "starting" in states or "ready" in states:
             raise ConfigError(f"consumer {group!r} is running; stop it first, since it would not know")
 
-    async def _give(
-        self, consumer: Consumer, kept: Checkpoint | None, letters: Sequence[DeadLetter]
-    ) -> int:
+    async def _give(self, share: Share, kept: Checkpoint | None, letters: Sequence[DeadLetter]) -> int:
+        consumer, name = share.consumer, share.name
         if await consumer.position() is not None:
             raise ConfigError(
-                f"consumer {consumer.name!r} keeps its position with its data, and takes no event twice; "
+                f"consumer {name!r} keeps its position with its data, and takes no event twice; "
                 "to have it take all again, give it a new place for its data"
             )
-        saved = decode_saved(kept.state) if kept and kept.state else None
-        if saved is not None and saved.state is not None:
-            consumer.restore(saved.state)
-        handlers = handlers_of(consumer)
+        await share.begin(kept)
         failed = 0
         for letter in letters:
-            event = event_of(self._reader, letter)
-            handler = handlers.get(letter.kind) or handlers.get("*")
-            if handler is None:
-                raise ConfigError(
-                    f"consumer {consumer.name!r} handles no {letter.kind!r}; give another --with"
-                )
-            consumer.offset = letter.offset
-            try:
-                await handler(event)
-                await consumer.flush()
-            except Exception:
-                logger.exception("consumer %r failed again on dead letter %d", consumer.name, letter.id)
+            if not {letter.kind, "*"} & share.view.handlers.keys():
+                raise ConfigError(f"consumer {name!r} handles no {letter.kind!r}; give another --with")
+            if not await share.retry(event_of(self._reader, letter), letter.offset):
                 failed += 1
                 continue
-            if saved is None or (state := consumer.state()) is None:
-                self._settle(letter.id, None)
-            else:
-                saved.state = state
-                self._settle(letter.id, encode_saved(saved))
+            stateful = kept is not None and kept.state is not None and consumer.state() is not None
+            self._settle(letter.id, share.dispatcher.saved() if stateful else None)
         return failed
 
 

@@ -12,6 +12,7 @@ from typing import Self
 
 from rich.console import Console
 
+from phase_bus.consumer.consumer import named
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
@@ -50,8 +51,7 @@ class Rig:
 
     def __init__(self, config: Config, console: Console, *, quiet: bool = False) -> None:
         self.config = config
-        self.progress = Progress(console)
-        self.progress.name = "progress"
+        self.progress = named(Progress(console), "progress")
         self.whole = True
         self._quiet = quiet
         self._directory = Path(tempfile.mkdtemp(prefix="phase-bus-"))

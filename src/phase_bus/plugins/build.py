@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from phase_bus.consumer.consumer import Consumer, build_consumer, named
+from phase_bus.consumer.consumer import Consumer, named
+from phase_bus.consumer.options import build_consumer
 from phase_bus.plugins.registry import Registry
 
 

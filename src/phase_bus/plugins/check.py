@@ -11,7 +11,7 @@ import msgspec
 import yaml
 from msgspec import Struct
 
-from phase_bus.consumer.consumer import options_of
+from phase_bus.consumer.options import options_of
 from phase_bus.core.classes import look_here_too, one_line
 from phase_bus.errors import PhaseBusError, suggest
 from phase_bus.plugins.file import SECTIONS, Kind, PluginInfo, Row, installed_sources, path_of

@@ -238,7 +238,7 @@ class LiveRun(Outcome[C]):
         self._collect()
 
     async def crash(self) -> None:
-        """End without a flush: the position stays where it was. ``stop`` is called all the same."""
+        """End without a flush: the checkpoint stays where it was. ``stop`` is called all the same."""
         assert self._task is not None
         self._stopped = True
         await self._end(self._task.cancel)

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from types import TracebackType
 from typing import Any, Self
 
-from phase_bus.consumer.consumer import handlers_of, subscriptions_of
-from phase_bus.consumer.dispatcher import ATTEMPTS, Dispatcher
-from phase_bus.consumer.origin import Origin, begin_at
-from phase_bus.core.wire import topic_prefix
-from phase_bus.errors import WireError
-from phase_bus.events import EventBase, RunComplete, RunStatus
+from phase_bus.consumer.dispatcher import ATTEMPTS
+from phase_bus.consumer.origin import Origin
+from phase_bus.consumer.share import Share
+from phase_bus.consumer.view import View
+from phase_bus.events import EventBase, Receipt, RunStatus
 from phase_bus.testing.group import GroupOutcome, MemoryGroup
 from phase_bus.testing.outcome import C, Outcome, prepare
-from phase_bus.testing.store import Checkpoint, MessageStore
-
-logger = logging.getLogger("phase_bus.testing")
-
-_RUN_COMPLETE = topic_prefix("run_complete")
+from phase_bus.testing.store import MessageStore
 
 
 class MemoryBus(MessageStore):
@@ -64,7 +58,7 @@ class MemoryBus(MessageStore):
             name: what it is called; its class's name by default.
             origin: where it begins: at its ``checkpoint``, at the ``start``, with what comes from
                 ``now`` on, or after an offset.
-            attempts: how often a handler is tried before the event is set aside.
+            attempts: how often a handler is tried before the event becomes a dead letter.
             options: the options of a class, by name.
         """
         return MemoryRun(self, prepare(consumer, name, options), origin, attempts)
@@ -108,26 +102,20 @@ class MemoryRun(Outcome[C]):
         self._bus = bus
         self._publisher = bus.publisher(f"{consumer.name} (results)")
         self._origin = origin
-        handlers = handlers_of(consumer)
-        self._wanted = tuple(topic.encode() for topic in subscriptions_of(handlers))
+        consumer.context.publish, consumer.context.journal_id = self._publish, bus.journal_id
         client_id = uuid.uuid4().hex
-        self._dispatcher = Dispatcher(consumer, handlers, self._wanted, client_id, attempts)
-        self._offset = 0
-        self._ends: list[RunComplete] = []
+        self._share = Share(
+            consumer, View.whole(consumer), client_id, self._give_receipt, attempts=attempts
+        )
+        self._read = 0  # how many messages of the bus it has been given
         self._runs = False
 
     async def __aenter__(self) -> Self:
-        self.consumer._publish = self._publish
-        await self.consumer.start()
+        await self._share.start()
         self._runs = True
-        self.consumer.journal_id = self._bus.journal_id
-        stored = await self.consumer.position()
-        kept = self._bus.checkpoints.get(self.consumer.name)
-        head = len(self._bus.messages)
-        self._offset, saved = begin_at(kept, stored, origin=self._origin, head=head)
-        if saved is not None:
-            self._dispatcher.restore(saved)
-        self._dispatcher.done_offset = stored or 0
+        kept = self._bus.checkpoints.get(self._share.name)
+        await self._share.begin(kept, origin=self._origin, head=self._bus.head)
+        self._read = self._share.follower.offset
         return self
 
     async def __aexit__(
@@ -141,56 +129,39 @@ class MemoryRun(Outcome[C]):
         self._runs = False
         try:
             await self.flush()
-            self._give_receipts()  # also for what could not be written out: they say so
+            await self._share.give_receipts()  # also for what could not be written out: they say so
         finally:
-            await self.consumer.stop()
+            await self._share.stop()
 
     async def catch_up(self) -> None:
         """Let the consumer handle all that was published so far, what it publishes itself included."""
-        while self._offset < len(self._bus.messages):
-            topic, header, payload = self._bus.messages[self._offset]
-            self._offset += 1
-            if not topic.startswith((*self._wanted, _RUN_COMPLETE)):
+        while self._read < len(self._bus.messages):
+            topic, header, payload = self._bus.messages[self._read]
+            self._read += 1
+            if not topic.startswith(self._share.view.topics):
                 continue
-            try:
-                end = await self._dispatcher.take(topic, header, payload, replayed=False)
-            except WireError as error:
-                logger.error("consumer %r: %s; set aside", self.consumer.name, error)
-                continue
-            if end is not None:
-                self._ends.append(end)
+            if await self._share.handle(topic, header, payload, replayed=False) is not None:
                 await self.flush()
 
     async def flush(self) -> bool:
-        """Let the consumer write out, and keep its position if it could; return whether it could."""
-        self._take_dead_letters()
-        if not await self._dispatcher.flush():
-            return False
-        self._give_receipts()
-        self._bus.checkpoints[self.consumer.name] = Checkpoint(self._offset, self._dispatcher.saved())
-        return True
+        """Let the consumer write out, and keep its checkpoint if it could; return whether it could."""
+        new = self._take_dead_letters(self._share)
+        self._bus.dead_letters.setdefault(self._share.name, []).extend(new)
+        flushed = await self._share.flush()
+        self._bus.keep(self._share)
+        return flushed
 
     async def crash(self) -> None:
-        """End as by SIGKILL: neither flush nor stop is called, and the position stays at the last flush."""
+        """End as by SIGKILL: neither flush nor stop is called, and the checkpoint stays where it was."""
         self._runs = False
 
     def _publish(self, event: EventBase) -> None:
         self.published.append(event)
         self._publisher.publish(event)
 
-    def _take_dead_letters(self) -> None:
-        new = self._dispatcher.dead_letters
-        self.dead_letters += new
-        self._bus.dead_letters.setdefault(self.consumer.name, []).extend(new)
-        self._dispatcher.forget_dead_letters(tuple(letter.offset for letter in new))
-
-    def _give_receipts(self) -> None:
-        while self._ends:
-            end = self._ends.pop(0)
-            receipt = self._dispatcher.receipt(end)
-            self.receipts[end.run_id] = receipt
-            self._publisher.publish(receipt)
-            self._dispatcher.finished(end.run_id, whole=receipt.complete)
+    async def _give_receipt(self, receipt: Receipt) -> None:
+        self.receipts[receipt.run_id] = receipt
+        self._publisher.publish(receipt)
 
 
 async def run_consumer(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar, overload
 
-from phase_bus.consumer.consumer import Consumer, build_consumer
+from phase_bus.consumer.consumer import Consumer, named
+from phase_bus.consumer.options import build_consumer
+from phase_bus.consumer.share import Share
 from phase_bus.core.control import DeadLetterNote
 from phase_bus.events import EventBase, Receipt
 
@@ -30,6 +32,13 @@ class Outcome(Generic[C]):
         self.published: list[EventBase] = []
         self.receipts: dict[str, Receipt] = {}
         self.dead_letters: list[DeadLetterNote] = []
+
+    def _take_dead_letters(self, share: Share) -> list[DeadLetterNote]:
+        """Take over a share's new dead letters, as the bus does; return them."""
+        new = share.dispatcher.dead_letters
+        self.dead_letters += new
+        share.dispatcher.forget_dead_letters(tuple(letter.offset for letter in new))
+        return new
 
     @property
     def receipt(self) -> Receipt:
@@ -67,5 +76,4 @@ def prepare(consumer: C | type[C], name: str, options: dict[str, Any]) -> C:
         return built
     if options:
         raise TypeError(f"{consumer!r} is built already: give its class and the options {list(options)}")
-    consumer.name = name or consumer.name or type(consumer).__name__
-    return consumer
+    return named(consumer, name or consumer.name or type(consumer).__name__)

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
 from phase_bus.bus.ledger import Ledger, lost
+from phase_bus.consumer.share import Share
 from phase_bus.core.control import DeadLetterNote
 from phase_bus.core.outbox import Message, Outbox
 from phase_bus.core.values import ListMode
 from phase_bus.core.wire import Header, decode_event, parse_topic, topic_prefix, unpack_header
 from phase_bus.events import Event, EventBase, PhaseRef, RunComplete, RunStatus
+from phase_bus.journal.rows import Checkpoint, Head
 from phase_bus.publisher.composer import Completion, Composer
 
 logger = logging.getLogger("phase_bus.testing")
@@ -30,18 +32,6 @@ class StoredMessage(NamedTuple):
     payload: bytes
 
 
-class Checkpoint(NamedTuple):
-    """Where a consumer stood at its last flush.
-
-    Attributes:
-        offset: up to there all was handled and written out.
-        saved: its accounts of runs and its own state.
-    """
-
-    offset: int
-    saved: bytes
-
-
 class MessageStore:
     """Keeps messages in the order in which they came, as a bus's journal does.
 
@@ -53,7 +43,7 @@ class MessageStore:
         journal_id: tells its offsets from those of every other.
         messages: all that was published; the first has the offset 1.
         checkpoints: where each consumer stood at its last flush, by name.
-        dead_letters: what each consumer set aside, by name.
+        dead_letters: each consumer's dead letters, by name.
     """
 
     def __init__(self, *, lists: ListMode = "summary", batch_records: int = 256) -> None:
@@ -83,13 +73,24 @@ class MessageStore:
             event for event in decoded if event is not None and (kind is None or isinstance(event, kind))
         ]
 
+    @property
+    def head(self) -> Head:
+        """Where the stream ends."""
+        header = self.messages[-1].header if self.messages else None
+        return Head(header.offset, header.event_number) if header else Head(0, 0)
+
+    def keep(self, share: Share) -> None:
+        """Keep a share's checkpoint, as the bus does, and confirm it."""
+        if (commit := share.tell()) is not None:
+            self.checkpoints[share.name] = Checkpoint(commit.position, commit.saved)
+            share.confirm(commit.position)
+
     def take(self, message: Message) -> None:
         """Take a publisher's message in, and give it its place, as the bus does."""
         topic, header_frame, payload = message.frames
-        last = self.messages[-1].header.event_number if self.messages else 0
         header = unpack_header(header_frame, topic)._replace(
             offset=len(self.messages) + 1,
-            event_number=last + (not topic.startswith(_RECORDS)),
+            event_number=self.head.event_number + (not topic.startswith(_RECORDS)),
         )
         self.messages.append(StoredMessage(topic, header, payload))
         run = self._ledger.count(parse_topic(topic), topic.decode(), header)

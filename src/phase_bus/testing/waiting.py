@@ -16,7 +16,7 @@ def wait_until(condition: Callable[[], T | Literal[False]], timeout_s: float = D
     """Return the condition's first true value.
 
     Raises:
-        AssertionError: there is none in time.
+        AssertionError: if it does not hold in time.
     """
     deadline_s = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -29,7 +29,7 @@ async def until(condition: Callable[[], T | Literal[False]], timeout_s: float = 
     """Do the same while the event loop goes on.
 
     Raises:
-        AssertionError: there is none in time.
+        AssertionError: if it does not hold in time.
     """
     deadline_s = time.monotonic() + timeout_s
     while not (value := condition()):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from phase_bus.consumer.consumer import build_object
+from phase_bus.consumer.options import build_object
 from phase_bus.core.classes import one_line
 from phase_bus.errors import ConsumerDefinitionError, ConsumerNotFoundError, OptionError, PhaseBusError
 from phase_bus.plugins.file import PRIORITY, Kind

@@ -1,4 +1,8 @@
-"""What every process around consumers has: its sockets, how it reads on, its talk with the bus, its end."""
+"""What every process around consumers has: its sockets, how it reads on, its link to the bus, its end.
+
+There are two kinds: :mod:`~phase_bus.consumer.runner` hosts one share over the whole stream, and
+:mod:`~phase_bus.consumer.group_member` the shares that are assigned to a member of a group.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +13,27 @@ import socket
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import ClassVar, TypeVar
 
 import zmq
 
-from phase_bus.consumer.account import RunAccount
-from phase_bus.consumer.dispatcher import Dispatcher
-from phase_bus.consumer.link import Conversation
-from phase_bus.consumer.live import LiveQueue
+from phase_bus.consumer.link import ControlLink
+from phase_bus.consumer.live import READY, LiveQueue
 from phase_bus.consumer.replay import Piece, ReplayClient
+from phase_bus.consumer.share import Share
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, State, Welcome
-from phase_bus.core.wire import WIRE_VERSION, Header
+from phase_bus.core.wire import WIRE_VERSION, Header, receive_event, topic_prefix, unpack_header
 from phase_bus.errors import BusUnreachableError, JournalUnreadableError, WireError
-from phase_bus.events import EventBase, RunComplete
+from phase_bus.events import EventBase, Receipt
 from phase_bus.publisher.publisher import Publisher
 
 logger = logging.getLogger("phase_bus.consumer")
 
 FLUSH_S = 1.0
+_HEARTBEAT = topic_prefix("heartbeat")
 _BREATH_S = 0.005  # how long handlers may run before heartbeats and signals get a turn
 _RECEIPT_S = 2.0
 _READ_AGAIN_S = 1.0  # after the bus could not read its journal
@@ -37,7 +41,7 @@ _READ_AGAIN_S = 1.0  # after the bus could not read its journal
 T = TypeVar("T")
 
 
-class ConsumerProcess(ABC):
+class Member(ABC):
     """The process around one consumer, or around one member of a consumer group.
 
     Args:
@@ -72,14 +76,16 @@ class ConsumerProcess(ABC):
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._live = LiveQueue(self._context, self.client_id, high_water_mark)
         self._replay: ReplayClient | None = None
-        self._conversation = Conversation(
+        self._bus_id = self._journal_id = ""  # of the bus that welcomed it last
+        self._next_flush_s = 0.0
+        self._link = ControlLink(
             self._context,
             address,
             hello=self._hello,
             beat=self._beat,
-            on_welcome=self._be_welcomed,
-            on_heard=self._be_heard,
-            on_assigned=self._be_assigned,
+            on_welcome=self._on_welcome,
+            on_ack=self._on_ack,
+            on_assigned=self._on_assigned,
         )
 
     @abstractmethod
@@ -87,7 +93,7 @@ class ConsumerProcess(ABC):
         """Start, handle events until stopped, then finish and write out.
 
         Raises:
-            PhaseBusError, OSError: it could not start, or not write out at its end.
+            PhaseBusError, OSError: if it cannot start, or cannot write out at its end.
         """
 
     def stop(self) -> None:
@@ -107,22 +113,25 @@ class ConsumerProcess(ABC):
         """Whether the next event may come from the live queue."""
 
     @abstractmethod
-    def _take(self, topic: bytes, header_frame: bytes, payload: zmq.Frame) -> Header | None:
-        """Take in a message of the live queue; return its header if it is an event to be judged.
+    async def _take(
+        self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
+    ) -> None:
+        """Give an event to the share that it is for, if it may have it now."""
 
-        Raises:
-            WireError: it cannot be read.
+    @abstractmethod
+    def _take_greeting(self) -> None:
+        """Take in that all subscriptions are in force, for the first time or again.
+
+        What was published before, and was not received, is in the journal only.
         """
 
     @abstractmethod
-    async def _judge(
-        self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
-    ) -> None:
-        """Decide whether an event is the next, a repetition, or shows a hole; handle the next."""
+    def _take_heartbeat(self, header: Header, payload: memoryview) -> None:
+        """Take in where the stream stands."""
 
-    def _set_aside(self, error: WireError) -> None:
-        """Tell of a message that cannot be read."""
-        logger.error("%s %r: %s; set aside", self._noun, self.name, error)
+    def _skip(self, error: WireError) -> None:
+        """Tell of a message that is malformed."""
+        logger.error("%s %r: %s; skipped", self._noun, self.name, error)
 
     async def _breathe(self) -> None:
         """Let heartbeats and signals have their turns."""
@@ -133,15 +142,20 @@ class ConsumerProcess(ABC):
         breath_s = time.monotonic() + _BREATH_S
         while self._takes_live:
             try:
-                topic, header_frame, payload = self._live.receive()
-                header = self._take(topic, header_frame, payload)
+                topic, header_frame, payload = receive_event(self._live.socket)
+                if topic.startswith(READY):
+                    if self._live.is_greeting(topic):
+                        self._take_greeting()
+                    continue
+                header = unpack_header(header_frame, topic)
+                if topic.startswith(_HEARTBEAT) and not self.address.direct:
+                    self._take_heartbeat(header, payload.buffer)
+                else:
+                    await self._take(topic, header, payload.buffer, replayed=False)
             except zmq.Again:
                 return False
             except WireError as error:
-                self._set_aside(error)
-            else:
-                if header is not None:
-                    await self._judge(topic, header, payload.buffer, replayed=False)
+                self._skip(error)
             if time.monotonic() >= breath_s:
                 await self._breathe()
                 return True
@@ -160,25 +174,33 @@ class ConsumerProcess(ABC):
             await self._pause(_READ_AGAIN_S)
             return None
 
-    async def _handle(self, piece: Piece, goes_on: Callable[[], bool]) -> bool:
-        """Handle a piece of the journal, breath by breath.
+    async def _fetch(self, share: Share, goes_on: Callable[[], bool]) -> Piece | None:
+        """Handle the next piece of the journal, breath by breath.
 
         Args:
-            piece: the piece.
-            goes_on: whether to go on after an event.
+            share: whose.
+            goes_on: whether it may go on; asked after each event.
 
         Returns:
-            Whether all of it was judged.
+            The piece; None if the bus could give none.
         """
+        view, follower = share.view, share.follower
+        piece = await self._read_journal(
+            lambda replay: replay.fetch(follower.offset, records=view.records, partition=view.partition)
+        )
+        if piece is None or not goes_on():
+            return piece
         breath_s = time.monotonic() + _BREATH_S
         for topic, header, payload in piece.events:
-            await self._judge(topic, header, payload, replayed=True)
+            await self._take(topic, header, payload, replayed=True)
             if time.monotonic() >= breath_s:
                 await self._breathe()
                 breath_s = time.monotonic() + _BREATH_S
             if self._stop.is_set() or not goes_on():
-                return False
-        return True
+                return piece
+        if piece.end:
+            follower.caught_up(piece.offset, piece.event_number)
+        return piece
 
     # ---- publishing ----
 
@@ -189,16 +211,11 @@ class ConsumerProcess(ABC):
         if self._publisher is not None:
             self._publisher.publish(event)
 
-    async def _give_receipt(
-        self, dispatcher: Dispatcher, end: RunComplete, parts: Iterable[RunAccount] = ()
-    ) -> None:
-        """Give the receipt of a run whose end was handled; the run counts as handled then."""
-        receipt = dispatcher.receipt(end, parts)
+    async def _give_receipt(self, receipt: Receipt) -> None:
+        """Publish a receipt, and wait a while until the bus has it and what was published before it."""
         self.publish(receipt)
         if self._publisher is not None:
-            # The summary and the receipt are on the bus before the run counts as handled.
             await asyncio.to_thread(self._publisher.flush, _RECEIPT_S)
-        dispatcher.finished(end.run_id, whole=receipt.complete)
 
     # ---- the bus ----
 
@@ -216,7 +233,7 @@ class ConsumerProcess(ABC):
             wire_version=WIRE_VERSION,
         )
 
-    def _be_welcomed(self, welcome: Welcome) -> None:
+    def _on_welcome(self, welcome: Welcome) -> None:
         self._live.connect(self.address.endpoint(welcome.events))
         if welcome.replay is not None:
             endpoint = self.address.endpoint(welcome.replay)
@@ -229,17 +246,22 @@ class ConsumerProcess(ABC):
             self._replay = None
 
     @abstractmethod
-    def _be_heard(self, heard: Heard) -> None:
+    def _on_ack(self, heard: Heard) -> None:
         """Take in the bus's answer to a beat."""
 
-    def _be_assigned(self, assigned: Assigned) -> None:
+    def _on_assigned(self, assigned: Assigned) -> None:
         """Take in what a member of a group is to work on."""
-        logger.warning("consumer %r is in no group: %s; set aside", self.name, assigned)
+        logger.warning("consumer %r is in no group: %s; ignored", self.name, assigned)
+
+    def _start_link(self) -> asyncio.Task[None]:
+        control = asyncio.create_task(self._link.run())
+        control.add_done_callback(lambda _: self.stop())
+        return control
 
     def _become_ready(self) -> None:
         if self.state == "starting":
             self.state = "ready"
-            self._conversation.tell_news()
+            self._link.tell_news()
             if self._on_ready is not None:
                 self._on_ready()
 

@@ -1,8 +1,8 @@
 """The process around one member of a consumer group.
 
-The bus says which shares of the group's work are this member's; for each there is an instance of the
-consumer here. The member that has the share of events leads the group: it hands the partitions' committed
-states to its instance, and the end of a run only when every partition has come to it.
+The bus assigns shares of the group's work to this member; for each there is an instance of the consumer
+here. The member that has the share of events leads the group: it hands the partitions' committed states to
+its instance, and the end of a run only when every partition has come to it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from collections.abc import Callable
 from functools import partial
 
 import msgspec
-import zmq
 
-from phase_bus.consumer.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer, context_of
 from phase_bus.consumer.holdings import Holdings
-from phase_bus.consumer.leader import GroupLeader
-from phase_bus.consumer.process import FLUSH_S, ConsumerProcess
-from phase_bus.consumer.share import GroupShare, check_shareable
+from phase_bus.consumer.member import FLUSH_S, Member
+from phase_bus.consumer.share import Share
+from phase_bus.consumer.view import View, check_shareable
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, Welcome
-from phase_bus.core.wire import Header, decode_event, partition_of, topic_prefix, unpack_header
-from phase_bus.errors import ConfigError, PhaseBusError, WireError
+from phase_bus.core.wire import Header, decode_event, partition_of, topic_prefix
+from phase_bus.errors import ConfigError, PhaseBusError
 from phase_bus.events import Heartbeat
 
 logger = logging.getLogger("phase_bus.consumer")
@@ -38,7 +37,7 @@ _SOON_S = 0.05
 _COMMITTED_BYTES_PER_S = 2 << 20  # by one member, beyond which it commits less often
 
 
-class GroupRunner(ConsumerProcess):
+class GroupMember(Member):
     """Runs a member of a consumer group against a bus that keeps a journal.
 
     Args:
@@ -53,7 +52,7 @@ class GroupRunner(ConsumerProcess):
         shares: what the member works on now, by number.
 
     Raises:
-        ConfigError: the consumer takes no records, or the address has no bus.
+        ConfigError: if the consumer takes no records, or the address has no bus.
     """
 
     _noun = "consumer group"
@@ -79,19 +78,15 @@ class GroupRunner(ConsumerProcess):
         self._build = build
         self._settings = settings
         self._failure: PhaseBusError | None = None
-        self._bus_id = ""
-        self._journal_id = ""
         self._ends_at = 0  # the offset of the last end of a run
-        self._next_flush_s = 0.0
 
     async def run(self) -> None:
         """Work on what the bus assigns until stopped, then commit and leave.
 
         Raises:
-            PhaseBusError, OSError: a consumer could not start, or the bus keeps no journal.
+            PhaseBusError, OSError: if a consumer cannot start, or the bus keeps no journal.
         """
-        control = asyncio.create_task(self._conversation.run())
-        control.add_done_callback(lambda _: self.stop())
+        control = self._start_link()
         stopping = asyncio.create_task(self._stop.wait())
         try:
             self._live.subscribe((_HEARTBEAT, _RUN_COMPLETE))
@@ -104,7 +99,7 @@ class GroupRunner(ConsumerProcess):
             stopping.cancel()
             try:
                 for share in self.shares.values():
-                    await share.consumer.stop()
+                    await share.stop()
             finally:
                 await self._close(control)
         if self._failure is not None:
@@ -118,7 +113,7 @@ class GroupRunner(ConsumerProcess):
         await self._drain()
         behind = [share for share in self._holdings.held if self._holdings.reads_journal(share)]
         for share in behind:
-            if not await self._fetch(share):
+            if not await self._catch_up(share):
                 break
         await self._lead()
         await self._flush_due()
@@ -133,10 +128,10 @@ class GroupRunner(ConsumerProcess):
 
     def _is_member(self) -> bool:
         """Whether what was assigned cannot have been given to others yet, for want of a word from here."""
-        known = self._conversation.session.is_known(time.monotonic())
+        known = self._link.session.is_known(time.monotonic())
         return known and self._holdings.assigned is not None
 
-    def _is_ours(self, share: GroupShare) -> bool:
+    def _is_ours(self, share: Share) -> bool:
         """Whether a share is certainly this member's; else nothing of it may be handled nor written.
 
         It may not be when a handler has blocked this process for long, or it was suspended.
@@ -160,7 +155,7 @@ class GroupRunner(ConsumerProcess):
             for share in self._holdings.held:
                 for run_id in assigned.handled_runs:
                     share.forget(run_id)
-            self._conversation.tell_news()
+            self._link.tell_news()
         missing = self._holdings.missing
         if not missing:
             if self._live.greeted:
@@ -170,12 +165,12 @@ class GroupRunner(ConsumerProcess):
             if not await self._take_up(number, assigned):
                 return False
         self._live.ask_for_greeting()
-        self._conversation.tell_news()
+        self._link.tell_news()
         return True
 
     async def _let_go(self, assigned: Assigned) -> None:
         for number, share in list(self.shares.items()):
-            if assigned.shares.get(number) == share.token:
+            if assigned.shares.get(number) == share.view.epoch:
                 continue
             if number in assigned.release:
                 await self._flush(share)
@@ -191,25 +186,30 @@ class GroupRunner(ConsumerProcess):
 
     async def _take_up(self, number: int, assigned: Assigned) -> bool:
         """Begin a share where its last owner left it; return whether the bus could say where that is."""
-        states = await self._read_journal(lambda replay: replay.fetch_states(self.name, {}, only=number))
-        if states is None:
+        kept = await self._read_journal(lambda replay: replay.fetch_states(self.name, {}, only=number))
+        if kept is None:
             return False
         consumer = self._build()
-        share = GroupShare(consumer, self.name, number, assigned.shares[number], self.client_id)
-        consumer.log = consumer.log.bind(consumer=consumer.name)
-        consumer.journal_id = self._journal_id
-        consumer._publish = self.publish
-        await share.start(states.get(number))
+        context = context_of(consumer)
+        context.journal_id, context.publish = self._journal_id, self.publish
+        view = View.in_group(consumer, self.name, number, assigned.shares[number])
+        share = Share(consumer, view, self.client_id, self._give_receipt)
+        await share.start()
+        try:
+            await share.begin(kept.get(number))
+        except BaseException:
+            await share.stop()
+            raise
         self._holdings.add(share)
         for run_id in assigned.handled_runs:
             share.forget(run_id)
-        self._live.subscribe(share.topics)
+        self._live.subscribe(view.topics)
         return True
 
-    async def _drop(self, share: GroupShare) -> None:
+    async def _drop(self, share: Share) -> None:
         self._holdings.remove(share)
-        self._live.unsubscribe(share.topics)
-        await share.consumer.stop()
+        self._live.unsubscribe(share.view.topics)
+        await share.stop()
 
     # ---- events ----
 
@@ -217,26 +217,13 @@ class GroupRunner(ConsumerProcess):
     def _takes_live(self) -> bool:
         return not self._stop.is_set()
 
-    def _take(self, topic: bytes, header_frame: bytes, payload: zmq.Frame) -> Header | None:
-        if self._live.is_greeting(topic):
-            for share in self.shares.values():
-                share.follower.replaying = True  # what was published before is in the journal only
-            return None
-        header = unpack_header(header_frame, topic)
-        if topic.startswith(_HEARTBEAT):
-            event = decode_event(topic, payload.buffer)
-            if isinstance(event, Heartbeat):
-                for share in self.shares.values():
-                    share.heartbeat(header, event.partitions)
-            return None
-        if topic.startswith(_RUN_COMPLETE):
-            self._ends_at = max(self._ends_at, header.offset)
-            self._next_flush_s = 0.0
-        return header
-
-    async def _judge(
+    async def _take(
         self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
     ) -> None:
+        is_end = topic.startswith(_RUN_COMPLETE)
+        if is_end and not replayed:
+            self._ends_at = max(self._ends_at, header.offset)
+            self._next_flush_s = 0.0
         share = self.shares.get(partition_of(topic))  # that of events has the number of no partition
         if share is None:
             return
@@ -246,40 +233,33 @@ class GroupRunner(ConsumerProcess):
             if not self._is_ours(share):
                 share.follower.replaying = True  # should it be ours after all, this event is still to come
                 return
-        leader = self._holdings.leader if share.leads else None
-        if (
-            leader is not None
-            and topic.startswith(_RUN_COMPLETE)
-            and leader.holds_back(topic, header, payload)
-        ):
+        leader = self._holdings.leader if is_end and share.leads else None
+        if leader is not None and leader.holds_back(topic, header, payload):
             share.follower.replaying = True  # and so come to it again
             return
-        if not share.is_next(topic, header, replayed=replayed):
-            return
-        try:
-            end = await share.dispatcher.take(topic, header, payload, replayed=replayed)
-        except WireError as error:
-            self._set_aside(error)
-            return
-        if end is not None and leader is not None:
-            leader.ends[end.run_id] = end
+        if await share.handle(topic, header, payload, replayed=replayed) is not None:
             await self._flush(share)
 
-    async def _fetch(self, share: GroupShare) -> bool:
+    def _take_greeting(self) -> None:
+        for share in self.shares.values():
+            share.follower.replaying = True
+
+    def _take_heartbeat(self, header: Header, payload: memoryview) -> None:
+        event = decode_event(_HEARTBEAT, payload)
+        if isinstance(event, Heartbeat):
+            for share in self.shares.values():
+                share.heartbeat(header, event.partitions)
+
+    async def _catch_up(self, share: Share) -> bool:
         """Handle the next piece of the journal; return whether the bus could give one."""
-        follower = share.follower
-        piece = await self._read_journal(
-            lambda replay: replay.fetch(follower.offset, records=False, partition=share.partition)
-        )
-        if piece is None:
-            return False
-        if not self._is_ours(share):
-            return True
-        if await self._handle(piece, partial(self._holdings.reads_journal, share)) and piece.end:
-            follower.caught_up(piece.offset, piece.event_number)
+        piece = await self._fetch(share, partial(self._may_read, share))
+        if piece is not None and piece.end and not share.follower.replaying:
             # Who has come to the end of the journal may be the one for whom the end of a run waits.
             self._next_flush_s = min(self._next_flush_s, time.monotonic() + _SOON_S)
-        return True
+        return piece is not None
+
+    def _may_read(self, share: Share) -> bool:
+        return self._is_ours(share) and self._holdings.reads_journal(share)
 
     # ---- leading ----
 
@@ -292,13 +272,6 @@ class GroupRunner(ConsumerProcess):
         states = await self._read_journal(lambda replay: replay.fetch_states(self.name, leader.positions))
         if states is not None:
             await leader.take_over(states)
-
-    async def _give_receipts(self, leader: GroupLeader) -> None:
-        """Give the group's receipts of runs whose end was handled."""
-        while leader.ends:
-            run_id, end = leader.ends.popitem()
-            await self._give_receipt(leader.share.dispatcher, end, leader.accounts_of(run_id))
-            (leader.lost_runs.add if end.status == "lost" else leader.lost_runs.discard)(run_id)
 
     # ---- commits ----
 
@@ -313,16 +286,12 @@ class GroupRunner(ConsumerProcess):
         size = sum(len(share.commit.saved or b"") for share in due if share.commit is not None)
         self._next_flush_s = now_s + max(FLUSH_S, size / _COMMITTED_BYTES_PER_S)
         if due:
-            self._conversation.tell_news()
+            self._link.tell_news()
 
-    async def _flush(self, share: GroupShare) -> None:
-        """Let a share's instance write out; if it could, have the bus keep its position."""
-        if not self._is_ours(share) or not await share.dispatcher.flush():
-            return
-        if share.leads and (leader := self._holdings.leader) is not None:
-            await self._give_receipts(leader)
-            leader.committed()
-        share.prepare_commit()
+    async def _flush(self, share: Share) -> None:
+        """Let a share's instance write out, and commit that, if the share is still this member's."""
+        if self._is_ours(share) and await share.flush() and share.leads:
+            self._holdings.note_handled()
 
     # ---- what the bus says and is told ----
 
@@ -332,8 +301,8 @@ class GroupRunner(ConsumerProcess):
     def _beat(self) -> Beat:
         return self._holdings.beat(self.client_id, self.state)
 
-    def _be_welcomed(self, welcome: Welcome) -> None:
-        super()._be_welcomed(welcome)
+    def _on_welcome(self, welcome: Welcome) -> None:
+        super()._on_welcome(welcome)
         if welcome.replay is None:
             self._fail(
                 f"group {self.name!r} needs a bus that keeps a journal; start it without --no-journal, or "
@@ -343,7 +312,7 @@ class GroupRunner(ConsumerProcess):
         self._bus_id, self._journal_id = welcome.bus_id, welcome.journal_id
         self._live.readable.look_again()
 
-    def _be_assigned(self, assigned: Assigned) -> None:
+    def _on_assigned(self, assigned: Assigned) -> None:
         if assigned.problem:
             self._fail(
                 f"group {self.name!r}: {assigned.problem}; start all of them alike, or give another --group"
@@ -352,9 +321,9 @@ class GroupRunner(ConsumerProcess):
         self._holdings.assigned = assigned
         self._live.readable.look_again()
 
-    def _be_heard(self, heard: Heard) -> None:
-        if self._holdings.take_in(heard):
-            self._conversation.tell_news()
+    def _on_ack(self, heard: Heard) -> None:
+        if self._holdings.take_ack(heard):
+            self._link.tell_news()
         if heard.kept or heard.refused:
             self._live.readable.look_again()
 
