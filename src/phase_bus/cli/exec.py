@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
+from cyclopts import Parameter
 
-from phase_bus.cli.options import (
-    AddressesOption,
-    ConfigOption,
-    QuietOption,
-    WithOption,
-    WorkersOption,
-)
+from phase_bus.cli.options import AddressesOption, ConfigOption, WithOption
 from phase_bus.cli.output import configure_logging, make_console
 from phase_bus.core.address import default_address
 from phase_bus.errors import ConfigError
@@ -32,14 +27,34 @@ if TYPE_CHECKING:
 NOT_EVERYTHING_HANDLED = 3
 
 
-def exec_command(
-    *command: str,
-    config: ConfigOption = None,
-    with_: WithOption = None,
-    workers: WorkersOption = None,
-    address: AddressesOption = None,
-    quiet: QuietOption = False,
-) -> int:
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Setup:
+    """A bus and consumers, as options of a command."""
+
+    config: ConfigOption = None
+    with_: WithOption = None
+    workers: Annotated[
+        list[str] | None,
+        Parameter(help="How many processes share the work of a consumer: NAME=N. May be repeated."),
+    ] = None
+    address: AddressesOption = None
+    quiet: Annotated[
+        bool, Parameter(alias="-q", help="Show nothing but what the consumers print, and what goes wrong.")
+    ] = False
+
+    def load(self) -> Config:
+        """Return what they, and the file, say."""
+        from phase_bus.harness.config import load_config
+
+        configure_logging()
+        return load_config(self.config, self.with_ or [], self.address or [], self.workers or [])
+
+
+_DEFAULTS = Setup()
+
+
+def exec_command(*command: str, setup: Setup = _DEFAULTS) -> int:
     """Run a benchmark command with a bus and consumers around it.
 
     Starts the bus and the consumers, waits until each is ready, runs COMMAND with the bus's address in
@@ -63,20 +78,13 @@ def exec_command(
     if not command:
         raise ConfigError("no command to run; write it after '--', as in: -- aiperf profile ...")
     check_command(command)
-    loaded = _load(config, with_, workers, address)
+    loaded = setup.load()
     if not loaded.data:
         loaded = msgspec.structs.replace(loaded, data=str(exec_journal_directory()))
-    return asyncio.run(_exec(command, loaded, quiet))
+    return asyncio.run(_exec(command, loaded, setup.quiet))
 
 
-def up(
-    *,
-    config: ConfigOption = None,
-    with_: WithOption = None,
-    workers: WorkersOption = None,
-    address: AddressesOption = None,
-    quiet: QuietOption = False,
-) -> None:
+def up(*, setup: Setup = _DEFAULTS) -> None:
     """Run a bus and consumers in the foreground, for benchmarks started elsewhere.
 
     Several runs may come and go. Ctrl-C or SIGTERM lets the consumers finish and ends everything.
@@ -86,19 +94,10 @@ def up(
         phase-bus up -c bus.yaml
         phase-bus up --with logging --address tcp://127.0.0.1:5670
     """
-    loaded = _load(config, with_, workers, address)
+    loaded = setup.load()
     if not loaded.address:
         loaded = msgspec.structs.replace(loaded, address=(default_address(),))
-    asyncio.run(_up(loaded, quiet))
-
-
-def _load(
-    config: Path | None, with_: list[str] | None, workers: list[str] | None, address: list[str] | None
-) -> Config:
-    from phase_bus.harness.config import load_config
-
-    configure_logging()
-    return load_config(config, with_ or [], address or [], workers or [])
+    asyncio.run(_up(loaded, setup.quiet))
 
 
 async def _exec(command: tuple[str, ...], config: Config, quiet: bool) -> int:

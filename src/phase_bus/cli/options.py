@@ -48,18 +48,6 @@ WithOption: TypeAlias = Annotated[
         "NAME:key=value,key=value. May be repeated.",
     ),
 ]
-WorkersOption: TypeAlias = Annotated[
-    list[str] | None,
-    Parameter(
-        name="--workers", help="How many processes share the work of a consumer: NAME=N. May be repeated."
-    ),
-]
-QuietOption: TypeAlias = Annotated[
-    bool,
-    Parameter(
-        name=["--quiet", "-q"], help="Show nothing but what the consumers print, and what goes wrong."
-    ),
-]
 FromOption: TypeAlias = Annotated[str, Parameter(name="--from")]
 RunOption: TypeAlias = Annotated[
     str | None, Parameter(name="--run", help="Only this run, or the 'latest'. Default: all.")
