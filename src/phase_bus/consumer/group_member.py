@@ -245,7 +245,7 @@ class GroupMember(Member):
             share.follower.replaying = True
 
     def _take_heartbeat(self, header: Header, payload: memoryview) -> None:
-        event = decode_event(_HEARTBEAT, payload)
+        event = decode_event(_HEARTBEAT + b"bus$", payload)
         if isinstance(event, Heartbeat):
             for share in self.shares.values():
                 share.heartbeat(header, event.partitions)
