@@ -1,4 +1,7 @@
-"""The command ``phase-bus``: one module a command, loaded only when it is used."""
+"""The command ``phase-bus``: one module a command, loaded only when it is used.
+
+What goes wrong by the user's hand is a PhaseBusError from wherever it is noticed; :func:`main` prints it.
+"""
 
 from __future__ import annotations
 

@@ -36,11 +36,7 @@ class Found(NamedTuple):
 
 
 def one_journal(data: Path | None) -> Path:
-    """Return the journal given, or the user's that was used last.
-
-    Raises:
-        ConfigError: if the user has none.
-    """
+    """Return the journal given, or the user's that was used last."""
     if data is not None:
         return data
     found = all_journals()
@@ -53,12 +49,7 @@ def one_journal(data: Path | None) -> Path:
 
 
 def journal_to_write(data: Path) -> Path:
-    """Return the directory of an existing journal.
-
-    Raises:
-        JournalError: if there is no such journal.
-        ConfigError: if it is a file that no bus would write to.
-    """
+    """Return the directory of an existing journal."""
     with JournalReader(data) as reader:  # so that none is begun where there is none
         path = reader.path
     if path.name != FILE_NAME:
@@ -72,9 +63,6 @@ def find_runs(data: Path | None) -> list[Found]:
     """Return the runs of a journal, or of all journals of the user, the newest last.
 
     Of all journals, one that cannot be read is reported and left out.
-
-    Raises:
-        JournalError: if the journal given cannot be read.
     """
     runs = []
     for path in all_journals() if data is None else [data]:
@@ -89,12 +77,7 @@ def find_runs(data: Path | None) -> list[Found]:
 
 
 def find_run(run: str, data: Path | None) -> Found:
-    """Return a run by its id, or the ``latest``; of several of one id the newest.
-
-    Raises:
-        ConfigError: if there is none.
-        JournalError: if the journal given cannot be read.
-    """
+    """Return a run by its id, or the ``latest``; of several of one id the newest."""
     runs = find_runs(data)
     if run == LATEST:
         wanted = [found for found in runs if found.row.status != "unknown"]
@@ -114,10 +97,6 @@ def find_sweep(sweep_id: str, data: Path | None) -> tuple[str, list[Found]]:
     """Return a sweep's id and its runs by that id, or the ``latest``, wherever they are, the oldest first.
 
     A run that is in several journals is taken from where it came to last.
-
-    Raises:
-        ConfigError: if there is none.
-        JournalError: if a journal cannot be read.
     """
     found: dict[str, dict[str, Found]] = {}
     runs = find_runs(data)
@@ -137,11 +116,7 @@ def _not_found(what: str, data: Path | None, word: str, known: list[str]) -> Con
 
 
 def run_starts(runs: list[Found]) -> list[RunStart | None]:
-    """Return the start of each run, None where the journal has none.
-
-    Raises:
-        JournalError, WireError: if a journal cannot be read.
-    """
+    """Return the start of each run, None where the journal has none."""
     with ExitStack() as open_readers:
         paths = dict.fromkeys(run.journal for run in runs)
         readers = {path: open_readers.enter_context(JournalReader(path)) for path in paths}

@@ -94,11 +94,7 @@ def parse_address(text: str | None) -> Address:
 
 
 def key_values(pairs: list[str] | None, option: str = "--set") -> dict[str, str]:
-    """Read ``key=value`` pairs that were given by an option.
-
-    Raises:
-        ConfigError: if one has no ``=``.
-    """
+    """Read ``key=value`` pairs that were given by an option."""
     for pair in pairs or ():
         if "=" not in pair:
             raise ConfigError(f"{option} {pair!r}: write {option} key=value")
@@ -106,11 +102,7 @@ def key_values(pairs: list[str] | None, option: str = "--set") -> dict[str, str]
 
 
 def parse_origin(text: str, *, checkpoint: bool = True) -> Origin:
-    """Return where to begin to read: ``start``, ``now``, ``checkpoint``, or an offset.
-
-    Raises:
-        ConfigError: if it is none of these.
-    """
+    """Return where to begin to read: ``start``, ``now``, ``checkpoint``, or an offset."""
     words: tuple[Literal["start", "now", "checkpoint"], ...] = ("start", "now", "checkpoint")
     words = words if checkpoint else words[:2]
     for word in words:

@@ -15,23 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+from phase_bus import events
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.records import RecordBatch
-from phase_bus.events import (
-    Drop,
-    PhaseComplete,
-    PhaseEvent,
-    PhaseProgress,
-    PhaseSendingComplete,
-    PhaseStart,
-    PhaseStats,
-    PhaseTimeout,
-    Receipt,
-    Records,
-    RunComplete,
-    RunStart,
-    Summary,
-)
 
 _EVERY_S = 2.0
 _LATENCIES = ("request_latency", "time_to_first_token")
@@ -42,7 +28,7 @@ class _Phase:
     """What is to be shown of one phase."""
 
     def __init__(self) -> None:
-        self.stats = PhaseStats()
+        self.stats = events.PhaseStats()
         self.records = 0
         self.errors = 0
         self.latencies_ns: dict[str, list[np.ndarray[Any, Any]]] = {n: [] for n in _LATENCIES}
@@ -62,8 +48,8 @@ class Progress(Consumer):
     def __init__(self, console: Console) -> None:
         self._console = console
         self.results: dict[str, dict[str, Any]] = {}
-        self.ended: dict[str, RunComplete] = {}
-        self.receipts: dict[tuple[str, str], Receipt] = {}
+        self.ended: dict[str, events.RunComplete] = {}
+        self.receipts: dict[tuple[str, str], events.Receipt] = {}
         self.profiling = asyncio.Event()
         self._phases: dict[tuple[str, int], _Phase] = {}
         self._runs: list[str] = []
@@ -77,13 +63,13 @@ class Progress(Consumer):
         """Show a line of our own."""
         self._console.print(f"[bold cyan]phase-bus[/] | {markup}", soft_wrap=True, highlight=False)
 
-    async def on_run_start(self, event: RunStart) -> None:
+    async def on_run_start(self, event: events.RunStart) -> None:
         """Show that a run began."""
         self._runs.append(event.run_id)
         what = ", ".join(filter(None, (event.producer, *event.models)))
         self.note(f"run {escape(event.run_id)} started{f': {escape(what)}' if what else ''}")
 
-    async def on_phase_start(self, event: PhaseStart) -> None:
+    async def on_phase_start(self, event: events.PhaseStart) -> None:
         """Show that a phase began."""
         self._phase(event).stats = event.stats
         self.note(f"{self._title(event)} started")
@@ -91,23 +77,23 @@ class Progress(Consumer):
             self.profiling.set()
         self._shown_s = time.monotonic()
 
-    async def on_phase_progress(self, event: PhaseProgress) -> None:
+    async def on_phase_progress(self, event: events.PhaseProgress) -> None:
         """Show how far a phase is, from time to time."""
         self._phase(event).stats = event.stats
         self._show_from_time_to_time(event)
 
-    async def on_phase_sending_complete(self, event: PhaseSendingComplete) -> None:
+    async def on_phase_sending_complete(self, event: events.PhaseSendingComplete) -> None:
         """Remember the counts."""
         self._phase(event).stats = event.stats
 
-    async def on_phase_timeout(self, event: PhaseTimeout) -> None:
+    async def on_phase_timeout(self, event: events.PhaseTimeout) -> None:
         """Show that requests were cut."""
         self.note(
             f"[yellow]{self._title(event)} timed out: its grace period is over, "
             f"{event.requests_cut} requests were cut[/]"
         )
 
-    async def on_phase_complete(self, event: PhaseComplete) -> None:
+    async def on_phase_complete(self, event: events.PhaseComplete) -> None:
         """Show what came of a phase."""
         stats = event.stats
         duration = f" in {stats.duration_s:.1f} s" if stats.duration_s is not None else ""
@@ -117,7 +103,7 @@ class Progress(Consumer):
         )
         self._phases.pop((event.run_id, event.phase.index), None)
 
-    async def on_records(self, event: Records) -> None:
+    async def on_records(self, event: events.Records) -> None:
         """Count requests and keep their latencies until they are shown."""
         phase = self._phases.get((event.run_id, event.phase.index))
         if phase is None:
@@ -130,12 +116,12 @@ class Progress(Consumer):
                 parts.append(batch.values(name))
         self._show_from_time_to_time(event)
 
-    async def on_drop(self, event: Drop) -> None:
+    async def on_drop(self, event: events.Drop) -> None:
         """Show a loss at once."""
         what = f"{sum(event.events.values())} events with {event.records} records"
         self.note(f"[red]{escape(event.source)} dropped {what}: {escape(event.reason)}[/]")
 
-    async def on_run_complete(self, event: RunComplete) -> None:
+    async def on_run_complete(self, event: events.RunComplete) -> None:
         """Show how a run ended."""
         self.ended[event.run_id] = event
         reason = f" ({escape(event.reason)})" if event.reason else ""
@@ -147,23 +133,23 @@ class Progress(Consumer):
         for key in [key for key in self._phases if key[0] == event.run_id]:
             del self._phases[key]
 
-    async def on_receipt(self, event: Receipt) -> None:
+    async def on_receipt(self, event: events.Receipt) -> None:
         """Keep the last receipt of each consumer."""
         self.receipts[event.run_id, event.consumer] = event
 
-    async def on_summary(self, event: Summary) -> None:
+    async def on_summary(self, event: events.Summary) -> None:
         """Keep a final result for the end."""
         if "phases" in event.result:
             self.results[event.run_id] = event.result
 
-    def _phase(self, event: PhaseEvent | Records) -> _Phase:
+    def _phase(self, event: events.PhaseEvent | events.Records) -> _Phase:
         return self._phases.setdefault((event.run_id, event.phase.index), _Phase())
 
-    def _title(self, event: PhaseEvent | Records) -> str:
+    def _title(self, event: events.PhaseEvent | events.Records) -> str:
         run = f"{event.run_id} " if len(self._runs) > 1 else ""
         return escape(f"{run}{event.phase.name}")
 
-    def _show_from_time_to_time(self, event: PhaseEvent | Records) -> None:
+    def _show_from_time_to_time(self, event: events.PhaseEvent | events.Records) -> None:
         now_s = time.monotonic()
         elapsed_s = now_s - self._shown_s
         if elapsed_s < _EVERY_S:

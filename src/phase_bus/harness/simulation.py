@@ -11,18 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from phase_bus.events import (
-    PhaseComplete,
-    PhaseKind,
-    PhasePlan,
-    PhaseProgress,
-    PhaseRef,
-    PhasesConfigured,
-    PhaseSendingComplete,
-    PhaseStart,
-    PhaseStats,
-    RunStart,
-)
+from phase_bus import events
 from phase_bus.publisher.batcher import RawRecord
 from phase_bus.publisher.publisher import EventPublisher
 
@@ -78,22 +67,26 @@ class Simulation:
 
     def _run(self) -> None:
         publish, run_id = self.publisher.publish, self.run_id
-        publish(RunStart(run_id=run_id, producer="phase-bus simulate", models=("simulated",), **self.sweep))
-        counts = [self.warmup] * bool(self.warmup) + [self.requests]
-        kinds: list[PhaseKind] = ["warmup", "profiling"]
+        publish(
+            events.RunStart(
+                run_id=run_id, producer="phase-bus simulate", models=("simulated",), **self.sweep
+            )
+        )
+        counts = [self.warmup, self.requests] if self.warmup else [self.requests]
+        kinds: list[events.PhaseKind] = ["warmup", "profiling"]
         plans = [
-            PhasePlan(phase=PhaseRef(kind, kind, index), expected_requests=count or None)
+            events.PhasePlan(phase=events.PhaseRef(kind, kind, index), expected_requests=count or None)
             for index, (kind, count) in enumerate(zip(kinds[-len(counts) :], counts, strict=True))
         ]
-        publish(PhasesConfigured(run_id=run_id, phases=tuple(plans)))
+        publish(events.PhasesConfigured(run_id=run_id, phases=tuple(plans)))
         for plan in plans:
             self._run_phase(plan.phase, plan.expected_requests or 0)
 
-    def _run_phase(self, ref: PhaseRef, count: int) -> None:
+    def _run_phase(self, ref: events.PhaseRef, count: int) -> None:
         publish = self.publisher.publish
         started_s = shown_s = time.monotonic()
-        stats = PhaseStats(start_ns=time.time_ns(), expected_requests=count or None)
-        publish(PhaseStart(run_id=self.run_id, phase=ref, stats=stats))
+        stats = events.PhaseStats(start_ns=time.time_ns(), expected_requests=count or None)
+        publish(events.PhaseStart(run_id=self.run_id, phase=ref, stats=stats))
         done = errors = 0
         while done < count:
             chunk = min(_CHUNK, count - done)
@@ -103,11 +96,11 @@ class Simulation:
             stats = msgspec.structs.replace(stats, sent=done, completed=done, errors=errors)
             if time.monotonic() - shown_s >= self.progress_s:
                 shown_s = time.monotonic()
-                publish(PhaseProgress(run_id=self.run_id, phase=ref, stats=stats))
+                publish(events.PhaseProgress(run_id=self.run_id, phase=ref, stats=stats))
         stats = msgspec.structs.replace(stats, sent_end_ns=time.time_ns())
-        publish(PhaseSendingComplete(run_id=self.run_id, phase=ref, stats=stats))
+        publish(events.PhaseSendingComplete(run_id=self.run_id, phase=ref, stats=stats))
         stats = msgspec.structs.replace(stats, end_ns=time.time_ns())
-        publish(PhaseComplete(run_id=self.run_id, phase=ref, stats=stats))
+        publish(events.PhaseComplete(run_id=self.run_id, phase=ref, stats=stats))
 
     def _pace(self, started_s: float, done: int) -> None:
         if self.rate:
@@ -115,7 +108,7 @@ class Simulation:
         while self.publisher.pending > _PENDING_LIMIT:  # a simulation may wait; a benchmark may not
             time.sleep(0.001)
 
-    def _publish_records(self, ref: PhaseRef, first: int, count: int) -> int:
+    def _publish_records(self, ref: events.PhaseRef, first: int, count: int) -> int:
         """Publish a chunk of records; return how many of them failed."""
         failed = 0
         for record in draw_records(
@@ -129,7 +122,7 @@ class Simulation:
 def draw_records(
     random: np.random.Generator,
     run_id: str,
-    phase: PhaseRef,
+    phase: events.PhaseRef,
     first: int,
     count: int,
     *,
