@@ -24,18 +24,8 @@ _OUTPUT_TOKENS = 64
 class Simulation:
     """Publishes a run of made-up requests: lognormal latencies, and errors now and then.
 
-    Attributes:
-        publisher: where to.
-        run_id: the run's id; a new one by default.
-        requests: requests of the profiling phase.
-        rate: requests a second, 0 for as fast as the publisher delivers.
-        warmup: requests of the warm-up phase, 0 for no such phase.
-        error_rate: the share of requests that fail, 0 to 1.
-        progress_s: seconds between progress events.
-        seed: what the numbers are drawn from.
-        ttft_ms: the median time to the first token.
-        sweep: what the run's start says of the sweep it belongs to: ``sweep_id``, ``trial``, ``label``,
-            ``variation``.
+    The attributes are the options of ``phase-bus simulate``; ``sweep`` has what the run's start says of the
+    sweep it belongs to: ``sweep_id``, ``trial``, ``label``, ``variation``.
     """
 
     publisher: EventPublisher = field(kw_only=False)

@@ -50,13 +50,7 @@ CPU = Measure("aiperf", "cpu", "CPU time of AIPerf", "s")
 
 
 class Results(Struct, frozen=True, kw_only=True):
-    """AIPerf's results of a run.
-
-    Attributes:
-        values: by :attr:`Measure.key`; what AIPerf did not measure is left out.
-        duration_s: how long its profiling phase took.
-        requests: how many requests succeeded.
-    """
+    """AIPerf's results of a run: ``values`` by :attr:`Measure.key`, as far as it measured them."""
 
     values: dict[str, float]
     duration_s: float

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext, suppres
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 from rich.console import Console
 
 from phase_bus.harness.children import describe_exit, environment
@@ -23,7 +23,6 @@ from phase_bus.verification.command import Ended, Interrupt, run_benchmark
 from phase_bus.verification.measures import (
     CPU,
     DURATION,
-    Results,
     cpu_s_of,
     load_psutil,
     processes_of,
@@ -73,13 +72,7 @@ class Run(Struct, frozen=True, kw_only=True):
 
 
 class Bench:
-    """Runs the benchmark in any mode.
-
-    Args:
-        command: the AIPerf command, without a directory for its results.
-        config: the bus and its consumers; the first is the one that is suspended or killed.
-        interrupt: how the user ends it.
-    """
+    """Runs the benchmark in any mode; the first of the consumers is the one that is suspended or killed."""
 
     def __init__(self, command: tuple[str, ...], config: Config, interrupt: Interrupt) -> None:
         self.interrupt = interrupt
@@ -87,11 +80,7 @@ class Bench:
         self._config = config
 
     async def check(self, directory: Path) -> None:
-        """Start the bus and the consumers once, before a benchmark is run for nothing.
-
-        Raises:
-            PhaseBusError: if they cannot be started.
-        """
+        """Start the bus and the consumers once, before a benchmark is run for nothing."""
         async with self._rig(directory):
             pass
 
@@ -101,9 +90,6 @@ class Bench:
         Args:
             run: round, mode, place and directory.
             kill_after_s: when in the profiling phase to kill the consumer in the mode ``killed``.
-
-        Raises:
-            PhaseBusError: if the command, the bus or a consumer could not be started.
         """
         directory = Path(run.directory)
         directory.mkdir(parents=True)  # noqa: ASYNC240 - nothing else waits
@@ -118,7 +104,7 @@ class Bench:
     async def _rig(self, directory: Path) -> AsyncIterator[Rig]:
         """Have a bus and consumers as ``exec`` has, but for the journal, which is not kept."""
         journal = directory / "journal"
-        config = msgspec.structs.replace(self._config, data=str(journal))
+        config = replace(self._config, data=str(journal))
         with (directory / "phase-bus.log").open("w") as log:
             try:
                 async with Rig(config, Console(file=log, width=_WIDE, highlight=False)) as rig:
@@ -144,14 +130,13 @@ class Bench:
         if killed is not None and killed.spent_s is not None:
             after_s[self._config.consumers[0].title] = killed.spent_s
         spent_s = {name: after_s[name] - before_s[name] for name in after_s if name in before_s}
-        run = msgspec.structs.replace(
-            run,
+        run = replace(
+            _measured(run, ended, {**spent_s, "display": display_s}),
             events=None if status is None else sum(info.events for info in status.runs),
             killed_after_s=None if killed is None else killed.after_s,
             whole=rig.whole,
         )
-        run = _measured(run, ended, {**spent_s, "display": display_s})
-        return run if run.problem else msgspec.structs.replace(run, problem=_not_as_meant(run))
+        return replace(run, problem=run.problem or _not_as_meant(run))
 
     async def _benchmark(self, directory: Path, environ: dict[str, str]) -> tuple[Ended, float]:
         """Run the command; return how it ended, and the CPU time that this process spent meanwhile."""
@@ -204,15 +189,17 @@ def _cpu_s(rig: Rig) -> dict[str, float]:
 def _measured(run: Run, ended: Ended, cpu_s: dict[str, float]) -> Run:
     """Return the run with how its command ended and what AIPerf measured."""
     found = read_results(Path(run.directory) / "aiperf")
-    run = msgspec.structs.replace(run, exit_code=ended.exit_code, cpu_s={"aiperf": ended.cpu_s, **cpu_s})
+    problem = found if isinstance(found, str) else ""
     if ended.exit_code:
-        how = describe_exit(ended.exit_code)
-        return msgspec.structs.replace(run, problem=f"AIPerf {how}; see {run.directory}/aiperf.log")
-    if not isinstance(found, Results):
-        return msgspec.structs.replace(run, problem=found)
-    return msgspec.structs.replace(
+        problem = f"AIPerf {describe_exit(ended.exit_code)}; see {run.directory}/aiperf.log"
+    cpu_s = {"aiperf": ended.cpu_s, **cpu_s}
+    if problem or isinstance(found, str):
+        return replace(run, exit_code=ended.exit_code, cpu_s=cpu_s, problem=problem)
+    return replace(
         run,
+        exit_code=ended.exit_code,
         values={**found.values, DURATION.key: ended.duration_s, CPU.key: ended.cpu_s},
+        cpu_s=cpu_s,
         requests=found.requests,
         errors=found.errors,
         profiling_s=found.duration_s,

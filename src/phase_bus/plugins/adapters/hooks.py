@@ -59,7 +59,8 @@ class HookConsumer(Consumer):
             else:
                 called.append(part.name)
         if failures:
-            self._forget_old()
+            while len(self._called) > _KEPT_EVENTS:
+                del self._called[next(iter(self._called))]
             raise ExceptionGroup(f"hook {', '.join(failures)} failed", list(failures.values()))
         del self._called[key]
 
@@ -77,7 +78,3 @@ class HookConsumer(Consumer):
             if len(self._runs) > _KEPT_RUNS:  # phases that trail their run's end
                 del self._runs[next(iter(self._runs))]
         return hooks
-
-    def _forget_old(self) -> None:
-        while len(self._called) > _KEPT_EVENTS:
-            del self._called[next(iter(self._called))]
