@@ -28,6 +28,7 @@ from phase_bus.plugins.adapters.results import PhaseResults
 from phase_bus.plugins.build import build
 from phase_bus.plugins.registry import Registry
 from phase_bus.publisher.record_builder import RecordBuilder
+from phase_bus.testing import MemoryBus
 
 WARMUP, PROFILING = PhaseRef("warmup", "warmup", 0), PhaseRef("profiling", "profiling", 1)
 
@@ -313,6 +314,20 @@ async def test_the_checkpoint_stays_while_a_run_goes_on(make: Make) -> None:
     await again.give(*before, *after)
     assert [call[1] for call in seen[1:]] == [["warmup", [0, 1]], ["warmup", "profiling", [0, 1, 2, 3, 4]]]
     assert await again.checkpoint() is not None
+
+
+async def test_a_restart_on_a_bus() -> None:
+    """The next process is given the run from its beginning, and one after the run's end nothing."""
+    bus = MemoryBus()
+    every = [records(0, 2, WARMUP), complete(2, WARMUP), records(0, 3), complete(3), end(5)]
+    for part in (every[:3], every[3:], []):
+        bus.publish(*part)
+        consumer = build(Registry(), f"processor:{__name__}:Recorder", "mine", {})
+        async with bus.consumer(consumer, name="mine") as host:
+            await host.catch_up()
+    assert [call[1] for call in seen] == [
+        ["warmup", [0, 1]], ["warmup", [0, 1]], ["warmup", "profiling", [0, 1, 2]],
+    ]  # fmt: skip
 
 
 async def test_runs_that_overlap(make: Make) -> None:
