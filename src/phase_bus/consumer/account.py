@@ -22,6 +22,9 @@ class TopicCounts(Struct):
     failed: int = 0
 
 
+_COUNTED = tuple(name for name in TopicReceipt.__struct_fields__ if name != "published")
+
+
 class RunAccount(Struct):
     """What one consumer received of one run.
 
@@ -61,14 +64,7 @@ class RunAccount(Struct):
         """Return the receipt for what the run's end says was published on the wanted topics."""
         topics = {
             topic: TopicReceipt(
-                published=end.published.get(topic),
-                received=counts.received,
-                replayed=counts.replayed,
-                repeated=counts.repeated,
-                missed=counts.missed,
-                handled=counts.handled,
-                written=counts.written,
-                failed=counts.failed,
+                published=end.published.get(topic), **{each: getattr(counts, each) for each in _COUNTED}
             )
             for name, counts in self.topics.items()
             # Its own topic is not among what the run's end counts; a failure there is told all the same.

@@ -299,20 +299,12 @@ class LiveRun(Outcome[C]):
     def _collect(self) -> None:
         """Fetch from the journal what the bus knows of the consumer."""
         with self._bus.reader() as reader:
-            runs = [run.run_id for run in reader.runs()]
-            for run_id in runs:
-                for receipt in reader.receipts(run_id):
+            for run in reader.runs():
+                for receipt in reader.receipts(run.run_id):
                     if receipt.consumer_id == self._runner.client_id:
-                        self.receipts[run_id] = receipt
+                        self.receipts[run.run_id] = receipt
             self.dead_letters = [
-                DeadLetterNote(
-                    offset=letter.offset,
-                    run_id=letter.run_id,
-                    kind=letter.kind,
-                    error=letter.error,
-                    traceback=letter.traceback,
-                    attempts=letter.attempts,
-                )
+                DeadLetterNote(**{name: getattr(letter, name) for name in DeadLetterNote.__struct_fields__})
                 for letter in reader.dead_letters(self.consumer.name)
             ]
 
