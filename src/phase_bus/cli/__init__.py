@@ -37,7 +37,7 @@ _COMMANDS = {
 }
 _SUBCOMMANDS = {
     "new": {
-        "consumer": ("new:consumer", "Write a package with a consumer, its registry, tests and README."),
+        "consumer": ("new:consumer", "Write a package with a consumer, its registry, tests and README.")
     },
     "journal": {
         "info": ("journal:info", "Say what a journal holds, and how far each consumer has come."),

@@ -30,7 +30,7 @@ def bus(
         bool,
         Parameter(
             help="Keep events in memory only. Given up: replay for late, slow and restarted consumers, "
-            "and every command that looks at past runs.",
+            "and every command that looks at past runs."
         ),
     ] = False,
     limits: LimitOptions = DEFAULT_LIMITS,

@@ -33,8 +33,7 @@ def consume(
     *,
     address: AddressOption = None,
     set_: Annotated[
-        list[str] | None,
-        Parameter(name="--set", help="An option of the consumer: key=value. Repeatable."),
+        list[str] | None, Parameter(name="--set", help="An option of the consumer: key=value. Repeatable.")
     ] = None,
     name: str | None = None,
     group: str | None = None,

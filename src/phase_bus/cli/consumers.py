@@ -19,10 +19,7 @@ _COLUMNS = ("NAME", "KIND", "PRIORITY", "AUTO", "DESCRIPTION", "OPTIONS", "TAGS"
 
 
 def consumers(
-    *files: Path,
-    tag: str | None = None,
-    validate: bool = False,
-    json: JsonOption = False,
+    *files: Path, tag: str | None = None, validate: bool = False, json: JsonOption = False
 ) -> int:
     """List the consumers, phase hooks and post-processors that can be started by name.
 

@@ -17,8 +17,7 @@ from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import RunRow
 
 DataOption: TypeAlias = Annotated[
-    Path | None,
-    Parameter(name="--data", help="A journal: its directory or file. Default: all of yours."),
+    Path | None, Parameter(name="--data", help="A journal: its directory or file. Default: all of yours.")
 ]
 OneDataOption: TypeAlias = Annotated[
     Path | None,

@@ -71,9 +71,7 @@ class LimitOptions:
     """How much a journal keeps, as options of a command."""
 
     max_bytes: Annotated[
-        int,
-        NOT_NEGATIVE,
-        Parameter(help="The size beyond which the oldest finished runs are pruned."),
+        int, NOT_NEGATIVE, Parameter(help="The size beyond which the oldest finished runs are pruned.")
     ] = _LIMITS.max_bytes
     max_age_s: Annotated[
         float, NOT_NEGATIVE, Parameter(help="The age beyond which finished runs are pruned, in seconds.")

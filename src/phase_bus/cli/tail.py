@@ -16,8 +16,7 @@ def tail(
     *,
     address: AddressOption = None,
     topic: Annotated[
-        list[str] | None,
-        Parameter(help="Only topics that begin so: 'phase_', 'records.', 'summary.' ..."),
+        list[str] | None, Parameter(help="Only topics that begin so: 'phase_', 'records.', 'summary.' ...")
     ] = None,
     from_: FromOption = "now",
     json: JsonOption = False,

@@ -19,11 +19,7 @@ OURS = f"phase_bus_consumers:{DEFAULT_FILE}"
 PRIORITY = 50
 
 # The section of the file that a kind of component stands in.
-SECTIONS: dict[str, Kind] = {
-    "consumers": "consumer",
-    "phase_hooks": "hook",
-    "post_processors": "processor",
-}
+SECTIONS: dict[str, Kind] = {"consumers": "consumer", "phase_hooks": "hook", "post_processors": "processor"}
 
 
 class PluginInfo(Struct, frozen=True):

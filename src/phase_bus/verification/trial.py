@@ -20,14 +20,7 @@ from phase_bus.harness.children import describe_exit, environment
 from phase_bus.harness.config import Config
 from phase_bus.harness.rig import Rig
 from phase_bus.verification.command import Ended, Interrupt, run_benchmark
-from phase_bus.verification.measures import (
-    CPU,
-    DURATION,
-    cpu_s_of,
-    load_psutil,
-    processes_of,
-    read_results,
-)
+from phase_bus.verification.measures import CPU, DURATION, cpu_s_of, load_psutil, processes_of, read_results
 from phase_bus.verification.plan import Mode
 
 _WIDE = 200
