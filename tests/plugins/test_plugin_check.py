@@ -106,10 +106,10 @@ def test_our_own_file_is_right() -> None:
         ("    config_params: [path, size]\n", "", 5, "lacks 'path', which the constructor requires"),
         ("  sink:", "  hooks:", 5, "consumers.hooks: this name cannot be used"),
         ("  sink:", "  a.b:", 5, "consumers.a.b: this name cannot be used"),
-        ("consumers:\n", "consumers: [a]\nmore:\n", 3, "consumers: is no mapping"),
-        ("  processor:\n", "  processor: x\n  other:\n", 17, "post_processors.processor: is no mapping"),
+        ("consumers:\n", "consumers: [a]\nmore:\n", 3, "consumers: is not a mapping"),
+        ("  processor:\n", "  processor: x\n  other:\n", 17, "post_processors.processor: is not a mapping"),
         ("plugin: {", "plugin: {{", 0, "is not YAML"),
-        (RIGHT, "just text", 0, "holds no plugin"),
+        (RIGHT, "just text", 0, "does not describe a plugin"),
         (RIGHT, "phase_hooks: {}", 0, "has no 'plugin'"),
     ],
 )  # fmt: skip

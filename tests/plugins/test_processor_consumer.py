@@ -254,8 +254,8 @@ async def test_memory_does_not_grow_with_the_records() -> None:
         ({"success": True, "metrics": {"p": np.float64(1.5)}}, (True, {"p": 1.5}, None)),
         ({"p50": np.array([1, 2])}, (True, {"p50": [1, 2]}, None)),
         (ProcessingResult(False), (False, None, None)),
-        (None, (False, None, "no ProcessingResult")),
-        ("done", (False, None, "no ProcessingResult")),
+        (None, (False, None, "not a ProcessingResult")),
+        ("done", (False, None, "not a ProcessingResult")),
         (ValueError("bad"), (False, None, "ValueError('bad')")),
     ],
 )

@@ -49,7 +49,7 @@ def one_journal(data: Path | None) -> Path:
 
 def journal_to_write(data: Path) -> Path:
     """Return the directory of an existing journal."""
-    with JournalReader(data) as reader:  # so that none is begun where there is none
+    with JournalReader(data) as reader:  # which fails, rather than begin one, if there is none
         path = reader.path
     if path.name != FILE_NAME:
         raise ConfigError(

@@ -28,7 +28,7 @@ def receipts(run: str, *, data: DataOption = None, json: JsonOption = False) -> 
         said = reader.receipts(found.row.run_id)
     if not said:
         raise ConfigError(
-            f"there are no receipts of run {found.row.run_id!r} in {str(found.journal)!r}: no consumer "
+            f"there are no receipts for run {found.row.run_id!r} in {str(found.journal)!r}: no consumer "
             "has handled its end yet; 'phase-bus runs' shows whether it has ended"
         )
     rows, whole = ledger(said), is_whole(said)

@@ -40,8 +40,8 @@ class Child:
         self._arguments = arguments
         self._say = say
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._complaint = ""  # the last error that it told in a line of its own
-        self._quiet = True  # until it is up: a failure to start is told once, by who waits for it
+        self._complaint = ""  # the last error that it printed as a line
+        self._quiet = True  # until it is up: a failure to start is reported once, by whoever waits for it
         self._process: asyncio.subprocess.Process | None = None
         self._pump: asyncio.Task[None] | None = None
 

@@ -1,4 +1,4 @@
-"""What ``exec`` and ``up`` are told: a YAML file, and ``--with`` on the command line."""
+"""The configuration of ``exec`` and ``up``: a YAML file, and ``--with`` on the command line."""
 
 from __future__ import annotations
 

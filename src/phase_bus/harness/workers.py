@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from phase_bus.errors import ConfigError
 from phase_bus.harness.children import Child, describe_exit
 
-_STARTED_S = 1.0  # after this what it prints is shown as it comes
-_LASTED_S = 20.0  # who fails by itself before that has not worked
-_FAILURES = 3  # one after another, after which it is no use
-_STOP_S = 10.0  # sooner than who waits for the pool loses patience
+_STARTED_S = 1.0  # after this its output is shown as it comes
+_LASTED_S = 20.0  # a worker that fails by itself before that has not worked
+_FAILURES = 3  # in a row, after which it is given up
+_STOP_S = 10.0  # less than whoever waits for the pool allows
 _WAIT_S = 0.5  # before a dead worker is replaced
 
 

@@ -83,7 +83,9 @@ class _Checker:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             return self._find(None, f"is not YAML: {one_line(error)}")
         if not isinstance(root, yaml.MappingNode):
-            return self._find(None, "holds no plugin; it begins with 'plugin:', with a 'name' in it")
+            return self._find(
+                None, "does not describe a plugin; begin it with 'plugin:' and a 'name' in it"
+            )
         _let_be_found(self._path)
         sections = self._mapping(root, ("plugin", *SECTIONS), "the file")
         if "plugin" not in sections:
@@ -142,7 +144,7 @@ class _Checker:
         """Return the nodes of a mapping by key."""
         found: dict[str, yaml.Node] = {}
         if not isinstance(node, yaml.MappingNode):
-            self._find(node, f"{where}: is no mapping; write 'key: value' lines below it")
+            self._find(node, f"{where}: is not a mapping; write 'key: value' lines below it")
             return found
         for key_node, value in node.value:
             key = str(_value(key_node))

@@ -2,7 +2,7 @@
 
 A plugin is a package with an entry point in the group ``phase_bus.plugins`` whose value is
 ``package:registry.yaml``. Its file is read without importing the package, and a class is imported only
-when it is used, so a plugin that is broken, slow to import or not wanted costs the others nothing.
+when it is used, so a plugin that is broken, slow to import or unwanted costs the others nothing.
 
 Our own plugin comes first, the others follow in the alphabetical order of their packages. Of two things
 with one name the first counts; the other is left out and reported.
@@ -112,7 +112,7 @@ class Registry(Struct, frozen=True):
                 )
         raise ConsumerNotFoundError(
             shown,
-            f"no plugin has a {WORDS[kind]} of that name, and it is no module:Class"
+            f"no plugin has a {WORDS[kind]} of that name, and it is not a module:Class"
             + suggest(name, self.of(kind)),
         )
 

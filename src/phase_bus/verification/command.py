@@ -38,7 +38,7 @@ class Ended(Struct, frozen=True, kw_only=True):
 
 
 class Interrupt:
-    """Whether the user wants to stop (Ctrl-C, SIGTERM, SIGHUP); a command that runs is told as well.
+    """Whether the user wants to stop (Ctrl-C, SIGTERM, SIGHUP); a running command is interrupted too.
 
     The first signal asks the command to end; a second one, or ``_END_S`` without an end, kills it.
     """
@@ -48,7 +48,7 @@ class Interrupt:
         self._group: int | None = None
 
     def watch(self, group: int | None) -> None:
-        """From now on tell a command, by its process group; None for no command."""
+        """Interrupt a command too from now on, by its process group; None for no command."""
         self._group = group
         if self.asked.is_set():  # while the bus was starting, for instance
             self._ask()

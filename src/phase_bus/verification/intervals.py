@@ -6,7 +6,7 @@ off_r that with the bus off. Over n rounds, with the mean ȳ and the standard de
     ȳ ± t(n-1, 0.975) · s / √n
 
 is the 95 % confidence interval of the mean of y by Student's t, and 100 · (exp(y) - 1) of its ends and of ȳ
-are what is told: the difference in percent. Logarithms, because what disturbs a measurement does so by a
+are reported: the difference in percent. Logarithms, because what disturbs a measurement does so by a
 factor, and because the mean of x_r / off_r itself would be biased upwards by the noise of off_r.
 """
 

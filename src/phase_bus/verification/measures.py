@@ -24,7 +24,7 @@ class Measure(Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        """By what it is found in a run's values."""
+        """Its key in a run's values."""
         return f"{self.metric}.{self.statistic}"
 
 
@@ -45,7 +45,7 @@ MEASURES = (
     ),
     DURATION,
 )
-# Told as the others are, and never decided on: it is what the plugin costs, not what the benchmark feels.
+# Reported like the others, but never judged: it is what the plugin costs, not what the benchmark feels.
 CPU = Measure("aiperf", "cpu", "CPU time of AIPerf", "s")
 
 

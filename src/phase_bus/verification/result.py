@@ -24,7 +24,7 @@ class Comparison(Struct, frozen=True, kw_only=True):
 
     Attributes:
         difference: None for fewer than two rounds.
-        decision: what the interval says of the tolerance; None if it is not asked, or there is none.
+        decision: what the interval says of the tolerance; None if it is not judged, or has no interval.
     """
 
     mode: Mode

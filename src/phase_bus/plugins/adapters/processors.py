@@ -213,7 +213,7 @@ def _document(outcome: Any, count: int) -> dict[str, Any]:
     elif hasattr(outcome, "success"):
         fields = {name: getattr(outcome, name, None) for name in _FIELDS}
     else:
-        raise TypeError(f"process() returned {outcome!r:.80}, which is no ProcessingResult")
+        raise TypeError(f"process() returned {outcome!r:.80}, which is not a ProcessingResult")
     document = {name: fields.get(name) for name in _FIELDS}
     document["success"] = bool(document["success"])
     if document["record_count"] is None:
