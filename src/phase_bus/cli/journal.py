@@ -16,6 +16,7 @@ from phase_bus.cli.output import counted, local_time, make_console, print_json, 
 from phase_bus.errors import ConfigError, JournalError
 from phase_bus.journal.files import FILE_NAME, size_on_disk
 from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.rows import Limits
 
 
 def info(*, data: OneDataOption = None, json: JsonOption = False) -> None:
@@ -90,7 +91,7 @@ def prune(
     directory = journal_to_write(data)
     path = directory / FILE_NAME
     before = size_on_disk(path)
-    with Journal(directory, limits.limits()) as writer:
+    with Journal(directory, msgspec.convert(limits, Limits, from_attributes=True)) as writer:
         gone = writer.prune(time.time_ns())
     after = size_on_disk(path)
     if json:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
+import docstring_parser
+import msgspec
 from cyclopts import Parameter
+from msgspec import Struct
 
 from phase_bus.core.address import Address, default_address
 from phase_bus.core.client import BusClient
@@ -62,27 +65,26 @@ def _not_negative(_type: Any, value: float | None) -> None:
 
 
 NOT_NEGATIVE = Parameter(validator=_not_negative)
-_LIMITS = Limits()
 
 
-@Parameter(name="*")
-@dataclass(frozen=True)
-class LimitOptions:
-    """How much a journal keeps, as options of a command."""
-
-    max_bytes: Annotated[
-        int, NOT_NEGATIVE, Parameter(help="The size beyond which the oldest finished runs are pruned.")
-    ] = _LIMITS.max_bytes
-    max_age_s: Annotated[
-        float, NOT_NEGATIVE, Parameter(help="The age beyond which finished runs are pruned, in seconds.")
-    ] = _LIMITS.max_age_s
-    max_runs: Annotated[int, NOT_NEGATIVE, Parameter(help="The number of runs kept.")] = _LIMITS.max_runs
-
-    def limits(self) -> Limits:
-        """Return them as the journal takes them."""
-        return Limits(**asdict(self))
+def as_options(struct: type[Struct], *hidden: str) -> Any:
+    """Return a dataclass that makes options of a Struct's fields, described as in its docstring."""
+    told = docstring_parser.parse(struct.__doc__ or "").params
+    helps = {each.arg_name: (each.description or "").replace("``", "'") for each in told}
+    made = []
+    for each in msgspec.structs.fields(struct):
+        text = helps.get(each.name, "")
+        text = text[:1].upper() + text[1:]
+        parameter = Parameter(help=text, show=each.name not in hidden, validator=_not_negative)
+        made.append((each.name, Annotated[each.type, parameter], field(default=each.default)))
+    namespace = {"__module__": __name__}  # else it passes for a type of Python's own
+    return Parameter(name="*")(make_dataclass(struct.__name__, made, frozen=True, namespace=namespace))
 
 
+if TYPE_CHECKING:
+    LimitOptions = Limits
+else:
+    LimitOptions = as_options(Limits)
 DEFAULT_LIMITS = LimitOptions()
 
 

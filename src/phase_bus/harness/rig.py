@@ -26,14 +26,6 @@ _LOOK_S = 0.05
 _RUN_END_GRACE_S = 2.0  # for a run_complete that is still under way when its command has ended
 
 
-class StartError(PhaseBusError):
-    """A process, called ``name``, could not start."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        self.name = name
-        super().__init__(reason)
-
-
 class Rig:
     """Runs a bus and consumers as processes, and shows on a console how the runs go.
 
@@ -106,7 +98,7 @@ class Rig:
         """Start everything and wait until each consumer is ready; return the bus's status.
 
         Raises:
-            StartError: if a process ended instead, or was not ready in time.
+            PhaseBusError: if a process ended instead, or was not ready in time.
         """
         await self._bus.start()
         await asyncio.gather(*(child.start() for child in self._consumers))
@@ -124,7 +116,7 @@ class Rig:
                 while True:
                     for child in (self._bus, *self._consumers):
                         if child.returncode is not None:
-                            raise StartError(child.name, await child.failure())
+                            raise PhaseBusError(await child.failure())
                     if (status := await self.status(0.2)) is not None:
                         waiting = [child for child in self._consumers if not child.is_ready(status)]
                         if not waiting:
@@ -132,7 +124,7 @@ class Rig:
                     await asyncio.sleep(_LOOK_S)
         except TimeoutError:
             names = ", ".join(child.name for child in waiting) or "the bus"
-            raise StartError(names, f"{names}: not ready within {timeout_s:g} s") from None
+            raise PhaseBusError(f"{names}: not ready within {timeout_s:g} s") from None
 
     async def _watch(self, child: Child) -> None:
         await child.wait()
