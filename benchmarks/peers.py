@@ -14,7 +14,7 @@ import zmq
 
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
-from phase_bus.consumer.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.group_member import GroupMember
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
@@ -55,8 +55,7 @@ def proxy(ready: Connection, publishers: str, subscribers: str) -> None:
 
 def consumer(ready: Connection, make: Callable[..., Consumer], address: str, *arguments: Any) -> None:
     """Run a consumer as ``phase-bus consume`` does."""
-    made = make(*arguments)
-    made.name = make.__name__
+    made = named(make(*arguments), make.__name__)
 
     async def run() -> None:
         runner = ConsumerRunner(
@@ -83,9 +82,7 @@ def member(ready: Connection, address: str, group: str) -> None:
     """Run a member of a group of aggregators, from when it is told to."""
 
     def build() -> Consumer:
-        made = ResultsAggregator(output=None)
-        made.name = group
-        return made
+        return named(ResultsAggregator(output=None), group)
 
     async def run() -> None:
         runner = GroupMember(build, group, Address.parse(address))

@@ -9,7 +9,7 @@ import pytest
 from phase_bus.consumer.holdings import Holdings
 from phase_bus.consumer.share import Share
 from phase_bus.consumer.view import View
-from phase_bus.core.control import EVENTS, Assigned, Heard
+from phase_bus.core.control import EVENTS, Assigned, Heard, State
 from phase_bus.events import Receipt
 from tests.group.consumers import Totals
 
@@ -19,6 +19,16 @@ class Large(Totals):
 
     def state(self) -> bytes:
         return bytes(300 << 10)
+
+
+class Ready:
+    """A process that is ready."""
+
+    client_id = "c"
+    state: State = "ready"
+
+
+MEMBER = Ready()
 
 
 async def give(_receipt: Receipt) -> None:
@@ -64,7 +74,7 @@ def test_a_refused_share_is_lost() -> None:
     holdings.take_ack(heard(refused=(3,)))
     assert [share.view.number for share in holdings.held] == [4]
     assert [share.view.number for share in holdings.lost] == [3]
-    assert [commit.share for commit in holdings.beat("c", "ready").commits] == [4]
+    assert [commit.share for commit in holdings.beat(MEMBER).commits] == [4]
     assert not holdings.is_assigned(holdings.shares[3])
 
 
@@ -91,9 +101,9 @@ def test_another_bus_has_given_nothing() -> None:
 def test_a_beat_has_room_for_some_commits_only() -> None:
     """The bus refuses messages that are too large; the rest is told with the next beat, at once."""
     holdings = holding(3, 4, cls=Large)
-    assert [commit.share for commit in holdings.beat("c", "ready").commits] == [3]
+    assert [commit.share for commit in holdings.beat(MEMBER).commits] == [3]
     assert holdings.take_ack(heard({3: 0})), "there is more to tell"
-    assert [commit.share for commit in holdings.beat("c", "ready").commits] == [4]
+    assert [commit.share for commit in holdings.beat(MEMBER).commits] == [4]
     assert not holdings.take_ack(heard({4: 0}))
 
 
@@ -104,7 +114,7 @@ def test_a_run_is_handled_when_the_leaders_commit_is_kept(number: int) -> None:
     share.dispatcher.finished("r", whole=False)
     if holdings.leader is not None:
         holdings.leader.committed()
-    assert holdings.beat("c", "ready").handled_runs == ()
+    assert holdings.beat(MEMBER).handled_runs == ()
     assert holdings.take_ack(heard({number: 0})) == (number == EVENTS)
-    beat = holdings.beat("c", "ready")
+    beat = holdings.beat(MEMBER)
     assert beat.handled_runs == beat.incomplete_runs == (("r",) if number == EVENTS else ())

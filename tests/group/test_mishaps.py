@@ -288,6 +288,34 @@ async def test_a_loss_while_two_runs_go_on(
         kept.close()
 
 
+async def test_the_last_of_a_partition_is_lost(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing comes after it that could show the hole: the next heartbeat does, and nobody complains."""
+    member = Member(kept.address)
+    lost: list[bytes] = []
+
+    def losing(socket: zmq.Socket[bytes]) -> tuple[bytes, bytes, zmq.Frame]:
+        message = receive_event(socket)
+        while message[0].startswith(b"records."):
+            lost.append(message[0])
+            message = receive_event(socket)
+        return message
+
+    try:
+        await until(lambda: shared_out([member]))
+        await until(lambda: not any(share.follower.replaying for share in member.runner.shares.values()))
+        monkeypatch.setattr("phase_bus.consumer.member.receive_event", losing)
+        with Run(kept.address) as run:
+            await run.publish(16 * 7)
+            partitions = [share for share in member.runner.shares.values() if not share.leads]
+            await until(lambda: all(share.dispatcher.received for share in partitions))
+        assert len(lost) == 16
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    finally:
+        await member.stop()
+
+
 async def test_a_publisher_that_comes_back(kept: Kept) -> None:
     """A run that was given up as lost goes on after all: at its real end all its records count."""
     member = Member(kept.address)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import msgspec
@@ -22,9 +22,8 @@ from phase_bus.consumer.share import Share
 from phase_bus.consumer.view import View, check_shareable
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, Welcome
-from phase_bus.core.wire import Header, decode_event, partition_of, topic_prefix
+from phase_bus.core.wire import Header, partition_of, topic_prefix
 from phase_bus.errors import ConfigError, PhaseBusError
-from phase_bus.events import Heartbeat
 
 logger = logging.getLogger("phase_bus.consumer")
 
@@ -72,9 +71,9 @@ class GroupMember(Member):
                 f"a group needs a bus, and {address} is a publisher's; start the consumer alone"
             )
         check_shareable(build())
-        super().__init__(group, address, high_water_mark=high_water_mark, on_ready=on_ready)
         self._holdings = Holdings(group)
         self.shares = self._holdings.shares
+        super().__init__(group, address, high_water_mark=high_water_mark, on_ready=on_ready)
         self._build = build
         self._settings = settings
         self._failure: PhaseBusError | None = None
@@ -214,6 +213,10 @@ class GroupMember(Member):
     # ---- events ----
 
     @property
+    def _held(self) -> Iterable[Share]:
+        return self.shares.values()
+
+    @property
     def _takes_live(self) -> bool:
         return not self._stop.is_set()
 
@@ -239,16 +242,6 @@ class GroupMember(Member):
             return
         if await share.handle(topic, header, payload, replayed=replayed) is not None:
             await self._flush(share)
-
-    def _take_greeting(self) -> None:
-        for share in self.shares.values():
-            share.follower.replaying = True
-
-    def _take_heartbeat(self, header: Header, payload: memoryview) -> None:
-        event = decode_event(_HEARTBEAT + b"bus$", payload)
-        if isinstance(event, Heartbeat):
-            for share in self.shares.values():
-                share.heartbeat(header, event.partitions)
 
     async def _catch_up(self, share: Share) -> bool:
         """Handle the next piece of the journal; return whether the bus could give one."""
@@ -298,8 +291,9 @@ class GroupMember(Member):
     def _hello(self) -> Hello:
         return msgspec.structs.replace(super()._hello(), group=self.name, settings=self._settings)
 
-    def _beat(self) -> Beat:
-        return self._holdings.beat(self.client_id, self.state)
+    @property
+    def _beat(self) -> Callable[[], Beat]:
+        return partial(self._holdings.beat, self)
 
     def _on_welcome(self, welcome: Welcome) -> None:
         super()._on_welcome(welcome)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 from phase_bus.consumer.leader import GroupLeader
 from phase_bus.consumer.share import Share
 from phase_bus.core.control import EVENTS, Assigned, Beat, Commit, Heard, State
 
 _BEAT_BYTES = 512 << 10  # of commits in one beat at most: a bus refuses messages that are too large
+
+
+class Client(Protocol):
+    """What a beat says of the process itself."""
+
+    client_id: str
+    state: State
 
 
 class Holdings:
@@ -102,7 +110,7 @@ class Holdings:
         held = [share.commit for share in self.held if share.commit is not None]
         return [*self._released.values(), *held]
 
-    def beat(self, client_id: str, state: State) -> Beat:
+    def beat(self, member: Client) -> Beat:
         """Return what the bus is to know now, with as many commits as it has room for."""
         held = self.held
         commits = tuple(_first(self.commits, _BEAT_BYTES))
@@ -112,8 +120,8 @@ class Holdings:
         handled = {} if self.leader is None else self.leader.handled
         lost_runs = set() if self.leader is None else self.leader.share.lost_runs
         return Beat(
-            client_id=client_id,
-            state=state,
+            client_id=member.client_id,
+            state=member.state,
             handled_runs=tuple(handled),
             incomplete_runs=tuple(run_id for run_id, whole in handled.items() if not whole),
             lost_runs=tuple(lost_runs & handled.keys()),

@@ -13,7 +13,7 @@ import socket
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import ClassVar, TypeVar
 
@@ -25,9 +25,16 @@ from phase_bus.consumer.replay import Piece, ReplayClient
 from phase_bus.consumer.share import Share
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, State, Welcome
-from phase_bus.core.wire import WIRE_VERSION, Header, receive_event, topic_prefix, unpack_header
+from phase_bus.core.wire import (
+    WIRE_VERSION,
+    Header,
+    decode_event,
+    receive_event,
+    topic_prefix,
+    unpack_header,
+)
 from phase_bus.errors import BusUnreachableError, JournalUnreadableError, WireError
-from phase_bus.events import EventBase, Receipt
+from phase_bus.events import EventBase, Heartbeat, Receipt
 from phase_bus.publisher.publisher import Publisher
 
 logger = logging.getLogger("phase_bus.consumer")
@@ -118,16 +125,26 @@ class Member(ABC):
     ) -> None:
         """Give an event to the share that it is for, if it may have it now."""
 
+    @property
     @abstractmethod
+    def _held(self) -> Iterable[Share]:
+        """The shares that this process works on."""
+
     def _take_greeting(self) -> None:
         """Take in that all subscriptions are in force, for the first time or again.
 
         What was published before, and was not received, is in the journal only.
         """
+        if self._replay is not None:
+            for share in self._held:
+                share.follower.replaying = True
 
-    @abstractmethod
-    def _take_heartbeat(self, header: Header, payload: memoryview) -> None:
-        """Take in where the stream stands."""
+    def _take_heartbeat(self, topic: bytes, header: Header, payload: memoryview) -> None:
+        """Take in where the stream and each partition of it stand."""
+        event = decode_event(topic, payload)
+        if isinstance(event, Heartbeat):
+            for share in self._held:
+                share.heartbeat(header, event.partitions)
 
     def _skip(self, error: WireError) -> None:
         """Tell of a message that is malformed."""
@@ -149,7 +166,7 @@ class Member(ABC):
                     continue
                 header = unpack_header(header_frame, topic)
                 if topic.startswith(_HEARTBEAT) and not self.address.direct:
-                    self._take_heartbeat(header, payload.buffer)
+                    self._take_heartbeat(topic, header, payload.buffer)
                 else:
                     await self._take(topic, header, payload.buffer, replayed=False)
             except zmq.Again:
@@ -219,9 +236,10 @@ class Member(ABC):
 
     # ---- the bus ----
 
+    @property
     @abstractmethod
-    def _beat(self) -> Beat:
-        """Return what the bus is to know now."""
+    def _beat(self) -> Callable[[], Beat]:
+        """What makes the beat, which says what the bus is to know now."""
 
     def _hello(self) -> Hello:
         return Hello(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -153,6 +153,10 @@ class ConsumerRunner(Member):
     # ---- events ----
 
     @property
+    def _held(self) -> Iterable[Share]:
+        return (self.share,)
+
+    @property
     def _takes_live(self) -> bool:
         return self.share.placed and (not self.share.follower.replaying or self.state == "starting")
 
@@ -166,12 +170,8 @@ class ConsumerRunner(Member):
             self._link.tell_news()
 
     def _take_greeting(self) -> None:
-        if self._replay is not None:
-            self.share.follower.replaying = True
+        super()._take_greeting()
         self._become_ready()
-
-    def _take_heartbeat(self, header: Header, payload: memoryview) -> None:  # noqa: ARG002 - it tells of partitions
-        self.share.heartbeat(header)
 
     def _skip(self, error: WireError) -> None:
         self.share.dispatcher.failed += 1
@@ -213,7 +213,11 @@ class ConsumerRunner(Member):
             subscriptions=tuple(topic.decode() for topic in self.share.view.wanted),
         )
 
-    def _beat(self) -> Beat:
+    @property
+    def _beat(self) -> Callable[[], Beat]:
+        return self._make_beat
+
+    def _make_beat(self) -> Beat:
         dispatcher, commit = self.share.dispatcher, self.share.tell()
         return Beat(
             client_id=self.client_id,

@@ -147,14 +147,14 @@ class Share:
 
     # ---- events ----
 
-    def heartbeat(self, header: Header, last_offsets: Mapping[int, int] | None = None) -> None:
+    def heartbeat(self, header: Header, last_offsets: Mapping[int, int]) -> None:
         """Take in where the stream stands.
 
         Args:
             header: the heartbeat's.
             last_offsets: the offset of the last records in each partition.
         """
-        self.follower.heartbeat(header._replace(previous=(last_offsets or {}).get(self.view.number, 0)))
+        self.follower.heartbeat(header._replace(previous=last_offsets.get(self.view.number, 0)))
 
     async def handle(
         self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
