@@ -12,7 +12,6 @@ from cyclopts import Parameter
 from phase_bus.cli.options import AddressesOption, ConfigOption, WithOption
 from phase_bus.cli.output import configure_logging, make_console
 from phase_bus.core.address import default_address
-from phase_bus.errors import ConfigError
 from phase_bus.harness.foreground import check_command, run_in_foreground
 from phase_bus.harness.signals import signals_to
 from phase_bus.journal.paths import exec_journal_directory
@@ -75,8 +74,6 @@ def exec_command(*command: str, setup: Setup = _DEFAULTS) -> int:
     Args:
         command: The command and its arguments, after '--'.
     """
-    if not command:
-        raise ConfigError("no command to run; write it after '--', as in: -- aiperf profile ...")
     check_command(command)
     loaded = setup.load()
     if not loaded.data:

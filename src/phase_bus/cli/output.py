@@ -22,12 +22,7 @@ def make_console(*, stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDE)
 
 
-def print_table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    empty: str = "",
-    console: Console | None = None,
-) -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "") -> None:
     """Print a table that looks like those of the other commands, or what to say if it is empty.
 
     Cells are shown as they are, whatever brackets are in them.
@@ -37,8 +32,7 @@ def print_table(
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
-    console = console or make_console()
-    console.print(table if table.rows or not empty else Text(empty), soft_wrap=not table.rows)
+    make_console().print(table if table.rows or not empty else Text(empty), soft_wrap=not table.rows)
 
 
 def format_json(document: Any) -> str:

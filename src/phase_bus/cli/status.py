@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from rich.console import Console
 from rich.text import Text
 
 from phase_bus.cli.options import AddressOption, JsonOption, parse_address
@@ -28,12 +27,11 @@ def status(*, address: AddressOption = None, json: JsonOption = False) -> None:
     if json:
         print_json(reply)
     else:
-        show_status(reply, make_console())
+        _show(reply)
 
 
-def show_status(status: Status, console: Console) -> None:
-    """Print a bus's status as tables."""
-    console.print(
+def _show(status: Status) -> None:
+    make_console().print(
         f"bus {status.bus_id[:8]} (pid {status.pid}) at {' and '.join(status.addresses)}, "
         f"up {status.uptime_s:.0f} s, {status.events} events taken in, "
         f"{status.dropped} messages malformed and skipped"
@@ -43,9 +41,9 @@ def show_status(status: Status, console: Console) -> None:
     columns = ("ROLE", "NAME", "STATE", "PID", "HOST", "EVENTS", "FAILED", *shares, "LAST HEARD")
     clients = sorted(status.clients, key=lambda client: (client.role, client.name))
     rows = (_client_row(client, grouped) for client in clients)
-    print_table(columns, rows, "no publishers or consumers", console)
+    print_table(columns, rows, "no publishers or consumers")
     columns = ("RUN", "STATUS", "STARTED", "DURATION", "EVENTS", "PUBLISHER", "HANDLED BY")
-    print_table(columns, (_run_row(run, status) for run in status.runs), "no runs yet", console)
+    print_table(columns, (_run_row(run, status) for run in status.runs), "no runs yet")
 
 
 def _client_row(client: ClientInfo, grouped: bool) -> tuple[object, ...]:

@@ -18,7 +18,9 @@ _LOOK_S = 0.2
 
 
 def check_command(command: Sequence[str]) -> None:
-    """Raise a ConfigError unless a command can be found, before anything is started for it."""
+    """Raise a ConfigError unless a command is given and can be found, before anything is started."""
+    if not command:
+        raise ConfigError("no command to run; write it after '--', as in: -- aiperf profile ...")
     if shutil.which(command[0]) is None:
         raise ConfigError(f"command {command[0]!r}: not found, or not executable; check its name and $PATH")
 

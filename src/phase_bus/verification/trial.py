@@ -30,17 +30,15 @@ class Run(Struct, frozen=True, kw_only=True):
     """A run of the benchmark.
 
     Attributes:
-        round: in which round, from 1; 0 is the warm-up, which counts for nothing.
-        mode: with what around it.
+        round: from 1; 0 is the warm-up, which counts for nothing.
         place: which one of its round it was, from 1.
         directory: where its output is.
-        exit_code: AIPerf's exit code, negative for a signal; None if it was not started.
+        exit_code: AIPerf's, negative for a signal; None if it was not started.
         values: what is compared, by :attr:`~phase_bus.verification.measures.Measure.key`.
         cpu_s: the CPU time of processes by name, in seconds. ``aiperf``: from its start to its end, all of
             its processes. The others: from being ready until the end of the run was handled; ``display``
             is the process that shows how the run goes, as ``exec`` does, here verify's own.
         requests: how many requests succeeded.
-        errors: how many failed.
         profiling_s: how long the profiling phase took, in seconds.
         events: how many events of the run the bus took, None without a bus.
         killed_after_s: when in the profiling phase the consumer was killed, in seconds; None if it was not.
