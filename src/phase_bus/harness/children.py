@@ -15,7 +15,7 @@ import msgspec
 from phase_bus.bus.options import BusOptions
 from phase_bus.core.control import ClientInfo, GroupInfo, Status
 from phase_bus.harness.config import Config, ConsumerConfig
-from phase_bus.journal.writer import Limits
+from phase_bus.journal.rows import Limits
 
 STOP_S = 15.0
 _KEPT_LINES = 20

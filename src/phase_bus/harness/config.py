@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from phase_bus.bus.options import BusOptions
 from phase_bus.errors import ConfigError, suggest
-from phase_bus.journal.writer import Limits
+from phase_bus.journal.rows import Limits
 from phase_bus.plugins.registry import Registry
 
 _OPTION_START = re.compile(r",(?=[A-Za-z_][\w.]*=)")
