@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import ClassVar
 
 
 class PhaseBusError(Exception):
@@ -45,7 +46,7 @@ class BusUnreachableError(PhaseBusError):
 
 
 class ConfigError(PhaseBusError):
-    """A configuration file or an option that is not right."""
+    """A configuration file or an option that is invalid."""
 
 
 class ConsumerNotFoundError(PhaseBusError):
@@ -61,10 +62,19 @@ class ConsumerNotFoundError(PhaseBusError):
 
 
 class ConsumerDefinitionError(PhaseBusError):
-    """A consumer class that is not one, for instance a handler for a kind that does not exist."""
+    """A consumer class that is invalid, for instance with a handler for a kind that does not exist."""
 
 
-class JournalError(PhaseBusError):
+class _FileError(PhaseBusError):
+    what: ClassVar[str]
+
+    def __init__(self, path: Path, reason: str, remedy: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{self.what} {str(path)!r}: {reason}; {remedy}")
+
+
+class JournalError(_FileError):
     """A journal that cannot be opened, read or written.
 
     Attributes:
@@ -72,10 +82,15 @@ class JournalError(PhaseBusError):
         reason: what is wrong.
     """
 
-    def __init__(self, path: Path, reason: str, remedy: str) -> None:
-        self.path = path
-        self.reason = reason
-        super().__init__(f"journal {str(path)!r}: {reason}; {remedy}")
+    what = "journal"
+
+
+class JournalInUseError(JournalError):
+    """A journal that another bus has open for writing."""
+
+
+class JournalDamagedError(JournalError):
+    """A journal whose file is damaged."""
 
 
 class JournalUnreadableError(PhaseBusError):
@@ -90,18 +105,15 @@ class JournalUnreadableError(PhaseBusError):
         super().__init__(f"the bus cannot read its journal: {reason}")
 
 
-class SpoolError(PhaseBusError):
-    """A file that is no spool, or cannot be read.
+class SpoolError(_FileError):
+    """A file that is not a spool, or cannot be read.
 
     Attributes:
         path: the file.
         reason: what is wrong.
     """
 
-    def __init__(self, path: Path, reason: str, remedy: str) -> None:
-        self.path = path
-        self.reason = reason
-        super().__init__(f"spool {str(path)!r}: {reason}; {remedy}")
+    what = "spool"
 
 
 class OptionError(ConfigError):

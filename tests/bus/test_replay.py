@@ -26,7 +26,8 @@ from phase_bus.core.control import Ack, Beat, Fetch, Fetched, Goodbye, Hello, Re
 from phase_bus.core.wire import decode_reply, encode_control
 from phase_bus.errors import BusUnreachableError, JournalError
 from phase_bus.events import EventBase, PhaseRef, PhaseStart, Receipt, Records, RunComplete
-from phase_bus.journal.writer import Journal, JournalReader
+from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.writer import Journal
 from phase_bus.publisher.publisher import Publisher
 from tests.chaos.consumers import read_lines
 from tests.chaos.processes import JournaledBus, consumer

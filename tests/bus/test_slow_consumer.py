@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from phase_bus.events import PhaseRef, PhaseStart
-from phase_bus.journal.writer import JournalReader
+from phase_bus.journal.reader import JournalReader
 from phase_bus.publisher.publisher import Publisher
 from tests.chaos.processes import JournaledBus, Killable, consumer
 from tests.helpers import wait_until

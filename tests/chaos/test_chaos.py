@@ -26,7 +26,8 @@ from phase_bus.core.records import RecordBatch
 from phase_bus.core.wire import decode_event
 from phase_bus.errors import BusUnreachableError
 from phase_bus.events import Receipt, Records, RunComplete
-from phase_bus.journal.writer import Entry, JournalReader
+from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.rows import Entry
 from tests.chaos.consumers import read_lines
 from tests.chaos.processes import Forwarder, JournaledBus, Killable, consumer
 from tests.consumers import postgres as postgres_module

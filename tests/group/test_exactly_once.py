@@ -17,9 +17,8 @@ import pytest
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import GroupInfo, Status
-from phase_bus.core.wire import decode_event
 from phase_bus.events import Receipt, Summary
-from phase_bus.journal.writer import JournalReader
+from phase_bus.journal.reader import JournalReader
 from tests.chaos.processes import ROOT, JournaledBus, Killable
 from tests.helpers import wait_until
 
@@ -115,8 +114,7 @@ def report(bus: JournaledBus, run_id: str, *options: str) -> bytes:
 def journaled(bus: JournaledBus, kind: type[Any], run_id: str) -> list[Any]:
     """The events of one kind in the journal."""
     with JournalReader(bus.directory) as reader:
-        entries = reader.of_kind(run_id, kind.kind)
-        return [decode_event(entry.topic, entry.payload) for entry in entries]
+        return reader.events(run_id, kind)
 
 
 def simulate(bus: JournaledBus, run_id: str, records: int, rate: float) -> subprocess.Popen[bytes]:

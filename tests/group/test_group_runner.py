@@ -19,12 +19,12 @@ from phase_bus.consumer.options import build_consumer
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import EVENTS, Assigned, Beat, Commit, GroupInfo, Heard, Hello, Status, Welcome
-from phase_bus.core.wire import decode_event, encode_control
+from phase_bus.core.wire import encode_control
 from phase_bus.errors import ConfigError
 from phase_bus.events import PhaseRef, PhaseStart, Receipt, Records, Summary
 from phase_bus.harness.dead_letters import open_retrier
+from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import DeadLetter
-from phase_bus.journal.writer import JournalReader
 from phase_bus.publisher.publisher import Publisher
 from tests.bus.test_replay import Kept
 from tests.group.consumers import Totals
@@ -213,8 +213,8 @@ async def test_the_bus_is_restarted(kept: Kept) -> None:
             await handled(kept.address)
             await until(lambda: shared_out(group))
     with JournalReader(kept.data) as reader:
-        found = [decode_event(entry.topic, entry.payload) for entry in reader.of_kind("r", "summary")]
-    assert [event.result for event in found if isinstance(event, Summary)] == [
+        found = reader.events("r", Summary)
+    assert [summary.result for summary in found] == [
         {"records": 2000, "sum": sum(range(2000)), "phases": 1}
     ]
 

@@ -20,7 +20,7 @@ from phase_bus.core.control import Ack, Hello
 from phase_bus.core.wire import Header, receive_event
 from phase_bus.errors import JournalError
 from phase_bus.events import PhaseStart, Records, Summary
-from phase_bus.journal.writer import JournalReader
+from phase_bus.journal.reader import JournalReader
 from tests.bus.test_replay import Kept
 from tests.group.consumers import Totals
 from tests.group.test_group_runner import SOURCE, Member, Run, group_info, handled, publish, shared_out

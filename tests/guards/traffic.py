@@ -15,7 +15,8 @@ import zmq
 from phase_bus.bus.server import Bus
 from phase_bus.core import wire
 from phase_bus.core.address import Address
-from phase_bus.journal.writer import Entry, Journal
+from phase_bus.journal.rows import Entry
+from phase_bus.journal.writer import Journal
 from phase_bus.publisher.publisher import Publisher
 from tests.helpers import DEADLINE_S, FAST, wait_until
 

@@ -19,12 +19,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from phase_bus.core.control import DeadLetterNote
 from phase_bus.core.wire import encode_event, topic_of
 from phase_bus.errors import JournalError
 from phase_bus.events import EventBase, Receipt, RunStart, TopicReceipt
-from phase_bus.journal import checkpointer as journal_merge
+from phase_bus.journal import checkpointer
 from phase_bus.journal.files import FILE_NAME
-from phase_bus.journal.writer import Checkpoint, Entry, Head, Journal, JournalReader, Limits
+from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.rows import Checkpoint, Entry, Head, Limits
+from phase_bus.journal.writer import Journal
 from tests.helpers import DEADLINE_S, wait_until
 
 _S = 1_000_000_000
@@ -209,16 +212,15 @@ def test_checkpoints_are_kept_by_name(tmp_path: Path) -> None:
 
 def set_aside(journal: Journal, consumer: str, offset: int, run_id: str = "r1", attempts: int = 3) -> int:
     """Add a dead letter; return its number."""
-    return journal.add_dead_letter(
-        consumer=consumer,
+    letter = DeadLetterNote(
         offset=offset,
         run_id=run_id,
         kind="records",
         error="KeyError: 'x'",
         traceback="Traceback ...",
-        ts_ns=9,
         attempts=attempts,
     )
+    return journal.add_dead_letter(consumer, letter, ts_ns=9)
 
 
 def test_dead_letters(journal: Journal) -> None:
@@ -233,8 +235,8 @@ def test_dead_letters(journal: Journal) -> None:
     letter = journal.dead_letter(first)
     assert letter is not None
     assert (letter.offset, letter.run_id, letter.error) == (4, "r1", "KeyError: 'x'")
-    assert journal.remove_dead_letter(second)
-    assert not journal.remove_dead_letter(second)
+    assert journal.settle_dead_letter(second, None)
+    assert not journal.settle_dead_letter(second, None)
     assert journal.dead_letter(second) is None
     assert set_aside(journal, "log", 4) > second
 
@@ -528,10 +530,10 @@ def test_a_reader_needs_a_journal(tmp_path: Path, no_leaks: None) -> None:
 
 
 @pytest.fixture
-def small_merges(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merge after 64 KiB; a log of 512 KiB is long."""
-    monkeypatch.setattr(journal_merge, "_MERGE_BYTES", 1 << 16)
-    monkeypatch.setattr(journal_merge, "_LONG_BYTES", 1 << 19)
+    monkeypatch.setattr(checkpointer, "_COPY_BYTES", 1 << 16)
+    monkeypatch.setattr(checkpointer, "_LONG_BYTES", 1 << 19)
 
 
 def log_bytes(journal: Journal) -> int:
@@ -539,7 +541,7 @@ def log_bytes(journal: Journal) -> int:
     return journal.path.with_name(f"{FILE_NAME}-wal").stat().st_size
 
 
-def test_the_log_is_merged_while_nobody_writes(small_merges: None, journal: Journal) -> None:
+def test_the_log_is_copied_while_nobody_writes(small_steps: None, journal: Journal) -> None:
     """What was appended reaches the file by itself; before, not even the tables were in it."""
     log = Log()
     journal.append([log.entry("records", payload=bytes(30_000))])
@@ -549,7 +551,7 @@ def test_the_log_is_merged_while_nobody_writes(small_merges: None, journal: Jour
     assert read_all(journal) == log.entries
 
 
-def test_the_log_does_not_grow_for_ever(small_merges: None, journal: Journal) -> None:
+def test_the_log_does_not_grow_for_ever(small_steps: None, journal: Journal) -> None:
     """A writer never pauses, and for a while a reader stands still: only the log waits for him."""
     log = Log()
     for _ in range(300):
@@ -574,36 +576,37 @@ import logging, resource, sys
 from pathlib import Path
 from tests.helpers import wait_until
 from tests.journal.test_journal import Log, read_all
-from phase_bus.journal import checkpointer as journal_merge
+from phase_bus.journal import checkpointer
 from phase_bus.journal.writer import Journal
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 directory, log = Path(sys.argv[1]), Log()
 with Journal(directory) as journal:
     journal.append([log.entry(payload=bytes(2_000_000))])
-journal_merge._MERGE_BYTES = 1 << 16
+checkpointer._COPY_BYTES = 1 << 16
 soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 with Journal(directory) as journal:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))  # below the file's size, above the log's
     for _ in range(4):
         journal.append([log.entry(payload=bytes(100_000))])
-        wait_until(journal._merger._idle.is_set)
+        wait_until(journal._checkpointer._idle.is_set)
     assert read_all(journal) == log.entries
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     journal.append([log.entry(payload=bytes(100_000))])
-    wait_until(lambda: not journal._merger._failed)
+    wait_until(lambda: not journal._checkpointer._failed)
     assert read_all(journal) == log.entries
     assert journal.verify() == []
 """
 
 
-def test_a_merge_that_fails_is_told_once(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_copied_is_told_once(tmp_path: Path) -> None:
     """The log keeps all of it meanwhile, and is merged as soon as that can be done again."""
     (told,) = run_child(_UNMERGEABLE, tmp_path).splitlines()
-    assert told == f"phase-bus bus: the log of {tmp_path / FILE_NAME} is not merged: disk I/O error"
+    log = f"the write-ahead log of {tmp_path / FILE_NAME}"
+    assert told == f"phase-bus bus: {log} cannot be copied into it: disk I/O error"
 
 
 @pytest.mark.slow
-def test_merges_readers_and_pruning_at_once(small_merges: None, journal: Journal) -> None:
+def test_checkpoints_readers_and_pruning_at_once(small_steps: None, journal: Journal) -> None:
     """Logs that start over thousands of times under a merge, readers and pruning: nothing is lost."""
     journal.limits = Limits(max_runs=2)
     rng, log, stop = random.Random(7), Log(), threading.Event()
@@ -644,9 +647,10 @@ _WRITER = """
 import sys
 from pathlib import Path
 from tests.journal.test_journal import Log
-from phase_bus.journal import checkpointer as journal_merge
-from phase_bus.journal.writer import Journal, Limits
-journal_merge._MERGE_BYTES, journal_merge._LONG_BYTES = 1 << 16, 1 << 19  # many merges to be killed in
+from phase_bus.journal import checkpointer
+from phase_bus.journal.rows import Limits
+from phase_bus.journal.writer import Journal
+checkpointer._COPY_BYTES, checkpointer._LONG_BYTES = 1 << 16, 1 << 19  # many checkpoints to be killed in
 with Journal(Path(sys.argv[1]), Limits(max_runs=3)) as journal:
     log = Log(journal.head)
     while True:
@@ -713,7 +717,9 @@ _UNTIL_FULL = """
 import resource, subprocess, sys
 from pathlib import Path
 from tests.journal.test_journal import Log, read_all
-from phase_bus.journal.writer import Head, Journal, JournalReader
+from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.rows import Head
+from phase_bus.journal.writer import Journal
 from phase_bus.errors import JournalError
 directory, how = Path(sys.argv[1]), sys.argv[2]
 ballast = directory / "ballast"
@@ -771,7 +777,8 @@ import os, sys
 import urllib.parse  # for Path.as_uri(): nobody may not read every Python's library
 from pathlib import Path
 from tests.journal.test_journal import read_all
-from phase_bus.journal.writer import Journal, JournalReader
+from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.writer import Journal
 from phase_bus.errors import JournalError
 if os.geteuid() == 0:
     os.setgroups([])
@@ -880,7 +887,7 @@ def test_verify_names_the_offset(tmp_path: Path) -> None:
         journal.append([log.entry(payload=b"payload %d." % i) for i in range(9)])
     db = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
     for damage, problem in (
-        ("UPDATE events SET payload = 'x' WHERE offset = 4", "offset 4: its content does not fit"),
+        ("UPDATE events SET payload = 'x' WHERE offset = 4", "offset 4: its content does not match"),
         ("DELETE FROM events WHERE offset BETWEEN 5 AND 6", "offsets without an event: 5-6"),
         ("DELETE FROM events WHERE offset = 9", "events 8 instead of 9, "),
         ("UPDATE events SET source_seq = 2 WHERE offset = 3", "offset 3: "),

@@ -1,39 +1,85 @@
-"""How clients come to the bus, are heard, and go."""
+"""The clients of a bus: who is connected, and what happens when they come, beat, and go."""
 
 from __future__ import annotations
 
 import logging
 import re
+import time
+from collections.abc import Callable, Mapping
 
-from phase_bus.bus.checkpoints import Positions
-from phase_bus.bus.ledger import Client, Ledger
-from phase_bus.bus.members import Members
+import msgspec
+
+from phase_bus.bus.checkpoints import Checkpoints
+from phase_bus.bus.groups import Groups
 from phase_bus.bus.options import BusOptions
-from phase_bus.bus.run_ends import RunEnds
 from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Stream
-from phase_bus.core.control import WIRE_VERSION, Beat, Heard, Hello, Refused, Welcome
+from phase_bus.core.control import WIRE_VERSION, Beat, ClientInfo, Heard, Hello, Refused, Reply, Welcome
 from phase_bus.errors import WireError
 
 logger = logging.getLogger("phase_bus.bus")
 
 _CLIENT_ID = re.compile("[0-9a-f]{32}")
+_KEPT_CLIENTS = 200  # of those that left; the oldest are forgotten
+
+
+class Client:
+    """A publisher or consumer as the bus sees it.
+
+    Attributes:
+        info: what it last said of itself.
+        source: a publisher's name in the headers of its events.
+        heard_s: when it was last heard, by :func:`time.monotonic`.
+        last_seq: a publisher's last event taken in.
+        kept_seq: its last event in the stream.
+        asked_seq: the missing event that a publisher was last asked to send again.
+        identity: the ROUTER's name for its connection.
+    """
+
+    def __init__(self, hello: Hello) -> None:
+        self.source = bytes.fromhex(hello.client_id)
+        self.identity = b""
+        self.heard_s = 0.0
+        self.last_seq = self.kept_seq = hello.next_seq - 1
+        self.asked_seq = 0
+        self.info = ClientInfo(
+            client_id=hello.client_id,
+            role=hello.role,
+            name=hello.name,
+            pid=hello.pid,
+            host=hello.host,
+            state="starting" if hello.role == "consumer" else "ready",
+            subscriptions=hello.subscriptions,
+            group=hello.group,
+        )
+
+    @property
+    def here(self) -> bool:
+        """Whether it is still on the bus, as far as is known."""
+        return self.info.state not in ("stopped", "silent")
+
+    def hear(self, identity: bytes, now_s: float) -> None:
+        """Note a sign of life. ZeroMQ may have connected the client anew, without a word to it."""
+        self.identity = identity
+        self.heard_s = now_s
+
+    def update(self, **changes: object) -> None:
+        """Change what is known of it."""
+        self.info = msgspec.structs.replace(self.info, **changes)
 
 
 class Clients:
     """Answers hellos, beats and goodbyes, and notices who is gone without one.
 
-    Who is gone leaves its group, and the runs that it has published and not ended are lost.
+    A client that is gone leaves its group, and the runs that it published and did not end are lost.
 
     Args:
-        bus_id: names this process of the bus.
-        options: how the bus behaves.
-        sockets: where clients are answered, and what else they are to connect to.
-        stream: where it stands is told to a client that comes.
-        ledger: who is there.
-        positions: where consumers are to go on, and where it is kept how far they are.
-        members: those of groups.
-        run_ends: ends the runs of publishers that are gone.
+        last_seqs: the last sequence that an earlier bus took in from each source.
+        end_runs: ends the runs of a source, for a reason.
+
+    Attributes:
+        by_id: all clients, the latest of those that left included.
+        sources: the publishers among them by their sources.
     """
 
     def __init__(
@@ -43,23 +89,86 @@ class Clients:
         *,
         sockets: BusSockets,
         stream: Stream,
-        ledger: Ledger,
-        positions: Positions,
-        members: Members,
-        run_ends: RunEnds,
+        checkpoints: Checkpoints,
+        groups: Groups,
+        last_seqs: Mapping[bytes, int],
+        end_runs: Callable[[str, bytes], None],
     ) -> None:
+        self.by_id: dict[str, Client] = {}
+        self.sources: dict[bytes, Client] = {}
         self._bus_id = bus_id
         self._options = options
+        self._silent_after_s = max(options.silent_after_s, 2 * options.heartbeat_s)
         self._sockets = sockets
         self._reply = sockets.reply
         self._stream = stream
-        self._ledger = ledger
-        self._positions = positions
-        self._members = members
-        self._run_ends = run_ends
+        self._checkpoints = checkpoints
+        self._groups = groups
+        self._last_seqs = dict(last_seqs)
+        self._end_runs = end_runs
+        self._orphans: dict[bytes, float] = {}
 
-    def refuse_version(self, identity: bytes, hello: Hello) -> None:
-        """Tell a client that it and this bus do not understand each other."""
+    def wait_for(self, source: bytes) -> None:
+        """Expect a publisher back whose run an earlier bus left open; else the run is lost."""
+        self._orphans[source] = time.monotonic() + self._silent_after_s
+
+    def name_of(self, source: bytes) -> str:
+        """Return what a person calls a publisher, empty if it is not known."""
+        client = self.sources.get(source)
+        return client.info.name if client else ""
+
+    def tell(self, client_id: str, message: Reply) -> None:
+        """Send a client a message, unless it is not known."""
+        client = self.by_id.get(client_id)
+        if client is not None:
+            self._reply(client.identity, message)
+
+    def infos(self, now_s: float) -> tuple[ClientInfo, ...]:
+        """Return what is known of all clients."""
+        return tuple(
+            msgspec.structs.replace(
+                client.info, age_s=now_s - client.heard_s, shares=self._groups.shares_of(client_id)
+            )
+            for client_id, client in self.by_id.items()
+        )
+
+    # ---- coming ----
+
+    def welcome(self, identity: bytes, hello: Hello, now_s: float) -> None:
+        """Take in a client that introduces itself, for the first time or again.
+
+        What was taken in must be in the stream by now: the client is told how far the stream is.
+
+        Raises:
+            WireError: if its id is malformed.
+            JournalError: if its checkpoint cannot be read.
+        """
+        if hello.wire_version != WIRE_VERSION:
+            self._refuse_version(identity, hello)
+            return
+        if not _CLIENT_ID.fullmatch(hello.client_id):
+            raise WireError(f"client id {hello.client_id!r:.100} is not 32 hex digits")
+        client = self._take_in(hello)
+        client.hear(identity, now_s)
+        checkpoint = self._checkpoints.find(hello)
+        welcome = Welcome(
+            bus_id=self._bus_id,
+            events=self._sockets.events_endpoint,
+            heartbeat_s=self._options.heartbeat_s,
+            silent_after_s=self._silent_after_s,
+            last_seq=client.last_seq,
+            replay=self._sockets.replay_endpoint,
+            journal_id=self._checkpoints.journal_id,
+            offset=self._stream.head.offset,
+            event_number=self._stream.head.event_number,
+            checkpoint=checkpoint.offset if checkpoint else None,
+            state=checkpoint.state if checkpoint else None,
+        )
+        self._reply(identity, welcome)
+        if hello.group:
+            self._groups.join(hello.group, hello.client_id, hello.settings, now_s)
+
+    def _refuse_version(self, identity: bytes, hello: Hello) -> None:
         reason = (
             f"it reads wire version {WIRE_VERSION}, and {hello.name!r} on {hello.host or 'this host'} "
             f"writes {hello.wire_version}; use the same phase-bus on both sides"
@@ -67,62 +176,70 @@ class Clients:
         logger.warning("phase-bus bus: %s %r is refused: %s", hello.role, hello.name, reason)
         self._reply(identity, Refused(seq=hello.next_seq - 1, reason=reason))
 
-    def welcome(self, identity: bytes, hello: Hello, now_s: float) -> None:
-        """Take in a client that introduces itself, for the first time or again.
+    def _take_in(self, hello: Hello) -> Client:
+        client = self.by_id.get(hello.client_id)
+        if client is None:
+            client = self.by_id[hello.client_id] = Client(hello)
+            self._forget_old()
+        # Nobody can send again what was acknowledged: waiting for it would never end.
+        last_seq = self._last_seqs.pop(client.source, 0)
+        client.last_seq = client.kept_seq = max(client.last_seq, hello.next_seq - 1, last_seq)
+        if not client.here:
+            client.update(state="ready" if hello.role == "publisher" else "starting")
+        if client.info.role == "publisher":
+            self.sources[client.source] = client
+            self._orphans.pop(client.source, None)
+        return client
 
-        All that was taken in is to be in the stream by now: the client is told where that stands.
+    def _forget_old(self) -> None:
+        gone = [client_id for client_id, client in self.by_id.items() if not client.here]
+        for client_id in gone[:-_KEPT_CLIENTS]:
+            self.sources.pop(self.by_id.pop(client_id).source, None)
 
-        Raises:
-            WireError: its id is none.
-            JournalError: it cannot be read where the client is to go on.
-        """
-        if not _CLIENT_ID.fullmatch(hello.client_id):
-            raise WireError(f"client id {hello.client_id!r:.100} is not 32 hex digits")
-        client = self._ledger.hello(hello, identity, now_s)
-        kept = self._positions.find(hello)
-        welcome = Welcome(
-            bus_id=self._bus_id,
-            events=self._sockets.events_endpoint,
-            heartbeat_s=self._options.heartbeat_s,
-            silent_after_s=self._ledger.silent_after_s,
-            last_seq=client.last_seq,
-            replay=self._sockets.replay_endpoint,
-            journal_id=self._positions.journal_id,
-            offset=self._stream.head.offset,
-            event_number=self._stream.head.event_number,
-            checkpoint=kept.offset if kept else None,
-            state=kept.state if kept else None,
-        )
-        self._reply(identity, welcome)
+    # ---- being here ----
 
     def hear(self, identity: bytes, beat: Beat, now_s: float) -> Client | None:
-        """Take in that a client is alive, and what it has done; return it, or None if it is not known."""
-        client = self._ledger.clients.get(beat.client_id)
-        if client is None or not self._ledger.beat(beat, identity, now_s):
+        """Take in a beat, and keep the checkpoints in it; return the client, None if it is not known."""
+        client = self.by_id.get(beat.client_id)
+        if client is None or not client.here:
             # Its commits are judged when it has said hello and says them again.
             self._reply(identity, Heard(bus_id=self._bus_id, known=False))
             return None
-        kept = self._positions.keep(client.info, beat, self._members.group_of(beat.client_id))
-        heard = Heard(
-            bus_id=self._bus_id,
-            dead_letters=tuple(kept.dead_letters),
-            kept=kept.shares,
-            refused=tuple(kept.refused),
+        client.hear(identity, now_s)
+        client.update(
+            state=beat.state,
+            handled_runs=beat.handled_runs,
+            incomplete_runs=beat.incomplete_runs,
+            received=beat.received,
+            failed=beat.failed,
+            position=beat.position,
         )
+        heard = self._checkpoints.keep(client.info, beat, self._groups.of(beat.client_id))
         self._reply(identity, heard)
-        self._members.take_beat(beat)
+        self._groups.take_beat(beat)
         return client
+
+    def forgive_silence(self, now_s: float) -> None:
+        """Count everybody's silence from now on: it was the bus that did not listen."""
+        for client in self.by_id.values():
+            client.heard_s = now_s
+
+    # ---- going ----
 
     def take_leave(self, identity: bytes, client_id: str) -> None:
         """Let go of a client that says goodbye."""
-        client = self._ledger.leave(client_id)
+        client = self.by_id.get(client_id)
         if client is not None:
+            client.update(state="stopped")
             self._gone(client, "its publisher left without ending it")
         self._reply(identity, Heard(bus_id=self._bus_id))
 
     def miss(self, now_s: float) -> None:
-        """Let go of the clients that are silent for too long, or did not come back to a new bus."""
-        for client in self._ledger.newly_silent(now_s):
+        """Let go of the clients that have been silent for too long, or did not come back to a new bus."""
+        latest_s = now_s - self._silent_after_s
+        silent = [client for client in self.by_id.values() if client.here and client.heard_s < latest_s]
+        for client in silent:
+            client.update(state="silent")
             logger.warning(
                 "phase-bus bus: %s %r (pid %d) has not answered for %g s",
                 client.info.role,
@@ -131,10 +248,11 @@ class Clients:
                 self._options.silent_after_s,
             )
             self._gone(client, "its publisher fell silent")
-        for source in self._ledger.newly_orphaned(now_s):
-            self._run_ends.end("its publisher did not come back after a restart of the bus", source)
+        for source in [source for source, until_s in self._orphans.items() if now_s > until_s]:
+            del self._orphans[source]
+            self._end_runs("its publisher did not come back after a restart of the bus", source)
 
     def _gone(self, client: Client, reason: str) -> None:
-        self._members.leave(client.info.client_id)
+        self._groups.leave(client.info.client_id, time.monotonic())
         if client.info.role == "publisher":
-            self._run_ends.end(reason, client.source)
+            self._end_runs(reason, client.source)

@@ -1,10 +1,10 @@
 """Consumer groups: which member works on which share, and whose commits count.
 
 A group's work is cut into shares: the partitions of the records, and one share of all other events, whose
-owner leads the group. Each share has one owner at a time. A member that comes takes shares over from
-those that have more: they finish what they have begun, commit, and let go first. A member that leaves
-or falls silent loses its shares at once. Each time a share is given out its token changes, and a commit
-with an old token is refused: who was only asleep cannot overwrite what its successor has done.
+owner leads the group. Each share is assigned to one owner at a time. A member that comes takes shares over
+from those that have more: they finish what they have begun, commit, and let go first. A member that leaves
+or falls silent loses its shares at once. Each assignment has a new epoch, and a commit that bears an older
+one is refused: a member that was only asleep cannot overwrite what its successor has done.
 
 Nothing here knows sockets or clocks.
 """
@@ -12,14 +12,14 @@ Nothing here knows sockets or clocks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 
-from phase_bus.core.control import EVENTS, Assigned, Beat, Commit, GroupInfo
+from phase_bus.core.control import EVENTS, PARTITIONS, Assigned, Beat, Commit, GroupInfo
 
-PARTITIONS = 16  # shares that every group has from the start; more come with the first record in them
-# So many of the runs handled last are not let go of if something of them is missing, or may still come.
+# So many of the runs handled last are not forgotten if something of them is missing, or may still come.
 KEPT_INCOMPLETE = 10
+_SETTLE_S = 0.2  # members that start together are to share the work at once
 
 
 class Judgement(Enum):
@@ -30,23 +30,29 @@ class Judgement(Enum):
     REFUSE = "refuse"
 
 
-class Share:
-    """One share of a group's work.
+class Assignment:
+    """Whom one share of a group's work is assigned to.
 
     Attributes:
-        owner: the member that holds it, None for nobody.
-        token: the generation in which it was given to the owner.
+        owner: the member that holds the share, None for nobody.
+        epoch: the generation in which it was given to the owner.
         target: the member that is to hold it; not the owner while that is still to let go.
         asked: the generation in which the owner was asked to let go.
-        left: who let go of it last, with its token then: a last commit may come twice.
+        left: who let go of it last, and in which epoch: a last commit may come twice.
     """
 
     def __init__(self) -> None:
         self.owner: str | None = None
-        self.token = 0
+        self.epoch = 0
         self.target: str | None = None
         self.asked = 0
         self.left: tuple[str, int] | None = None
+
+    def pass_on(self, generation: int) -> None:
+        """Give the share to the member that is to hold it, if it is free."""
+        if self.owner is None and self.target is not None:
+            self.owner = self.target
+            self.epoch = generation
 
 
 class Group:
@@ -57,7 +63,7 @@ class Group:
         partitions: the partitions that there are.
 
     Attributes:
-        generation: the number of the latest assignment.
+        generation: how often its assignments changed.
         members: the processes in it, in the order in which they came.
         refused: how many commits were refused.
         handled: the runs whose end the group has handled, and whether it handled everything.
@@ -72,90 +78,86 @@ class Group:
         self.handled: dict[str, bool] = {}
         self.settings = ""
         self._lost: frozenset[str] = frozenset()  # handled runs whose publishers may come back
-        self._shares = {share: Share() for share in sorted({EVENTS, *partitions})}
+        self._assignments = {share: Assignment() for share in sorted({EVENTS, *partitions})}
         self._acting: dict[str, int] = {}  # the generation that each member acts upon
 
     def join(self, member: str) -> None:
-        """Take in a member; :meth:`rebalance` gives it its shares."""
-        if member not in self._acting:
-            self.members.append(member)
-            self._acting[member] = 0
+        """Take in a member that is new; :meth:`rebalance` gives it its shares."""
+        self.members.append(member)
+        self._acting[member] = 0
 
-    def leave(self, member: str) -> bool:
-        """Let a member go; :meth:`rebalance` gives its shares to others. Return whether it was one.
+    def leave(self, member: str) -> None:
+        """Let a member go; :meth:`rebalance` gives its shares to others.
 
         While there are no others they stay its own: should it have been asleep, it goes on with them.
         """
-        if self._acting.pop(member, None) is None:
-            return False
         self.members.remove(member)
-        return True
+        del self._acting[member]
 
-    def add_partition(self, partition: int) -> bool:
-        """Make a share of a partition; return whether it is new."""
-        if partition in self._shares:
-            return False
-        self._shares[partition] = Share()
-        return True
+    def add_partition(self, partition: int) -> None:
+        """Make a share of a partition that is new."""
+        self._assignments[partition] = Assignment()
 
     def rebalance(self) -> None:
-        """Share the work out among the members that there are; who has what moves as little as can be."""
+        """Share the work out among the members that there are; as few shares as possible move."""
         if not self.members:
             return
-        for share in self._shares.values():
-            share.owner = share.owner if share.owner in self._acting else None
-            share.target = share.target if share.target in self._acting else None
-        current = {number: share.target or share.owner for number, share in self._shares.items()}
+        for each in self._assignments.values():
+            each.owner = each.owner if each.owner in self._acting else None
+            each.target = each.target if each.target in self._acting else None
+        current = {share: each.target or each.owner for share, each in self._assignments.items()}
         targets = spread(current, self.members)
         self.generation += 1
-        for number, target in targets.items():
-            share = self._shares[number]
-            if share.target != target and share.owner is not None:
-                share.asked = self.generation
-            share.target = target
-            self._give_if_free(share)
+        for share, target in targets.items():
+            assignment = self._assignments[share]
+            if assignment.target != target and assignment.owner is not None:
+                assignment.asked = self.generation
+            assignment.target = target
+            assignment.pass_on(self.generation)
 
     def take_beat(self, beat: Beat) -> bool:
         """Take in what a member holds and has done; return whether the others need to hear of it."""
-        self._acting[beat.client_id] = beat.generation
+        member = beat.client_id
+        self._acting[member] = beat.generation
         handled = self.handled
-        if self._shares[EVENTS].owner == beat.client_id and EVENTS in beat.shares:
+        if self._assignments[EVENTS].owner == member and EVENTS in beat.shares:
             handled = {run_id: run_id not in beat.incomplete_runs for run_id in beat.handled_runs}
             self._lost = frozenset(beat.lost_runs)
         free = [
-            share
-            for number, share in self._shares.items()
-            if share.owner == beat.client_id != share.target
-            and beat.generation >= share.asked
-            and number not in beat.shares
+            assignment
+            for share, assignment in self._assignments.items()
+            if assignment.owner == member != assignment.target
+            and beat.generation >= assignment.asked
+            and share not in beat.shares
         ]
         changed = bool(free) or handled != self.handled
         self.generation += changed
         self.handled = handled
-        for share in free:
-            share.left = (beat.client_id, share.token)
-            share.owner = None
-            self._give_if_free(share)
+        for assignment in free:
+            assignment.left = (member, assignment.epoch)
+            assignment.owner = None
+            assignment.pass_on(self.generation)
         return changed
 
     def judge(self, member: str, commit: Commit) -> Judgement:
-        """Say what a member's commit is: to be kept, a repetition of its last one, or to be refused."""
-        share = self._shares.get(commit.share)
-        if share is not None and (share.owner, share.token) == (member, commit.token):
-            return Judgement.KEEP
-        if share is not None and share.left == (member, commit.token):
-            return Judgement.REPETITION
+        """Return what becomes of a member's commit: a repetition is of the last one before it let go."""
+        assignment = self._assignments.get(commit.share)
+        if assignment is not None:
+            if (assignment.owner, assignment.epoch) == (member, commit.token):
+                return Judgement.KEEP
+            if assignment.left == (member, commit.token):
+                return Judgement.REPETITION
         self.refused += 1
         return Judgement.REFUSE
 
-    def assignment(self, member: str) -> Assigned:
+    def assigned(self, member: str) -> Assigned:
         """Return what a member is to work on."""
         old = len(self.handled) - KEPT_INCOMPLETE
-        held = {number: share for number, share in self._shares.items() if share.owner == member}
+        held = {share: self._assignments[share] for share in self.shares_of(member)}
         return Assigned(
             generation=self.generation,
-            shares={n: share.token for n, share in held.items() if share.target == member},
-            release=tuple(n for n, share in held.items() if share.target != member),
+            shares={share: each.epoch for share, each in held.items() if each.target == member},
+            release=tuple(share for share, each in held.items() if each.target != member),
             handled_runs=tuple(
                 run_id
                 for place, (run_id, whole) in enumerate(self.handled.items())
@@ -164,12 +166,12 @@ class Group:
         )
 
     def is_current(self, member: str) -> bool:
-        """Return whether a member acts upon the latest assignment."""
+        """Return whether a member acts upon the latest generation."""
         return self._acting.get(member) == self.generation
 
     def shares_of(self, member: str) -> tuple[int, ...]:
         """Return the shares that a member holds."""
-        return tuple(number for number, share in self._shares.items() if share.owner == member)
+        return tuple(share for share, each in self._assignments.items() if each.owner == member)
 
     def info(self) -> GroupInfo:
         """Return what others may know of it."""
@@ -182,79 +184,101 @@ class Group:
             refused=self.refused,
         )
 
-    def _give_if_free(self, share: Share) -> None:
-        if share.owner is None and share.target is not None:
-            share.owner = share.target
-            share.token = self.generation
-
 
 class Groups:
     """The consumer groups of one bus.
 
+    Times are those of :func:`time.monotonic`, given by the caller.
+
     Args:
         partitions: the partitions of records that the journal knows of.
-
-    Attributes:
-        by_name: the groups.
+        tell: sends a member what it is to work on.
+        crowd_until_s: when members from before a restart of the bus should be back: until then the work is
+            not shared out among the first ones.
     """
 
-    def __init__(self, partitions: Iterable[int] = ()) -> None:
-        self.by_name: dict[str, Group] = {}
+    def __init__(
+        self,
+        partitions: Iterable[int],
+        tell: Callable[[str, Assigned], None],
+        crowd_until_s: float = 0.0,
+    ) -> None:
+        self._tell = tell
+        self._crowd_until_s = crowd_until_s
+        self._by_name: dict[str, Group] = {}
         self._partitions = {EVENTS, *range(PARTITIONS), *partitions}
         self._of: dict[str, Group] = {}  # by member
         self._due_s: dict[str, float] = {}  # groups to be rebalanced, and when
 
-    def join(self, name: str, member: str, settings: str, due_s: float) -> str:
-        """Take a member into a group, which is rebalanced at a time if it was not in it.
-
-        Returns:
-            Why it cannot be in the group, empty if it is.
-        """
+    def join(self, name: str, member: str, settings: str, now_s: float) -> None:
+        """Take a member into a group, which is soon rebalanced, or tell it why it cannot be in it."""
         if member in self._of:
-            return ""
-        group = self.by_name.get(name)
+            return
+        group = self._by_name.get(name)
         if group is None:
-            group = self.by_name[name] = Group(name, self._partitions)
+            group = self._by_name[name] = Group(name, self._partitions)
         if group.members and group.settings != settings:
-            return f"its members run {group.settings}, and this one would run {settings}"
+            problem = f"its members run {group.settings}, and this one would run {settings}"
+            self._tell(member, Assigned(problem=problem))
+            return
         group.settings = settings
         group.join(member)
         self._of[member] = group
-        self._due_s.setdefault(name, due_s)
-        return ""
+        self._due_s.setdefault(name, max(now_s + _SETTLE_S, self._crowd_until_s))
 
-    def leave(self, member: str) -> None:
-        """Let a member go, whose shares go to the others at once."""
+    def leave(self, member: str, now_s: float) -> None:
+        """Let a client go; the shares of a member go to the others at once."""
         group = self._of.pop(member, None)
-        if group is not None and group.leave(member):
+        if group is not None:
+            group.leave(member)
             self._due_s[group.name] = 0.0
+        self.share_out(now_s)
+
+    def take_beat(self, beat: Beat) -> None:
+        """Take in what a member holds and has done, and tell it, or all if need be, what follows."""
+        group = self._of.get(beat.client_id)
+        if group is not None:
+            changed = group.take_beat(beat)
+            self._assign(group, group.members if changed else [beat.client_id])
 
     def add_partition(self, partition: int) -> None:
-        """Note that there are events of a partition, or such that are no records."""
+        """Note that there are events of a partition, or events that are no records."""
         if partition not in self._partitions:
             self._partitions.add(partition)
-            for group in self.by_name.values():
-                if group.add_partition(partition):
-                    self._due_s[group.name] = 0.0
+            for group in self._by_name.values():
+                group.add_partition(partition)
+                self._due_s[group.name] = 0.0
 
     def of(self, member: str) -> Group | None:
         """Return the group of a member, None if it is in none."""
         return self._of.get(member)
 
+    def shares_of(self, member: str) -> tuple[int, ...]:
+        """Return the shares that a client holds in its group."""
+        group = self._of.get(member)
+        return () if group is None else group.shares_of(member)
+
     def next_due_s(self) -> float:
         """Return when the next group is to be rebalanced."""
         return min(self._due_s.values(), default=float("inf"))
 
-    def rebalance_due(self, now_s: float) -> Iterator[Group]:
-        """Rebalance the groups whose time has come, and yield them."""
+    def share_out(self, now_s: float) -> None:
+        """Rebalance the groups whose time has come, and tell their members."""
         for name in [name for name, due_s in self._due_s.items() if due_s <= now_s]:
             del self._due_s[name]
-            self.by_name[name].rebalance()
-            yield self.by_name[name]
+            group = self._by_name[name]
+            group.rebalance()
+            self._assign(group, group.members)
 
     def infos(self) -> tuple[GroupInfo, ...]:
         """Return what others may know of the groups."""
-        return tuple(group.info() for group in self.by_name.values())
+        return tuple(group.info() for group in self._by_name.values())
+
+    def _assign(self, group: Group, members: Iterable[str]) -> None:
+        """Tell members what they are to work on, unless they act upon it already."""
+        for member in members:
+            if not group.is_current(member):
+                self._tell(member, group.assigned(member))
 
 
 def spread(current: Mapping[int, str | None], members: Sequence[str]) -> dict[int, str | None]:

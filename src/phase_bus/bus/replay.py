@@ -1,4 +1,4 @@
-"""The replay socket: past events for consumers that lack them, read beside the bus's own loop."""
+"""The replay socket: past events for consumers that lack them, read beside the bus's loop."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import zmq
 from phase_bus.core.control import Fetch, Fetched, FetchedStates, FetchStates, ReadFailed
 from phase_bus.core.wire import decode_request, encode_control, receive_frames, send_frames
 from phase_bus.errors import JournalError, WireError
+from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import checkpoint_name
-from phase_bus.journal.writer import JournalReader
 
 logger = logging.getLogger("phase_bus.bus")
 
@@ -23,11 +23,8 @@ _LARGEST = 8 << 20
 class ReplayServer:
     """Answers :class:`~phase_bus.core.control.Fetch` from a thread and a database connection of its own.
 
-    A consumer asks for one bounded piece at a time, so a slow one costs no memory here.
-
-    Args:
-        socket: a bound ROUTER; from :meth:`start` on it belongs to the thread.
-        path: the journal's file.
+    A consumer asks for one bounded piece at a time, so a slow one costs no memory here. From
+    :meth:`start` on the socket, a bound ROUTER, belongs to the thread.
     """
 
     def __init__(self, socket: zmq.Socket[bytes], path: Path) -> None:
@@ -58,59 +55,59 @@ class ReplayServer:
                     reader = reader or JournalReader(self._path)
                     self._answer(reader, [frame.bytes for frame in frames])
                 except WireError as error:
-                    logger.warning("phase-bus bus: %s; set aside", error)
+                    logger.warning("phase-bus bus: %s; skipped", error)
                 except JournalError as error:
                     logger.error("phase-bus bus: %s", error)
-                    self._tell_failure(frames[0].bytes, error)
+                    self._send(frames[0].bytes, encode_control(ReadFailed(reason=str(error))))
                 except Exception:  # whatever one consumer asked for, the others go on reading
-                    logger.exception("phase-bus bus: a request for replay failed; set aside")
+                    logger.exception("phase-bus bus: a request for replay failed")
         finally:
             if reader is not None:
                 reader.close()
 
     def _answer(self, reader: JournalReader, frames: list[bytes]) -> None:
-        request = decode_request(frames[1]) if len(frames) == 2 else None
-        if isinstance(request, Fetch):
-            parts = self._events(reader, request)
-        elif isinstance(request, FetchStates):
-            parts = [encode_control(_states(reader, request))]
-        else:
-            raise WireError("the replay socket answers nothing but a fetch")
-        send_frames(self._socket, [frames[0], *parts], int(zmq.NOBLOCK))
+        match decode_request(frames[1]) if len(frames) == 2 else None:
+            case Fetch() as fetch:
+                self._send(frames[0], *_events(reader, fetch))
+            case FetchStates() as fetch:
+                self._send(frames[0], encode_control(_states(reader, fetch)))
+            case _:
+                raise WireError("the replay socket answers nothing but a fetch")
 
-    def _events(self, reader: JournalReader, fetch: Fetch) -> list[bytes]:
-        head = reader.head
-        entries = reader.read(
-            fetch.after,
-            records=fetch.records,
-            partition=fetch.partition,
-            limit_bytes=min(fetch.limit_bytes, _LARGEST),
-        )
-        # The head was read first: with nothing to hand over, all up to it is of no interest.
-        reached = entries[-1] if entries else head
-        answer = Fetched(
-            after=fetch.after,
-            offset=max(reached.offset, fetch.after),
-            event_number=reached.event_number,
-            end=not entries,
-        )
-        return [encode_control(answer), *(part for e in entries for part in (e.topic, e.header, e.payload))]
+    def _send(self, identity: bytes, *frames: bytes) -> None:
+        send_frames(self._socket, [identity, *frames], int(zmq.NOBLOCK))
 
-    def _tell_failure(self, identity: bytes, error: JournalError) -> None:
-        answer = ReadFailed(reason=str(error))
-        send_frames(self._socket, [identity, encode_control(answer)], int(zmq.NOBLOCK))
+
+def _events(reader: JournalReader, fetch: Fetch) -> list[bytes]:
+    """Return the frames of a bounded piece of the journal."""
+    head = reader.head
+    entries = reader.read(
+        fetch.after,
+        records=fetch.records,
+        partition=fetch.partition,
+        limit_bytes=min(fetch.limit_bytes, _LARGEST),
+    )
+    # The head was read first: with nothing to hand over, all up to it is of no interest.
+    reached = entries[-1] if entries else head
+    answer = Fetched(
+        after=fetch.after,
+        offset=max(reached.offset, fetch.after),
+        event_number=reached.event_number,
+        end=not entries,
+    )
+    return [encode_control(answer), *(part for e in entries for part in (e.topic, e.header, e.payload))]
 
 
 def _states(reader: JournalReader, request: FetchStates) -> FetchedStates:
-    """Return a bounded piece of what a group has committed."""
+    """Return a bounded piece of a group's checkpoints."""
     if request.only is not None:
-        kept = reader.checkpoint(checkpoint_name(request.group, request.only))
-        return FetchedStates(states={} if kept is None else {request.only: kept})
-    states: dict[int, tuple[int, bytes | None]] = {}
+        checkpoint = reader.checkpoint(checkpoint_name(request.group, request.only))
+        return FetchedStates(states={} if checkpoint is None else {request.only: checkpoint})
+    states: dict[int, tuple[int, bytes | None]] = {}  # of checkpoints, which msgpack has as plain tuples
     size_bytes = 0
-    for share, kept in reader.group_checkpoints(request.group, request.after):
+    for share, checkpoint in reader.group_checkpoints(request.group, request.after):
         if size_bytes >= _LARGEST:
             return FetchedStates(states=states, end=False)
-        states[share] = kept
-        size_bytes += len(kept.state or b"")
+        states[share] = checkpoint
+        size_bytes += len(checkpoint.state or b"")
     return FetchedStates(states=states)

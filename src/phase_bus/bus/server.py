@@ -12,25 +12,20 @@ import signal
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import cast
 
 import zmq
 
-from phase_bus.bus.checkpoints import Positions
+from phase_bus.bus.checkpoints import Checkpoints
 from phase_bus.bus.clients import Clients
 from phase_bus.bus.groups import Groups
-from phase_bus.bus.ledger import Ledger
-from phase_bus.bus.members import Members
 from phase_bus.bus.options import BusOptions
-from phase_bus.bus.own_events import OwnEvents
 from phase_bus.bus.replay import ReplayServer
-from phase_bus.bus.run_ends import RunEnds
+from phase_bus.bus.runs import Runs
 from phase_bus.bus.sockets import BusSockets
-from phase_bus.bus.stream import Incoming, Stream
+from phase_bus.bus.stream import Incoming, OwnEvents, Stream
 from phase_bus.core.address import Address
 from phase_bus.core.control import (
-    WIRE_VERSION,
     Ack,
     Beat,
     EndRuns,
@@ -43,9 +38,9 @@ from phase_bus.core.control import (
     Status,
     StatusRequest,
 )
+from phase_bus.core.threads import Waker
 from phase_bus.core.wire import (
     Header,
-    decode_event,
     decode_request,
     parse_topic,
     partition_of,
@@ -54,14 +49,14 @@ from phase_bus.core.wire import (
     unpack_header,
 )
 from phase_bus.errors import JournalError, WireError
-from phase_bus.events import Heartbeat, RunComplete
+from phase_bus.events import Heartbeat
 from phase_bus.journal.writer import Journal
 
 logger = logging.getLogger("phase_bus.bus")
 
 _PRUNE_EVERY_S = 60.0
 _PRUNE_BUDGET_S = 0.1
-_DRAIN = 1000  # messages taken in before replies are sent and timers looked at
+_DRAIN = 1000  # messages taken in before acknowledgements are sent and timers looked at
 _LARGE_BYTES = 8192  # a payload from here on is passed on as it was received; copying less costs less
 
 
@@ -71,8 +66,11 @@ class Bus:
     Args:
         addresses: where it can be reached: ipc, tcp, or both.
         options: how it behaves.
-        journal: where events are kept; the bus closes it. None keeps them in memory only: consumers
-            that are late or slow then lose events.
+        journal: where events are kept; the bus closes it. Without one consumers that are late or slow lose
+            events.
+
+    Raises:
+        JournalError: if the journal cannot be read.
     """
 
     def __init__(
@@ -92,7 +90,7 @@ class Bus:
         self._acks: dict[bytes, tuple[int, bool]] = {}  # by connection: up to where, and to send again
         self._ending: list[tuple[bytes, str]] = []  # who asked to end the runs, and why
         self._stop = False
-        self._wake_read, self._wake_write = os.pipe()
+        self._waker = Waker()
         self._sockets = BusSockets(self.options.high_water_mark, self.options.max_message_bytes)
         self._router, self._xpub = self._sockets.router, self._sockets.xpub
         self._reply = self._sockets.reply
@@ -100,23 +98,27 @@ class Bus:
         self._replay: ReplayServer | None = None
         self._stream = Stream(self._xpub, journal)
         self._own_events = OwnEvents()
-        self._ledger = Ledger(max(self.options.silent_after_s, 2 * self.options.heartbeat_s), journal)
-        self._groups = Groups(self._stream.partitions)
-        self._positions = Positions(journal)
+        self._checkpoints = Checkpoints(self.bus_id, journal)
         # After a restart members come back one by one: it pays to wait for all.
         crowd_s = 2 * self.options.heartbeat_s if self._stream.head.offset else 0.0
-        self._members = Members(self._groups, self._ledger, self._reply, self._started_s + crowd_s)
-        self._run_ends = RunEnds(self._ledger, self._own_events, self._accept, self._commit)
+        self._groups = Groups(
+            self._stream.partitions,
+            lambda member, assigned: self._clients.tell(member, assigned),
+            self._started_s + crowd_s,
+        )
         self._clients = Clients(
             self.bus_id,
             self.options,
             sockets=self._sockets,
             stream=self._stream,
-            ledger=self._ledger,
-            positions=self._positions,
-            members=self._members,
-            run_ends=self._run_ends,
+            checkpoints=self._checkpoints,
+            groups=self._groups,
+            last_seqs={} if journal is None else journal.last_seqs(),
+            end_runs=self._end_runs,
         )
+        self._runs = Runs(journal, self._clients.name_of)
+        for run in self._runs.open():
+            self._clients.wait_for(run.publisher)
 
     # ---- life ----
 
@@ -124,7 +126,7 @@ class Bus:
         """Bind all addresses; afterwards :attr:`addresses` name the ports that port 0 became.
 
         Raises:
-            AddressError: one is in use, or cannot be bound, or there are two of one scheme.
+            AddressError: if one is in use, cannot be bound, or is the second of its scheme.
         """
         self.addresses = self._sockets.bind(self.addresses, replay=self._journal is not None)
         if self._journal is not None:
@@ -138,11 +140,9 @@ class Bus:
             stop_on_eof: a file descriptor whose end means that the parent process is gone.
         """
         poller = zmq.Poller()
-        poller.register(self._router, zmq.POLLIN)
-        poller.register(self._xpub, zmq.POLLIN)
-        poller.register(self._wake_read, zmq.POLLIN)
-        if stop_on_eof is not None:
-            poller.register(stop_on_eof, zmq.POLLIN)
+        for readable in (self._router, self._xpub, self._waker.fd, stop_on_eof):
+            if readable is not None:
+                poller.register(readable, zmq.POLLIN)
         while not self._stop:
             wait_s = 0.0 if self._ending else max(self._next_tick_s - time.monotonic(), 0.0)
             ready = dict(poller.poll(math.ceil(wait_s * 1000)))
@@ -157,10 +157,8 @@ class Bus:
 
     def stop(self, *_signal: object) -> None:
         """End :meth:`run` after the current message; usable as a signal handler."""
-        if not self._stop:
-            self._stop = True
-            with suppress(OSError):  # closed already
-                os.write(self._wake_write, b"!")
+        self._stop = True
+        self._waker.wake()
 
     def install_signals(self) -> None:
         """Let SIGTERM and SIGINT end :meth:`run`."""
@@ -168,18 +166,16 @@ class Bus:
         signal.signal(signal.SIGINT, self.stop)
 
     def close(self) -> None:
-        """End the runs that are going on, close the sockets, and remove the ipc files."""
-        # With a journal the next bus goes on with the runs; without one they are over.
+        """Close the sockets and the journal, and remove the ipc files."""
+        # With a journal the next bus goes on with the running runs; without one they are over.
         if self._journal is None:
-            self._run_ends.end("the bus was stopped")
+            self._end_runs("the bus was stopped")
         if self._replay is not None:
             self._replay.close()
         self._sockets.close()
         if self._journal is not None:
             self._journal.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
-        self._wake_read = self._wake_write = -1
+        self._waker.close()
 
     # ---- taking events in ----
 
@@ -200,8 +196,8 @@ class Bus:
                     raise WireError(f"{len(frames) - 1} frames are neither an event nor a request")
             except WireError as error:
                 self._bad += 1
-                logger.warning("phase-bus bus: %s; set aside", error)
-            except JournalError as error:  # it cannot be read: the client asks again
+                logger.warning("phase-bus bus: %s; skipped", error)
+            except JournalError as error:  # it cannot be read; the client asks again
                 logger.error("phase-bus bus: %s", error)
         self._commit()
         for identity, (seq, resend) in self._acks.items():
@@ -209,23 +205,27 @@ class Bus:
         self._acks.clear()
 
     def _commit(self) -> bool:
-        """Put into the stream what was taken in, and say if it is; else nothing is acknowledged."""
+        """Put into the stream what was taken in; return whether it is there, or else logged and refused."""
         try:
             taken = self._stream.commit()
         except JournalError as error:
             self._refuse(error)
             return False
-        for client in self._ledger.sources.values():
+        for client in self._clients.sources.values():
             client.kept_seq = client.last_seq
-        for incoming in taken:
-            self._count(incoming)
-            self._groups.add_partition(incoming.partition)
+        for topic, parsed, header, payload, partition, _ in taken:
+            try:
+                self._runs.count(topic, parsed, header, payload)
+            except WireError as error:
+                self._bad += 1
+                logger.warning("phase-bus bus: %s; the run is not ended by it", error)
+            self._groups.add_partition(partition)
         return True
 
     def _refuse(self, error: JournalError) -> None:
         """Tell the publishers that nothing since the last commit could be kept."""
         logger.error("phase-bus bus: %s", error)
-        for client in self._ledger.sources.values():
+        for client in self._clients.sources.values():
             client.last_seq = client.kept_seq
             client.asked_seq = 0
             if self._acks.pop(client.identity, None) is not None:
@@ -234,7 +234,7 @@ class Bus:
 
     def _ingest(self, identity: bytes, topic: bytes, header_frame: bytes, payload: zmq.Frame) -> None:
         header = unpack_header(header_frame, topic)
-        client = self._ledger.sources.get(header.source)
+        client = self._clients.sources.get(header.source)
         if client is None or not client.here:
             self._reply(identity, Heard(bus_id=self.bus_id, known=False))
             return
@@ -264,41 +264,33 @@ class Bus:
         partition = partition_of(topic)
         self._stream.add(Incoming(topic, parse_topic(topic), header, payload, partition, frame or payload))
 
-    def _count(self, incoming: Incoming) -> None:
-        """Keep account of an event that is in the stream now."""
-        topic, parsed, header, payload, *_ = incoming
-        was = self._ledger.runs.get(parsed.run_id)
-        known = was is not None and was.status == "running"
-        run = self._ledger.count(parsed, topic.decode(), header)
-        if run is None:
-            return
-        self._run_ends.lost.pop(run.run_id, None)  # its publisher is back
-        if parsed.kind == RunComplete.kind:
-            try:
-                event = decode_event(topic, payload)
-            except WireError as error:
-                self._bad += 1
-                logger.warning("phase-bus bus: %s; the run is not ended by it", error)
+    # ---- runs that their publishers do not end ----
+
+    def _end_runs(self, reason: str, source: bytes | None = None) -> None:
+        """End the running runs, of one source or of all, as ``lost``."""
+        self._commit()  # what was taken in may begin a run, or end it
+        self._runs.lose(reason, source)
+        self._publish_ends()
+
+    def _publish_ends(self) -> None:
+        """Publish the ends of runs that are lost; what the journal cannot take now comes later."""
+        for run_id, reason in list(self._runs.losing.items()):
+            run = self._runs.by_id[run_id]
+            end = run.lost(reason)
+            self._accept(*self._own_events.number(end))
+            if not self._commit():
                 return
-            if isinstance(event, RunComplete):
-                self._ledger.end(run, event.status, event.ts_ns)
-                self._ledger.note(run)
-        elif not known:
-            self._ledger.note(run)
+            self._runs.end(run, end)
 
     # ---- requests ----
 
     def _answer(self, identity: bytes, request: Request) -> None:
         now_s = time.monotonic()
         match request:
-            case Hello(wire_version=version) if version != WIRE_VERSION:
-                self._clients.refuse_version(identity, request)
             case Hello():
-                self._commit()  # so that the welcome tells where the stream stands
+                self._commit()  # the welcome tells how far the stream is
                 self._clients.welcome(identity, request, now_s)
-                if request.group:
-                    due_s = self._members.join(identity, request, now_s)
-                    self._next_tick_s = min(self._next_tick_s, due_s)
+                self._next_tick_s = min(self._next_tick_s, self._groups.next_due_s())
             case Beat():
                 client = self._clients.hear(identity, request, now_s)
                 if client is not None and request.sent_seq > client.last_seq:
@@ -310,7 +302,7 @@ class Bus:
             case EndRuns(reason=reason):
                 self._ending.append((identity, reason))
             case RemoveDeadLetter(letter_id=letter_id, saved=saved):
-                if self._positions.settle(letter_id, saved):
+                if self._checkpoints.settle(letter_id, saved):
                     self._reply(identity, Heard(bus_id=self.bus_id))
 
     def _status(self, now_s: float) -> Status:
@@ -323,15 +315,15 @@ class Bus:
             dropped=self._bad,
             offset=self._stream.head.offset,
             journal=str(self._journal.path) if self._journal else None,
-            clients=self._members.client_infos(now_s),
-            runs=tuple(run.info() for run in self._ledger.runs.values()),
+            clients=self._clients.infos(now_s),
+            runs=tuple(run.info() for run in self._runs.by_id.values()),
             groups=self._groups.infos(),
         )
 
     def _end_asked_runs(self) -> None:
         while self._ending:
             identity, reason = self._ending.pop()
-            self._run_ends.end(reason)
+            self._end_runs(reason)
             self._reply(identity, Heard(bus_id=self.bus_id))
 
     # ---- time ----
@@ -339,18 +331,18 @@ class Bus:
     def _tick(self) -> None:
         now_s = time.monotonic()
         if self._next_tick_s and now_s - self._next_tick_s > self.options.silent_after_s / 2:
-            self._ledger.forgive_silence(now_s)  # this process was suspended: a laptop's lid, SIGSTOP
-        self._members.share_out(now_s)
+            self._clients.forgive_silence(now_s)  # this process was suspended: a laptop's lid, SIGSTOP
+        self._groups.share_out(now_s)
         self._next_tick_s = min(now_s + self.options.heartbeat_s, self._groups.next_due_s())
         self._clients.miss(now_s)
-        self._run_ends.publish()
+        self._publish_ends()
         self._beat()
         if self._journal is not None and now_s >= self._next_prune_s:
             self._next_prune_s = now_s + _PRUNE_EVERY_S
             self._prune(self._journal)
 
     def _beat(self) -> None:
-        """Say that the bus is alive, and where the stream stands: after this nothing older comes."""
+        """Say that the bus is alive, and how far the stream is: after this nothing older comes."""
         beat = Heartbeat(bus_id=self.bus_id, partitions=self._stream.partitions)
         topic, header, payload = self._own_events.number(beat)
         placed = header._replace(**self._stream.head._asdict())

@@ -11,7 +11,8 @@ import zmq
 from phase_bus.core.address import Address
 from phase_bus.core.control import Endpoint, Reply
 from phase_bus.core.files import lock_directory, unlock_directory
-from phase_bus.core.wire import Header, encode_control, send_frames
+from phase_bus.core.sockets import bind
+from phase_bus.core.wire import Header, encode_control, receive_frame, send_frames
 from phase_bus.errors import AddressError
 
 _READY = b"ready."
@@ -19,16 +20,9 @@ _NO_HEADER = Header(source=bytes(16), source_seq=0, topic_seq=0).pack()
 
 
 class BusSockets:
-    """A ROUTER for requests and intake, an XPUB for the live stream, a ROUTER for replay.
-
-    Args:
-        high_water_mark: events queued for each subscriber at most.
-        max_message_bytes: larger messages are refused.
+    """A ROUTER for requests and events, an XPUB for the live stream, a ROUTER for replay.
 
     Attributes:
-        router: requests, and events from publishers.
-        xpub: the live stream.
-        replay: past events; bound only for a bus with a journal.
         events_endpoint: where clients find the live stream, once bound.
         replay_endpoint: where they find past events; None unless the replay socket is bound.
     """
@@ -52,7 +46,7 @@ class BusSockets:
             replay: whether the replay socket is wanted.
 
         Raises:
-            AddressError: one is in use, or cannot be bound, or there are two of one scheme.
+            AddressError: if one is in use, cannot be bound, or is the second of its scheme.
         """
         schemes = [address.scheme for address in addresses]
         for address in addresses:
@@ -75,7 +69,7 @@ class BusSockets:
 
     def reply(self, identity: bytes, reply: Reply) -> None:
         """Send a message to one connection of the ROUTER for requests, unless it is gone."""
-        # A ROUTER lets go of what is for a peer that is gone; the peer asks again if it is not.
+        # A ROUTER drops what is for a peer that is gone; should it still be there, it asks again.
         with suppress(zmq.Again):
             send_frames(self.router, (identity, encode_control(reply)), int(zmq.NOBLOCK))
 
@@ -85,19 +79,15 @@ class BusSockets:
         A consumer subscribes to ``ready.<its id>$`` after everything else. That the answer reaches it
         shows that all its subscriptions are in force.
         """
-        while True:
-            try:
-                message = self.xpub.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        while (message := receive_frame(self.xpub)) is not None:
             if message[:1] == b"\x01" and message[1:].startswith(_READY):
                 send_frames(self.xpub, (message[1:], _NO_HEADER, b""))
 
     def close(self) -> None:
         """Close all sockets, remove the ipc files, and let others have the directory."""
         self.replay.close(linger=0)
-        for sock in (self.router, self.xpub):
-            sock.close(linger=500)
+        self.router.close(linger=500)
+        self.xpub.close(linger=500)
         self._context.term()
         for lock in self._locks:
             unlock_directory(lock)
@@ -110,41 +100,23 @@ class BusSockets:
         return sock
 
     def _bind_tcp(self, address: Address) -> Address:
-        port = _port(_bind(self.router, address, address.control))
+        port = bind(self.router, address, address.control)
         try:
             wanted = port + 1 if address.port else 0
-            events = _bind(self.xpub, address, f"tcp://{address.host}:{wanted}")
+            events = bind(self.xpub, address, f"tcp://{address.host}:{wanted}")
         except AddressError:
             # The next port is only a custom, for firewalls; clients are told which one it is.
-            events = _bind(self.xpub, address, f"tcp://{address.host}:0")
-        self.events_endpoint = Endpoint(ipc_name="events.ipc", tcp_port=_port(events))
+            events = bind(self.xpub, address, f"tcp://{address.host}:0")
+        self.events_endpoint = Endpoint(ipc_name="events.ipc", tcp_port=events)
         if self.replay_endpoint is not None:
-            past = _bind(self.replay, address, f"tcp://{address.host}:0")
-            self.replay_endpoint = Endpoint(ipc_name="replay.ipc", tcp_port=_port(past))
+            replay = bind(self.replay, address, f"tcp://{address.host}:0")
+            self.replay_endpoint = Endpoint(ipc_name="replay.ipc", tcp_port=replay)
         return Address("tcp", host=address.host, port=port)
 
     def _bind_ipc(self, address: Address) -> Address:
         self._locks.append(lock_directory(address))
-        _bind(self.router, address, address.control)
-        _bind(self.xpub, address, address.direct_events)
+        bind(self.router, address, address.control)
+        bind(self.xpub, address, address.direct_events)
         if self.replay_endpoint is not None:
-            _bind(self.replay, address, address.endpoint(self.replay_endpoint))
+            bind(self.replay, address, address.endpoint(self.replay_endpoint))
         return address
-
-
-def _bind(sock: zmq.Socket[bytes], address: Address, endpoint: str) -> str:
-    """Bind a socket; return the endpoint it got."""
-    try:
-        sock.bind(endpoint)
-    except zmq.ZMQError as error:
-        in_use = error.errno == zmq.EADDRINUSE
-        raise AddressError(
-            str(address),
-            "is in use" if in_use else f"cannot be bound: {error}",
-            "choose another port, or end what uses it" if in_use else "give an address of this machine",
-        ) from None
-    return sock.getsockopt_string(zmq.LAST_ENDPOINT)
-
-
-def _port(endpoint: str) -> int:
-    return int(endpoint.rpartition(":")[2])

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
+import uuid
 from typing import NamedTuple
 
 import zmq
 
-from phase_bus.core.wire import NO_PARTITION, Header, Topic, send_frames
-from phase_bus.journal.writer import Entry, Head, Journal
+from phase_bus.core.outbox import Outbox
+from phase_bus.core.wire import NO_PARTITION, Header, Topic, send_frames, unpack_header
+from phase_bus.events import EventBase
+from phase_bus.journal.rows import Entry, Head
+from phase_bus.journal.writer import Journal
 
 
 class Incoming(NamedTuple):
-    """An event that is taken in, and not yet in the stream.
+    """An event that was taken in and is not yet in the stream.
 
     Attributes:
-        topic: the topic frame.
-        parsed: the same, taken apart.
-        header: the header.
+        parsed: the topic, taken apart.
         payload: the payload, or a view of it.
         frame: what is to be sent as the payload: a large one as it was received, which copies nothing.
     """
@@ -31,12 +33,7 @@ class Incoming(NamedTuple):
 
 
 class Stream:
-    """Puts events in order: each gets the next offset, is journaled, and only then published.
-
-    Args:
-        socket: the XPUB.
-        journal: where events are kept, None to keep none.
-    """
+    """Puts events in order: each gets the next offset, is journaled, and only then published by XPUB."""
 
     def __init__(self, socket: zmq.Socket[bytes], journal: Journal | None) -> None:
         self._socket = socket
@@ -57,7 +54,7 @@ class Stream:
             What is in the stream now and was not before.
 
         Raises:
-            JournalError: it cannot be written; nothing of it is in the stream then, nor ever will be.
+            JournalError: if it cannot be written; nothing of it is in the stream then, nor ever will be.
         """
         if not self._pending:
             return []
@@ -87,3 +84,19 @@ class Stream:
         for entry, incoming in zip(entries, pending, strict=True):
             send_frames(self._socket, (entry.topic, entry.header, incoming.frame))
         return pending
+
+
+class OwnEvents:
+    """Encodes and numbers the bus's own events as a publisher does its, under a source of their own."""
+
+    def __init__(self) -> None:
+        self._outbox = Outbox(uuid.uuid4().bytes, 0)
+
+    def number(self, event: EventBase) -> tuple[bytes, Header, bytes]:
+        """Return an event's topic, header with the next numbers, and payload."""
+        self._outbox.put(event)
+        message = self._outbox.peek()
+        assert message is not None
+        self._outbox.acknowledge(message.seq)  # nothing has to be sent again to oneself
+        topic, header, payload = message.frames
+        return topic, unpack_header(header), payload

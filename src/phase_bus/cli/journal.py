@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from phase_bus.cli.journals import OneDataOption, find_run, journal_to_write, one_journal
 from phase_bus.cli.options import DEFAULT_LIMITS, JsonOption, LimitOptions, RunOption
 from phase_bus.cli.output import counted, local_time, make_console, print_json, print_table, say
-from phase_bus.errors import ConfigError, JournalError
+from phase_bus.errors import ConfigError, JournalDamagedError
 from phase_bus.journal.files import FILE_NAME, size_on_disk
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Limits
@@ -58,9 +58,7 @@ def verify(*, data: OneDataOption = None, json: JsonOption = False) -> int:
         with JournalReader(path) as reader:
             path, problems = reader.path, reader.verify()
             events = 0 if problems else reader.info().events
-    except JournalError as error:
-        if "damaged" not in error.reason:  # not there, locked ...: that says nothing of its content
-            raise
+    except JournalDamagedError as error:  # any other error says nothing of its content
         problems = [error.reason]
     if json:
         print_json({"path": str(path), "problems": problems})

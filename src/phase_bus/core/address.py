@@ -24,11 +24,10 @@ class Address(Struct, frozen=True):
     """Where a bus is: a directory of Unix sockets, or a host and port.
 
     Attributes:
-        scheme: ``ipc`` or ``tcp``.
         directory: for ipc, the directory that holds the sockets.
         host: for tcp, the host.
         port: for tcp, the port of the control socket; 0 lets the system choose when binding.
-        direct: there is no bus: a publisher in direct mode is bound there.
+        direct: whether there is no bus, but a publisher in direct mode.
     """
 
     scheme: Literal["ipc", "tcp"]
@@ -42,7 +41,7 @@ class Address(Struct, frozen=True):
         """Read an address: ``ipc://DIRECTORY``, ``tcp://HOST:PORT``, or with ``direct+`` before it.
 
         Raises:
-            AddressError: it is none.
+            AddressError: if it is malformed.
         """
         direct = text.startswith("direct+")
         scheme, separator, rest = text.removeprefix("direct+").partition("://")
@@ -55,14 +54,17 @@ class Address(Struct, frozen=True):
                 directory = str(Path(rest).expanduser().absolute())
             except RuntimeError as error:  # no home directory to put for a ~
                 raise AddressError(text, str(error), FORMS) from None
-            address = cls("ipc", directory=directory, direct=direct)
-            address._check_path_length(text)
-            return address
+            over = len(os.fsencode(f"{directory}/control.ipc")) - _MAX_IPC_PATH
+            if over > 0:
+                raise AddressError(
+                    text, f"the directory's path is {over} bytes too long for a socket", "use a shorter one"
+                )
+            return cls("ipc", directory=directory, direct=direct)
         host, _, port = rest.rpartition(":")
         if not _HOST.fullmatch(host):
             raise AddressError(text, "names no host and port", FORMS)
         if not _PORT.fullmatch(port) or int(port) > 65535:
-            raise AddressError(text, f"{port!r} is no port (0 to 65535)", FORMS)
+            raise AddressError(text, f"{port!r} is not a port (0 to 65535)", FORMS)
         return cls("tcp", host=host, port=int(port), direct=direct)
 
     def __str__(self) -> str:
@@ -81,33 +83,25 @@ class Address(Struct, frozen=True):
         return self.endpoint(Endpoint(ipc_name="events.ipc", tcp_port=self.port))
 
     def endpoint(self, endpoint: Endpoint) -> str:
-        """Return the ZeroMQ endpoint of another socket of the bus at this address."""
+        """Return the ZeroMQ endpoint of another of the bus's sockets."""
         if self.scheme == "ipc":
             return f"ipc://{self.directory}/{endpoint.ipc_name}"
         return f"tcp://{self.host}:{endpoint.tcp_port}"
 
     def check_connectable(self) -> None:
-        """See that the address names one place, and not only where to bind.
+        """Check that the address names one place, and not only where to bind.
 
         Raises:
-            AddressError: it does not.
+            AddressError: if it does not.
         """
         if self.scheme == "tcp" and (self.port == 0 or self.host == "*"):
             raise AddressError(
                 str(self), "can be bound, but not connected to", "give the host and port of the bus"
             )
 
-    def _check_path_length(self, text: str) -> None:
-        longest = len(os.fsencode(f"{self.directory}/control.ipc"))
-        if longest > _MAX_IPC_PATH:
-            over = longest - _MAX_IPC_PATH
-            raise AddressError(
-                text, f"the directory's path is {over} bytes too long for a socket", "use a shorter one"
-            )
-
 
 def default_address() -> str:
-    """Return the address used where none is given: the environment's, or the user's own directory."""
+    """Return the address to use where none is given: the environment's, or one in the user's directory."""
     given = os.environ.get(ADDRESS_VARIABLE)
     if given:
         return given

@@ -20,12 +20,16 @@ def import_class(name: str, target: str, *, wanted: Check | None = None, what: s
     Args:
         name: what the user called it, for the message.
         target: where it is: ``module:Class``.
-        wanted: whether a class is of the right kind; any class by default.
+        wanted: returns whether a class is of the right kind; any class by default.
         what: what the right kind is, in words.
 
     Raises:
-        ConsumerNotFoundError: it does not import, or is of another kind.
+        ConsumerNotFoundError: if it does not import, or is of another kind.
     """
+
+    def fits(value: object) -> bool:
+        return isinstance(value, type) and (wanted is None or wanted(value))
+
     module_name, _, class_name = target.partition(":")
     if not module_name or not class_name:
         raise ConsumerNotFoundError(name, "write it as module:Class, such as my_consumers:SlowPhase")
@@ -38,11 +42,11 @@ def import_class(name: str, target: str, *, wanted: Check | None = None, what: s
     try:
         cls = attrgetter(class_name)(module)
     except AttributeError:
-        known = [n for n, value in vars(module).items() if isinstance(value, type) and _fits(value, wanted)]
+        known = [name for name, value in vars(module).items() if fits(value)]
         raise ConsumerNotFoundError(
             name, f"module {module_name!r} has no {class_name!r}{suggest(class_name, known)}"
         ) from None
-    if not (isinstance(cls, type) and _fits(cls, wanted)):
+    if not fits(cls):
         raise ConsumerNotFoundError(name, f"{target} is not {what}")
     return cls
 
@@ -57,7 +61,3 @@ def look_here_too() -> None:
 def one_line(error: Exception) -> str:
     """Return an exception's type and message in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _fits(cls: type, wanted: Check | None) -> bool:
-    return wanted is None or wanted(cls)

@@ -10,6 +10,7 @@ import zmq
 
 from phase_bus.core.address import Address
 from phase_bus.core.control import EndRuns, RemoveDeadLetter, Reply, Request, Status, StatusRequest
+from phase_bus.core.sockets import dealer
 from phase_bus.core.wire import decode_reply, encode_control
 from phase_bus.errors import BusUnreachableError
 
@@ -19,6 +20,9 @@ class BusClient:
 
     Args:
         address: where the bus is.
+
+    Raises:
+        BusUnreachableError: by every method that asks, if no answer comes within its ``timeout_s``.
     """
 
     def __init__(self, address: Address) -> None:
@@ -33,42 +37,31 @@ class BusClient:
         self.close()
 
     def status(self, timeout_s: float = 3.0) -> Status:
-        """Return who is on the bus and how the runs are.
-
-        Raises:
-            BusUnreachableError: no answer came in time.
-        """
+        """Return who is on the bus and how the runs are."""
         reply = self._ask(StatusRequest(), timeout_s, Status)
         assert isinstance(reply, Status)
         return reply
 
     def end_runs(self, reason: str, timeout_s: float = 3.0) -> None:
-        """Let every run that is going on end as ``lost``: their publishers are known to be gone.
-
-        Raises:
-            BusUnreachableError: no answer came in time.
-        """
-        self._ask(EndRuns(reason=reason), timeout_s, None)
+        """Let every running run end as ``lost``: their publishers are known to be gone."""
+        self._ask(EndRuns(reason=reason), timeout_s)
 
     def remove_dead_letter(self, letter_id: int, saved: bytes | None, timeout_s: float = 3.0) -> None:
         """Let the bus forget a dead letter that was handled after all.
 
         Args:
             letter_id: its number.
-            saved: what to keep with the consumer's position instead of what is there, None to leave it.
+            saved: the state to keep with the consumer's checkpoint from now on, None to leave it as it is.
             timeout_s: how long to wait for the answer.
-
-        Raises:
-            BusUnreachableError: no answer came in time.
         """
-        self._ask(RemoveDeadLetter(letter_id=letter_id, saved=saved), timeout_s, None)
+        self._ask(RemoveDeadLetter(letter_id=letter_id, saved=saved), timeout_s)
 
     def close(self) -> None:
         """Close the socket."""
         self._dealer.close()
         self._context.term()
 
-    def _ask(self, request: Request, timeout_s: float, wanted: type[Reply] | None) -> Reply:
+    def _ask(self, request: Request, timeout_s: float, wanted: type[Reply] | None = None) -> Reply:
         self._dealer.send(encode_control(request))
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:
@@ -82,8 +75,5 @@ class BusClient:
         raise BusUnreachableError(str(self.address), timeout_s)
 
     def _connect(self) -> zmq.Socket[bytes]:
-        dealer = self._context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.LINGER, 0)
-        dealer.setsockopt(zmq.RECONNECT_IVL, 20)
-        dealer.connect(self.address.control)
-        return dealer
+        endpoint = self.address.control
+        return dealer(self._context, endpoint, immediate=False, reconnect_ms=20, reconnect_max_ms=0)

@@ -1,4 +1,4 @@
-"""What clients and the bus say to each other beside events.
+"""What clients and the bus say to each other besides events.
 
 A client opens a DEALER to the bus's address and says :class:`Hello`; the :class:`Welcome` tells it the
 other sockets. All messages are frozen Structs tagged by ``op``; :mod:`phase_bus.core.wire` turns them into
@@ -12,7 +12,8 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 
 WIRE_VERSION = 2
-EVENTS = -1  # the share of a group that is all events but records; the others are partitions
+EVENTS = -1  # the share of a group that is all events but records; its other shares are partitions
+PARTITIONS = 16  # of the records; a group takes up others, of foreign publishers, when they appear
 REMEMBERED_RUNS = 50  # how many of the latest runs a consumer names in its beats
 
 Role: TypeAlias = Literal["publisher", "consumer", "client"]
@@ -20,12 +21,10 @@ State: TypeAlias = Literal["starting", "ready", "stopping", "stopped", "failed",
 
 
 class DeadLetterNote(Struct, frozen=True, kw_only=True):
-    """An event that a consumer could not handle and has set aside.
+    """An event that a consumer could not handle and has dead-lettered.
 
     Attributes:
         offset: the event's place in the journal.
-        run_id: its run.
-        kind: its kind.
         error: the exception in one line.
         traceback: the exception in full.
         attempts: how often it was tried.
@@ -46,8 +45,6 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
         client_id: 32 hex digits that name the client process; a publisher's is its source id.
         role: what it is. A ``client`` looks on, as ``tail`` does, and gives no receipts.
         name: what a person calls it.
-        pid: its process id.
-        host: the machine it runs on.
         subscriptions: topic prefixes, for a consumer.
         next_seq: for a publisher, the source sequence it sends next.
         wire_version: the version it writes and reads.
@@ -84,11 +81,11 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
         silent_after_s: seconds without a word after which the client counts as gone.
         last_seq: for a publisher, the last source sequence the bus has, 0 for none.
         replay: where past events can be fetched, None if the bus keeps none.
-        journal_id: which journal offsets are of; empty without one.
+        journal_id: which journal the offsets belong to; empty without one.
         offset: the offset of the last event the bus took in.
-        event_number: the number of events that are no records among them.
-        checkpoint: for a consumer, the offset up to which one of its name has finished, None for never.
-        state: the state that was kept with it, if any.
+        event_number: how many of the events up to there are no records.
+        checkpoint: for a consumer, the offset up to which one of its name has finished, None if none has.
+        state: the state that was kept with the checkpoint, if any.
     """
 
     bus_id: str
@@ -105,14 +102,14 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
 
 
 class Commit(Struct, frozen=True, kw_only=True):
-    """How far a member of a group has come with one share of its work.
+    """A checkpoint of one share of a group's work, from the member that holds the share.
 
     Attributes:
         share: a partition of the records, or :data:`EVENTS`.
-        token: what the member was given the share with; see :class:`Assigned`.
-        position: the offset up to which all of the share is handled and written out.
+        token: the epoch in which the member was given the share; see :class:`Assigned`.
+        position: the offset up to which all of the share is handled and flushed.
         saved: the state at that position.
-        dead_letters: what was set aside in the share since the last commit that was heard.
+        dead_letters: what was dead-lettered in the share since the last commit that was confirmed.
     """
 
     share: int
@@ -135,13 +132,13 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
         failed: events its handlers failed on (consumer), or dropped (publisher).
         sent_seq: for a publisher, the last source sequence it sent. If the bus does not have it by now,
             it was lost with a connection, and the bus asks for it.
-        position: for a consumer, the offset up to which all is handled and written out, None to leave
-            its checkpoint where it is.
+        position: for a consumer, the offset up to which all is handled and flushed, None to leave its
+            checkpoint where it is.
         saved: the consumer's state at that position, if it has one.
-        dead_letters: what it has set aside since the last beat that was heard.
+        dead_letters: what it has dead-lettered since the last beat that was confirmed.
         generation: for a member of a group, the last assignment that it acts upon.
         shares: the shares that it holds under that.
-        commits: how far it has come with them, and with those it has just let go of.
+        commits: checkpoints of these, and of those it has just let go of.
     """
 
     client_id: str
@@ -161,7 +158,7 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
 
 
 class Goodbye(Struct, frozen=True, kw_only=True, tag_field="op", tag="goodbye"):
-    """A client leaves; a publisher's runs that are still going on are over."""
+    """A client leaves; a publisher's running runs are over."""
 
     client_id: str
 
@@ -173,7 +170,8 @@ class Heard(Struct, frozen=True, kw_only=True, tag_field="op", tag="heard"):
         bus_id: which bus answers.
         known: False asks the client to say hello again.
         dead_letters: the offsets of those that the bus has taken over from the beat.
-        kept: the shares whose commits in the beat are kept, with the positions in these.
+        kept: the shares whose commits in the beat are kept, with their positions; for a consumer that is in
+            no group, :data:`EVENTS` with the position that the journal holds now.
         refused: the shares whose commits are refused: they were given to another member meanwhile.
     """
 
@@ -189,12 +187,12 @@ class Assigned(Struct, frozen=True, kw_only=True, tag_field="op", tag="assigned"
 
     Attributes:
         generation: the number of this assignment; it grows with every change in the group.
-        shares: the shares, each with its token: the generation in which the member was given it. A
-            commit that bears another token is refused.
+        shares: the shares, each with its token: the epoch, which is the generation in which the member was
+            given it. A commit that bears another token is refused.
         release: the shares that it is to let go of, after a last commit. What it holds and is named
             nowhere here has been given to another already.
-        handled_runs: the latest runs that the whole group has handled and that are to be let go of: all
-            but a few of those of which something is missing, or whose publisher may come back.
+        handled_runs: the latest runs that the whole group has handled and that can be forgotten: all but a
+            few of those of which something is missing, or whose publisher may come back.
         problem: why the member cannot be in the group, empty if it can.
     """
 
@@ -210,7 +208,7 @@ class Ack(Struct, frozen=True, kw_only=True, tag_field="op", tag="ack"):
 
     Attributes:
         seq: that sequence.
-        resend: True when one after it was missing: send again from ``seq + 1``.
+        resend: True if the one after it is missing: send again from ``seq + 1``.
     """
 
     seq: int
@@ -222,7 +220,7 @@ class Refused(Struct, frozen=True, kw_only=True, tag_field="op", tag="refused"):
 
     Attributes:
         seq: the last source sequence that it has.
-        reason: why, in words (the disk is full, another wire version ...). To be tried again in a while.
+        reason: why, in words (the disk is full, another wire version ...). Try again in a while.
     """
 
     seq: int
@@ -235,7 +233,7 @@ class Fetch(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch"):
     Attributes:
         after: the offset after which they are wanted.
         records: whether batches of records are wanted too.
-        limit_bytes: how much at once, in bytes, but at least one event.
+        limit_bytes: the size of the answer at most; one event comes in any case.
         partition: only the records of this partition.
     """
 
@@ -250,9 +248,9 @@ class Fetched(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched"):
 
     Attributes:
         after: what was asked.
-        offset: where a reader stands that has handled these events.
+        offset: how far a reader is that has handled these events.
         event_number: the event number there.
-        end: whether there was nothing more when it was read.
+        end: whether there was nothing more.
     """
 
     after: int
@@ -262,21 +260,17 @@ class Fetched(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched"):
 
 
 class ReadFailed(Struct, frozen=True, kw_only=True, tag_field="op", tag="read_failed"):
-    """The answer of the replay socket when the journal cannot be read.
-
-    Attributes:
-        reason: why, in words.
-    """
+    """The answer of the replay socket if the journal cannot be read: why, in words."""
 
     reason: str
 
 
 class FetchStates(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch_states"):
-    """Ask the replay socket how far a group has come.
+    """Ask the replay socket for a group's checkpoints.
 
     Attributes:
         group: the group's name.
-        after: by share the position that is known already; what is not beyond it is left out.
+        after: by share the offset that is known already; checkpoints not beyond it are left out.
         only: this share alone, None for all partitions.
     """
 
@@ -286,10 +280,10 @@ class FetchStates(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch_
 
 
 class FetchedStates(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched_states"):
-    """The answer: what members of the group have committed.
+    """The answer.
 
     Attributes:
-        states: by share, in order: position, and what was saved with it.
+        states: the checkpoints by share, in order: offset and state.
         end: whether that is all; else ask again.
     """
 
@@ -302,11 +296,7 @@ class StatusRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="stat
 
 
 class EndRuns(Struct, frozen=True, kw_only=True, tag_field="op", tag="end_runs"):
-    """Declare runs over whose publishers are known to be gone: each that is open ends as ``lost``.
-
-    Attributes:
-        reason: why, in words.
-    """
+    """Declare the publishers of all running runs gone, for a reason: each run ends as ``lost``."""
 
     reason: str
 
@@ -316,7 +306,7 @@ class RemoveDeadLetter(Struct, frozen=True, kw_only=True, tag_field="op", tag="r
 
     Attributes:
         letter_id: its number.
-        saved: what is to be kept with the consumer's position from now on, None to leave it as it is.
+        saved: the state to keep with the consumer's checkpoint from now on, None to leave it as it is.
     """
 
     letter_id: int
@@ -324,11 +314,11 @@ class RemoveDeadLetter(Struct, frozen=True, kw_only=True, tag_field="op", tag="r
 
 
 class ClientInfo(Struct, frozen=True, kw_only=True):
-    """What the bus knows of a publisher or consumer. ``age_s``: seconds since it was last heard.
+    """What the bus knows of a publisher or consumer, from its hello and its last beat.
 
     Attributes:
-        group: the consumer group it is a member of.
-        shares: what it works on in the group; -1 stands for all events that are no records.
+        age_s: seconds since it was last heard.
+        shares: what it works on in its group; -1 stands for all events that are no records.
     """
 
     client_id: str
@@ -352,9 +342,8 @@ class GroupInfo(Struct, frozen=True, kw_only=True):
     """What the bus knows of a consumer group.
 
     Attributes:
-        name: its name.
-        generation: how often its shares were given out anew.
-        members: the processes in it now.
+        generation: the number of its latest assignment.
+        members: how many processes are in it now.
         handled_runs: the runs whose end the whole group has handled.
         incomplete_runs: those among them of which it did not handle everything.
         refused: commits refused because their share had been given to another member.
@@ -383,16 +372,14 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_repl
     """Who is on the bus and how the runs are.
 
     Attributes:
-        bus_id: which bus process.
-        pid: its process id.
-        addresses: where it can be reached.
+        addresses: where the bus can be reached.
         uptime_s: seconds since its start.
         events: events taken in since then.
-        dropped: messages it could not understand, and set aside.
+        dropped: malformed messages, which it skipped.
         offset: the offset of the last event.
         journal: where the journal is, None without one.
-        clients: publishers and consumers, those that left included while their runs are.
-        runs: the runs since its start, the oldest first.
+        clients: publishers and consumers, the latest of those that left included.
+        runs: the runs, the oldest first, the latest of those that ended included.
         groups: the consumer groups that have members, or had since its start.
     """
 

@@ -1,10 +1,12 @@
-"""Writing the files that people look at while a run goes on."""
+"""Output files that people look at while a run goes on, and directories that only one bus may use."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -13,14 +15,14 @@ from phase_bus.errors import AddressError, ConfigError
 
 
 def check_writable(path: Path, option: str) -> None:
-    """Make the directory of an output file, and see that the file can be written.
+    """Make the directory of an output file, and check that the file can be written.
 
     Args:
         path: the file.
-        option: what the user set it by, for the message.
+        option: the option that the user set it by, for the message.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: if it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,33 +44,46 @@ def lock_directory(address: Address) -> IO[str]:
     ZeroMQ itself would take the sockets away from whoever has them.
 
     Raises:
-        AddressError: it is in use, or cannot be written to.
+        AddressError: if it is in use, or cannot be written to.
     """
     directory = Path(address.directory)
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = (directory / "bus.lock").open("a")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise AddressError(
-            str(address), f"cannot be used: {reason}", "choose a directory that you may write to"
-        ) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
+        lock = lock_file(directory / "bus.lock")
+    except BlockingIOError:
         raise AddressError(
             str(address),
             "is in use by another bus",
             "choose another directory, or end that bus ('phase-bus status' shows it)",
         ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AddressError(
+            str(address), f"cannot be used: {reason}", "choose a directory that you may write to"
+        ) from None
     return lock
+
+
+def lock_file(path: Path) -> IO[str]:
+    """Keep others from locking a file until the returned one is closed.
+
+    Raises:
+        BlockingIOError: if somebody has locked it.
+        OSError: if it cannot be written or locked.
+    """
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def unlock_directory(lock: IO[str]) -> None:
     """Remove the sockets that :func:`lock_directory` kept others from, and let others have it.
 
-    The lock's own file stays: taking it away would race with the next who locks it.
+    The lock's own file stays: removing it would race with the next process that locks it.
     """
     for name in ("control.ipc", "events.ipc"):
         Path(lock.name).with_name(name).unlink(missing_ok=True)
@@ -79,20 +94,27 @@ def write_whole(path: Path, text: str) -> None:
     """Replace a file's content at once, so that a reader sees the old or the new, never a part.
 
     Raises:
-        OSError: it cannot be written; the old content is still there.
+        OSError: if it cannot be written; the old content is still there.
     """
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to; at the end, and only without an error, that file takes the other's place."""
     if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")  # a device, such as standard output: not to be replaced
+        yield path  # a device, such as standard output: not to be replaced
         return
-    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    aside = Path(name)
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            file.write(text)
-        os.replace(aside, path)  # noqa: PTH105 - the rename is the point
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+        aside.chmod(0o666 & ~_umask())
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -12,14 +12,7 @@ from phase_bus.events import EventBase, Records
 
 
 class Message(Struct, frozen=True, gc=False):
-    """An encoded event with its place among all of its source.
-
-    Attributes:
-        seq: that place, from 1.
-        frames: topic, header, payload.
-        size_bytes: the size of the three.
-        records: how many request records are inside.
-    """
+    """An encoded event: its source sequence, its three frames and their size, and its request records."""
 
     seq: int
     frames: tuple[bytes, bytes, bytes]
@@ -31,12 +24,12 @@ class Outbox:
     """Encodes events, numbers them, and keeps them until they are acknowledged.
 
     Request records are refused once the limit is reached; all other events are always taken, since a
-    run has few of them and each matters. What is refused gets no sequence number, so that a hole in a
-    topic's sequence always means a loss on the way.
+    run has few of them and each matters. What is refused gets no sequence number: a hole in a topic's
+    sequence always means a loss on the way.
 
     Args:
         source: 16 bytes that name the publisher.
-        limit_bytes: the size from which on records are refused.
+        limit_bytes: the size above which records are refused.
     """
 
     def __init__(self, source: bytes, limit_bytes: int) -> None:
@@ -78,7 +71,7 @@ class Outbox:
         """Encode and keep an event; return its topic, or None if it is records and there is no room.
 
         Raises:
-            TypeError, ValueError, OverflowError: the event holds something that msgpack cannot.
+            TypeError, ValueError, OverflowError: if the event holds something that cannot be encoded.
         """
         payload = encode_event(event)
         records = event.count if type(event) is Records else 0
@@ -95,7 +88,7 @@ class Outbox:
         return topic
 
     def restore(self, message: Message) -> None:
-        """Keep a message that was numbered before; to be called in the order of the numbers."""
+        """Keep a message that was numbered before; call it in the order of the numbers."""
         self.last_seq = message.seq
         self._unsent.append(message)
         self.size_bytes += message.size_bytes

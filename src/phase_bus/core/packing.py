@@ -1,8 +1,8 @@
 """Packing records into tables: by a few calls into C for each shape, not by Python for each value.
 
-Records are packed by the shape that those with as many names had last time. Where that does not fit,
-they are sorted by their names, and the shape is found anew; values of odd types are looked at one by one.
-There are few shapes in a run (successes, failures). This runs inside the benchmark's process;
+Records are packed by the shape that those with as many names had last time. If that does not fit, they are
+grouped by their names, and the shape is found anew; values of odd types are looked at one by one. There are
+few shapes in a run (successes, failures). This runs inside the benchmark's process;
 :mod:`phase_bus.core.records` is the reading side.
 """
 
@@ -29,18 +29,18 @@ _EMPTY = memoryview(b"")
 _NOTHING, _FLAGS = frozenset((None,)), frozenset((True, False))
 _LETTERS = {int: "i", float: "f", bool: "b", str: "s", list: "l", type(None): ""}
 _FORMATS = {"i": "q", "f": "d", "b": "q"}
-_MISFITS = (struct.error, KeyError, TypeError, ValueError, OverflowError)  # what a wrong shape raises
+_MISFITS = (struct.error, KeyError, TypeError, ValueError, OverflowError)  # what a misfit raises
 
 
 class Packer:
     """Turns records' metrics, or their fields, into tables. It remembers shapes from batch to batch.
 
-    So a name that was of floats stays one of floats, should whole numbers follow; and one of whole numbers
-    stays exact, but for the batches that hold floats as well.
+    So a name that had floats keeps floats, should whole numbers follow; and one that had whole numbers
+    keeps them exact, except in batches that hold floats as well.
 
     Args:
         lists: what becomes of lists (:class:`~phase_bus.publisher.record_builder.RecordBuilder`).
-        names: what of the records is wanted; None for all.
+        names: the names that are wanted; None for all.
     """
 
     def __init__(self, lists: ListMode, names: Sequence[str] | None = None) -> None:
@@ -54,7 +54,7 @@ class Packer:
 
         Args:
             records: what is to be packed; their places in here become the row numbers.
-            unusable: here it is counted, by name, how many values are of no type that can travel.
+            unusable: counts, by name, the values that are of no type that can travel.
         """
         tables: list[Table] = []
         for count, group in _Group(records, None).split(len).items():
@@ -89,11 +89,7 @@ class Packer:
         return tables
 
     def _shape(self, names: Sequence[str], records: Sequence[Record]) -> tuple[_Shape, bool]:
-        """Return the shape that fits all, and whether each name's values are of one type.
-
-        Raises:
-            TypeError, KeyError: there is none.
-        """
+        """Return the shape that fits all, and whether each name has one type only, or raise a misfit."""
         types: dict[str, str] = {}
         uniform = True
         if len(set(map(as_text, names))) != len(names):
@@ -127,7 +123,7 @@ class _Group:
         self.rows = rows
 
     def split(self, key: Callable[[Any], Any]) -> dict[Any, _Group]:
-        """Return the records by a key, of which there are few different ones."""
+        """Return the records by a key that has few different values."""
         keys = list(map(key, self.records))
         different = dict.fromkeys(keys)
         if len(different) <= 1:
@@ -143,9 +139,7 @@ class _Group:
 class _Shape:
     """How to pack records that have values of certain types under certain names.
 
-    Args:
-        types: a letter for each name (:class:`~phase_bus.events.Table`), "" for one without a value.
-        lists: what becomes of lists.
+    The types are a letter for each name (:class:`~phase_bus.events.Table`), "" for one without a value.
     """
 
     def __init__(self, types: Mapping[str, str], lists: ListMode) -> None:
@@ -163,11 +157,7 @@ class _Shape:
         self._pack = struct.Struct("<" + "".join(_FORMATS[types[n]] for n in self._numbers)).pack
 
     def tables(self, group: _Group) -> list[Table]:
-        """Return the tables of some records.
-
-        Raises:
-            struct.error, KeyError, TypeError, ValueError, OverflowError: they are not of this shape.
-        """
+        """Return the tables of some records, or raise a misfit if they are not of this shape."""
         records, rows = group.records, _u4(group.rows)
         others = list(_tuples(self._others, records)) if self._others else []
         self._check(records, others)
@@ -184,7 +174,7 @@ class _Shape:
         return tables
 
     def _check(self, records: Sequence[Record], others: Sequence[tuple[Any, ...]]) -> None:
-        """Look at what packing would not notice: a number packs as a flag, and a dict as a text."""
+        """Check what packing would not notice: a number packs as a flag, and a dict as a text."""
         if self._missing and not _NOTHING.issuperset(_values(self._missing, records)):
             raise TypeError
         if self._flags and not _FLAGS.issuperset(_values(self._flags, records)):
@@ -200,11 +190,7 @@ class _Shape:
 
 
 def _letter(kind: type) -> str:
-    """Return the letter for values of a Python type: numpy's numbers and enums pack as what they are of.
-
-    Raises:
-        TypeError: there is none.
-    """
+    """Return the letter for values of a Python type: numpy's numbers and enums pack as their base types."""
     if kind in _LETTERS:
         return _LETTERS[kind]
     for known, letter in ((Integral, "i"), (Real, "f"), (str, "s")):
@@ -261,7 +247,7 @@ def _summaries(name: str, lists: Sequence[list[Any]], rows: Sequence[int] | None
 
 
 def _plain_record(record: Record, names: Iterable[Any], unusable: Counter[str]) -> dict[str, Any]:
-    """Return what of a record can travel, as plain values."""
+    """Return the values of a record that can travel, as plain ones."""
     plain: dict[str, Any] = {}
     for name in names:
         value = record[name]

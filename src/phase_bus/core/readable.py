@@ -1,4 +1,4 @@
-"""Waiting for ZeroMQ sockets in asyncio, without a task a message."""
+"""Waiting for ZeroMQ sockets in asyncio, which a publisher's process need not import."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import zmq
 class Readable:
     """Waits until a ZeroMQ socket has something, in asyncio.
 
-    A socket's descriptor is edge-triggered: it must be read until empty, and looked at again after
-    other calls on the socket (https://zguide.zeromq.org, zmq_getsockopt(3), ZMQ_FD). To asyncio it is
-    readable until that look: it is watched only while somebody waits, or the loop would spin.
+    A socket's descriptor is edge-triggered: the socket must be read until empty, and looked at again after
+    other calls on it (https://zguide.zeromq.org, zmq_getsockopt(3), ZMQ_FD). To asyncio it is readable
+    until that look: it is watched only while somebody waits, or the loop would spin.
     """
 
     def __init__(self, sock: zmq.Socket[bytes]) -> None:
@@ -37,7 +37,7 @@ class Readable:
             self._unwatch()
 
     def look_again(self) -> None:
-        """End a wait: another call on the socket may have taken its signal."""
+        """End a wait: another call on the socket may have consumed its signal."""
         self._event.set()
 
     def release(self) -> None:

@@ -21,7 +21,7 @@ _T = TypeVar("_T", bound=np.generic)
 
 
 class Column(Struct, frozen=True):
-    """What the records of a batch have of one name.
+    """A batch's values of one metric or field.
 
     Attributes:
         type: ``i`` and ``f`` for 64-bit integers and floats, ``b`` for flags, ``s`` for texts, ``l`` for
@@ -50,15 +50,15 @@ class Column(Struct, frozen=True):
 class RecordBatch:
     """A batch of request records, read from a ``records`` event.
 
-    A name's array is of all that the batch has of it: of floats if one value is, of numbers where others
-    are flags. Where some records have a number and others a text or a list, the array has the numbers;
-    the records themselves, by iteration, show all.
+    The array of a name has floats if one of its values is a float, and numbers if some are flags. Where
+    some records have a number and others a text or a list, the array has the numbers only; iteration over
+    the records shows all.
 
     Args:
         event: the event. Arrays are views on its bytes and keep them alive.
 
     Raises:
-        WireError: its tables contradict themselves. Every method may raise it.
+        WireError: if its tables contradict themselves. Every method may raise it.
     """
 
     def __init__(self, event: Records) -> None:
@@ -75,7 +75,7 @@ class RecordBatch:
         return any(name in table.places for table in chain(self._metrics, self._fields))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield each record as a dict: fields, metrics, ``phase``, and ``error`` (None, or a dict)."""
+        """Iterate over the records as dicts: fields, metrics, ``phase``, ``error`` (None, or a dict)."""
         records: list[dict[str, Any]] = [
             {"phase": self.phase.name, "error": None} for _ in range(len(self))
         ]
@@ -86,12 +86,9 @@ class RecordBatch:
         for error in self.errors:
             if not 0 <= error.row < len(records):
                 raise WireError(f"an error is that of record {error.row} of {len(records)}")
-            records[error.row]["error"] = {
-                "type": error.type,
-                "message": error.message,
-                "code": error.code,
-            }
-        yield from records
+            told = {"type": error.type, "message": error.message, "code": error.code}
+            records[error.row]["error"] = told
+        return iter(records)
 
     @property
     def phase(self) -> PhaseRef:
@@ -109,18 +106,18 @@ class RecordBatch:
         return tuple(dict.fromkeys(chain.from_iterable(table.numeric() for table in self._metrics)))
 
     def metric_columns(self) -> dict[str, Column]:
-        """Return all that the batch has of metrics, by name."""
+        """Return the columns of all metrics, by name."""
         return _columns(self._metrics, len(self))
 
     def field_columns(self) -> dict[str, Column]:
-        """Return all that the batch has of fields, by name."""
+        """Return the columns of all fields, by name."""
         return _columns(self._fields, len(self))
 
     def column(self, name: str) -> Column:
-        """Return all that the batch has of a metric or, where there is none of this name, of a field.
+        """Return the column of a metric or, if there is none of this name, of a field.
 
         Raises:
-            KeyError: no record of the batch has it.
+            KeyError: if no record of the batch has it.
         """
         column = self._columns.get(name)
         if column is None:
@@ -131,14 +128,13 @@ class RecordBatch:
         return column
 
     def values(self, name: str) -> npt.NDArray[Any]:
-        """Return a metric's or field's values, shape (n,), those of the records that have one.
+        """Return a metric's or field's values, shape (n,), of the records that have one.
 
         Times and latencies are in ns where the name says so or AIPerf's raw unit is ns. The array is
-        read-only, and of strings (dtype object) for a text field. For a metric that is a list the
-        values of all rows follow one another.
+        read-only, and of strings (dtype object) for a text field; values of lists follow one another.
 
         Raises:
-            KeyError: no record of the batch has it.
+            KeyError: if no record of the batch has it.
         """
         return self.column(name).values
 
@@ -146,7 +142,7 @@ class RecordBatch:
         """Return the row numbers, shape (n,), of the records that have this metric or field.
 
         Raises:
-            KeyError: no record of the batch has it.
+            KeyError: if no record of the batch has it.
         """
         rows = self.column(name).rows
         return np.arange(len(self), dtype=np.uint32) if rows is None else rows
@@ -155,7 +151,7 @@ class RecordBatch:
         """Return a numeric metric for every record, shape (len,), with NaN where one has none.
 
         Raises:
-            KeyError: no record of the batch has it.
+            KeyError: if no record of the batch has it.
         """
         full = np.full(len(self), np.nan)
         full[self.rows(name)] = self.values(name)
@@ -163,7 +159,7 @@ class RecordBatch:
 
 
 class _Table:
-    """A table, checked, and read no further than it is asked for."""
+    """A table, checked, and decoded only as far as it is asked for."""
 
     def __init__(self, table: Table, count: int) -> None:
         types = table.types
@@ -179,16 +175,16 @@ class _Table:
             or len(types) != len(table.names)
             or types.strip("ifb") != types[width:]
         ):
-            raise WireError("a table has not the types that it should have")
+            raise WireError("a table's names and types do not match")
         if (count if self.rows is None else len(self.rows)) != table.count:
-            raise WireError("a table has not the rows that it should have")
+            raise WireError("a table's rows do not match its count")
         if self.rows is not None and not _ascending(self.rows, count):
             raise WireError(f"a table's rows are not in order, or beyond the batch's {count} records")
         if table.count * width * _BYTES != len(table.numbers):
-            raise WireError("a table has not the numbers that it should have")
+            raise WireError("a table's numbers do not match its count and types")
 
     def numbers(self, place: int, type_: str) -> npt.NDArray[Any]:
-        """Return a column of numbers, as what it is or as another type that it is to be put beside."""
+        """Return a column of numbers, in its own type or one that it is to be joined with."""
         if self._words is None or self._floats is None:
             rows = np.frombuffer(self._table.numbers, "<i8").reshape(-1, self.width)
             self._words = np.ascontiguousarray(rows.T)  # at once, as nearly all readers want most of it
@@ -207,7 +203,7 @@ class _Table:
             except (msgspec.MsgspecError, ValueError) as error:
                 raise WireError(f"a table's texts and lists: {error}") from error
             if len(rows) != self._table.count or len(self._others) != len(self.places) - self.width:
-                raise WireError("a table has not the texts and lists that it should have")
+                raise WireError("a table's texts and lists do not match its count and types")
         return self._others[place - self.width]
 
     def type(self, place: int) -> str:
@@ -246,7 +242,7 @@ def _columns(tables: Sequence[_Table], count: int) -> dict[str, Column]:
 
 
 def _column(pieces: _Pieces, count: int) -> Column:
-    """Return the column of what one table, or several, have of one name."""
+    """Return the column of one name, from the tables that have it."""
     if len(pieces) == 1:
         ((table, place),) = pieces
         type_ = table.type(place)
@@ -288,9 +284,9 @@ def _read_only(array: npt.NDArray[_T]) -> npt.NDArray[_T]:
 def to_plain(event: EventBase) -> dict[str, Any]:
     """Return an event as plain dicts, lists and numbers, for JSON.
 
-    A batch of records gets its metrics and fields by name: each becomes ``{"values": [...]}``, with
-    ``"rows": [...]`` if some records have no value, and ``"lengths"`` for a metric that is a list. A
-    float that is no number becomes null, as JSON demands.
+    A batch of records has its metrics and fields by name, each as ``{"values": [...]}``, with
+    ``"rows": [...]`` if some records have no value, and ``"lengths"`` for lists. NaN and infinity become
+    null, as JSON demands.
     """
     if not isinstance(event, Records):
         plain: dict[str, Any] = msgspec.to_builtins(event)
@@ -305,9 +301,5 @@ def to_plain(event: EventBase) -> dict[str, Any]:
 
 
 def _plain_column(column: Column) -> dict[str, Any]:
-    plain: dict[str, Any] = {"values": column.values.tolist()}
-    if column.rows is not None:
-        plain["rows"] = column.rows.tolist()
-    if column.lengths is not None:
-        plain["lengths"] = column.lengths.tolist()
-    return plain
+    arrays = {"values": column.values, "rows": column.rows, "lengths": column.lengths}
+    return {name: array.tolist() for name, array in arrays.items() if array is not None}

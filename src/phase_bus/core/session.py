@@ -1,15 +1,15 @@
 """A client's side of the conversation with the bus, without any socket in it.
 
 Publishers and consumers own a DEALER and a loop of their own kind; both let a :class:`Session` decide
-what to say when. It says hello until welcomed, then beats; silence of the bus, or a bus that does not
-know the client (it was restarted), leads back to hello.
+what to say when. It says hello until welcomed, then beats; if the bus falls silent, or does not know the
+client because it was restarted, it goes back to hello.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from phase_bus.core.control import Ack, Beat, Heard, Hello, Reply, Request, Welcome
+from phase_bus.core.control import Beat, Heard, Hello, Reply, Request, Welcome
 
 FIRST_HELLO_S, LAST_HELLO_S = 0.02, 0.5  # how long to wait for an answer: doubled each time
 SILENT_AFTER_S = 5.0  # or three heartbeats, if that is longer
@@ -18,12 +18,7 @@ SILENT_AFTER_S = 5.0  # or three heartbeats, if that is longer
 class Session:
     """What to say to the bus, and what its replies mean.
 
-    Times are those of :func:`time.monotonic`, given by the caller.
-
-    Args:
-        hello: makes the hello, anew each time.
-        beat: makes the beat, anew each time.
-        now_s: the time now.
+    ``hello`` and ``beat`` make these anew each time. Times are those of :func:`time.monotonic`.
     """
 
     def __init__(self, hello: Callable[[], Hello], beat: Callable[[], Beat], now_s: float) -> None:
@@ -40,12 +35,12 @@ class Session:
         return self.welcome is not None
 
     def is_known(self, now_s: float) -> bool:
-        """Whether the bus cannot have taken this client for gone: it answered a short while ago."""
+        """Return whether the bus answered so recently that it cannot have taken this client for gone."""
         welcome = self.welcome
         return welcome is not None and now_s - self._heard_s < welcome.silent_after_s - welcome.heartbeat_s
 
     def due(self, now_s: float) -> Request | None:
-        """Return what is to be said now, if anything; call again after :meth:`wait_s`."""
+        """Return what to say now, if anything; call again after :meth:`wait_s`."""
         if self.welcome is not None:
             patience_s = max(SILENT_AFTER_S, 3 * self.welcome.heartbeat_s)
             if now_s - self._heard_s > patience_s:
@@ -70,16 +65,15 @@ class Session:
     def heard(self, reply: Reply, now_s: float) -> bool:
         """Take in a reply; return True if it welcomes the client anew."""
         self._heard_s = now_s
+        if isinstance(reply, Welcome):
+            self.welcome = reply
+            self._next_s = now_s  # let the bus know this client's state at once
+            return True
         match reply:
-            case Welcome():
-                self.welcome = reply
-                self._next_s = now_s  # let the bus know this client's state at once
-                return True
-            case Heard(bus_id=bus_id, known=known):
-                if not known or (self.welcome is not None and bus_id != self.welcome.bus_id):
-                    self.lose(now_s)
-            case Ack():
-                pass
+            case Heard(known=False):
+                self.lose(now_s)
+            case Heard(bus_id=bus_id) if self.welcome is not None and bus_id != self.welcome.bus_id:
+                self.lose(now_s)
         return False
 
     def lose(self, now_s: float) -> None:

@@ -1,36 +1,18 @@
-"""Threads of the operating system, also where gevent has put its own in their place.
+"""Threads and how to wake them: compatibility with gevent.
 
 Locust and other load generators on gevent replace :mod:`threading`: what looks like a thread is a
 greenlet there, and one that waits in ZeroMQ would hold up the whole program. What the publisher works
-with comes from here: Python's own classes, or in such a program the same made of what they were made of.
+with comes from here: Python's own classes, or in a patched program the same, made of the originals.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
-
-
-class Event(Protocol):
-    """What of :class:`threading.Event` is used."""
-
-    def set(self) -> None:
-        """Let it have happened."""
-
-    def wait(self, timeout: float) -> bool:
-        """Wait until it has happened, in seconds at most; return whether it has."""
-
-
-class Thread(Protocol):
-    """What of :class:`threading.Thread` is used."""
-
-    def join(self, timeout: float) -> None:
-        """Wait until it has ended, in seconds at most."""
-
-    def is_alive(self) -> bool:
-        """Return whether it has not ended yet."""
+from contextlib import suppress
+from typing import Any
 
 
 def make_lock() -> Any:
@@ -38,12 +20,12 @@ def make_lock() -> Any:
     return _original("RLock")() if _replaced() else threading.RLock()
 
 
-def make_event() -> Event:
+def make_event() -> threading.Event | _NativeEvent:
     """Return something that happens once."""
     return _NativeEvent() if _replaced() else threading.Event()
 
 
-def start_thread(target: Callable[[], None], name: str) -> Thread:
+def start_thread(target: Callable[[], None], name: str) -> threading.Thread | _NativeThread:
     """Start a daemon thread."""
     if _replaced():
         return _NativeThread(target)
@@ -52,7 +34,48 @@ def start_thread(target: Callable[[], None], name: str) -> Thread:
     return thread
 
 
+class Waker:
+    """A pipe whose reading end is polled by one thread, and written to by any other.
+
+    Attributes:
+        fd: what to poll; readable once :meth:`wake` was called, until :meth:`drain`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = make_lock()
+        self.fd, self._write_fd = os.pipe()
+        os.set_blocking(self.fd, False)
+        os.set_blocking(self._write_fd, False)
+
+    def wake(self) -> None:
+        """Wake the thread; from any thread, without waiting."""
+        with self._lock:  # the descriptor must not be closed, and be another file's, meanwhile
+            if self._write_fd >= 0:
+                with suppress(BlockingIOError):  # the pipe is full: a wake-up is under way
+                    os.write(self._write_fd, b"!")
+
+    def drain(self) -> None:
+        """Be ready to be woken again."""
+        with suppress(BlockingIOError):
+            while len(os.read(self.fd, 4096)) == 4096:
+                pass
+
+    def close(self) -> None:
+        """Close the pipe; :meth:`wake` does nothing from now on."""
+        with self._lock:
+            os.close(self.fd)
+            os.close(self._write_fd)
+            self._write_fd = -1
+
+    def forget(self) -> None:
+        """Wake nobody: in the child of a fork, where the lock may be held by a thread that is not there."""
+        self._lock = make_lock()
+        self._write_fd = -1
+
+
 class _NativeEvent:
+    """What of :class:`threading.Event` is used."""
+
     def __init__(self) -> None:
         self._lock = _original("allocate_lock")()  # held until it happens
         self._lock.acquire()
@@ -72,6 +95,8 @@ class _NativeEvent:
 
 
 class _NativeThread:
+    """What of :class:`threading.Thread` is used."""
+
     def __init__(self, target: Callable[[], None]) -> None:
         self._target = target
         self._ended = _NativeEvent()

@@ -1,4 +1,4 @@
-"""What becomes of values that are no plain numbers, on their way into records and events.
+"""What becomes of values that are not plain numbers, on their way into records and events.
 
 It imports nothing: AIPerf loads it even when the plugin is off.
 """

@@ -5,11 +5,8 @@ An event is three frames: ``topic``, ``header``, ``payload``.
 - The topic is ``<kind>.<qualifier>$`` in UTF-8, where the qualifier is the run id, for records with the
   partition before it: ``phase_start.3f2a$``, ``records.07.3f2a$``. Subscribing to a prefix filters.
 - The header is 64 bytes, little-endian (:data:`HEADER`): wire version (u1), three zero bytes, the number
-  of request records inside (u4), source (16 bytes, a UUID of the publisher), source sequence (u8), topic
-  sequence (u8), and, given by the bus and 0 before, offset (u8), event number (u8), and for records the
-  offset of those before them in their partition (u8). The numbers count from 1 and have no holes: the
-  source's over all it publishes, the topic's over what that source publishes on the topic, the offset
-  over all that the bus took in, the event number over what of it is no records.
+  of request records inside (u4), source (16 bytes), source sequence, topic sequence, offset, event number,
+  previous offset (u8 each): see :class:`Header`. The numbers count from 1 and have no holes.
 - The payload is the event in msgpack, a map tagged by ``kind``.
 
 A control message between a client and the bus is one frame, msgpack tagged by ``op``
@@ -20,13 +17,13 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import zmq
-from zmq.backend import Socket as Backend
 
+from phase_bus.core import sockets
 from phase_bus.core.control import WIRE_VERSION as WIRE_VERSION
 from phase_bus.core.control import Reply, Request
 from phase_bus.errors import WireError
@@ -38,12 +35,8 @@ NO_PARTITION = -1  # of events that are no records
 
 # As plain numbers: combining pyzmq's enumerations costs more than sending.
 _SNDMORE, _NOBLOCK = int(zmq.SNDMORE), int(zmq.NOBLOCK)
-# What zmq.Socket's methods call after a look at options that nobody gives here: half of their time.
-_send: Callable[[zmq.Socket[bytes], bytes | zmq.Frame, int], object] = Backend.send
-_recv = cast("Callable[[zmq.Socket[bytes], int, bool], zmq.Frame]", Backend.recv)
-_recv_bytes = cast("Callable[[zmq.Socket[bytes], int], bytes]", Backend.recv)
-_get = cast("Callable[[zmq.Socket[bytes], int], int]", Backend.get)
 _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+_send, _recv, _recv_bytes, _get = sockets.send, sockets.recv, sockets.recv_bytes, sockets.getsockopt
 
 _event_encoder = msgspec.msgpack.Encoder()
 
@@ -68,14 +61,14 @@ class Header(NamedTuple):
     """The binary header beside an event.
 
     Attributes:
-        source: 16 bytes that name the publishing process.
-        source_seq: the event's number among all of its source, from 1.
-        topic_seq: the event's number among those of its source on its topic, from 1.
+        source: 16 bytes, a UUID that names the publishing process.
+        source_seq: the event's number among all of its source.
+        topic_seq: the event's number among those of its source on its topic.
         records: how many request records the event carries.
-        offset: its place among all that the bus took in, from 1; 0 before the bus has it.
+        offset: its place among all that the bus took in; given by the bus, and 0 before.
         event_number: how many events up to and including this one are no records; likewise.
-        previous: of records, the offset of those before them in their partition, whatever their run; 0
-            for none, and for all other kinds. Who reads one partition alone sees by it what is missing.
+        previous: for records, the offset of those before them in their partition, whatever their run, or 0;
+            likewise. It shows whoever reads one partition alone what is missing.
     """
 
     source: bytes
@@ -88,16 +81,7 @@ class Header(NamedTuple):
 
     def pack(self) -> bytes:
         """Return the header's 64 bytes."""
-        return HEADER.pack(
-            WIRE_VERSION,
-            self.records,
-            self.source,
-            self.source_seq,
-            self.topic_seq,
-            self.offset,
-            self.event_number,
-            self.previous,
-        )
+        return self.pack_at(self.offset, self.event_number, self.previous)
 
     def pack_at(self, offset: int, event_number: int, previous: int) -> bytes:
         """Return the 64 bytes of this header with the place that the bus gives."""
@@ -108,12 +92,7 @@ class Header(NamedTuple):
 
 
 class Topic(NamedTuple):
-    """A topic, taken apart.
-
-    Attributes:
-        kind: the event's kind.
-        run_id: the run, empty for control events.
-    """
+    """A topic, taken apart. The run id is empty for control events."""
 
     kind: str
     run_id: str
@@ -136,7 +115,7 @@ def parse_topic(topic: bytes) -> Topic:
     """Take a topic apart.
 
     Raises:
-        WireError: it is none.
+        WireError: if the topic is malformed.
     """
     try:
         text = topic.decode()
@@ -155,7 +134,7 @@ def partition_of(topic: bytes) -> int:
     """Return the partition of a topic of records, :data:`NO_PARTITION` for any other topic.
 
     Raises:
-        WireError: it is a topic of records without a number.
+        WireError: if it is a topic of records without a number.
     """
     if not topic.startswith(b"records."):
         return NO_PARTITION
@@ -171,7 +150,7 @@ def partition_prefix(partition: int) -> bytes:
 
 
 def topic_prefix(kind: str, run_id: str | None = None) -> bytes:
-    """Return the prefix that subscribes to a kind of event, of one run or of all.
+    """Return the prefix that subscribes to a kind of event, of one run or of all; of all for records.
 
     Records have the partition before the run, so their prefix cannot name a run.
     """
@@ -191,7 +170,7 @@ def decode_event(topic: bytes, payload: bytes | memoryview) -> Event | None:
     The tables of a ``records`` event are views on ``payload``.
 
     Raises:
-        WireError: the payload is not an event of its topic's kind.
+        WireError: if the payload is not an event of its topic's kind.
     """
     kind = parse_topic(topic).kind
     if kind not in KINDS:
@@ -209,7 +188,7 @@ def unpack_header(frame: bytes | memoryview, topic: bytes = b"") -> Header:
     """Return the header of a frame.
 
     Raises:
-        WireError: it is too short, or of a wire version this program does not read.
+        WireError: if it is too short, or of a wire version that this program does not read.
     """
     if len(frame) < HEADER.size:
         raise WireError(f"a header has {HEADER.size} bytes, this one {len(frame)}", topic)
@@ -228,7 +207,7 @@ def send_frames(socket: zmq.Socket[bytes], frames: Sequence[bytes | zmq.Frame], 
     Frame by frame, because pyzmq's own ``send_multipart`` takes several times as long.
 
     Raises:
-        zmq.Again: with ``NOBLOCK``, when it cannot be queued now; nothing is sent then.
+        zmq.Again: with ``NOBLOCK``, if it cannot be queued now; nothing is sent then.
     """
     more = flags | _SNDMORE
     for frame in frames[:-1]:
@@ -240,7 +219,7 @@ def receive_frames(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
     """Receive a message without waiting, its frames uncopied.
 
     Raises:
-        zmq.Again: there is none.
+        zmq.Again: if there is none.
     """
     frame = _recv(socket, _NOBLOCK, False)
     frames = [frame]
@@ -256,26 +235,26 @@ def receive_event(socket: zmq.Socket[bytes]) -> tuple[bytes, bytes, zmq.Frame]:
     For small frames a copy is a third of the price of a :class:`zmq.Frame`.
 
     Raises:
-        zmq.Again: there is none.
-        WireError: the message has not three frames; what was taken for the rest of it is gone, too.
+        zmq.Again: if there is none.
+        WireError: if the message has not three frames; what was received in place of missing ones is lost.
     """
     topic = _recv_bytes(socket, _NOBLOCK)
     try:
         header, payload = _recv_bytes(socket, _NOBLOCK), _recv(socket, _NOBLOCK, False)
     except zmq.Again:  # the frames of a message come together
-        raise WireError("an event has three frames, this message fewer", topic) from None
+        raise WireError("an event has three frames, this message has fewer", topic) from None
     if payload.more:
         last = payload
         while last.more:
             last = _recv(socket, _NOBLOCK, False)
-        raise WireError("an event has three frames, this message not", topic)
+        raise WireError("an event has three frames, this message has more", topic)
     return topic, header, payload
 
 
 def receive_frame(socket: zmq.Socket[bytes]) -> bytes | None:
     """Receive a message of one frame without waiting, None if there is none.
 
-    It is asked first, because the exception would cost several times as much.
+    The socket is asked first, because the exception would cost several times as much.
     """
     return _recv_bytes(socket, _NOBLOCK) if _get(socket, _EVENTS) & _POLLIN else None
 
@@ -289,7 +268,7 @@ def decode_request(frame: bytes | memoryview) -> Request:
     """Return a request to the bus.
 
     Raises:
-        WireError: it is none.
+        WireError: if it is malformed.
     """
     try:
         return _request_decoder().decode(frame)
@@ -301,7 +280,7 @@ def decode_reply(frame: bytes | memoryview) -> Reply:
     """Return a reply of the bus.
 
     Raises:
-        WireError: it is none.
+        WireError: if it is malformed.
     """
     try:
         return _reply_decoder().decode(frame)

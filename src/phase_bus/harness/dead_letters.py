@@ -13,7 +13,13 @@ from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import Status
 from phase_bus.core.wire import decode_event
-from phase_bus.errors import BusUnreachableError, ConfigError, JournalError, PhaseBusError
+from phase_bus.errors import (
+    BusUnreachableError,
+    ConfigError,
+    JournalError,
+    JournalInUseError,
+    PhaseBusError,
+)
 from phase_bus.events import Event
 from phase_bus.harness.config import ConsumerConfig
 from phase_bus.journal.reader import JournalReader
@@ -126,9 +132,7 @@ def open_retrier(reader: JournalReader, address: Address) -> Iterator[Retrier]:
     """
     try:
         journal = Journal(reader.path.parent)
-    except JournalError as error:
-        if "in use" not in error.reason:
-            raise
+    except JournalInUseError as error:
         with BusClient(address) as client:
             yield Retrier(reader, client.remove_dead_letter, _status(reader, client, error))
         return
@@ -143,7 +147,7 @@ def _status(reader: JournalReader, client: BusClient, error: JournalError) -> St
     except BusUnreachableError:
         status = None
     if status is None or status.journal is None or not reader.path.samefile(status.journal):
-        raise JournalError(
+        raise JournalInUseError(
             reader.path,
             f"is in use by a bus, and that is not at {client.address}",
             "give its --address, or end it first",

@@ -16,7 +16,7 @@ from phase_bus.core.outbox import Message, Outbox
 from phase_bus.core.wire import Header, decode_event, encode_event, parse_topic, topic_of
 from phase_bus.errors import PhaseBusError
 from phase_bus.events import RunComplete
-from phase_bus.journal.history import Past
+from phase_bus.journal.rows import Entry
 from phase_bus.publisher.link import BusLink
 
 _BUFFER_BYTES = 8 << 20  # read ahead of what the bus has acknowledged
@@ -75,7 +75,7 @@ class Replayer:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
-    def publish(self, events: Iterable[Past]) -> None:
+    def publish(self, events: Iterable[Entry]) -> None:
         """Publish events, and return when the bus has acknowledged all of them.
 
         Raises:
@@ -98,7 +98,7 @@ class Replayer:
         self._link.close()
         self._context.term()
 
-    def _put(self, past: Past) -> None:
+    def _put(self, past: Entry) -> None:
         key = past.source, parse_topic(past.topic).run_id
         topic, payload = self._rewritten(past, key)
         self._topic_seqs[topic] += 1
@@ -111,7 +111,7 @@ class Replayer:
         self.events += 1
         self.records += past.records
 
-    def _rewritten(self, past: Past, key: tuple[bytes, str]) -> tuple[bytes, bytes]:
+    def _rewritten(self, past: Entry, key: tuple[bytes, str]) -> tuple[bytes, bytes]:
         kind, run_id = parse_topic(past.topic)
         if kind != RunComplete.kind:
             self._going_on.add(run_id)
@@ -136,7 +136,7 @@ class Replayer:
 
     # ---- time, and the bus ----
 
-    def _wait_until_due(self, past: Past) -> None:
+    def _wait_until_due(self, past: Entry) -> None:
         if self._speed is None:
             return
         now_s = time.monotonic()

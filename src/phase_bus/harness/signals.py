@@ -1,4 +1,4 @@
-"""When a process of ours is to finish: on a signal, or when the one that started it is gone."""
+"""Stopping a process of ours: on a signal, or when the process that started it is gone."""
 
 from __future__ import annotations
 

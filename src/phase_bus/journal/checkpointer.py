@@ -1,13 +1,13 @@
-"""Merging the journal's write-ahead log into its file, beside the bus's loop and not in it.
+"""Copying the journal's write-ahead log into its file, beside the bus's loop and not in it.
 
-SQLite's own way is that the commit which makes the log too long copies it back and waits for the disk:
-a third of the loop's CPU time with large events, and for all a pause every few MB. Here a thread with a
-connection of its own does so.
+SQLite calls that a checkpoint of the log. Its own way is that the commit which makes the log too long
+copies it and waits for the disk: a third of the loop's CPU time with large events, and for all a pause
+every few MB. Here a thread with a connection of its own does so.
 
-No other connection may merge, and a merge never begins while there might be nothing to copy and
+No other connection may copy the log, and copying never begins while there might be nothing to copy and
 somebody writes: SQLite before 3.51.3 can lose what is written when a log starts over just as a second
-merge begins (its "WAL-reset bug", https://sqlite.org/wal.html#walresetbug). A log can start over only
-when all of it was copied; so a merge begins if something was committed after the end of the one before,
+checkpoint begins (its "WAL-reset bug", https://sqlite.org/wal.html#walresetbug). A log can start over only
+when all of it was copied; so copying begins if something was committed after the end of the last time,
 or while the writer waits.
 """
 
@@ -19,16 +19,14 @@ import threading
 
 logger = logging.getLogger("phase_bus.bus")
 
-_MERGE_BYTES = 16 << 20
+_COPY_BYTES = 16 << 20
 _LONG_BYTES = 128 << 20
 
 
-class Merger:
-    """Merges a journal's log now and then. One thread writes the journal, and calls all methods here.
+class WalCheckpointer:
+    """Copies a journal's log now and then. One thread writes the journal, and calls all methods here.
 
-    Args:
-        connection: a connection to the journal that nobody else uses; closed by :meth:`close`.
-        name: what the journal is called in the bus's log.
+    The connection to the journal is this object's own, to be closed by it; the name is for messages.
     """
 
     def __init__(self, connection: sqlite3.Connection, name: str) -> None:
@@ -40,25 +38,25 @@ class Merger:
         self._idle.set()
         self._closing = False
         self._writer_waits = False
-        self._unmerged_bytes = 0
+        self._uncopied_bytes = 0
         self._log_bytes = 0  # written since the log could last start over
         self._failed = False
         try:
-            self._merged_version = self._version()
+            self._copied_version = self._version()
         except BaseException:
             connection.close()
             raise
 
     def begin(self) -> None:
-        """Note that a transaction is about to begin; wait for a merge if the log has grown too long.
+        """Note that a transaction is about to begin; wait for the thread if the log has grown too long.
 
         A log to which somebody always writes is never copied to its end, and would grow for ever. It does
-        start over after this, unless a reader stands still at something in it.
+        start over after this, unless a reader stays at something in it.
         """
         if self._log_bytes >= _LONG_BYTES:
             self._idle.wait()
             self._writer_waits = True
-            self._merge()
+            self._copy()
             self._idle.wait()
             self._writer_waits = False
             self._log_bytes = 0
@@ -66,37 +64,38 @@ class Merger:
     def committed(self, size_bytes: int) -> None:
         """Note how much, about, the transaction wrote."""
         self._log_bytes += size_bytes
-        self._unmerged_bytes += size_bytes
-        if self._unmerged_bytes >= _MERGE_BYTES and self._idle.is_set():
-            self._merge()
+        self._uncopied_bytes += size_bytes
+        if self._uncopied_bytes >= _COPY_BYTES and self._idle.is_set():
+            self._copy()
 
     def close(self) -> None:
-        """End the thread, after the merge that it is at. Doing so twice does no harm."""
+        """End the thread, after the copying that it is at. Doing so twice does no harm."""
         self._closing = True
         self._asked.set()
         if self._thread is not None:
             self._thread.join()
         self._db.close()
 
-    def _merge(self) -> None:
-        self._unmerged_bytes = 0
+    def _copy(self) -> None:
+        self._uncopied_bytes = 0
         self._idle.clear()
         self._asked.set()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._main, name="phase-bus-merge", daemon=True)
+            self._thread = threading.Thread(target=self._main, name="phase-bus-wal", daemon=True)
             self._thread.start()
 
     def _main(self) -> None:
         while self._asked.wait() and not self._closing:
             self._asked.clear()
             try:
-                if self._writer_waits or self._version() != self._merged_version:
+                if self._writer_waits or self._version() != self._copied_version:
                     self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                    self._merged_version = self._version()
+                    self._copied_version = self._version()
                     self._failed = False
             except Exception as error:  # the log grows; once it cannot, the writer says so
                 if not self._failed:
-                    logger.warning("phase-bus bus: the log of %s is not merged: %s", self._name, error)
+                    what = "phase-bus bus: the write-ahead log of %s cannot be copied into it: %s"
+                    logger.warning(what, self._name, error)
                 self._failed = True
             finally:
                 self._idle.set()

@@ -1,8 +1,7 @@
-"""A journal's events as files for other programs, whatever their number."""
+"""A journal's events as files for other programs, in bounded memory."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from phase_bus.core.files import replacing
 from phase_bus.core.records import to_plain
 from phase_bus.core.wire import decode_event
 from phase_bus.errors import ConfigError
@@ -23,12 +23,12 @@ def export_jsonl(reader: JournalReader, run_id: str | None, output: Path | None)
     """Write all events as lines of JSON to a file, or to standard output; return their number.
 
     Raises:
-        JournalError, WireError: the journal cannot be read.
-        ConfigError: the file cannot be written.
+        JournalError, WireError: if the journal cannot be read.
+        ConfigError: if the file cannot be written.
     """
     if output is None:
         return _write_lines(reader, run_id, sys.stdout.buffer)
-    with _whole(output) as path, path.open("wb") as file:
+    with _writing(output) as path, path.open("wb") as file:
         return _write_lines(reader, run_id, file)
 
 
@@ -36,20 +36,17 @@ def export_parquet(reader: JournalReader, run_id: str | None, output: Path) -> i
     """Write all request records as rows of a Parquet file; return their number.
 
     Raises:
-        JournalError, WireError: the journal cannot be read.
-        ConfigError: pyarrow is not installed, or the file cannot be written.
+        JournalError, WireError: if the journal cannot be read.
+        ConfigError: if pyarrow is not installed, or the file cannot be written.
     """
     try:
-        from phase_bus.journal.parquet import RecordSchema, write_parquet
+        from phase_bus.journal.parquet import record_schema, write_parquet
     except ModuleNotFoundError as error:
         raise ConfigError(f"--format parquet: {error}") from error
-    columns = RecordSchema()
-    # Two passes over the same: a bus may be adding to it.
-    until = reader.head.offset
-    for event in _records(reader, run_id, until):
-        columns.look_at(event)
-    with _whole(output) as path:
-        return write_parquet(path, columns.schema, _records(reader, run_id, until))
+    until = reader.head.offset  # for two passes over the same: a bus may be adding to it
+    schema = record_schema(_records(reader, run_id, until))
+    with _writing(output) as path:
+        return write_parquet(path, schema, _records(reader, run_id, until))
 
 
 def _write_lines(reader: JournalReader, run_id: str | None, file: BinaryIO) -> int:
@@ -82,17 +79,11 @@ def _records(reader: JournalReader, run_id: str | None, until: int) -> Iterator[
 
 
 @contextmanager
-def _whole(output: Path) -> Iterator[Path]:
-    """Give a path to write to; at the end, and only without an error, the file is there in whole."""
-    aside = output if output.exists() and not output.is_file() else output.with_name(f"{output.name}.part")
+def _writing(output: Path) -> Iterator[Path]:
     try:
-        yield aside
-        if aside != output:
-            os.replace(aside, output)  # noqa: PTH105 - the rename is the point
+        with replacing(output) as aside:
+            yield aside
     except OSError as error:
         raise ConfigError(
             f"--output {str(output)!r}: cannot be written ({error.strerror or error}); give another file"
         ) from error
-    finally:
-        if aside != output:
-            aside.unlink(missing_ok=True)

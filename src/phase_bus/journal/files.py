@@ -1,17 +1,16 @@
-"""The journal's file: its tables, opening it, keeping others out, and saying what is wrong with it.
+"""The journal's file: its tables, how to open it, keep other buses out, and say what is wrong with it.
 
 Tables of ``journal.sqlite``:
 
 - ``events``: one row an event. What its columns hold besides the frames is covered by ``crc``.
 - ``streams``: one row for each topic of each source: what its events have in common, and their counts.
 - ``runs``, ``checkpoints``, ``dead_letters``: as their names say.
-- ``past``: one row: how far the journal had come, how much was pruned of it, and its id.
+- ``past``: one row: how far the journal was at the last pruning, how much of it was pruned, and its id.
 - ``past_sources``: the last sequence of sources all of whose events were pruned.
 """
 
 from __future__ import annotations
 
-import fcntl
 import re
 import sqlite3
 import struct
@@ -21,7 +20,8 @@ from pathlib import Path
 from typing import IO
 from zlib import crc32
 
-from phase_bus.errors import JournalError
+from phase_bus.core.files import lock_file
+from phase_bus.errors import JournalDamagedError, JournalError, JournalInUseError
 
 FILE_NAME = "journal.sqlite"
 SCHEMA_VERSION = 2  # of the tables here, and of what the payloads hold
@@ -100,8 +100,13 @@ def failing_clearly(path: Path) -> Iterator[None]:
         meaning = _MEANINGS.get((code or 0) & 0xFF)
         if meaning is None:
             raise
-        reason, remedy = meaning
-        raise JournalError(path, f"{reason} ({error})", remedy) from error
+        raise _error(path, meaning, error) from error
+
+
+def _error(path: Path, meaning: tuple[str, str], details: object) -> JournalError:
+    reason, remedy = meaning
+    kind = JournalDamagedError if meaning is _DAMAGED else JournalError
+    return kind(path, f"{reason} ({details})", remedy)
 
 
 @contextmanager
@@ -110,8 +115,7 @@ def _opening(path: Path) -> Iterator[None]:
         with failing_clearly(path):
             yield
     except UnicodeDecodeError as error:  # SQLite's message quotes a damaged schema
-        reason, remedy = _DAMAGED
-        raise JournalError(path, f"{reason} ({error.reason})", remedy) from error
+        raise _error(path, _DAMAGED, error.reason) from error
 
 
 def lock(directory: Path) -> IO[str]:
@@ -120,33 +124,29 @@ def lock(directory: Path) -> IO[str]:
     The lock is on a file beside the journal: closing a file that SQLite has open would end its locks.
 
     Raises:
-        JournalError: another bus has it, or the directory cannot be written to.
+        JournalInUseError: if another bus has it.
+        JournalError: if the directory cannot be written to.
     """
     path = directory / FILE_NAME
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / _LOCK_NAME).open("a")
-    except OSError as error:
-        reason, remedy = _UNWRITABLE
-        raise JournalError(path, f"{reason} ({error.strerror})", remedy) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise JournalError(
+        return lock_file(directory / _LOCK_NAME)
+    except BlockingIOError as error:
+        raise JournalInUseError(
             path, "is in use by another bus", "choose another directory, or end that bus"
         ) from error
-    return file
+    except OSError as error:
+        raise _error(path, _UNWRITABLE, error.strerror) from error
 
 
 def open_for_writing(path: Path) -> sqlite3.Connection:
     """Open a journal, or begin one.
 
     Raises:
-        JournalError: it cannot be written, is damaged, or is none that this version knows.
+        JournalError: if it cannot be written, is damaged, or of a version that this program does not know.
     """
     with _opening(path):
-        db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        db = _connect(path, "mode=rwc")
         try:
             db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # both count for a new file only
@@ -168,17 +168,16 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     return db
 
 
-def open_for_merging(path: Path) -> sqlite3.Connection:
-    """Open a journal that this process has open for writing, to merge its log."""
-    uri = f"{path.absolute().as_uri()}?mode=rw"
-    return sqlite3.connect(uri, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
+def open_for_checkpointing(path: Path) -> sqlite3.Connection:
+    """Open a journal that this process has open for writing, to copy its log."""
+    return _connect(path, "mode=rw")
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
-    """Open a journal that a bus may be writing, or that none has open any more.
+    """Open a journal, whether a bus is writing it or not.
 
     Raises:
-        JournalError: there is none, it is damaged, or is none that this version knows.
+        JournalError: if there is none, it is damaged, or of a version that this program does not know.
     """
     if not path.is_file():
         raise JournalError(path, "there is no such file", "give a bus's journal, or its directory")
@@ -193,9 +192,13 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
             return _connect_to_read(path, "immutable=1")
 
 
-def _connect_to_read(path: Path, how: str) -> sqlite3.Connection:
+def _connect(path: Path, how: str) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?{how}"
-    db = sqlite3.connect(uri, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
+    return sqlite3.connect(uri, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
+
+
+def _connect_to_read(path: Path, how: str) -> sqlite3.Connection:
+    db = _connect(path, how)
     try:
         if _check_version(db, path) == 0:
             raise JournalError(path, "is empty", "give another one, or start a bus on it first")
@@ -207,72 +210,56 @@ def _connect_to_read(path: Path, how: str) -> sqlite3.Connection:
 
 def _check_version(db: sqlite3.Connection, path: Path) -> int:
     """Return the schema's version, 0 for a new file."""
-    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    version = _pragma(db, "user_version")
     names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if version > SCHEMA_VERSION:
+    if version > SCHEMA_VERSION or (0 < version < SCHEMA_VERSION and names >= _TABLES):
+        age = "newer" if version > SCHEMA_VERSION else "older"
         raise JournalError(
             path,
             f"is of schema version {version}, and this program knows {SCHEMA_VERSION}",
-            "use the newer phase-bus that wrote it, or choose another directory",
-        )
-    if 0 < version < SCHEMA_VERSION and names >= _TABLES:
-        raise JournalError(
-            path,
-            f"is of schema version {version}, and this program knows {SCHEMA_VERSION}",
-            "use the older phase-bus that wrote it, or choose another directory",
+            f"use the {age} phase-bus that wrote it, or choose another directory",
         )
     if names and not (version and names >= _TABLES):
         raise JournalError(path, "is not a journal of phase-bus", "choose another directory")
     if version and not names:
-        raise JournalError(path, *_DAMAGED)
+        raise JournalDamagedError(path, *_DAMAGED)
     return version
 
 
 def stream_crc(topic: bytes, source: bytes, run_id: str, kind: str) -> int:
-    """Return the checksum of what a stream's events have in common, where :func:`event_crc` goes on."""
+    """Return the checksum of what a stream's events have in common; :func:`event_crc` continues it."""
     return crc32(b"\0".join((topic, source, run_id.encode(), kind.encode())))
 
 
-def event_crc(
-    start: int,
-    numbers: tuple[int, int, int, int, int],
-    header: bytes,
-    payload: bytes,
-) -> int:
-    """Return an event's checksum.
+def event_crc(start: int, numbers: tuple[int, int, int, int, int], header: bytes, payload: bytes) -> int:
+    """Return an event's checksum, from its :func:`stream_crc`, its numbers and its frames.
 
-    Args:
-        start: its :func:`stream_crc`.
-        numbers: offset, source sequence, records, event number, time.
-        header: its header.
-        payload: its payload.
+    The numbers are offset, source sequence, records, event number, time.
     """
     return crc32(payload, crc32(header, crc32(_NUMBERS.pack(*numbers), start)))
 
 
 def vacuum(db: sqlite3.Connection, pages: int) -> bool:
     """Give some of the file's unused pages back to the disk; return whether there were any."""
-    before = free_pages(db)
+    before = _pragma(db, "freelist_count")
     if before:
         # It has a step for each page and no result, and execute() stops after one step of such.
         db.executescript(f"PRAGMA incremental_vacuum({pages})")
-    return before > 0 and free_pages(db) < before
+    return before > 0 and _pragma(db, "freelist_count") < before
 
 
-def free_pages(db: sqlite3.Connection) -> int:
-    """Return the number of pages that hold nothing."""
-    return int(db.execute("PRAGMA freelist_count").fetchone()[0])
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    return int(db.execute(f"PRAGMA {name}").fetchone()[0])
 
 
 def page_bytes(db: sqlite3.Connection) -> int:
     """Return the size of a page."""
-    return int(db.execute("PRAGMA page_size").fetchone()[0])
+    return _pragma(db, "page_size")
 
 
 def used_bytes(db: sqlite3.Connection) -> int:
     """Return the size of the pages that hold something."""
-    (pages,) = db.execute("PRAGMA page_count").fetchone()
-    return (int(pages) - free_pages(db)) * page_bytes(db)
+    return (_pragma(db, "page_count") - _pragma(db, "freelist_count")) * page_bytes(db)
 
 
 def size_on_disk(path: Path) -> int:

@@ -1,9 +1,8 @@
-"""Reading past events: all that a journal holds, or what publishers put into it."""
+"""Reading a journal's events from its start: all of them, or what publishers published."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from phase_bus.core.wire import parse_topic
 from phase_bus.journal.reader import JournalReader
@@ -13,36 +12,18 @@ from phase_bus.journal.rows import Entry
 _OF_ANYBODY = frozenset({"summary", "receipt", "drop", "run_complete"})
 
 
-class Past(NamedTuple):
-    """An event as a publisher once published it.
-
-    Attributes:
-        topic: the topic frame.
-        payload: the payload frame.
-        records: how many request records are in it.
-        source: 16 bytes that name the publisher.
-        ts_ns: Unix time in ns by which its distance to the others is measured.
-    """
-
-    topic: bytes
-    payload: bytes
-    records: int
-    source: bytes
-    ts_ns: int
-
-
 def read_entries(
     reader: JournalReader, run_id: str | None = None, until: int | None = None
 ) -> Iterator[Entry]:
-    """Yield what a journal holds, of one run or of all, in order and a bounded piece at a time.
+    """Yield the events of one run or of all, in order, reading a bounded piece at a time.
 
     Args:
         reader: the journal.
-        run_id: only those of this run.
+        run_id: the run, None for all.
         until: the last offset that is wanted; by default the last one that there is now.
 
     Raises:
-        JournalError: it cannot be read.
+        JournalError: if the journal cannot be read.
     """
     offset = 0
     until = reader.head.offset if until is None else until
@@ -52,10 +33,10 @@ def read_entries(
 
 
 class PublishedInJournal:
-    """The events of past runs as their publishers published them, in order.
+    """The events of past runs that their publishers published, in order.
 
-    Left out is what consumers (summaries, receipts) and the bus itself (the end of a run whose publisher
-    vanished) added: on another bus its own consumers and that bus do so.
+    Left out is what consumers (summaries, receipts) and the bus itself (the end of a lost run) added: on
+    another bus its own consumers and that bus do so.
 
     Args:
         reader: the journal.
@@ -77,8 +58,7 @@ class PublishedInJournal:
             self._wanted |= {(run_id, source) for source in sources}
             self.count += sum(events for _, source, events in topics if source in sources)
 
-    def __iter__(self) -> Iterator[Past]:
+    def __iter__(self) -> Iterator[Entry]:
         only = self._run_ids[0] if len(self._run_ids) == 1 else None
-        for entry in read_entries(self._reader, only):
-            if (entry.run_id, entry.source) in self._wanted:
-                yield Past(entry.topic, entry.payload, entry.records, entry.source, entry.ts_ns)
+        entries = read_entries(self._reader, only)
+        return (entry for entry in entries if (entry.run_id, entry.source) in self._wanted)

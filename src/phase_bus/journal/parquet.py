@@ -29,37 +29,24 @@ _TYPES = {"i": pa.int64(), "f": pa.float64(), "b": pa.bool_(), "s": pa.string()}
 _GROUP_ROWS, _GROUP_BYTES = 100_000, 64 << 20
 
 
-class RecordSchema:
-    """The columns that some records have, found by looking at each batch once before any is written.
+def record_schema(batches: Iterable[Records]) -> pa.Schema:
+    """Return the columns that batches of records need.
 
-    What is of whole numbers here and of floats there becomes floats; what fits no better becomes text.
+    A name that has whole numbers in one batch and floats in another becomes floats; one whose types do not
+    fit together becomes text.
     """
-
-    def __init__(self) -> None:
-        self._types: dict[str, pa.DataType] = {}
-
-    def look_at(self, event: Records) -> None:
-        """Take in the columns of one batch."""
+    types: dict[str, pa.DataType] = {}
+    for event in batches:
         for name, column in _columns(RecordBatch(event)).items():
             kind = _TYPES[column.type] if column.type != "l" else pa.list_(_TYPES[column.values.dtype.kind])
-            known = self._types.setdefault(name, kind)
+            known = types.setdefault(name, kind)
             if known != kind:
-                self._types[name] = _common(known, kind)
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The schema of the file."""
-        return pa.schema([*_OURS.items(), *sorted(self._types.items())])
+                types[name] = _common(known, kind)
+    return pa.schema([*_OURS.items(), *sorted(types.items())])
 
 
 def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[Records]) -> int:
-    """Write batches as rows, some row groups at a time; return how many rows there are.
-
-    Args:
-        path: the file.
-        schema: of all of them, from :class:`RecordSchema`.
-        batches: the batches.
-    """
+    """Write batches as rows of a schema from :func:`record_schema`; return how many rows there are."""
     rows = 0
     waiting: list[pa.Table] = []
     with pq.ParquetWriter(path, schema) as writer:
@@ -78,7 +65,7 @@ def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[Records]) -> 
 
 
 def _columns(batch: RecordBatch) -> dict[str, Column]:
-    """Return a batch's fields and metrics by the name that their column in the file gets."""
+    """Return a batch's fields and metrics by the names of their columns in the file."""
     both = {**batch.field_columns(), **batch.metric_columns()}
     return {f"{name}_" if name in _OURS else name: column for name, column in both.items()}
 

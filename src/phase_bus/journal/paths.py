@@ -1,4 +1,4 @@
-"""Where journals are kept when nobody says where."""
+"""Where journals are kept by default."""
 
 from __future__ import annotations
 

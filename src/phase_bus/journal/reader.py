@@ -5,7 +5,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
+
+from msgspec import Struct
 
 from phase_bus.core.wire import NO_PARTITION, decode_event
 from phase_bus.events import EventBase, Receipt, RunStart
@@ -21,8 +23,8 @@ FROM events AS e {index} CROSS JOIN streams AS s ON s.id = e.stream
 WHERE e.offset > ? AND e.offset <= ? {where} ORDER BY e.offset LIMIT ?
 """
 _RUNS = """
-SELECT r.run_id, r.status, r.started_ns, r.ended_ns, total(s.events), total(s.records),
-    total(s.size_bytes), r.publisher
+SELECT r.run_id, r.status, r.started_ns, r.ended_ns, coalesce(sum(s.events), 0),
+    coalesce(sum(s.records), 0), coalesce(sum(s.size_bytes), 0), r.publisher
 FROM runs AS r LEFT JOIN streams AS s ON s.run_id = r.run_id WHERE NOT r.pruning
 GROUP BY r.run_id ORDER BY r.started_ns, r.rowid
 """
@@ -33,6 +35,7 @@ _BY_PARTITION = "INDEXED BY events_by_partition"
 _NO_END = 2**63 - 1
 
 _E = TypeVar("_E", bound=EventBase)
+_S = TypeVar("_S", bound=Struct)
 
 
 class JournalReader:
@@ -45,7 +48,7 @@ class JournalReader:
         connection: what to read by; without one it opens one that cannot write.
 
     Raises:
-        JournalError: there is no journal, or none that can be read. Every method may raise it too.
+        JournalError: if there is no journal, or it cannot be read. Every method may raise it too.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection | None = None) -> None:
@@ -66,32 +69,24 @@ class JournalReader:
 
     @property
     def head(self) -> Head:
-        """How far the journal has come."""
-        with failing_clearly(self.path):
-            return self._read_head()
+        """How far the journal is."""
+        # Numbers never go down, so the greater one of what is here and what was pruned is the latest.
+        last = "SELECT offset, event_number FROM events ORDER BY offset DESC LIMIT 1"
+        past = "SELECT offset, event_number FROM past"
+        rows = self._query(
+            f"SELECT * FROM (SELECT * FROM ({last}) UNION ALL {past}) ORDER BY offset DESC LIMIT 1"
+        )
+        return Head(*rows[0]) if rows else Head(0, 0)
 
     @property
     def journal_id(self) -> str:
         """32 hex digits that tell this journal, and so its offsets, from every other."""
-        with failing_clearly(self.path):
-            (journal_id,) = self._db.execute("SELECT journal_id FROM past").fetchone()
+        ((journal_id,),) = self._query("SELECT journal_id FROM past")
         return str(journal_id)
 
     def topics(self, run_id: str) -> list[tuple[bytes, bytes, int]]:
-        """Return topic, source and number of events of each of a run's topics."""
-        with failing_clearly(self.path):
-            return self._db.execute(
-                "SELECT topic, source, events FROM streams WHERE run_id = ?", (run_id,)
-            ).fetchall()
-
-    def _read_head(self) -> Head:
-        # Numbers never go down, so the greater one of what is here and what was pruned is the latest.
-        last = "SELECT offset, event_number FROM events ORDER BY offset DESC LIMIT 1"
-        past = "SELECT offset, event_number FROM past"
-        row = self._db.execute(
-            f"SELECT * FROM (SELECT * FROM ({last}) UNION ALL {past}) ORDER BY offset DESC LIMIT 1"
-        ).fetchone()
-        return Head(*row) if row else Head(0, 0)
+        """Return topic, source and number of events of each topic of a run."""
+        return self._query("SELECT topic, source, events FROM streams WHERE run_id = ?", run_id)
 
     def read(
         self,
@@ -104,13 +99,13 @@ class JournalReader:
         run_id: str | None = None,
         until: int | None = None,
     ) -> list[Entry]:
-        """Return the next events after an offset, in order; none means that there are none.
+        """Return the next events after an offset, in order; nothing only if there are none.
 
         Args:
             after_offset: the last offset that is not wanted.
             records: whether batches of request records are wanted too.
             partition: only the records of this partition.
-            limit_bytes: the size of their frames at most; a single larger event comes all the same.
+            limit_bytes: the size of their frames at most; one event comes in any case.
             limit: the number of events at most.
             run_id: only those of this run.
             until: the last offset that is wanted.
@@ -132,20 +127,11 @@ class JournalReader:
             sql = _READ.format(index=index, where=where)
             return _up_to(self._db.execute(sql, parameters), limit_bytes)
 
-    def of_kind(self, run_id: str, kind: str) -> list[Entry]:
-        """Return all events of one kind, records excepted, of a run."""
-        with failing_clearly(self.path):
-            where = "AND e.partition = ? AND s.run_id = ? AND s.kind = ?"
-            sql = _READ.format(index=_BY_PARTITION, where=where)
-            first, last = self._range(run_id)
-            rows = self._db.execute(sql, (first - 1, last, NO_PARTITION, run_id, kind, -1))
-            return [Entry._make(row) for row in rows]
-
     def receipts(self, run_id: str) -> list[Receipt]:
         """Return what the consumers said of a run, in the order in which they said it.
 
         Raises:
-            WireError: one cannot be decoded.
+            WireError: if one cannot be decoded.
         """
         return self.events(run_id, Receipt)
 
@@ -153,7 +139,7 @@ class JournalReader:
         """Return the start of a run, None if it is not here.
 
         Raises:
-            WireError: it cannot be decoded.
+            WireError: if it cannot be decoded.
         """
         return next(iter(self.events(run_id, RunStart)), None)
 
@@ -161,140 +147,112 @@ class JournalReader:
         """Return all events of one kind, records excepted, of a run, in order.
 
         Raises:
-            WireError: one cannot be decoded.
+            WireError: if one cannot be decoded.
         """
-        events = [decode_event(e.topic, e.payload) for e in self.of_kind(run_id, kind.kind)]
+        sql = _READ.format(index=_BY_PARTITION, where="AND e.partition = ? AND s.run_id = ? AND s.kind = ?")
+        first, last = self._range(run_id)
+        rows = map(Entry._make, self._query(sql, first - 1, last, NO_PARTITION, run_id, kind.kind, -1))
+        events = [decode_event(entry.topic, entry.payload) for entry in rows]
         return [event for event in events if isinstance(event, kind)]
 
     def _range(self, run_id: str) -> tuple[int, int]:
         """Return a run's first and last offset."""
-        first, last = self._db.execute(
-            "SELECT min(first_offset), max(last_offset) FROM streams WHERE run_id = ?", (run_id,)
-        ).fetchone()
+        sql = "SELECT min(first_offset), max(last_offset) FROM streams WHERE run_id = ?"
+        ((first, last),) = self._query(sql, run_id)
         return first or 0, last or 0
 
     def last_offsets(self) -> dict[int, int]:
-        """Return the last offset in each partition of the records, as far as they are here."""
-        with failing_clearly(self.path):
-            rows = self._db.execute(
-                "SELECT partition, max(offset) FROM events GROUP BY partition"
-            ).fetchall()
+        """Return the last offset in each partition of the records that are here."""
+        rows = self._query("SELECT partition, max(offset) FROM events GROUP BY partition")
         return {partition: offset for partition, offset in rows if partition != NO_PARTITION}
 
     def last_seqs(self) -> dict[bytes, int]:
-        """Return the last sequence of each source, by which a repetition is recognised."""
-        with failing_clearly(self.path):
-            return dict(
-                self._db.execute(
-                    "SELECT source, max(last_seq) FROM (SELECT source, last_seq FROM streams"
-                    " UNION ALL SELECT source, last_seq FROM past_sources) GROUP BY source"
-                )
+        """Return the last sequence of each source, by which repetitions are recognised."""
+        return dict(
+            self._query(
+                "SELECT source, max(last_seq) FROM (SELECT source, last_seq FROM streams"
+                " UNION ALL SELECT source, last_seq FROM past_sources) GROUP BY source"
             )
+        )
 
     # ---- consumers ----
 
     def checkpoint(self, consumer: str) -> Checkpoint | None:
-        """Return how far a consumer has come, None if it never said."""
-        with failing_clearly(self.path):
-            row = self._db.execute(
-                "SELECT offset, state FROM checkpoints WHERE consumer = ?", (consumer,)
-            ).fetchone()
-        return Checkpoint(*row) if row else None
+        """Return a consumer's checkpoint, None if it has none."""
+        rows = self._query("SELECT offset, state FROM checkpoints WHERE consumer = ?", consumer)
+        return Checkpoint(*rows[0]) if rows else None
 
     def group_checkpoints(self, group: str, after: Mapping[int, int]) -> Iterator[tuple[int, Checkpoint]]:
-        """Yield how far the partitions of a group have come, in their order.
+        """Yield the partitions of a group, in their order, with their checkpoints.
 
         Args:
             group: the group's name.
             after: by partition the offset that is known already: leave out what is not beyond it.
         """
-        with failing_clearly(self.path):
-            found = self._db.execute(
-                "SELECT consumer, offset FROM checkpoints WHERE consumer > ? AND consumer < ?"
-                " ORDER BY length(consumer), consumer",
-                (f"{group}/", f"{group}0"),  # 0 follows on / in ASCII
-            ).fetchall()
+        found = self._query(
+            "SELECT consumer, offset FROM checkpoints WHERE consumer > ? AND consumer < ?"
+            " ORDER BY length(consumer), consumer",
+            f"{group}/",
+            f"{group}0",  # 0 follows on / in ASCII
+        )
         for consumer, offset in found:
             number = consumer.removeprefix(f"{group}/")
             if number.isdigit() and offset > after.get(int(number), -1):
-                kept = self.checkpoint(consumer)
-                if kept is not None:
-                    yield int(number), kept
+                checkpoint = self.checkpoint(consumer)
+                if checkpoint is not None:
+                    yield int(number), checkpoint
 
     def checkpoints(self) -> dict[str, Checkpoint]:
-        """Return how far each consumer has come."""
-        with failing_clearly(self.path):
-            rows = self._db.execute("SELECT consumer, offset, state FROM checkpoints ORDER BY consumer")
-            return {consumer: Checkpoint(offset, state) for consumer, offset, state in rows}
+        """Return each consumer's checkpoint."""
+        rows = self._query("SELECT consumer, offset, state FROM checkpoints ORDER BY consumer")
+        return {consumer: Checkpoint(offset, state) for consumer, offset, state in rows}
 
     def dead_letters(self, consumer: str | None = None) -> list[DeadLetter]:
-        """Return what was set aside, by one consumer or group or by all, the oldest first."""
+        """Return the dead letters of one consumer or group, or of all, the oldest first."""
         of_group = "substr(consumer, 1, length(?1) + 1) = ?1 || '/'"
         sql = f"{_DEAD_LETTERS} WHERE ?1 IS NULL OR consumer = ?1 OR {of_group} ORDER BY id"
-        return self._dead_letters(sql, consumer)
+        return self._structs(DeadLetter, sql, consumer)
 
     def dead_letter(self, letter_id: int) -> DeadLetter | None:
-        """Return one that was set aside, None if there is none of this number."""
-        found = self._dead_letters(f"{_DEAD_LETTERS} WHERE id = ?", letter_id)
+        """Return the dead letter of this number, if there is one."""
+        found = self._structs(DeadLetter, f"{_DEAD_LETTERS} WHERE id = ?", letter_id)
         return found[0] if found else None
-
-    def _dead_letters(self, sql: str, parameter: object) -> list[DeadLetter]:
-        names = DeadLetter.__struct_fields__
-        with failing_clearly(self.path):
-            rows = self._db.execute(sql, (parameter,))
-            return [DeadLetter(**dict(zip(names, row, strict=True))) for row in rows]
 
     # ---- the whole ----
 
     def runs(self) -> list[RunRow]:
         """Return all runs, the oldest first."""
-        with failing_clearly(self.path):
-            return [
-                RunRow(
-                    run_id=run_id,
-                    status=status,
-                    started_ns=started_ns,
-                    ended_ns=ended_ns,
-                    events=int(events),
-                    records=int(records),
-                    size_bytes=int(size_bytes),
-                    publisher=publisher,
-                )
-                for (
-                    run_id,
-                    status,
-                    started_ns,
-                    ended_ns,
-                    events,
-                    records,
-                    size_bytes,
-                    publisher,
-                ) in self._db.execute(_RUNS)
-            ]
+        return self._structs(RunRow, _RUNS)
 
     def info(self) -> JournalInfo:
-        """Return what there is to say of the journal at a glance."""
-        with failing_clearly(self.path):
-            events, records = self._db.execute(
-                "SELECT coalesce(sum(events), 0), coalesce(sum(records), 0) FROM streams"
-            ).fetchone()
-            (runs,) = self._db.execute("SELECT count(*) FROM runs WHERE NOT pruning").fetchone()
-            oldest = self._db.execute("SELECT ts_ns FROM events ORDER BY offset LIMIT 1").fetchone()
-            positions = dict(self._db.execute("SELECT consumer, offset FROM checkpoints"))
-            return JournalInfo(
-                path=str(self.path),
-                size_bytes=size_on_disk(self.path),
-                events=events,
-                records=records,
-                runs=runs,
-                head=self._read_head(),
-                oldest_ts_ns=oldest[0] if oldest else None,
-                checkpoints=positions,
-            )
+        """Return the journal at a glance."""
+        totals = "SELECT coalesce(sum(events), 0), coalesce(sum(records), 0) FROM streams"
+        ((events, records),) = self._query(totals)
+        ((runs,),) = self._query("SELECT count(*) FROM runs WHERE NOT pruning")
+        oldest = self._query("SELECT ts_ns FROM events ORDER BY offset LIMIT 1")
+        return JournalInfo(
+            path=str(self.path),
+            size_bytes=size_on_disk(self.path),
+            events=events,
+            records=records,
+            runs=runs,
+            head=self.head,
+            oldest_ts_ns=oldest[0][0] if oldest else None,
+            checkpoints=dict(self._query("SELECT consumer, offset FROM checkpoints")),
+        )
 
     def verify(self) -> list[str]:
         """Read everything, and return what is wrong, naming offsets; nothing means that all is well."""
         return find_problems(self._db)
+
+    def _query(self, sql: str, *parameters: object) -> list[Any]:
+        with failing_clearly(self.path):
+            return self._db.execute(sql, parameters).fetchall()
+
+    def _structs(self, row: type[_S], sql: str, *parameters: object) -> list[_S]:
+        """Return a query's rows as Structs, whose fields are in the order of its columns."""
+        names = row.__struct_fields__
+        return [row(**dict(zip(names, values, strict=True))) for values in self._query(sql, *parameters)]
 
 
 def _up_to(rows: sqlite3.Cursor, limit_bytes: int) -> list[Entry]:

@@ -10,19 +10,15 @@ from phase_bus.core.control import EVENTS
 
 
 class Entry(NamedTuple):
-    """An event in the journal.
+    """An event in the journal: its three frames, and what the journal knows of them.
 
     Attributes:
         offset: its place, from 1.
-        topic: the topic frame.
         header: the header frame, which the journal does not look into.
-        payload: the payload frame.
-        run_id: the run it belongs to.
-        kind: its kind.
         source: 16 bytes that name its publisher.
         source_seq: its number among all of its source.
         records: how many request records are in it.
-        event_number: how many events that are no records the journal has had, up to and including it.
+        event_number: how many events up to and including it are no records.
         ts_ns: Unix time in ns when the bus took it in.
     """
 
@@ -40,7 +36,7 @@ class Entry(NamedTuple):
 
 
 class Head(NamedTuple):
-    """How far the journal has come: the last event's offset and event number, 0 before the first."""
+    """How far a journal is: the last event's offset and event number, 0 before the first."""
 
     offset: int
     event_number: int
@@ -69,17 +65,17 @@ class Checkpoint(NamedTuple):
 
 
 class DeadLetter(Struct, frozen=True, kw_only=True):
-    """An event that a consumer's handler failed on, set aside.
+    """An event that a consumer's handler failed on.
 
     Attributes:
-        id: its number, never used again.
-        consumer: whose handler failed.
+        id: the dead letter's number, never used again.
+        consumer: whose handler failed: the consumer's name, or the checkpoint's of a group's share.
         offset: the event's place in the journal.
         run_id: the event's run.
         kind: the event's kind.
         error: the exception in one line.
-        traceback: its traceback.
-        ts_ns: Unix time in ns when it was set aside.
+        traceback: the exception in full.
+        ts_ns: Unix time in ns when it was dead-lettered.
         attempts: how often the handler was tried.
     """
 
@@ -98,10 +94,9 @@ class RunRow(Struct, frozen=True, kw_only=True):
     """A run in the journal.
 
     Attributes:
-        run_id: which run.
         status: ``running``, how it ended, or ``unknown`` if only what consumers said of it is here.
         started_ns: Unix time in ns of its start.
-        ended_ns: Unix time in ns of its end, None while it is going on.
+        ended_ns: Unix time in ns of its end, None while it is running.
         events: how many events of it are here, from its publisher and from consumers.
         records: how many request records are in them.
         size_bytes: the size of their frames.
@@ -122,14 +117,13 @@ class JournalInfo(Struct, frozen=True, kw_only=True):
     """A journal at a glance.
 
     Attributes:
-        path: its file.
         size_bytes: what it takes on the disk, the write-ahead log included.
         events: how many events it holds.
         records: how many request records are in them.
         runs: how many runs it holds.
-        head: how far it has come.
-        oldest_ts_ns: when its first event was taken in, None if there is none.
-        checkpoints: each consumer's position.
+        head: how far it is.
+        oldest_ts_ns: when its first event was taken in, in Unix ns; None if there is none.
+        checkpoints: the offset of each consumer's checkpoint.
     """
 
     path: str
@@ -143,12 +137,12 @@ class JournalInfo(Struct, frozen=True, kw_only=True):
 
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much a journal keeps. The oldest finished runs go first; one that is going on never goes.
+    """How much a journal keeps. The oldest runs that ended go first; a running one never goes.
 
     Attributes:
         max_bytes: the size, without free pages, beyond which the oldest finished runs are pruned.
         max_age_s: the age beyond which finished runs are pruned, in seconds since their end.
-        max_runs: the number of runs kept, those going on included.
+        max_runs: the number of runs kept, running ones included.
     """
 
     max_bytes: int = 4 << 30

@@ -11,6 +11,7 @@ from phase_bus.core.wire import NO_PARTITION, parse_topic, partition_of
 from phase_bus.errors import WireError
 from phase_bus.journal.files import event_crc, stream_crc
 
+_COUNTED = ("events", "records", "bytes", "last sequence", "last offset")
 _NOTHING = (0, 0, 0, 0, 0)
 _ENOUGH = 100  # problems of one sort; a file with more has one cause for them all
 
@@ -26,7 +27,7 @@ class _Stream(NamedTuple):
     run_id: str
     kind: str
     pruning: int
-    written: tuple[int, int, int, int, int]
+    written: tuple[int, ...]
     crc: int
     partition: int | None  # None where the topic is damaged
 
@@ -35,7 +36,7 @@ class _Scan:
     """One pass over all events.
 
     Attributes:
-        found: the events, records and size of each stream, and its last sequence and offset.
+        found: what each stream has, in the order of :data:`_COUNTED`.
         holes: ranges of offsets, both ends included, that no event has.
         offset: the last one read.
     """
@@ -51,9 +52,8 @@ class _Scan:
 
     def events(self, db: sqlite3.Connection) -> Iterator[str]:
         """Yield what is wrong with the events, one by one and in their order."""
-        for offset, stream_id, partition, seq, records, number, ts_ns, crc, header, payload in db.execute(
-            _EVENTS
-        ):
+        for row in db.execute(_EVENTS):
+            offset, stream_id, partition, seq, records, number, ts_ns, crc, header, payload = row
             hole = offset - self.offset - 1
             if hole:
                 self.holes.append((self.offset + 1, offset - 1))
@@ -70,10 +70,10 @@ class _Scan:
             size += len(stream.topic) + len(header) + len(payload)
             self.found[stream_id] = (events + 1, total + records, size, seq, offset)
             if stream.partition is not None and partition != stream.partition:
-                yield f"offset {offset}: marked wrongly as of partition {partition}"
+                yield f"offset {offset}: wrongly marked as of partition {partition}"
             numbers = (offset, seq, records, number, ts_ns)
             if _crc(stream, numbers, header, payload) != crc:
-                yield f"offset {offset}: its content does not fit its checksum"
+                yield f"offset {offset}: its content does not match its checksum"
                 continue
             if seq <= self._seqs.get(stream.source, 0):
                 yield f"offset {offset}: source sequence {seq} of {stream.source.hex()} is there twice"
@@ -81,15 +81,13 @@ class _Scan:
 
     def missing(self) -> Iterator[str]:
         """Yield the topics whose events are not what was written to them."""
-        names = ("events", "records", "bytes", "last sequence", "last offset")
         for stream_id, stream in self.streams.items():
             found = self.found.get(stream_id, _NOTHING)
             if found == stream.written or stream.pruning:
                 continue
+            pairs = zip(_COUNTED, found, stream.written, strict=True)
             differing = ", ".join(
-                f"{name} {is_} instead of {was}"
-                for name, is_, was in zip(names, found, stream.written, strict=True)
-                if is_ != was
+                f"{name} {is_} instead of {was}" for name, is_, was in pairs if is_ != was
             )
             holes = ", ".join(f"{first}-{last}" for first, last in self.holes[:_ENOUGH]) or "none"
             topic = stream.topic.decode(errors="replace")

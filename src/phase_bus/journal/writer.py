@@ -6,20 +6,23 @@ import math
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
+from phase_bus.core.control import DeadLetterNote
 from phase_bus.core.wire import NO_PARTITION, partition_of
 from phase_bus.errors import JournalError
 from phase_bus.events import BEGIN_NO_RUN
-from phase_bus.journal.checkpointer import Merger
+from phase_bus.journal.checkpointer import WalCheckpointer
 from phase_bus.journal.files import (
     FILE_NAME,
     event_crc,
     failing_clearly,
     lock,
-    open_for_merging,
+    open_for_checkpointing,
     open_for_writing,
     page_bytes,
     stream_crc,
@@ -27,27 +30,7 @@ from phase_bus.journal.files import (
     vacuum,
 )
 from phase_bus.journal.reader import JournalReader
-from phase_bus.journal.rows import (
-    Checkpoint,
-    DeadLetter,
-    Entry,
-    Head,
-    JournalInfo,
-    Limits,
-    RunRow,
-)
-
-__all__ = [
-    "Checkpoint",
-    "DeadLetter",
-    "Entry",
-    "Head",
-    "Journal",
-    "JournalInfo",
-    "JournalReader",
-    "Limits",
-    "RunRow",
-]
+from phase_bus.journal.rows import Entry, Head, Limits
 
 RUNNING = "running"
 UNKNOWN = "unknown"
@@ -77,7 +60,7 @@ ON CONFLICT (consumer) DO UPDATE SET offset = excluded.offset, state = excluded.
 """
 _ADD_DEAD_LETTER = """
 INSERT INTO dead_letters (consumer, offset, run_id, kind, error, traceback, ts_ns, attempts)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+VALUES (:consumer, :offset, :run_id, :kind, :error, :traceback, :ts_ns, :attempts)
 ON CONFLICT (consumer, offset) DO UPDATE SET error = excluded.error, traceback = excluded.traceback,
     ts_ns = excluded.ts_ns, attempts = excluded.attempts
 """
@@ -107,48 +90,43 @@ class Journal(JournalReader):
         limits: how much :meth:`prune` leaves.
 
     Raises:
-        JournalError: it cannot be written, is damaged, or another bus has it. Every method may raise it
-            too, a full disk for instance; nothing has changed then.
+        JournalInUseError: if another bus has it.
+        JournalError: if it cannot be written, or is damaged. Every method may raise it too, for instance if
+            the disk is full; nothing has changed then.
     """
 
     def __init__(self, directory: Path, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         path = directory / FILE_NAME
-        self._lock = lock(directory)
-        try:
-            super().__init__(path, open_for_writing(path))
-            try:
-                with failing_clearly(path):
-                    self._head = self._read_head()
-                    self._streams: dict[tuple[bytes, bytes], _Stream] = {}
-                    self._inode = path.stat().st_ino
-                    self._page_bytes = page_bytes(self._db)
-                    self._merger = Merger(open_for_merging(path), str(path))
-                    self._written_bytes = 0  # by the transaction that is going on, about
-            except BaseException:
-                self._db.close()
-                raise
-        except BaseException:
-            self._lock.close()
-            raise
+        with ExitStack() as stack:
+            self._lock = stack.enter_context(lock(directory))
+            super().__init__(path, stack.enter_context(closing(open_for_writing(path))))
+            with failing_clearly(path):
+                self._head = super().head
+                self._streams: dict[tuple[bytes, bytes], _Stream] = {}
+                self._inode = path.stat().st_ino
+                self._page_bytes = page_bytes(self._db)
+                self._checkpointer = WalCheckpointer(open_for_checkpointing(path), str(path))
+                self._written_bytes = 0  # by the current transaction, about
+            stack.pop_all()
 
     def close(self) -> None:
         """Close the file and let others have it. Doing so twice does no harm."""
-        self._merger.close()
+        self._checkpointer.close()
         super().close()
         self._lock.close()
 
     @property
     def head(self) -> Head:
-        """How far the journal has come; it never goes back, and pruning leaves it."""
+        """How far the journal is; it never goes back, not even by pruning."""
         return self._head
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Make what is done inside one change: all of it is kept, or nothing.
 
-        Every method that writes is a transaction of its own, or joins the one it is called in. Leave an
-        error inside to it: what it interrupted is undone.
+        Every method that writes is a transaction of its own, or joins the one it is called in. Do not catch
+        errors inside: they undo what was done.
         """
         if self._db.in_transaction:
             yield
@@ -156,7 +134,7 @@ class Journal(JournalReader):
         head = self._head
         with failing_clearly(self.path):
             self._check_in_place()
-            self._merger.begin()
+            self._checkpointer.begin()
             self._written_bytes = _PAGES_AT_LEAST * self._page_bytes
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -168,15 +146,13 @@ class Journal(JournalReader):
                 self._head = head
                 self._streams.clear()
                 raise
-            self._merger.committed(self._written_bytes)
+            self._checkpointer.committed(self._written_bytes)
 
     def _check_in_place(self) -> None:
         # SQLite would go on writing to a file that nobody can find any more.
-        try:
+        with suppress(OSError):
             if self.path.stat().st_ino == self._inode:
                 return
-        except OSError:
-            pass
         raise JournalError(
             self.path, "was moved or deleted while the bus had it open", "start the bus again"
         )
@@ -187,7 +163,7 @@ class Journal(JournalReader):
         """Add events, all or none. Once this returns they may be acknowledged.
 
         Raises:
-            ValueError: an offset or event number does not go on from :attr:`head`.
+            ValueError: if an offset or event number does not continue from :attr:`head`.
         """
         with self.transaction():
             offset, event_number = self._head
@@ -217,7 +193,7 @@ class Journal(JournalReader):
         return stream
 
     def _find_stream(self, entry: Entry) -> _Stream:
-        """Return the stream of an event, which begins it, and maybe a run, if it is the first."""
+        """Return the stream of an event; the first one begins the stream, and maybe a run."""
         find = "SELECT id FROM streams WHERE topic = ? AND source = ?"
         row = self._db.execute(find, (entry.topic, entry.source)).fetchone()
         if row is None:
@@ -235,78 +211,57 @@ class Journal(JournalReader):
     # ---- consumers ----
 
     def commit(self, consumer: str, offset: int, state: bytes | None = None) -> None:
-        """Keep how far a consumer has come, and its state there, instead of what it said before."""
+        """Keep a consumer's checkpoint, its offset and state, instead of its last one."""
         with self.transaction():
             self._db.execute(_COMMIT, (consumer, offset, state))
             self._written_bytes += len(state or b"")
 
-    def add_dead_letter(
-        self,
-        *,
-        consumer: str,
-        offset: int,
-        run_id: str,
-        kind: str,
-        error: str,
-        traceback: str,
-        ts_ns: int,
-        attempts: int,
-    ) -> int:
-        """Set an event aside that a handler failed on; return the dead letter's number.
+    def add_dead_letter(self, consumer: str, letter: DeadLetterNote, ts_ns: int) -> int:
+        """Add a dead letter of a consumer; return its number.
 
         A consumer that does so again with the same event changes its first dead letter.
         """
+        row = {**msgspec.structs.asdict(letter), "consumer": consumer, "ts_ns": ts_ns}
         with self.transaction():
-            self._db.execute(
-                _ADD_DEAD_LETTER, (consumer, offset, run_id, kind, error, traceback, ts_ns, attempts)
-            )
+            self._db.execute(_ADD_DEAD_LETTER, row)
             (letter_id,) = self._db.execute(
-                "SELECT id FROM dead_letters WHERE consumer = ? AND offset = ?", (consumer, offset)
+                "SELECT id FROM dead_letters WHERE consumer = :consumer AND offset = :offset", row
             ).fetchone()
         return int(letter_id)
-
-    def remove_dead_letter(self, letter_id: int) -> bool:
-        """Forget a dead letter; return whether there was one of this number."""
-        with self.transaction():
-            return self._db.execute("DELETE FROM dead_letters WHERE id = ?", (letter_id,)).rowcount > 0
 
     def settle_dead_letter(self, letter_id: int, saved: bytes | None) -> bool:
         """Forget a dead letter that was handled after all; return whether there was one of this number.
 
         Args:
             letter_id: its number.
-            saved: the consumer's state with it, to be kept at the position where it is; None if it has
-                none.
+            saved: the consumer's state with it, kept with its checkpoint; None to leave that as it is.
         """
         with self.transaction():
             letter = self.dead_letter(letter_id)
-            kept = None if letter is None else self.checkpoint(letter.consumer)
-            if letter is not None and kept is not None and saved is not None:
-                self.commit(letter.consumer, kept.offset, saved)
-            return self.remove_dead_letter(letter_id)
+            checkpoint = None if letter is None else self.checkpoint(letter.consumer)
+            if letter is not None and checkpoint is not None and saved is not None:
+                self.commit(letter.consumer, checkpoint.offset, saved)
+            return self._db.execute("DELETE FROM dead_letters WHERE id = ?", (letter_id,)).rowcount > 0
 
     # ---- runs ----
 
     def note_run(
         self, run_id: str, status: str, started_ns: int, ended_ns: int | None, publisher: str
     ) -> None:
-        """Keep how a run is; any status but ``running`` means that it is over and may be pruned."""
+        """Keep a run's status; any but ``running`` means that it is over and may be pruned."""
         with self.transaction():
             self._db.execute(_NOTE_RUN, (run_id, status, started_ns, ended_ns, publisher))
 
     def prune(self, now_ns: int, budget_s: float = math.inf) -> list[str]:
-        """Delete the oldest finished runs until the limits hold, and give the space back to the disk.
+        """Delete the oldest runs that ended until the limits hold; return the ids of those gone now.
 
         A run goes with its events, summaries, receipts and dead letters, whether or not every consumer
-        has read it. This works in small transactions; one that ``budget_s`` interrupts in the middle
-        of a run is taken up by the next call, also after a restart.
+        has read it, and its space is given back to the disk. This works in small transactions; what
+        ``budget_s`` interrupts in the middle of a run the next call takes up, also after a restart.
 
         Args:
             now_ns: Unix time in ns.
             budget_s: seconds after which to return, whatever is left to do.
-
-        Returns:
-            The ids of the runs that are gone now.
         """
         deadline_s = time.monotonic() + budget_s
         gone = []
@@ -316,38 +271,37 @@ class Journal(JournalReader):
                     break
                 self._delete_run(run_id, now_ns)
                 gone.append(run_id)
-            self._forget_sources(now_ns)
+            with self.transaction():
+                oldest_ns = now_ns - int(self.limits.max_age_s * 1e9)
+                self._db.execute("DELETE FROM past_sources WHERE ts_ns < ?", (oldest_ns,))
             while time.monotonic() < deadline_s and self._vacuum():
                 pass
         return gone
 
     def _vacuum(self) -> bool:
         """Give some unused pages back to the disk; return whether there were any."""
-        self._merger.begin()
+        self._checkpointer.begin()
         done = vacuum(self._db, _VACUUMED_AT_ONCE)
         if done:
-            self._merger.committed(_VACUUMED_AT_ONCE * self._page_bytes)
+            self._checkpointer.committed(_VACUUMED_AT_ONCE * self._page_bytes)
         return done
 
     def _next_to_prune(self, now_ns: int) -> str | None:
-        half_gone = self._db.execute("SELECT run_id FROM runs WHERE pruning LIMIT 1").fetchone()
-        if half_gone:
-            return str(half_gone[0])
-        (runs,) = self._db.execute("SELECT count(*) FROM runs").fetchone()
-        oldest = self._db.execute(
-            "SELECT run_id, coalesce(ended_ns, started_ns) AS over_ns FROM runs WHERE status <> ?"
-            " ORDER BY over_ns, rowid LIMIT 1",
-            (RUNNING,),
-        ).fetchone()
-        if oldest is None:
-            return None
-        run_id, over_ns = oldest
-        too_much = (
-            runs > self.limits.max_runs
-            or now_ns - over_ns > self.limits.max_age_s * 1e9
-            or used_bytes(self._db) > self.limits.max_bytes
+        oldest = self._query(
+            "SELECT run_id, coalesce(ended_ns, started_ns) AS over_ns, pruning FROM runs WHERE status <> ?"
+            " OR pruning ORDER BY pruning DESC, over_ns, rowid LIMIT 1",
+            RUNNING,
         )
-        return str(run_id) if too_much else None
+        for run_id, over_ns, half_gone in oldest:
+            ((runs,),) = self._query("SELECT count(*) FROM runs")
+            if (
+                half_gone
+                or runs > self.limits.max_runs
+                or now_ns - over_ns > self.limits.max_age_s * 1e9
+                or used_bytes(self._db) > self.limits.max_bytes
+            ):
+                return str(run_id)
+        return None
 
     def _delete_events(self, run_id: str, deadline_s: float) -> bool:
         """Delete a run's events; return whether there was time for all."""
@@ -373,10 +327,8 @@ class Journal(JournalReader):
 
     def _offset_from(self, offset: int) -> int | None:
         """Return the first offset that is here, from a given one on."""
-        row = self._db.execute(
-            "SELECT offset FROM events WHERE offset >= ? ORDER BY offset LIMIT 1", (offset,)
-        ).fetchone()
-        return int(row[0]) if row else None
+        rows = self._query("SELECT offset FROM events WHERE offset >= ? ORDER BY offset LIMIT 1", offset)
+        return int(rows[0][0]) if rows else None
 
     def _delete_run(self, run_id: str, now_ns: int) -> None:
         with self.transaction():
@@ -384,12 +336,6 @@ class Journal(JournalReader):
             for table in ("streams", "dead_letters", "runs"):
                 self._db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
         self._streams.clear()
-
-    def _forget_sources(self, now_ns: int) -> None:
-        with self.transaction():
-            self._db.execute(
-                "DELETE FROM past_sources WHERE ts_ns < ?", (now_ns - int(self.limits.max_age_s * 1e9),)
-            )
 
 
 def _row(entry: Entry, stream: _Stream) -> tuple[object, ...]:

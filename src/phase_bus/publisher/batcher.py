@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from phase_bus.core.control import PARTITIONS
 from phase_bus.core.values import ListMode
 from phase_bus.events import PhaseRef, Records
 from phase_bus.publisher.drops import Drops, Warn
 from phase_bus.publisher.record_builder import RecordBuilder
 
-PARTITIONS = 16
 RawRecord: TypeAlias = tuple[
     str, PhaseRef, Mapping[str, Any], Mapping[str, Any], tuple[str, str, int | None] | None
 ]

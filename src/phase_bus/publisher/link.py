@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -16,6 +17,7 @@ from phase_bus.core.control import Ack, Beat, Goodbye, Hello, Refused, Welcome
 from phase_bus.core.files import lock_directory, unlock_directory
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.session import Session
+from phase_bus.core.sockets import bind, dealer
 from phase_bus.core.wire import WIRE_VERSION, decode_reply, encode_control, receive_frame, send_frames
 from phase_bus.errors import AddressError, WireError
 
@@ -157,19 +159,11 @@ class BusLink:
 
     def _connect(self) -> zmq.Socket[bytes]:
         try:
-            sock = self._context.socket(zmq.DEALER)
+            return dealer(self._context, self._address.control)
         except zmq.ZMQError as error:
-            raise AddressError(str(self._address), f"no socket: {error}", "close other files") from None
-        sock.setsockopt(zmq.LINGER, 0)
-        sock.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing for a bus that is not there
-        sock.setsockopt(zmq.RECONNECT_IVL, 100)
-        sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        try:
-            sock.connect(self._address.control)
-        except zmq.ZMQError as error:
-            sock.close(linger=0)
+            if error.errno == errno.EMFILE:
+                raise AddressError(str(self._address), f"no socket: {error}", "close other files") from None
             raise AddressError(str(self._address), f"cannot be connected to: {error}", FORMS) from None
-        return sock
 
     def _hello(self) -> Hello:
         return Hello(
@@ -223,14 +217,10 @@ class DirectLink:
         self.socket.setsockopt(zmq.LINGER, linger_ms)
         self.socket.setsockopt(zmq.SNDHWM, high_water_mark)
         try:
-            self.socket.bind(address.direct_events)
-        except zmq.ZMQError as error:
+            port = bind(self.socket, address, address.direct_events)
+        except AddressError:
             self.close()
-            raise AddressError(
-                str(address), str(error), "choose another address, or end what uses it"
-            ) from None
-        endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        port = int(endpoint.rpartition(":")[2]) if address.scheme == "tcp" else 0
+            raise
         self.address = Address(address.scheme, address.directory, address.host, port, direct=True)
 
     @property

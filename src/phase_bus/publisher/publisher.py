@@ -20,8 +20,8 @@ import zmq
 from phase_bus.core import threads
 from phase_bus.core.address import Address, default_address
 from phase_bus.core.outbox import Outbox
+from phase_bus.core.threads import Waker
 from phase_bus.core.values import ListMode, as_text
-from phase_bus.core.waker import Waker
 from phase_bus.events import EventBase, PhaseRef, Records, RunStatus
 from phase_bus.publisher.batcher import RawRecord
 from phase_bus.publisher.composer import Completion, Composer

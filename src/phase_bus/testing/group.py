@@ -10,10 +10,9 @@ from phase_bus.consumer.account import RunAccount
 from phase_bus.consumer.dispatcher import Saved, decode_saved
 from phase_bus.consumer.share import Share
 from phase_bus.consumer.view import View
-from phase_bus.core.control import EVENTS
+from phase_bus.core.control import EVENTS, PARTITIONS
 from phase_bus.core.wire import partition_of, topic_prefix
 from phase_bus.events import EventBase, Receipt
-from phase_bus.publisher.batcher import PARTITIONS
 from phase_bus.testing.outcome import C, Outcome
 from phase_bus.testing.store import MessageStore, StoredMessage
 

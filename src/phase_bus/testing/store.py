@@ -7,20 +7,20 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
-from phase_bus.bus.ledger import Ledger, lost
+from phase_bus.bus.runs import Runs
 from phase_bus.consumer.share import Share
 from phase_bus.core.control import DeadLetterNote
 from phase_bus.core.outbox import Message, Outbox
 from phase_bus.core.values import ListMode
 from phase_bus.core.wire import Header, decode_event, parse_topic, topic_prefix, unpack_header
-from phase_bus.events import Event, EventBase, PhaseRef, RunComplete, RunStatus
+from phase_bus.events import Event, EventBase, PhaseRef, RunStatus
 from phase_bus.journal.rows import Checkpoint, Head
 from phase_bus.publisher.composer import Completion, Composer
 
 logger = logging.getLogger("phase_bus.testing")
 
 _E = TypeVar("_E", bound=EventBase)
-_RECORDS, _RUN_COMPLETE = topic_prefix("records"), topic_prefix("run_complete")
+_RECORDS = topic_prefix("records")
 _NO_LIMIT = 1 << 62
 
 
@@ -53,7 +53,7 @@ class MessageStore:
         self.dead_letters: dict[str, list[DeadLetterNote]] = {}
         self._lists: ListMode = lists
         self._batch_records = batch_records
-        self._ledger = Ledger(silent_after_s=0.0)
+        self._runs = Runs()
         self._outbox = Outbox(uuid.uuid4().bytes, _NO_LIMIT)  # of what the bus itself says
 
     def publisher(self, name: str = "publisher") -> MemoryPublisher:
@@ -93,18 +93,14 @@ class MessageStore:
             event_number=self.head.event_number + (not topic.startswith(_RECORDS)),
         )
         self.messages.append(StoredMessage(topic, header, payload))
-        run = self._ledger.count(parse_topic(topic), topic.decode(), header)
-        if run is not None and topic.startswith(_RUN_COMPLETE):
-            event = decode_event(topic, payload)
-            assert isinstance(event, RunComplete)
-            self._ledger.end(run, event.status, event.ts_ns)
+        self._runs.count(topic, parse_topic(topic), header, payload)
 
     def end_runs(self, source: bytes) -> None:
         """End the runs that a publisher leaves open: as the bus does, ``lost``."""
-        for run in self._ledger.open_runs(source):
-            end = lost(run, "its publisher left without ending it")
+        for run in self._runs.open(source):
+            end = run.lost("its publisher left without ending it")
             self._outbox.put(end)
-            self._ledger.end(run, end.status, end.ts_ns)
+            self._runs.end(run, end)
         deliver(self._outbox, self)
 
 

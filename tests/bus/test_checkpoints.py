@@ -1,0 +1,75 @@
+"""What the bus confirms of a consumer's checkpoint: by position, and only what the journal holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from phase_bus.bus.checkpoints import Checkpoints
+from phase_bus.core.control import EVENTS, Beat, ClientInfo, DeadLetterNote, Heard
+from phase_bus.errors import JournalError
+from phase_bus.journal.rows import Checkpoint
+from phase_bus.journal.writer import Journal
+
+BUS_ID = "b" * 32
+CONSUMER = ClientInfo(client_id="1" * 32, role="consumer", name="c", pid=1, host="", state="ready")
+LETTER = DeadLetterNote(offset=4, run_id="r", kind="phase_start", error="KeyError: 'x'")
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    """An empty journal."""
+    with Journal(tmp_path) as journal:
+        yield journal
+
+
+@contextmanager
+def failing_commit(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the journal take no checkpoint."""
+
+    def refuse(*_args: object) -> None:
+        raise JournalError(journal.path, "the disk is full", "free some space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "commit", refuse)
+        yield
+
+
+def beat(position: int | None) -> Beat:
+    """A beat of a consumer without a group."""
+    return Beat(
+        client_id=CONSUMER.client_id, state="ready", position=position, saved=b"s", dead_letters=(LETTER,)
+    )
+
+
+def test_a_position_is_confirmed_once_it_is_kept(journal: Journal) -> None:
+    heard = Checkpoints(BUS_ID, journal).keep(CONSUMER, beat(5), None)
+    assert heard == Heard(bus_id=BUS_ID, kept={EVENTS: 5}, dead_letters=(4,))
+    assert journal.checkpoint("c") == Checkpoint(5, b"s")
+
+
+def test_a_commit_that_fails_confirms_nothing(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is anything of it kept: the consumer says all of it again, and then it is."""
+    checkpoints = Checkpoints(BUS_ID, journal)
+    checkpoints.keep(CONSUMER, beat(5), None)
+    with failing_commit(journal, monkeypatch):
+        heard = checkpoints.keep(CONSUMER, beat(7), None)
+    assert heard == Heard(bus_id=BUS_ID)
+    assert "the disk is full" in caplog.text
+    assert journal.checkpoint("c") == Checkpoint(5, b"s")
+    assert checkpoints.keep(CONSUMER, beat(7), None).kept == {EVENTS: 7}
+    assert journal.checkpoint("c") == Checkpoint(7, b"s")
+
+
+def test_a_beat_without_a_position_confirms_none(journal: Journal) -> None:
+    assert Checkpoints(BUS_ID, journal).keep(CONSUMER, beat(None), None).kept == {}
+    assert journal.checkpoint("c") is None
+
+
+def test_without_a_journal_no_position_is_confirmed() -> None:
+    assert Checkpoints(BUS_ID, None).keep(CONSUMER, beat(5), None).kept == {}
