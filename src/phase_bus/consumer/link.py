@@ -13,6 +13,7 @@ from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Goodbye, Heard, Hello, Refused, Welcome
 from phase_bus.core.readable import Readable
 from phase_bus.core.session import Session
+from phase_bus.core.sockets import dealer
 from phase_bus.core.wire import decode_reply, encode_control
 from phase_bus.errors import WireError
 
@@ -63,8 +64,8 @@ class ControlLink:
 
     async def run(self) -> None:
         """Keep the link until cancelled; then say where the client stands, and goodbye."""
-        dealer = self._dealer()
-        readable = self._readable = Readable(dealer)
+        sock = dealer(self._context, self._address.control)
+        readable = self._readable = Readable(sock)
         started_s = time.monotonic()
         complained = False
         try:
@@ -76,25 +77,25 @@ class ControlLink:
                     logger.warning("the bus at %s is silent; waiting for it", self._address)
                 if request is not None:
                     with suppress(zmq.Again):  # not connected: the session repeats it
-                        dealer.send(encode_control(request), zmq.NOBLOCK)
+                        sock.send(encode_control(request), zmq.NOBLOCK)
                 waited_s = now_s - started_s
                 if not (self.session.connected or complained) and waited_s > _COMPLAIN_AFTER_S:
                     complained = True
                     logger.warning("no bus answers at %s yet; waiting for one", self._address)
-                self._read_replies(dealer)
+                self._read_replies(sock)
                 await readable.wait(timeout_s=self.session.wait_s(time.monotonic()))
         finally:
             if self.session.connected:
                 beat = self._beat()
                 with suppress(zmq.Again):
-                    dealer.send(encode_control(beat), zmq.NOBLOCK)
-                    dealer.send(encode_control(Goodbye(client_id=beat.client_id)), zmq.NOBLOCK)
-            dealer.close(linger=200)
+                    sock.send(encode_control(beat), zmq.NOBLOCK)
+                    sock.send(encode_control(Goodbye(client_id=beat.client_id)), zmq.NOBLOCK)
+            sock.close(linger=200)
 
-    def _read_replies(self, dealer: zmq.Socket[bytes]) -> None:
+    def _read_replies(self, sock: zmq.Socket[bytes]) -> None:
         while True:
             try:
-                reply = decode_reply(dealer.recv(zmq.NOBLOCK))
+                reply = decode_reply(sock.recv(zmq.NOBLOCK))
             except zmq.Again:
                 return
             except WireError as error:
@@ -113,11 +114,3 @@ class ControlLink:
         if reason != self._refusal:
             self._refusal = reason
             logger.error("the bus at %s refuses this consumer: %s", self._address, reason)
-
-    def _dealer(self) -> zmq.Socket[bytes]:
-        dealer = self._context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.LINGER, 0)
-        dealer.setsockopt(zmq.IMMEDIATE, 1)
-        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        dealer.connect(self._address.control)
-        return dealer

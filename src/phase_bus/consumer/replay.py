@@ -10,6 +10,7 @@ import zmq
 
 from phase_bus.core.control import Fetch, Fetched, FetchedStates, FetchStates, ReadFailed, Reply
 from phase_bus.core.readable import Readable
+from phase_bus.core.sockets import dealer
 from phase_bus.core.wire import Header, decode_reply, encode_control, receive_frames, unpack_header
 from phase_bus.errors import BusUnreachableError, JournalUnreadableError, WireError
 from phase_bus.journal.rows import Checkpoint
@@ -51,10 +52,7 @@ class ReplayClient:
         """Connect, anew if need be: answers to older questions must not be taken for new ones."""
         self.close()
         self._endpoint = endpoint
-        self._dealer = self._context.socket(zmq.DEALER)
-        self._dealer.setsockopt(zmq.LINGER, 0)
-        self._dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        self._dealer.connect(endpoint)
+        self._dealer = dealer(self._context, endpoint, immediate=False)
         self._readable = Readable(self._dealer)
 
     async def fetch(self, after: int, *, records: bool, partition: int | None = None) -> Piece:
@@ -99,21 +97,21 @@ class ReplayClient:
             known |= {share: checkpoint.offset for share, checkpoint in checkpoints.items()}
 
     async def _ask(self, request: Fetch | FetchStates) -> list[zmq.Frame]:
-        dealer = self._dealer
-        if dealer is None:
+        sock = self._dealer
+        if sock is None:
             raise BusUnreachableError(self._endpoint, 0.0)
-        dealer.send(encode_control(request))
+        sock.send(encode_control(request))
         deadline_s = time.monotonic() + _TIMEOUT_S
-        while (left_s := deadline_s - time.monotonic()) > 0 and dealer is self._dealer:
+        while (left_s := deadline_s - time.monotonic()) > 0 and sock is self._dealer:
             await self._readable.wait(timeout_s=left_s)
-            if dealer is not self._dealer:
+            if sock is not self._dealer:
                 break
             try:
-                frames = receive_frames(dealer)
+                frames = receive_frames(sock)
             except zmq.Again:
                 continue
             return frames
-        if dealer is self._dealer:
+        if sock is self._dealer:
             self.connect(self._endpoint)
         raise BusUnreachableError(self._endpoint, _TIMEOUT_S)
 
