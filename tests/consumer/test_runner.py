@@ -395,9 +395,9 @@ async def test_bus_killed_and_started_again(scheme: str, ipc_dir: Path) -> None:
 _PROGRAM = """
 import asyncio, json, sys
 from phase_bus.core.address import Address
-from phase_bus.consumer.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.runner import ConsumerRunner
-from phase_bus.core.stopping import stop_on_eof, stop_on_signals
+from phase_bus.harness.signals import stop_on_eof, stop_on_signals
 
 class Counting(Consumer):
     count = 0

@@ -79,11 +79,11 @@ def test_it_says_what_comes_next(
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("Slow", "small letters"),
-        ("slow requests", "small letters"),
-        ("2fast", "small letters"),
-        ("class", "small letters"),
-        ("../slow", "small letters"),
+        ("Slow", "lower-case letters"),
+        ("slow requests", "lower-case letters"),
+        ("2fast", "lower-case letters"),
+        ("class", "lower-case letters"),
+        ("../slow", "lower-case letters"),
         (LONG + "x", "up to 30"),
         ("metrics", "is taken"),
         ("json", "Python module 'json'"),

@@ -21,7 +21,6 @@ from phase_bus.events import (
     PhaseTimeout,
     RunComplete,
 )
-from phase_bus.plugins.adapters import adapt
 from phase_bus.plugins.adapters.hooks import HookConsumer
 from phase_bus.plugins.build import build as build_consumer
 from phase_bus.plugins.registry import Entry, Registry
@@ -286,6 +285,6 @@ def test_a_module_called_hooks() -> None:
 
 
 def test_adapt_makes_named_consumers() -> None:
-    consumer = adapt(REGISTRY, "hook:early", "mine", {})
+    consumer = build_consumer(REGISTRY, "hook:early", "mine", {})
     assert isinstance(consumer, HookConsumer)
     assert consumer.name == "mine"

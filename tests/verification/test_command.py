@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from phase_bus.errors import ConfigError
+from phase_bus.harness.signals import signals_to
 from phase_bus.testing.waiting import until
 from phase_bus.verification.command import Ended, Interrupt, check_benchmark, run_benchmark
 
@@ -83,15 +84,12 @@ async def test_the_first_interrupt_asks_and_the_second_kills(tmp_path: Path, no_
     )
     log = tmp_path / "log"
     interrupt = Interrupt()
-    interrupt.install()
-    try:
+    with signals_to(interrupt.on_signal):
         running = asyncio.create_task(ran(tmp_path, code, interrupt))
         for said in ("up", "asked"):
             await until(lambda said=said: log.exists() and said in log.read_text())  # type: ignore[misc]
             os.kill(os.getpid(), signal.SIGINT)
         assert (await running).exit_code == -signal.SIGKILL
-    finally:
-        interrupt.remove()
     assert interrupt.asked.is_set()
 
 
