@@ -1,13 +1,14 @@
-# One command each for set-up, tests, lint and benchmarks; every target does its own set-up in .venv.
+# One command each for set-up, tests, lint and benchmarks; every target does its own set-up in .venv (or VENV).
 #   make test ARGS="-k name -x"     passes ARGS to pytest (and to the demo and the benchmarks)
 #   make PYTHON=/path/to/python ... names the Python that .venv is made with
+#   make VENV=.venv-3.13 ...        uses another environment than .venv, so that one for each Python stand side by side
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow chaos lint bench schemas docs clean
 
-export PYTHON
-
 VENV := .venv
+export PYTHON VENV
+
 BIN := $(VENV)/bin
 # AIPERF is set up for `make demo`, DOCS for `make docs`; DEV is more, and counts for all.
 AIPERF := $(VENV)/.stamp-aiperf
@@ -46,8 +47,8 @@ schemas: $(DEV)  ## Write schemas/ anew: JSON Schemas, AsyncAPI document, test v
 docs: $(DOCS)  ## Build the documentation as a site, build/docs/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
-clean:  ## Remove .venv, the demo's output, caches and builds
-	rm -rf $(VENV) .venv.lock demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## Remove the environments, the demo's output, caches and builds
+	rm -rf $(VENV) .venv .venv-* .venv*.lock demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src consumers tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(AIPERF): $(INPUTS)

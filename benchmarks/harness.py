@@ -218,7 +218,7 @@ class Child:
         """Wait until it is ready; return what it said.
 
         Raises:
-            RuntimeError: it was not in time, or died.
+            RuntimeError: if it was not ready in time, or died.
         """
         try:
             if self._ours.poll(READY_S):

@@ -18,8 +18,8 @@ from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.group_member import GroupMember
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
-from phase_bus.core.stopping import stop_on_signals
 from phase_bus.events import EventBase
+from phase_bus.harness.signals import stop_on_signals
 from phase_bus.journal.writer import Journal
 from phase_bus_consumers.aggregator import ResultsAggregator
 

@@ -40,6 +40,7 @@ NAMES = (
     "resources",
     "groups",
     "growth",
+    "calls",
 )
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 MEASURED_ONCE = ROOT / "benchmarks" / "measured_once.md"  # what decisions were taken by; written by hand

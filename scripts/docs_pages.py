@@ -86,9 +86,11 @@ def _anchor(path: Iterable[str]) -> str:
 
 def _command(path: tuple[str, ...]) -> str:
     app = build_app(*path)
+    parameter = app.default_parameter
     for name in path:
         app = app[name]
-    arguments = [a for a in app.assemble_argument_collection(parse_docstring=True) if a.show]
+    found = app.assemble_argument_collection(default_parameter=parameter, parse_docstring=True)
+    arguments = [argument for argument in found if argument.show]
     told = inspect.cleandoc(app.help).partition("\n\nArgs:\n")[0]  # the table has the rest
     text = _EXAMPLES.sub(_as_block, _escaped(told) + "\n")
     usage = " ".join(("phase-bus", *path, "[OPTIONS]", *filter(None, map(_positional, arguments))))

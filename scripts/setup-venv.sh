@@ -1,11 +1,11 @@
 #!/bin/sh
 # Usage: setup-venv.sh EXTRAS STAMP...
-# Install the project with EXTRAS (for example "aiperf,dev") into .venv, editable, then touch each STAMP.
-# Two of these at once take turns, and the second finds the work done.
+# Install the project with EXTRAS (for example "aiperf,dev") into $VENV, by default .venv, editable, then touch each
+# STAMP. Two of these at once take turns, and the second finds the work done.
 set -eu
 
 cd "$(dirname "$0")/.."
-venv=.venv
+venv=${VENV:-.venv}
 extras=$1
 stamp=$2
 
@@ -19,14 +19,16 @@ if [ -z "${PHASE_BUS_SETUP_LOCKED:-}" ]; then
     python=$(sh scripts/find-python.sh) || exit $?
     # The lock is taken by Python because flock(1) is not everywhere. It is tied to an open file that this script
     # inherits when it is started again, so it ends with the script, however that ends.
+    export VENV="$venv"
     exec "$python" -c '
 import fcntl, os, sys
-lock = os.open(".venv.lock", os.O_RDWR | os.O_CREAT, 0o644)
+venv = os.environ["VENV"]
+lock = os.open(venv + ".lock", os.O_RDWR | os.O_CREAT, 0o644)
 os.set_inheritable(lock, True)
 try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except BlockingIOError:
-    print("Waiting for another set-up of .venv ...", flush=True)
+    print("Waiting for another set-up of", venv, "...", flush=True)
     fcntl.flock(lock, fcntl.LOCK_EX)
 os.environ.update(PHASE_BUS_SETUP_LOCKED="1", PYTHON=sys.executable)
 os.execv("/bin/sh", ["sh", *sys.argv[1:]])
@@ -37,7 +39,7 @@ if is_fresh; then
     exit 0
 fi
 
-# Make .venv anew if there is none, or if the Python it was made from is gone.
+# Make it anew if there is none, or if the Python it was made from is gone.
 if ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
     echo "Creating $venv with $PYTHON"
     "$PYTHON" -m venv --clear "$venv"

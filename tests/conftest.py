@@ -5,20 +5,25 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from phase_bus.testing.process import BusProcess
-from tests.helpers import BusThread, plain_bus, wait_until
+from phase_bus.testing.waiting import wait_until
+from tests.support.buses import BusThread, DurableBus, plain_bus
+from tests.support.postgres import Postgres, running_postgres
+from tests.support.workplace import EXAMPLES, Workplace, wait_for
 
 
 def pytest_collection_finish() -> None:
-    """Put aside what the imports have made: every look for leaks would go through all of it again."""
+    """Freeze what the imports have made: every look for leaks would go through all of it again."""
     gc.collect()
     gc.freeze()
 
@@ -96,3 +101,91 @@ def bus_process(ipc_dir: Path, tmp_path: Path) -> Iterator[BusProcess]:
     """A bus without a journal on an ipc directory, in a process of its own."""
     with plain_bus(tmp_path, f"ipc://{ipc_dir}") as running:
         yield running
+
+
+@pytest.fixture
+def kept(ipc_dir: Path, tmp_path: Path) -> Iterator[DurableBus]:
+    """A bus with a journal."""
+    bus = DurableBus(ipc_dir, tmp_path / "journal")
+    yield bus
+    bus.close()
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Iterator[Workplace]:
+    """A place for processes; the test fails if one of them outlives it."""
+    place = Workplace(tmp_path)
+    yield place
+    left = place.close()
+    assert not left, f"processes left behind: {left}"
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small tokenizer, made once."""
+    pytest.importorskip("aiperf")
+    directory = tmp_path_factory.mktemp("tokenizer") / "tok"
+    subprocess.run(
+        [sys.executable, str(EXAMPLES / "make_tokenizer.py"), str(directory)], check=True, timeout=60
+    )
+    return directory
+
+
+@pytest.fixture
+def mock_llm(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Start mock LLM servers: call it with options, get the URL."""
+    servers: list[subprocess.Popen[bytes]] = []
+
+    def start(*options: str) -> str:
+        port_file = tmp_path / f"llm-port-{len(servers)}"
+        server = subprocess.Popen(
+            [
+                sys.executable,
+                str(EXAMPLES / "mock_llm_server.py"),
+                "--port-file",
+                str(port_file),
+                *options,
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        servers.append(server)
+        wait_for(lambda: port_file.exists(), "the mock LLM server's port", 30.0)
+        return f"http://127.0.0.1:{port_file.read_text().strip()}"
+
+    yield start
+    for server in servers:
+        server.terminate()
+    for server in servers:
+        server.wait(10.0)
+
+
+@pytest.fixture
+def aiperf(workplace: Workplace, tokenizer: Path) -> Callable[..., list[str]]:
+    """Return the command line of a small AIPerf run, to which options can be added."""
+    (workplace.directory / "tok").symlink_to(tokenizer)
+    program = Path(sys.executable).with_name("aiperf")
+    if not program.exists():
+        pytest.skip("aiperf is not installed beside this Python")
+
+    def command(url: str, *options: str, output: str = "aiperf-out") -> list[str]:
+        defaults = {
+            "--output-tokens-mean": "16",
+            "--output-tokens-stddev": "6",
+            "--synthetic-input-tokens-mean": "32",
+            "--concurrency": "8",
+        }
+        for name in options:
+            defaults.pop(name, None)
+        arguments = [str(program), "profile", "-m", "mock", "--url", url, "--endpoint-type", "chat"]
+        arguments += ["--streaming", "--tokenizer", "./tok", "--ui", "none", "--no-gpu-telemetry"]
+        arguments += ["--artifact-dir", output]
+        return [*arguments, *(word for pair in defaults.items() for word in pair), *options]
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server for all tests of a session."""
+    with running_postgres() as server:
+        yield server

@@ -15,7 +15,9 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 from msgspec import Struct, field
 
 PhaseKind: TypeAlias = Literal["warmup", "profiling"]
+"""What a phase is for."""
 RunStatus: TypeAlias = Literal["completed", "cancelled", "failed", "lost"]
+"""How a run ended; it is lost if its publisher left without saying so."""
 
 
 class PhaseRef(Struct, frozen=True):
@@ -399,6 +401,7 @@ Event: TypeAlias = (
     | Drop
     | Heartbeat
 )
+"""Any event."""
 
 # What consumers and the bus say about a run; none of it means that a run has begun.
 BEGIN_NO_RUN = frozenset({"summary", "receipt", "drop"})

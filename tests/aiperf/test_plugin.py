@@ -1,4 +1,4 @@
-"""The plugin in process: off by default, fenced everywhere, the end told once and last."""
+"""The plugin in process: off by default, fenced everywhere, the end of the run published once and last."""
 
 from __future__ import annotations
 

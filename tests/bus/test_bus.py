@@ -15,7 +15,9 @@ from phase_bus.errors import AddressError
 from phase_bus.events import PhaseRef, PhaseStart, RunComplete, RunStart
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing.process import BusProcess
-from tests.helpers import BusThread, RawClient, Subscriber, wait_until
+from phase_bus.testing.waiting import wait_until
+from tests.support.buses import BusThread
+from tests.support.clients import RawClient, Subscriber
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -111,7 +113,7 @@ def test_a_beat_tells_of_a_loss(bus: BusThread) -> None:
 
 
 def test_a_hello_that_is_ahead(bus: BusThread) -> None:
-    """What another bus has acknowledged can not come again, and is not waited for."""
+    """What another bus has acknowledged cannot come again, and is not waited for."""
     with RawClient(bus.address) as client:
         greet(client)
         assert (
@@ -123,7 +125,7 @@ def test_a_hello_that_is_ahead(bus: BusThread) -> None:
 
 
 def test_unknown_source(bus: BusThread) -> None:
-    """Who did not say hello is asked to."""
+    """A client that has not said hello is asked to."""
     with RawClient(bus.address) as client:
         client.publish(start(), SOURCE, 1)
         assert client.reply() == Heard(bus_id=bus.bus.bus_id, known=False)
@@ -139,7 +141,7 @@ def test_unknown_source(bus: BusThread) -> None:
     ],
 )  # fmt: skip
 def test_malformed_frames(bus: BusThread, frames: list[bytes]) -> None:
-    """They are counted and set aside, and the bus goes on."""
+    """They are counted and skipped, and the bus goes on."""
     with RawClient(bus.address) as client:
         client.socket.send_multipart(frames)
         assert wait_until(lambda: client.status().dropped) == 1
@@ -148,7 +150,7 @@ def test_malformed_frames(bus: BusThread, frames: list[bytes]) -> None:
 
 @pytest.mark.parametrize("client_id", ["", "xyz", "7" * 31, "G" * 32])
 def test_malformed_client_id(bus: BusThread, client_id: str) -> None:
-    """An id that is none does not end the bus."""
+    """A malformed id does not end the bus."""
     with RawClient(bus.address) as client:
         client.socket.send(b"\x00")
         client.ask(EndRuns(reason=""))
@@ -159,7 +161,7 @@ def test_malformed_client_id(bus: BusThread, client_id: str) -> None:
 
 
 def test_malformed_events_of_a_known_source(bus: BusThread) -> None:
-    """A bad topic, or a run_complete that is none, is set aside; what follows is taken in."""
+    """A malformed topic or run_complete is skipped; what follows is taken in."""
     with RawClient(bus.address) as client, Subscriber(bus.address, "phase_start.") as subscriber:
         greet(client)
         client.socket.send_multipart((b"no topic", Header(SOURCE, 1, 1).pack(), b""))
@@ -246,7 +248,7 @@ def test_goodbye_ends_the_publishers_runs(bus: BusThread) -> None:
 
 
 def test_silent_publisher(ipc_dir: Path) -> None:
-    """The run of a publisher that says nothing any more is lost, once; that of a live one goes on."""
+    """The run of a publisher that has fallen silent is lost, once; that of a live one goes on."""
     options = BusOptions(heartbeat_s=0.05, silent_after_s=0.3)
     with (
         BusThread(f"ipc://{ipc_dir}", options=options) as bus,
@@ -268,7 +270,7 @@ def test_silent_publisher(ipc_dir: Path) -> None:
 
 
 def test_published_counts_survive_a_restart(bus_process: BusProcess) -> None:
-    """A bus started anew counts the events that the one before it took in, by the topic's sequence."""
+    """A new bus counts the events that the one before it took in, by the topic's sequence."""
     with RawClient(bus_process.address) as client:
         greet(client, Hello(client_id=CLIENT_ID, role="publisher", name="raw", next_seq=6))
         client.publish(start(), SOURCE, 6, 6)
@@ -277,7 +279,7 @@ def test_published_counts_survive_a_restart(bus_process: BusProcess) -> None:
 
 
 def test_a_second_bus_on_the_same_directory(bus: BusThread) -> None:
-    """It is refused, and the first one is unharmed."""
+    """The second is refused, and the first is unharmed."""
     with pytest.raises(AddressError, match="in use"):
         BusThread(bus.address)
     with RawClient(bus.address) as client:
@@ -303,7 +305,7 @@ def test_a_second_bus_on_the_same_port() -> None:
     ],
 )
 def test_addresses_that_cannot_be_bound(addresses: tuple[str, ...]) -> None:
-    """They are AddressErrors, and nothing stays open."""
+    """They raise AddressError, and nothing stays open."""
     with pytest.raises(AddressError):
         BusThread(*addresses)
 

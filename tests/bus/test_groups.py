@@ -1,4 +1,4 @@
-"""Who has which share, whose commit counts: the bus's side of groups, without sockets, at random."""
+"""Who is assigned what, and whose commit counts: the bus's side of groups, without sockets, at random."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = [f"{letter}" for letter in "abcdefg"]
     st.lists(st.sampled_from(NAMES), unique=True, min_size=1),
 )
 def test_work_is_spread_evenly_and_moves_little(current: dict[int, str | None], members: list[str]) -> None:
-    """Nobody has two more than another; who has no more than the quota keeps all."""
+    """Nobody has two more than another; a member within its quota keeps everything."""
     found = spread(current, members)
     counts = Counter(dict.fromkeys(members, 0))
     counts.update(owner for owner in found.values() if owner is not None)
@@ -131,7 +131,7 @@ class GroupMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.holds)
     @rule()
     def settle(self) -> None:
-        """When everybody has been heard twice, all the work is with somebody, evenly."""
+        """Once everybody has sent two beats, all the work is assigned, evenly."""
         for _ in range(3):
             for member in list(self.holds):
                 self.step(member)
@@ -146,7 +146,7 @@ TestGroupMachine = GroupMachine.TestCase
 
 
 def test_a_last_commit_that_comes_twice() -> None:
-    """It is no late one: the answer to the first was still under way."""
+    """It does not count as late: the answer to the first was still on its way."""
     group = Group("g", [0])
     group.join("a")
     group.rebalance()
@@ -200,7 +200,7 @@ def test_members_that_start_together_share_at_once() -> None:
 
 
 def test_an_incomplete_run_is_let_go_of_in_the_end() -> None:
-    """It is kept while it is one of the last, or else states would grow for ever."""
+    """The bus remembers it while it is one of the last, or states would grow for ever."""
     group = Group("g", [0])
     group.join("a")
     group.rebalance()
@@ -219,7 +219,7 @@ def test_an_incomplete_run_is_let_go_of_in_the_end() -> None:
 
 
 def test_who_was_alone_and_asleep_goes_on() -> None:
-    """Nobody has taken its shares over, so what it commits on waking counts."""
+    """Nobody has taken over its work, so what it commits on waking counts."""
     group = Group("g", [0])
     group.join("a")
     group.rebalance()

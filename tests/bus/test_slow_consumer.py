@@ -14,8 +14,8 @@ import pytest
 from phase_bus.events import PhaseRef, PhaseStart
 from phase_bus.journal.reader import JournalReader
 from phase_bus.publisher.publisher import Publisher
-from tests.chaos.processes import JournaledBus, Killable, consumer
-from tests.helpers import wait_until
+from phase_bus.testing.waiting import wait_until
+from tests.support.processes import JournaledBus, Killable, consumer
 
 EVENTS, ROUNDS, RECORDS = 6000, 6, 20
 LIMIT_MIB = 300
@@ -76,13 +76,13 @@ def numbers(output: Path) -> Iterator[int]:
 
 
 def test_a_slow_consumer_costs_nothing(tmp_path: Path, ipc_dir: Path) -> None:
-    """The fast one is through while the slow one has hardly begun; the bus stays small; nothing is lost.
+    """The fast one has finished when the slow one has hardly begun; the bus stays small; nothing is lost.
 
     What the slow one costs the fast one is printed only: the budget is a tenth, on a machine at rest.
     """
     bus = JournaledBus(tmp_path, f"ipc://{ipc_dir}")
     load = Load(bus, tmp_path)
-    kind = "tests.chaos.consumers:Numbers"
+    kind = "tests.support.writers:Numbers"
     slow_output = tmp_path / "slow.txt"
 
     def slow(delay_s: float) -> Killable:
@@ -123,7 +123,7 @@ def test_a_slow_consumer_finishes(tmp_path: Path, ipc_dir: Path) -> None:
     """At 10 ms an event, with everything published in a moment: all of it, once, in order."""
     bus = JournaledBus(tmp_path, f"ipc://{ipc_dir}", options=("--high-water-mark", "50"))
     output = tmp_path / "slow.txt"
-    kind = "tests.chaos.consumers:Numbers"
+    kind = "tests.support.writers:Numbers"
     with ExitStack() as stack:
         stack.callback(bus.kill)
         slow = consumer(tmp_path, kind, bus.address, f"output={output}", "delay_s=0.01", name="slow")

@@ -28,13 +28,10 @@ from phase_bus.errors import BusUnreachableError
 from phase_bus.events import Receipt, Records, RunComplete
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Entry
-from tests.chaos.consumers import read_lines
-from tests.chaos.processes import Forwarder, JournaledBus, Killable, consumer
-from tests.consumers import postgres as postgres_module
-from tests.consumers.postgres import Postgres
-from tests.helpers import wait_until
-
-postgres = postgres_module.postgres  # the fixture
+from phase_bus.testing.waiting import wait_until
+from tests.support.postgres import Postgres
+from tests.support.processes import Forwarder, JournaledBus, Killable, consumer
+from tests.support.writers import read_lines
 
 RECORDS = int(os.environ.get("PHASE_BUS_CHAOS_RECORDS", "200000"))
 KILLS = int(os.environ.get("PHASE_BUS_CHAOS_KILLS", "32"))
@@ -148,7 +145,7 @@ def run_world(tmp_path: Path, ipc_dir: Path, database: str) -> World:
         stack.callback(bus.kill)
         tcp, ipc = bus.addresses
         forwarder = stack.enter_context(Forwarder(Address.parse(tcp).port))
-        checking = "tests.chaos.consumers:Checking"
+        checking = "tests.support.writers:Checking"
         consumers = {
             "checking": consumer(tmp_path, checking, ipc, f"output={tmp_path / 'checking.txt'}"),
             "sql": consumer(tmp_path, "sql", tcp, f"url={database}"),

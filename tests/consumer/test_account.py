@@ -11,7 +11,7 @@ from phase_bus.events import RunComplete
 
 @pytest.mark.parametrize("failed", [0, 1])
 def test_a_failure_on_the_runs_end_is_in_the_receipt(failed: int) -> None:
-    """The end itself is not counted among what was published; that a handler failed on it is told."""
+    """The end itself is not counted among what was published; a handler that failed on it is reported."""
     end = RunComplete(run_id="r", status="completed", published={})
     topic = topic_of(end)
     account = RunAccount("r")

@@ -90,7 +90,7 @@ async def handler(self: Consumer, event: EventBase) -> None:
     ],
 )
 def test_wrong_classes(name: str, body: Any, message: str) -> None:
-    """Each mistake has a message that says how to mend it."""
+    """Each mistake has a message that says how to fix it."""
     with pytest.raises(ConsumerDefinitionError) as caught:
         handlers_of(make(name, body))
     assert message in str(caught.value)

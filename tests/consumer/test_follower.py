@@ -99,7 +99,7 @@ class Bus(RuleBasedStateMachine):
 
 
 class Journaled(Bus):
-    """With a journal nothing is lost, whatever is."""
+    """With a journal nothing is missed, whatever gets lost on the way."""
 
     checkpoint = 0
     piece: deque[Header] | None = None
@@ -139,7 +139,7 @@ class Journaled(Bus):
 
     @rule()
     def flush(self) -> None:
-        """The position is kept."""
+        """The checkpoint is stored."""
         self.checkpoint = self.follower.offset
         self.handled = []
 
@@ -214,7 +214,7 @@ class Journaled(Bus):
 
 
 class MemoryOnly(Bus):
-    """Without a journal what is lost is lost; that it is known exactly."""
+    """Without a journal what is lost stays lost, and is counted exactly."""
 
     lost = 0
 
@@ -287,7 +287,7 @@ class MemoryOnly(Bus):
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", [Journaled, MemoryOnly])
 def test_against_the_model(machine: type[Bus]) -> None:
-    """Losses, overflows, restarts of both sides, pieces of any size: no hole, no double, in order."""
+    """Losses, overflows, restarts of both sides, pieces of any size: no gaps, no duplicates, in order."""
     run_state_machine_as_test(machine, settings=effort)
 
 

@@ -11,7 +11,7 @@ from phase_bus.consumer.share import Share
 from phase_bus.consumer.view import View
 from phase_bus.core.control import EVENTS, Assigned, Heard, State
 from phase_bus.events import Receipt
-from tests.group.consumers import Totals
+from tests.support.groups import Totals
 
 
 class Large(Totals):
@@ -36,7 +36,7 @@ async def give(_receipt: Receipt) -> None:
 
 
 def holding(*numbers: int, token: int = 1, cls: type[Totals] = Totals) -> Holdings:
-    """A member that holds shares, with a commit of each at position 0."""
+    """A member that holds shares, with a commit of each at offset 0."""
     holdings = Holdings("g")
     holdings.assigned = Assigned(generation=1, shares=dict.fromkeys(numbers, token))
     for number in numbers:
@@ -49,12 +49,12 @@ def holding(*numbers: int, token: int = 1, cls: type[Totals] = Totals) -> Holdin
 
 
 def heard(kept: dict[int, int] | None = None, refused: tuple[int, ...] = ()) -> Heard:
-    """What the bus says to a beat."""
+    """What the bus answers to a beat."""
     return Heard(bus_id="b", kept=kept or {}, refused=refused)
 
 
 def test_only_a_released_share_that_is_kept_is_taken_up_again() -> None:
-    """Else it would be read back without what its last commit says."""
+    """Otherwise it would be read back without its last commit."""
     holdings = holding(3)
     share = holdings.shares[3]
     holdings.release(share)
@@ -69,7 +69,7 @@ def test_only_a_released_share_that_is_kept_is_taken_up_again() -> None:
 
 
 def test_a_refused_share_is_lost() -> None:
-    """Nothing of it is told any more, and it is dropped."""
+    """Nothing more is said of it, and it is dropped."""
     holdings = holding(3, 4)
     holdings.take_ack(heard(refused=(3,)))
     assert [share.view.number for share in holdings.held] == [4]
@@ -99,7 +99,7 @@ def test_another_bus_has_given_nothing() -> None:
 
 
 def test_a_beat_has_room_for_some_commits_only() -> None:
-    """The bus refuses messages that are too large; the rest is told with the next beat, at once."""
+    """The bus refuses messages that are too large; the rest goes with the next beat, at once."""
     holdings = holding(3, 4, cls=Large)
     assert [commit.share for commit in holdings.beat(MEMBER).commits] == [3]
     assert holdings.take_ack(heard({3: 0})), "there is more to tell"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,13 @@ from phase_bus.core.wire import Header
 from phase_bus.errors import JournalError
 from phase_bus.events import PhaseStart, Records
 from phase_bus.journal.reader import JournalReader
-from tests.bus.test_replay import SOURCE, Kept, Recorder, WithRecords, publish, running
-from tests.group import test_group_runner as groups
-from tests.helpers import RawClient, until
+from phase_bus.testing.waiting import until
+from tests.support import groups
+from tests.support.buses import DurableBus
+from tests.support.clients import SOURCE, RawClient
+from tests.support.recorder import Recorder, WithRecords, publish, running
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-
-@pytest.fixture
-def kept(ipc_dir: Path, tmp_path: Path) -> Iterator[Kept]:
-    """A bus with a journal."""
-    bus = Kept(ipc_dir, tmp_path / "journal")
-    yield bus
-    bus.close()
 
 
 @pytest.fixture
@@ -63,7 +56,7 @@ def failures(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What consumers have warned of the journal."""
+    """The warnings of consumers about the journal."""
     return [
         record.getMessage()
         for record in caplog.records
@@ -72,9 +65,9 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def test_a_consumer_asks_again(
-    kept: Kept, failures: dict[str, int], caplog: pytest.LogCaptureFixture
+    kept: DurableBus, failures: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A journal that cannot be read for a moment ends nothing."""
+    """A journal that cannot be read for a moment stops nobody."""
     await asyncio.to_thread(publish, kept.address, 10, end=True)
     consumer = WithRecords()
     async with running(consumer, kept.address):
@@ -86,7 +79,7 @@ async def test_a_consumer_asks_again(
 
 
 async def test_a_member_of_a_group_asks_again(
-    kept: Kept, failures: dict[str, int], caplog: pytest.LogCaptureFixture
+    kept: DurableBus, failures: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Likewise, whether it takes up a share, reads events, or looks at the partitions as the leader."""
     await asyncio.to_thread(groups.publish, kept.address, 100)
@@ -98,7 +91,7 @@ async def test_a_member_of_a_group_asks_again(
     assert [line.startswith("consumer group 'totals': ") for line in warnings(caplog)] == [True] * 6
 
 
-async def test_to_stop_waits_for_no_journal(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_to_stop_waits_for_no_journal(kept: DurableBus, monkeypatch: pytest.MonkeyPatch) -> None:
     """A consumer that cannot read on is stopped at once."""
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -113,7 +106,7 @@ async def test_to_stop_waits_for_no_journal(kept: Kept, monkeypatch: pytest.Monk
         await asyncio.wait_for(asked.wait(), 20)
 
 
-async def test_kinds_that_are_newer_come_live(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_kinds_that_are_newer_come_live(kept: DurableBus, monkeypatch: pytest.MonkeyPatch) -> None:
     """A consumer of records need not look into the journal for each event that it knows nothing of."""
     fetches = 0
     fetch = ReplayClient.fetch
@@ -137,7 +130,7 @@ async def test_kinds_that_are_newer_come_live(kept: Kept, monkeypatch: pytest.Mo
     assert consumer.events == []
 
 
-async def test_a_prefix_of_records(kept: Kept) -> None:
+async def test_a_prefix_of_records(kept: DurableBus) -> None:
     """Topics that begin with a part of 'records.' are records, as those that begin with it are."""
 
     class Batches(Consumer):

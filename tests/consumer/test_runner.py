@@ -10,8 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from phase_bus.core.control import ClientInfo, Hello
 from phase_bus.core.wire import Header
 from phase_bus.events import (
     EventBase,
-    PhaseRef,
     PhaseStart,
     Receipt,
     Records,
@@ -33,17 +31,12 @@ from phase_bus.events import (
     Summary,
 )
 from phase_bus.publisher.publisher import Publisher
-from tests.helpers import BusThread, RawClient, Subscriber, plain_bus, until
+from phase_bus.testing.waiting import until
+from tests.support.buses import BusThread, plain_bus
+from tests.support.clients import SOURCE, RawClient, Subscriber
+from tests.support.recorder import PHASE, running, start
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-PHASE = PhaseRef("profiling")
-SOURCE = bytes(15) + b"\x07"
-
-
-def start(number: int = 0, run_id: str = "r") -> PhaseStart:
-    """An event with a number in it."""
-    return PhaseStart(run_id=run_id, phase=PHASE, ts_ns=number)
 
 
 class Recorder(Consumer):
@@ -76,21 +69,6 @@ class Recorder(Consumer):
         self.events.append(event)
         if self._then is not None:
             await self._then(event)
-
-
-@asynccontextmanager
-async def running(consumer: Consumer, address: str, **options: Any) -> AsyncIterator[ConsumerRunner]:
-    """Run a consumer, from when it is ready."""
-    ready = asyncio.Event()
-    named(consumer, consumer.name or "recorder")
-    runner = ConsumerRunner(consumer, Address.parse(address), on_ready=ready.set, **options)
-    task = asyncio.create_task(runner.run())
-    try:
-        await asyncio.wait_for(ready.wait(), 20)
-        yield runner
-    finally:
-        runner.stop()
-        await asyncio.wait_for(task, 20)
 
 
 async def info_of(bus: BusThread, name: str = "recorder") -> ClientInfo:
@@ -208,7 +186,7 @@ async def test_gaps_and_repetitions(bus: BusThread) -> None:
 
 
 async def test_events_that_cannot_be_understood(bus: BusThread) -> None:
-    """A bad payload is failed, a kind of tomorrow is skipped; both are in the account."""
+    """A bad payload counts as failed, an unknown kind is skipped; both are in the receipt."""
     consumer = Recorder()
     topics = ("phase_start.", "brand_new.")
     with Subscriber(bus.address, "receipt.") as subscriber, RawClient(bus.address) as client:
@@ -364,7 +342,7 @@ async def test_direct_mode() -> None:
 
 
 async def test_a_consumer_that_is_there_before_the_bus(ipc_dir: Path) -> None:
-    """Who comes first does not matter."""
+    """It does not matter which of them comes first."""
     address = f"ipc://{ipc_dir}"
     consumer = named(Recorder(), "early")
     runner = ConsumerRunner(consumer, Address.parse(address))
@@ -419,7 +397,7 @@ import asyncio, json, sys
 from phase_bus.core.address import Address
 from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.runner import ConsumerRunner
-from phase_bus.core.stopping import stop_on_eof, stop_on_signals
+from phase_bus.harness.signals import stop_on_eof, stop_on_signals
 
 class Counting(Consumer):
     count = 0
@@ -476,7 +454,7 @@ def test_a_signal_finishes_and_flushes(bus: BusThread, signum: signal.Signals) -
 
 
 def test_a_second_signal_ends_at_once(bus: BusThread) -> None:
-    """Whoever does not want to wait for a slow handler need not."""
+    """A second signal does not wait for a slow handler."""
     process = start_program(bus.address, sleep=60)
     with process, Publisher(bus.address) as publisher:
         assert process.stdout is not None

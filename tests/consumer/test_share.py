@@ -109,6 +109,23 @@ async def test_a_late_reply_confirms_nothing() -> None:
     assert share.confirm(2)
 
 
+async def test_a_consumer_can_hold_its_checkpoint() -> None:
+    """Nothing is committed meanwhile, and receipts are given all the same."""
+    host = await begun()
+    share = host.share
+    await host.hand(start())
+    host.consumer.holds_checkpoint = True
+    assert await host.hand(RunComplete(run_id="r", ts_ns=2, status="completed")) is not None
+    assert await share.flush()
+    assert [receipt.run_id for receipt in host.receipts] == ["r"]
+    assert share.tell() is None
+    host.consumer.holds_checkpoint = False
+    assert await share.flush()
+    commit = share.tell()
+    assert commit is not None
+    assert commit.position == 2
+
+
 async def test_what_was_confirmed_is_told_again_to_a_new_bus() -> None:
     """It may have lost it in a power cut; and on another stream the offset means nothing."""
     host = await begun()

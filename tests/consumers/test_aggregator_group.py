@@ -1,4 +1,4 @@
-"""The aggregator shared out among workers: whoever counts which partition, the result is the same bytes."""
+"""The aggregator spread over workers: whoever counts which partition, the result is the same bytes."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def expected(events: list[EventBase]) -> bytes:
 
 
 class Member:
-    """An instance of the consumer, whose state is kept now and then, and that can be replaced."""
+    """An instance of the consumer that saves its state now and then, and can be replaced."""
 
     def __init__(self, partition: int | None, told: list[Summary], **options: Any) -> None:
         self.partition = partition
@@ -110,7 +110,7 @@ class Member:
         return self._kept
 
     async def replace(self) -> None:
-        """Lose the process: another goes on from what was kept."""
+        """Lose the process: another goes on from the last checkpoint."""
         self.instance, since = self._make(), self._since
         self._since = []
         await self.instance.start()

@@ -1,4 +1,4 @@
-"""The ``alerting`` consumer: what it warns of, and how it tells."""
+"""The ``alerting`` consumer: what it warns of, and how it reports it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SLOW = PhaseComplete(
 
 
 class Webhook:
-    """A real HTTP server: it keeps what it is sent and answers with the given codes, the last for ever."""
+    """A real HTTP server: it keeps what it is sent, and answers with the given codes, the last repeated."""
 
     def __init__(self) -> None:
         self.bodies: list[Any] = []
@@ -116,7 +116,7 @@ async def test_a_slow_phase(logs: list[MutableMapping[str, Any]]) -> None:
 
 
 async def test_a_phase_without_times_is_no_alert(logs: list[MutableMapping[str, Any]]) -> None:
-    """A phase whose duration and answers are unknown is nothing to warn of."""
+    """A phase of unknown duration and without answers gives no reason to warn."""
     await give(PhaseAlerts(max_error_rate=0.0), PhaseComplete(run_id="r1", phase=PROFILING))
     assert alerts(logs) == []
 
@@ -166,7 +166,7 @@ async def test_how_a_run_ended(
 async def test_drops_are_told_once_and_not_twice(
     tmp_path: Path, logs: list[MutableMapping[str, Any]]
 ) -> None:
-    """What the publisher tells twice counts once, what the bus dropped is added, other runs are not."""
+    """What the publisher reports twice counts once, what the bus dropped is added, other runs are not."""
     file = tmp_path / "alert.json"
     command = python(f"import sys; open({str(file)!r}, 'w').write(sys.stdin.read())")
     consumer = PhaseAlerts(command=command)
@@ -212,7 +212,7 @@ async def test_a_command_gets_the_alert_twice(tmp_path: Path) -> None:
 
 
 async def test_a_command_that_fails_is_logged(logs: list[MutableMapping[str, Any]]) -> None:
-    """The exit code of the command is told, and that is all."""
+    """The exit code of the command is logged, and that is all."""
     consumer = PhaseAlerts(command=python("raise SystemExit(3)"))
     await give(consumer, SLOW)
     await consumer.flush()
@@ -283,7 +283,7 @@ async def test_a_webhook_does_not_hold_up_events(webhook: Webhook) -> None:
 
 
 async def test_a_webhook_is_tried_twice(webhook: Webhook, logs: list[MutableMapping[str, Any]]) -> None:
-    """One failure is made up for by the second attempt."""
+    """After one failure the second attempt succeeds."""
     webhook.codes = [503, 200]
     consumer = PhaseAlerts(webhook=webhook.url)
     await give(consumer, SLOW)
@@ -334,6 +334,6 @@ async def test_a_command_that_is_not_there_is_told_at_start() -> None:
     ],
 )
 def test_wrong_options_are_refused(option: str, value: str) -> None:
-    """A value that makes no sense is told before anything runs."""
+    """A value that makes no sense is reported before anything runs."""
     with pytest.raises(OptionError, match=option):
         build_consumer(PhaseAlerts, "alerting", {option: value})

@@ -153,7 +153,7 @@ def test_options_come_as_text() -> None:
 
 
 async def test_hook_takes_a_mock_tracker(tmp_path: Path) -> None:
-    """The hook writes what a tracker tells, and lives with one that tells little."""
+    """The hook writes what a tracker reports, and copes with one that reports little."""
     path = tmp_path / "deep" / "test.log"
     hook = ExampleLoggingHook(log_file=str(path), verbose=True)
     assert isinstance(hook, PhaseLifecycleHook)

@@ -106,7 +106,7 @@ async def test_readable_while_the_run_goes_on(output: Path) -> None:
 
 
 async def test_an_open_reader_keeps_a_whole_file(output: Path) -> None:
-    """Who opened the file before an update still reads the old content, all of it."""
+    """A reader that opened the file before an update still reads all of the old content."""
     consumer = PhaseMetrics(output)
     await consumer.start()
     with output.open() as file:

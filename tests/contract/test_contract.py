@@ -19,12 +19,16 @@ from phase_bus.core.wire import topic_of
 from phase_bus.errors import ConfigError, OptionError
 from phase_bus.events import (
     KINDS,
+    Drop,
     EventBase,
     Heartbeat,
+    PhaseComplete,
     PhaseStart,
+    PhaseTimeout,
     Receipt,
     Records,
     RunComplete,
+    RunStart,
     Summary,
 )
 from phase_bus.testing import (
@@ -33,15 +37,9 @@ from phase_bus.testing import (
     LiveBus,
     MemoryBus,
     MemoryRun,
-    make_drop,
-    make_phase_complete,
-    make_phase_start,
-    make_phase_timeout,
+    make_event,
     make_records,
     make_run,
-    make_run_complete,
-    make_run_start,
-    make_summary,
     until,
 )
 
@@ -138,11 +136,11 @@ async def test_every_kind_travels(bus: AnyBus) -> None:
     """Each kind of event but the bus's own heartbeat reaches a consumer of everything."""
     bus.publish(
         *make_run(records=3)[:-1],
-        make_phase_timeout(),
-        make_summary(),
-        make_drop(),
+        make_event(PhaseTimeout),
+        make_event(Summary),
+        make_event(Drop),
         Receipt(run_id=RUN_ID, consumer="other"),
-        make_run_complete(),
+        make_event(RunComplete),
     )
     run = await bus.run_consumer(Recorder())
     assert {event.kind for event in run.consumer.events} == set(KINDS) - {Heartbeat.kind}
@@ -182,9 +180,9 @@ async def test_events_close_the_batch_before_them(bus: AnyBus) -> None:
     """Records go before the event after them; progress alone does not close a batch."""
     with bus.publisher(batch_s=60.0) if isinstance(bus, LiveBus) else bus.publisher() as publisher:
         publisher.record("r", PROFILING, {"n": 1}, {})
-        publisher.publish(make_phase_start(run_id="r"))
+        publisher.publish(make_event(PhaseStart, run_id="r"))
         publisher.record("r", PROFILING, {"n": 2}, {})
-        publisher.publish(make_phase_complete(run_id="r"))
+        publisher.publish(make_event(PhaseComplete, run_id="r"))
     run = await bus.run_consumer(Recorder())
     kinds = [event.kind for event in of_test(run.consumer)]
     assert kinds == ["records", "phase_start", "records", "phase_complete", "run_complete"]
@@ -193,7 +191,7 @@ async def test_events_close_the_batch_before_them(bus: AnyBus) -> None:
 async def test_a_run_that_its_publisher_leaves_open_is_lost(bus: AnyBus) -> None:
     """The bus ends it, with the counts of what came."""
     with bus.publisher() as publisher:
-        publisher.publish(make_run_start(run_id="r"))
+        publisher.publish(make_event(RunStart, run_id="r"))
         publisher.record("r", PROFILING, {"n": 1}, {})
     run = await bus.run_consumer(Recorder())
     end = of_test(run.consumer)[-1]
@@ -218,9 +216,9 @@ async def test_published_while_it_runs(bus: AnyBus) -> None:
 
 async def test_from_now_on(bus: AnyBus) -> None:
     """A consumer that begins now does not get what was before."""
-    bus.publish(make_phase_start("warmup"))
+    bus.publish(make_event(PhaseStart, phase="warmup"))
     async with bus.consumer(Recorder(), origin="now") as run:
-        bus.publish(make_phase_start("ramp"))
+        bus.publish(make_event(PhaseStart, phase="ramp"))
         await run.catch_up()
     (event,) = run.consumer.events
     assert isinstance(event, PhaseStart)
@@ -228,7 +226,7 @@ async def test_from_now_on(bus: AnyBus) -> None:
 
 
 async def test_from_the_start_again(bus: AnyBus) -> None:
-    """A consumer told to begin at the start gets what one of its name had already, and no state."""
+    """A consumer that begins at the start gets what one of its name had already, and no state."""
     bus.publish(make_records(10))
     await bus.run_consumer(Counting, name="a")
     again = await bus.run_consumer(Counting, name="a", origin="start")
@@ -237,7 +235,7 @@ async def test_from_the_start_again(bus: AnyBus) -> None:
 
 
 async def test_a_handler_that_fails_once_is_tried_again(bus: AnyBus) -> None:
-    """The event is handled in its order at the second attempt, and nothing is set aside."""
+    """The event is handled in its order at the second attempt, and nothing is dead-lettered."""
     failures = iter([ValueError("not yet")])
 
     def fail_once(event: EventBase) -> None:
@@ -245,7 +243,7 @@ async def test_a_handler_that_fails_once_is_tried_again(bus: AnyBus) -> None:
             for error in failures:
                 raise error
 
-    bus.publish(make_run_start(), make_phase_start(), make_phase_complete())
+    bus.publish(make_event(RunStart), make_event(PhaseStart), make_event(PhaseComplete))
     run = await bus.run_consumer(Recorder(fail_once))
     kinds = [event.kind for event in run.consumer.events]
     assert kinds == ["run_start", "phase_start", "phase_start", "phase_complete"]
@@ -253,7 +251,7 @@ async def test_a_handler_that_fails_once_is_tried_again(bus: AnyBus) -> None:
 
 
 async def test_a_handler_that_goes_on_failing(bus: AnyBus, caplog: pytest.LogCaptureFixture) -> None:
-    """After three attempts the event is a dead letter; the next ones are handled; the receipt tells."""
+    """After three attempts the event is a dead letter; the next ones are handled; the receipt says so."""
 
     def fail(event: EventBase) -> None:
         if isinstance(event, PhaseStart):
@@ -285,7 +283,7 @@ async def test_a_restart_goes_on_from_the_state(bus: AnyBus) -> None:
 
 
 async def test_a_crash_loses_nothing(bus: AnyBus, caplog: pytest.LogCaptureFixture) -> None:
-    """What was handled and not flushed is handled again by the next one."""
+    """What was handled but not flushed is handled again by the next one."""
     async with bus.consumer(Counting, name="a") as run:
         bus.publish(make_records(10))
         await run.catch_up()
@@ -320,7 +318,7 @@ async def test_what_could_not_be_written_out_is_in_the_receipt(
 
 
 class Stored(Consumer):
-    """Keeps its position with its data, as a database would."""
+    """Stores its checkpoint with its data, as a database would."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -336,11 +334,11 @@ class Stored(Consumer):
 async def test_a_position_kept_with_the_data_is_exactly_once(bus: AnyBus, tmp_path: Path) -> None:
     """A consumer that stored an event is not given it again, even without a flush before its end."""
     place = tmp_path / "place"
-    bus.publish(make_phase_start("warmup"))
+    bus.publish(make_event(PhaseStart, phase="warmup"))
     async with bus.consumer(Stored(place), name="a") as run:
         await run.catch_up()
         await run.crash()
-    bus.publish(make_phase_start("profiling"))
+    bus.publish(make_event(PhaseStart, phase="profiling"))
     await bus.run_consumer(Stored(place), name="a")
     assert place.read_text().split()[1:] == ["warmup", "profiling"]
 
@@ -369,7 +367,7 @@ async def test_what_a_consumer_publishes_reaches_others(bus: AnyBus) -> None:
 
 
 class Picky(Consumer):
-    """Does not start, or has an option."""
+    """Fails to start, and takes an option."""
 
     def __init__(self, threshold_s: float = 1.0) -> None:
         self.threshold_s = threshold_s

@@ -49,7 +49,7 @@ def test_round_trip(text: str) -> None:
     ],
 )
 def test_malformed(text: str) -> None:
-    """What is no address is an AddressError that repeats it."""
+    """A malformed address is an AddressError that quotes it."""
     with pytest.raises(AddressError) as caught:
         Address.parse(text)
     assert caught.value.address == text

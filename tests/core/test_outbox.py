@@ -49,7 +49,7 @@ def test_numbers() -> None:
 
 
 def test_records_are_refused_and_others_never() -> None:
-    """The limit stops records only, and what is refused leaves no hole."""
+    """The limit stops records only, and what is refused leaves no gap."""
     outbox = Outbox(b"s" * 16, 2500)
     assert outbox.put(records())
     assert outbox.put(records())

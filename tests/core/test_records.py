@@ -132,6 +132,22 @@ def test_successes_and_failures() -> None:
     assert np.isnan(batch.dense("request_latency")[[3, 13]]).all()
 
 
+def test_decoding_copies_no_table() -> None:
+    """A batch's arrays lie in the message itself."""
+    builder = RecordBuilder()
+    for number in range(256):
+        builder.add({"request_latency": number, "ratio": number / 3}, {})
+    tables, _, _, _ = builder.build()
+    event = Records(run_id="r", phase=PHASE, count=256, metrics=tables)
+    payload = encode_event(event)
+    arrived = decode_event(topic_of(event), payload)
+    assert isinstance(arrived, Records)
+    whole = np.frombuffer(payload, np.uint8)
+    assert arrived.metrics
+    for table in arrived.metrics:
+        assert np.shares_memory(np.frombuffer(table.numbers, np.uint8), whole)
+
+
 def test_arrays_are_read_only() -> None:
     """They are made once, so nobody may change what others read."""
     batch, _ = batch_of(
@@ -197,7 +213,7 @@ def test_whole_numbers_stay_exact() -> None:
 
 
 def test_a_text_and_a_flag_are_checked() -> None:
-    """What packing itself would take for a text or a flag, and is none, is found."""
+    """What only looks like a text or a flag to the packing is found."""
     texts: Rows = [{"x": "a"}, {"x": {"b": 1}}, {"x": b"c"}]
     batch, unusable = batch_of(texts)
     assert (rows_of(batch), unusable) == ([{"x": "a"}, {}, {}], {"x": 2})
@@ -232,7 +248,7 @@ def test_wanted_fields() -> None:
     ],
 )
 def test_contradictions(change: dict[str, Any], reason: str) -> None:
-    """A batch that cannot be read as it says is refused, not read as something else."""
+    """A batch that contradicts itself is refused, not read as something else."""
     builder = RecordBuilder()
     for number in range(3):
         builder.add({"a": number, "b": "x", "c": 0.5}, {})
@@ -269,7 +285,7 @@ def test_unusable_values_are_counted(values: list[Any], kept: list[Any], count: 
 
 
 def test_names_that_are_no_strings() -> None:
-    """A key that is no string is counted; an enum's is its value."""
+    """A key that is not a string is counted; an enum's is its value."""
 
     class Name(enum.StrEnum):
         TTFT = "ttft"
@@ -280,14 +296,14 @@ def test_names_that_are_no_strings() -> None:
 
 
 def test_only_missing_values() -> None:
-    """A name without a value is none."""
+    """A name without a value is no column."""
     batch, unusable = batch_of([{"x": None, "y": 1}, {"x": None}])
     assert list(batch.metric_columns()) == ["y"]
     assert not unusable
 
 
 def test_list_summary() -> None:
-    """Of lists, count, mean, min and max travel; an empty list has a count only."""
+    """Of a list its count, mean, min and max travel; an empty list has a count only."""
     batch, _ = batch_of([{"x": [1, 2, 6]}, {"x": []}, {}, {"x": [5]}])
     assert batch.values("x.count").tolist() == [3, 0, 1]
     assert batch.rows("x.count").tolist() == [0, 1, 3]

@@ -55,7 +55,7 @@ def test_beat_now(session: Session) -> None:
 
 @pytest.mark.parametrize("reply", [Heard(bus_id="bus", known=False), Heard(bus_id="another")])
 def test_a_bus_that_does_not_know_the_client(session: Session, reply: Heard) -> None:
-    """It is greeted anew, at once."""
+    """It is greeted again, at once."""
     session.heard(welcome(), 0.0)
     assert not session.heard(reply, 0.5)
     assert not session.connected
@@ -73,7 +73,7 @@ def test_silence(session: Session) -> None:
 
 
 def test_silence_with_slow_heartbeats(session: Session) -> None:
-    """A bus that wants to hear little is not taken for a silent one."""
+    """A bus that asks for few beats is not taken for a silent one."""
     session.heard(welcome(heartbeat_s=10.0), 0.0)
     session.due(0.0)
     assert session.due(10.0) is BEAT

@@ -14,7 +14,7 @@ import pytest
 
 from phase_bus.cli import build_app
 from scripts.docs_pages import commands, commands_page, consumers_page
-from tests.browser import browse
+from tests.support.browser import browse
 
 ROOT = Path(__file__).resolve().parents[2]
 # What a browser fetches by itself, as opposed to where a reader may go.
@@ -108,7 +108,7 @@ def test_it_fits_a_narrow_window(site: Path, tmp_path: Path, name: str) -> None:
 
 
 def test_no_command_is_missing() -> None:
-    """Each has a section with all its options; what is hidden is not told."""
+    """Each has a section with all its options; hidden ones are left out."""
     page = commands_page()
     found = {path for path, _ in commands()}
     assert {("exec",), ("journal", "export"), ("dead-letters", "retry")} <= found
@@ -129,7 +129,7 @@ def test_no_command_is_missing() -> None:
 
 
 def test_every_option_of_a_consumer_is_told() -> None:
-    """In words, not by its name alone."""
+    """By a description, not by its name alone."""
     page = consumers_page()
     assert "## aggregator " in page
     assert "`relative_error: float = 0.005`" in page

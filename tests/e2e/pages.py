@@ -38,7 +38,7 @@ class Page:
         return [" ".join(line.split()) for line in lines if line]
 
     def starting(self, prefix: str) -> str:
-        """Return the only command that begins so, or is just that."""
+        """Return the only command that begins like this, or is exactly this."""
         found = [command for command in self.commands() if command.startswith(prefix)]
         (command,) = [command for command in found if command == prefix] or found
         return command

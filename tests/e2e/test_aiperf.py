@@ -10,7 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.e2e.conftest import Workplace, json_lines, wait_for
+from tests.e2e.agreement import assert_same_numbers, phase_of
+from tests.support.workplace import Workplace, json_lines, wait_for
 
 pytestmark = pytest.mark.aiperf
 
@@ -22,9 +23,6 @@ SINKS = (
     "--with",
     "aggregator:output=summary.json,text=summary.txt",
 )
-METRICS = ("request_latency", "time_to_first_token", "inter_token_latency", "output_sequence_length")
-STATISTICS = {"avg": "mean", "min": "min", "max": "max", "std": "std"}
-PERCENTILES = ("p50", "p90", "p95", "p99")
 
 
 def result_of(workplace: Workplace) -> dict[str, Any]:
@@ -33,33 +31,10 @@ def result_of(workplace: Workplace) -> dict[str, Any]:
     return dict(run)
 
 
-def phase_of(run: dict[str, Any], kind: str = "profiling") -> dict[str, Any]:
-    """Return the aggregator's only phase of a kind."""
-    (phase,) = (phase for phase in run["phases"] if phase["kind"] == kind)
-    return dict(phase)
-
-
 def events_of(workplace: Workplace, kind: str) -> list[dict[str, Any]]:
     """Return the events of a kind that the logging consumer wrote."""
     lines = json_lines((workplace.directory / "events.jsonl").read_text())
     return [line for line in lines if line["event"] == kind]
-
-
-def assert_same_numbers(phase: dict[str, Any], export: dict[str, Any]) -> None:
-    """Hold the aggregator's phase against AIPerf's own export."""
-    assert phase["successful"] == export["request_count"]["avg"]
-    assert phase["failed"] == (export.get("error_request_count") or {"avg": 0})["avg"]
-    for name in METRICS:
-        ours, theirs = phase["metrics"][name], export[name]
-        scale = 1e6 if theirs["unit"] == "ms" else 1.0
-        for their_name, our_name in STATISTICS.items():
-            assert ours[our_name] / scale == pytest.approx(theirs[their_name], rel=1e-9), (name, our_name)
-        for percentile in PERCENTILES:
-            assert ours[percentile] / scale == pytest.approx(theirs[percentile], rel=5e-3), (
-                name,
-                percentile,
-            )
-    assert phase["request_throughput"] == pytest.approx(export["request_throughput"]["avg"], rel=1e-9)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What goes wrong by the user's hand: one line that names the thing and the remedy, exit code 2."""
+"""The user's mistakes: one line that names the thing and the remedy, exit code 2."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Workplace, wait_for
+from tests.support.workplace import Workplace, assert_one_line, wait_for
 
 CASES = {
     "no command": (["exec"], ["no command", "'--'"]),
@@ -66,7 +66,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_one_clear_line(workplace: Workplace, name: str) -> None:
-    """The message is one line, says what is needed, and is no traceback."""
+    """The message is one line without a traceback, and says what is needed."""
     arguments, words = CASES[name]
     done = workplace.run(*arguments)
     assert_one_line(done.returncode, done.stderr, *words)
@@ -110,13 +110,3 @@ def test_a_directory_in_use(workplace: Workplace, tmp_path: Path) -> None:
     assert workplace.run("status", "--address", address).returncode == 0
     bus.terminate()
     assert workplace.finish(bus).returncode == 0
-
-
-def assert_one_line(returncode: int, stderr: str, *words: str) -> None:
-    """See that a command failed as it should."""
-    assert returncode == 2, stderr
-    (line,) = stderr.splitlines()
-    assert line.startswith("phase-bus: ")
-    assert "Traceback" not in line
-    for word in words:
-        assert word in line, line

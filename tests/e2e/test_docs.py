@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Workplace, wait_for
 from tests.e2e.pages import ROOT, Page, words
+from tests.support.workplace import Workplace, wait_for
 
 # Pages that have tests of their own, where these are.
 ELSEWHERE = {

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.e2e.conftest import Workplace, json_lines, wait_for
+from tests.support.workplace import Workplace, json_lines, wait_for
 
 SIMULATE = (sys.executable, "-m", "phase_bus", "simulate")
 LOGGING = ("--with", "logging:log_file=events.jsonl,json=true")
@@ -100,7 +100,7 @@ def test_a_killed_consumer_is_reported_and_changes_nothing_else(workplace: Workp
 
 @pytest.mark.slow
 def test_a_killed_bus_does_not_touch_the_command(workplace: Workplace) -> None:
-    """SIGKILL of the bus: the command goes on to its own end and code; the loss is told."""
+    """SIGKILL of the bus: the command runs to its own end and exit code; the loss is reported."""
     script = "import sys, time; open('go', 'w'); time.sleep(1); sys.exit(5)"
     process = workplace.phase_bus("exec", *LOGGING, "--", sys.executable, "-c", script)
     wait_for(lambda: (workplace.directory / "go").exists(), "the command")

@@ -9,9 +9,10 @@ import pytest
 
 from phase_bus import testing
 from tests.e2e.pages import ROOT, Page
-from tests.testing.test_pytest_plugin import run_pytest
+from tests.support.pytester import run_pytest
 
 MADE = ("commands.md", "consumers.md")  # by scripts/docs_pages.py
+SCAFFOLD = ROOT / "src" / "phase_bus" / "plugins" / "scaffold" / "consumer"
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 
 
@@ -27,14 +28,14 @@ def test_the_tests_of_the_testing_guide(tmp_path: Path) -> None:
 
 
 def test_names_in_the_pages_exist() -> None:
-    """Every factory and every file that a page names; links lead there on GitHub too."""
+    """Every factory and file that a page names, here or in the scaffold; links lead there on GitHub too."""
     names = r"(?<!scripts\.)\b(make_\w+\b(?!\.py)|run_consumer\w*|MemoryBus|LiveBus)\b"
     for page in DOCS:
         text = page.read_text()
         for name in set(re.findall(names, text)):
             assert hasattr(testing, name), name
         for path in re.findall(r"`((?:examples|tests|schemas|benchmarks|consumers)/[\w./]*)`", text):
-            assert (ROOT / path).exists(), path
+            assert (ROOT / path).exists() or (SCAFFOLD / f"{path}.tmpl").exists(), path
         for link in re.findall(r"\]\(([\w./-]+)\)", text):
             assert (page.parent / link).exists() or link.endswith(MADE), link
 

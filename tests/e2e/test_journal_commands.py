@@ -16,8 +16,7 @@ import pytest
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.journal.reader import JournalReader
-from tests.e2e.conftest import Finished, Workplace, json_lines, wait_for
-from tests.e2e.test_bad_input import assert_one_line
+from tests.support.workplace import Finished, Workplace, assert_one_line, json_lines, wait_for
 
 pytestmark = pytest.mark.slow  # each test starts a dozen processes
 
@@ -97,7 +96,7 @@ def a_past(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def one_run(past: Past, a_past: Path) -> Past:
-    """The same, with a run `one` in the journal of an `exec`, to be spoilt at will."""
+    """The same, with a run `one` in the journal of an `exec`, for tests that damage it."""
     shutil.copytree(a_past / "state", past.state)
     shutil.copy(a_past / "summary.json", past.directory)
     return past
@@ -222,7 +221,7 @@ def test_prune_waits_for_the_bus_to_end(past: Past) -> None:
 
 @pytest.mark.parametrize("with_bus", [False, True])
 def test_dead_letters_are_retried(past: Past, with_bus: bool) -> None:
-    """Set aside, shown, failing again, and handled once the reason is gone, with or without the bus."""
+    """Dead-lettered, shown, failing again, and handled once the cause is gone, with or without the bus."""
     (past.directory / "bad.py").write_text(BAD)
     bus, address = past.bus("data")
     consumer = past.start("consume", "bad:Bad", "--name", "picky", "--address", address)
@@ -294,7 +293,7 @@ CASES = {
 
 
 def test_errors_are_one_line(past: Past) -> None:
-    """All at once, since each is a process that ends at once."""
+    """All in parallel, since each is a short process."""
     started = {name: past.start(*arguments) for name, (arguments, _) in CASES.items()}
     for name, (_, words) in CASES.items():
         done = past.workplace.finish(started[name])

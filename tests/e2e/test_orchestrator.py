@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import EXAMPLES, Workplace, json_lines
+from tests.support.workplace import EXAMPLES, Workplace, json_lines
 
 SCRIPT = EXAMPLES / "orchestrator.py"
 FILES = ["metrics.json", "phases.json", "phases.log", "results.json"]

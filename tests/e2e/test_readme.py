@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from phase_bus.cli import main
-from tests.e2e.conftest import Workplace, wait_for
 from tests.e2e.pages import ROOT, Page, words
+from tests.support.workplace import Workplace, wait_for
 
 PAGE = Page("README.md")
 README = PAGE.text
@@ -196,7 +196,7 @@ def team_is_done(workplace: Workplace, place: dict[str, str]) -> bool:
 
 @pytest.mark.slow
 def test_hooks_and_processors(workplace: Workplace) -> None:
-    """The README's hook writes its lines, the processor's result is told, and both are listed."""
+    """The README's hook writes its lines, the processor's result is logged, and both are listed."""
     done = workplace.finish(workplace.start(*words(starting("phase-bus exec --with hook:example_logging"))))
     assert done.returncode == 0, done.stderr
     assert "PHASE_COMPLETE: PROFILING" in (workplace.directory / "phases.log").read_text()
@@ -207,7 +207,7 @@ def test_hooks_and_processors(workplace: Workplace) -> None:
 
 
 def test_a_package_of_ones_own(workplace: Workplace) -> None:
-    """The README's command writes it; tests/e2e/test_scaffold.py tells whether it is any good."""
+    """The README's command writes it; tests/e2e/test_scaffold.py tests what it writes."""
     done = workplace.finish(workplace.start(*words(starting("phase-bus new consumer"))))
     assert done.returncode == 0, done.stderr
     assert (workplace.directory / "slow-requests" / "pyproject.toml").exists()

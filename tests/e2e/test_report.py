@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from phase_bus.reporting.source import compute
-from tests.e2e.conftest import Finished, Workplace, wait_for
-from tests.e2e.test_bad_input import assert_one_line
-from tests.journals import Made, Phase, a_summary, sweep_of, write_journal
+from tests.support.journals import Made, Phase, a_summary, sweep_of, write_journal
+from tests.support.workplace import Finished, Workplace, assert_one_line, wait_for
 
 SIMULATE = (sys.executable, "-m", "phase_bus", "simulate")
 PHASES = [Phase("warmup", 1, 20, kind="warmup"), Phase("profiling", 10, 500, error_rate=0.05)]
@@ -50,7 +49,7 @@ def report(workplace: Workplace, *arguments: str, code: int = 0) -> Finished:
 
 @pytest.mark.slow
 def test_the_forms_of_a_run(workplace: Workplace, journals: Path) -> None:
-    """All of them have the same numbers; a file gets what would be printed."""
+    """All of them have the same numbers; a file contains what would be printed."""
     summary = json.loads(report(workplace, "one", "--json").stdout)
     assert report(workplace, "one", "--format", "json").stdout == report(workplace, "one", "--json").stdout
     assert summary["records"] == 520

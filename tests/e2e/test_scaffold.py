@@ -18,7 +18,7 @@ import pytest
 from phase_bus.cli import main
 from phase_bus.errors import ConfigError
 from phase_bus.plugins.scaffold import write_consumer
-from tests.e2e.conftest import Workplace, json_lines
+from tests.support.workplace import Workplace, json_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "src" / "phase_bus" / "scaffold" / "consumer"
@@ -52,7 +52,7 @@ def test_what_it_writes_is_clean(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.slow
 def test_what_it_writes_passes_its_tests_and_types(tmp_path: Path) -> None:
-    """pytest and mypy (strict) are content."""
+    """pytest and mypy (strict) pass."""
     write_consumer("slow-requests", tmp_path / "package")
     said = run(tmp_path / "package", "pytest", "-p", "no:dash", "-W", "error")
     assert "4 passed" in said
@@ -79,11 +79,11 @@ def test_it_says_what_comes_next(
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("Slow", "small letters"),
-        ("slow requests", "small letters"),
-        ("2fast", "small letters"),
-        ("class", "small letters"),
-        ("../slow", "small letters"),
+        ("Slow", "lower-case letters"),
+        ("slow requests", "lower-case letters"),
+        ("2fast", "lower-case letters"),
+        ("class", "lower-case letters"),
+        ("../slow", "lower-case letters"),
         (LONG + "x", "up to 30"),
         ("metrics", "is taken"),
         ("json", "Python module 'json'"),
@@ -106,7 +106,7 @@ def test_a_bad_name_is_refused(
 def test_a_directory_that_is_there_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Even an empty one; one that cannot be made is told too."""
+    """Even an empty one; one that cannot be created is reported too."""
     code, _, err = new(capsys, "slow-requests", "--directory", str(tmp_path))
     assert code == 2
     assert "exists already; give another one with --directory" in err

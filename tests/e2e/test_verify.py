@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from phase_bus.verification.plan import MODES
-from tests.e2e.conftest import Workplace, wait_for
+from tests.support.workplace import Workplace, wait_for
 
 # Publishes a run as the plugin does, takes a second, and leaves results in AIPerf's form. Its run is called
 # as the directory that verify gave it. It counts as an error that no consumer has seen its phase begin.
@@ -127,7 +127,7 @@ def test_a_benchmark_that_fails_by_itself(
 def test_a_benchmark_that_publishes_nothing(
     workplace: Workplace, stand_in: Callable[..., tuple[str, ...]]
 ) -> None:
-    """Without the plugin nothing would be felt either; that must not pass for a proof."""
+    """Without the plugin nothing would be felt either; that proves nothing and must not pass."""
     done = workplace.run(*stand_in("--silent"))
     assert done.returncode == 2
     assert "warm-up with the bus on: the command published nothing" in done.stderr

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +13,8 @@ from examples import latency_histogram, record_archive
 from examples.record_archive import RecordArchive
 from phase_bus.errors import OptionError
 from phase_bus.testing import MemoryBus, make_records, make_run, run_consumer
-from tests.e2e import conftest
-from tests.e2e.conftest import Workplace
-
-ROOT = Path(__file__).resolve().parents[2]
-workplace = conftest.workplace  # the fixture
-
-
-def command_of(text: str | None) -> list[str]:
-    """Return the command line in an example's docstring, with the programs under test."""
-    assert text is not None
-    (block,) = re.findall(r"^\n((?:    .*\n)+)", text, re.MULTILINE)
-    words = shlex.split(block.replace("\\\n", " "))
-    programs = {"phase-bus": ["phase_bus"], "locust": ["locust"]}
-    return [
-        part
-        for word in words
-        for part in ((sys.executable, "-m", *programs[word]) if word in programs else (word,))
-    ]
+from tests.examples.commands import ROOT, command_of
+from tests.support.workplace import Workplace
 
 
 def rows(directory: Path) -> list[dict[str, Any]]:
@@ -54,7 +36,7 @@ async def test_the_archive_has_every_row_once(tmp_path: Path) -> None:
 
 
 async def test_the_archive_survives_crashes(phase_bus_memory: MemoryBus, tmp_path: Path) -> None:
-    """Wherever a process ends, the next one adds what lacks, and nothing twice."""
+    """Wherever a process ends, the next one adds what is missing, and nothing twice."""
     for number in range(6):
         phase_bus_memory.publish(make_records([{"n": 3 * number + row} for row in range(3)]))
         consumer = phase_bus_memory.consumer(RecordArchive, directory=tmp_path, batch_rows=5, name="a")

@@ -10,12 +10,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e import conftest
-from tests.e2e.conftest import Workplace
-from tests.examples.test_consumers import ROOT, command_of
-from tests.helpers import BusThread
-
-workplace, mock_llm = conftest.workplace, conftest.mock_llm  # fixtures
+from tests.examples.commands import ROOT, command_of
+from tests.support.buses import BusThread
+from tests.support.workplace import Workplace
 
 LOCUSTFILE = ROOT / "examples" / "locustfile.py"
 GEVENT = """

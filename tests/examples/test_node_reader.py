@@ -14,22 +14,17 @@ from typing import Any
 
 import pytest
 
+from phase_bus.events import Drop, PhaseStart, PhaseTimeout, Summary
 from phase_bus.harness.simulation import Simulation
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing import (
     PROFILING,
     LiveBus,
-    make_drop,
-    make_phase_start,
-    make_phase_timeout,
+    make_event,
     make_run,
-    make_summary,
 )
-from tests.e2e import conftest
-from tests.e2e.conftest import Workplace, wait_for
-from tests.examples.test_consumers import ROOT
-
-workplace = conftest.workplace  # the fixture
+from tests.examples.commands import ROOT
+from tests.support.workplace import Workplace, wait_for
 
 PROBE, LAST = "probe", "last"  # runs
 READER = ROOT / "examples" / "node_reader"
@@ -86,7 +81,7 @@ def ended(place: Workplace, process: subprocess.Popen[str]) -> bool:
 
 def probed(publisher: Publisher) -> bool:
     """Publish one event more."""
-    publisher.publish(make_phase_start(run_id=PROBE))
+    publisher.publish(make_event(PhaseStart, run_id=PROBE))
     return publisher.flush(5)
 
 
@@ -99,7 +94,11 @@ def publish_everything(publisher: Publisher) -> None:
     """Publish runs with every kind of event, and records of every type, some of them odd."""
     for event in make_run(records=40, error_rate=0.2)[:-1]:
         publisher.publish(event)
-    for event in (make_phase_timeout(), make_summary(result={"mean": 0.1, "many": [1, None]}), make_drop()):
+    for event in (
+        make_event(PhaseTimeout),
+        make_event(Summary, result={"mean": 0.1, "many": [1, None]}),
+        make_event(Drop),
+    ):
         publisher.publish(event)
     odd: list[dict[str, Any]] = [
         {"n": 1, "list": [1, 2], "flag": True},
@@ -111,7 +110,7 @@ def publish_everything(publisher: Publisher) -> None:
     for number, metrics in enumerate(odd):
         error = ("Timeout", "läte", 504 if number else None) if number % 2 else None
         publisher.record("run-1", PROFILING, metrics, {"request_start_ns": 2**60 + number}, error)
-    publisher.publish(make_phase_timeout(ts_ns=2**62 + 1))
+    publisher.publish(make_event(PhaseTimeout, ts_ns=2**62 + 1))
     publisher.complete_run("run-1", "completed")
     Simulation(publisher, run_id=LAST, requests=3000, rate=0, warmup=10, error_rate=0.1).run()
     publisher.flush(20)
@@ -162,7 +161,7 @@ def test_by_other_ways(workplace: Workplace, reader: Path, scheme: str) -> None:
 
 
 def test_without_an_address(reader: Path) -> None:
-    """One line says what lacks."""
+    """One line says what is missing."""
     environment = {"PATH": os.environ["PATH"]}
     done = subprocess.run(
         ["node", str(reader)], capture_output=True, text=True, timeout=30, env=environment

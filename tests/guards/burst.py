@@ -14,7 +14,7 @@ from benchmarks import shapes
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.events import EventBase, PhaseRef, PhaseStart, Records
 from phase_bus.publisher.publisher import Publisher
-from tests.helpers import wait_until
+from phase_bus.testing.waiting import wait_until
 
 BATCH = 256
 DONE_S = 60.0
@@ -40,7 +40,7 @@ def tell(what: str) -> None:
 
 
 def moments(log: Path) -> dict[str, float]:
-    """Return when a process told what, as of :func:`time.time`."""
+    """Return when a process said what, as of :func:`time.time`."""
     told = (line.split() for line in log.read_text().splitlines() if line.startswith("moment "))
     return {words[1]: float(words[2]) for words in told if len(words) == 3}
 

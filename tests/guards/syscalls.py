@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from phase_bus.testing.process import PythonProcess
-from tests.helpers import wait_until
+from phase_bus.testing.waiting import wait_until
 
 # What the scheduler (who waits for whom) and the allocator decide is not counted.
 _NOT_OURS = "futex,sched_yield,mmap,munmap,mprotect,mremap,madvise,brk"

@@ -18,10 +18,10 @@ import pytest
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.testing.process import BusProcess, PythonProcess
+from phase_bus.testing.waiting import wait_until
+from tests.guards.bounds import assert_at_most
 from tests.guards.burst import BATCH, DONE_S, moments
-from tests.guards.counting import assert_at_most
 from tests.guards.syscalls import calls_between, needs_strace, tracing, wait_traced
-from tests.helpers import wait_until
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = 3

@@ -18,7 +18,8 @@ from phase_bus.core.address import Address
 from phase_bus.journal.rows import Entry
 from phase_bus.journal.writer import Journal
 from phase_bus.publisher.publisher import Publisher
-from tests.helpers import DEADLINE_S, FAST, wait_until
+from phase_bus.testing.waiting import DEADLINE_S, wait_until
+from tests.support.buses import FAST
 
 
 class Frames:

@@ -21,7 +21,6 @@ from phase_bus.events import (
     PhaseTimeout,
     RunComplete,
 )
-from phase_bus.plugins.adapters import adapt
 from phase_bus.plugins.adapters.hooks import HookConsumer
 from phase_bus.plugins.build import build as build_consumer
 from phase_bus.plugins.registry import Entry, Registry
@@ -148,7 +147,7 @@ def test_a_phase_is_what_hooks_expect() -> None:
 
 @pytest.mark.parametrize("name", ["ramp-2", "", "__x__", "mro", "a b", "é"])
 def test_phases_of_any_name(name: str) -> None:
-    """Other load generators call their phases what they like."""
+    """Other load generators name their phases as they like."""
     assert str(to_phase(PhaseRef(name))) == name
 
 
@@ -219,7 +218,7 @@ async def test_each_run_has_hooks_of_its_own() -> None:
 
 
 async def test_one_that_raises_is_tried_again_alone() -> None:
-    """The others have the event once; the failure is raised, for the event to be set aside."""
+    """The others have the event once; the failure is raised, so that the event is dead-lettered."""
     consumer = build("hook:early,late")
     broken.add("inheritance")
     failing = event()
@@ -286,6 +285,6 @@ def test_a_module_called_hooks() -> None:
 
 
 def test_adapt_makes_named_consumers() -> None:
-    consumer = adapt(REGISTRY, "hook:early", "mine", {})
+    consumer = build_consumer(REGISTRY, "hook:early", "mine", {})
     assert isinstance(consumer, HookConsumer)
     assert consumer.name == "mine"

@@ -71,12 +71,12 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
 
 def test_a_right_file(write: Write) -> None:
     """Nothing to say, wherever the package is."""
-    assert list(check_files([write(RIGHT)])) == []
+    assert check_files([write(RIGHT)]) == []
 
 
 def test_empty_sections_are_right(write: Write) -> None:
     """All that is in them may be commented out."""
-    assert list(check_files([write("plugin: {name: x}\nphase_hooks:\n")])) == []
+    assert check_files([write("plugin: {name: x}\nphase_hooks:\n")]) == []
 
 
 def test_our_own_file_is_right() -> None:
@@ -102,14 +102,14 @@ def test_our_own_file_is_right() -> None:
         ("checked_plugin.code:Sink", "Sink", 5, "write it as module:Class"),
         ("    class: checked_plugin.code:Sink\n", "", 5, "consumers.sink: has no 'class'"),
         ("[handler]", "[handlr, handler]", 14, "the constructor has no 'handlr'; did you mean 'handler'?"),
-        ("[handler]", "[limit]", 14, "lacks 'handler', which the constructor asks for"),
-        ("    config_params: [path, size]\n", "", 5, "lacks 'path', which the constructor asks for"),
-        ("  sink:", "  hooks:", 5, "consumers.hooks: cannot be called so"),
-        ("  sink:", "  a.b:", 5, "consumers.a.b: cannot be called so"),
-        ("consumers:\n", "consumers: [a]\nmore:\n", 3, "consumers: is no mapping"),
-        ("  processor:\n", "  processor: x\n  other:\n", 17, "post_processors.processor: is no mapping"),
+        ("[handler]", "[limit]", 14, "lacks 'handler', which the constructor requires"),
+        ("    config_params: [path, size]\n", "", 5, "lacks 'path', which the constructor requires"),
+        ("  sink:", "  hooks:", 5, "consumers.hooks: this name cannot be used"),
+        ("  sink:", "  a.b:", 5, "consumers.a.b: this name cannot be used"),
+        ("consumers:\n", "consumers: [a]\nmore:\n", 3, "consumers: is not a mapping"),
+        ("  processor:\n", "  processor: x\n  other:\n", 17, "post_processors.processor: is not a mapping"),
         ("plugin: {", "plugin: {{", 0, "is not YAML"),
-        (RIGHT, "just text", 0, "holds no plugin"),
+        (RIGHT, "just text", 0, "does not describe a plugin"),
         (RIGHT, "phase_hooks: {}", 0, "has no 'plugin'"),
     ],
 )  # fmt: skip

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from phase_bus.consumer.consumer import Consumer
-from phase_bus.errors import ConfigError
 from phase_bus.events import (
     EventBase,
     PhaseComplete,
@@ -23,12 +22,13 @@ from phase_bus.events import (
     RunComplete,
     Summary,
 )
-from phase_bus.plugins.adapters import processors, runs
+from phase_bus.plugins.adapters import processors
 from phase_bus.plugins.adapters.processors import ProcessorConsumer, TooLateError
-from phase_bus.plugins.adapters.spill import PhaseResults, Spill
+from phase_bus.plugins.adapters.results import PhaseResults
 from phase_bus.plugins.build import build
 from phase_bus.plugins.registry import Registry
 from phase_bus.publisher.record_builder import RecordBuilder
+from phase_bus.testing import MemoryBus
 
 WARMUP, PROFILING = PhaseRef("warmup", "warmup", 0), PhaseRef("profiling", "profiling", 1)
 
@@ -101,7 +101,6 @@ class Made:
         self.summaries: list[Summary] = []
         consumer.context.journal_id = journal
         consumer.context.publish = self._publish
-        self._stopped = False
 
     def _publish(self, event: EventBase) -> None:
         assert isinstance(event, Summary)
@@ -111,25 +110,19 @@ class Made:
         for event in events:
             await getattr(self.consumer, f"on_{event.kind}")(event)
 
-    async def checkpoint(self) -> bytes:
-        """Return what the bus would keep."""
+    async def checkpoint(self) -> bytes | None:
+        """Return the state that the bus would remember now, None if the checkpoint stays where it is."""
         await self.consumer.flush()
-        state = self.consumer.state()
-        assert state is not None
-        return state
+        return None if self.consumer.holds_checkpoint else self.consumer.state()
 
     async def stop(self) -> None:
-        self._stopped = True
         await self.consumer.flush()
         await self.consumer.stop()
 
     def die(self) -> None:
         """Let go of the files as a killed process does."""
-        if not self._stopped:
-            for phase in self.consumer._phases():
-                if phase.spill is not None:
-                    phase.spill.close()
-        self._stopped = True
+        for run in self.consumer._runs.values():
+            run.close()
 
 
 Make = Callable[..., Made]
@@ -210,12 +203,13 @@ async def test_a_phase_without_records(make: Make) -> None:
     assert made.summaries[0].result["record_count"] == 0
 
 
-async def test_results_are_the_guides_dicts(tmp_path: Path) -> None:
+async def test_results_are_the_guides_dicts() -> None:
     """A sequence of dicts, by any way of reading it."""
-    spill = Spill(tmp_path / "spill")
+    results = PhaseResults()
+    assert not results
+    assert list(results) == []
     for first, count in ((0, 4), (4, 1), (5, 7)):
-        spill.append(records(first, count))
-    results = PhaseResults(spill)
+        results.add(records(first, count))
     every = list(results)
     assert len(results) == len(every) == 12
     assert [results[i] for i in range(-12, 12)] == every * 2
@@ -235,24 +229,22 @@ async def test_results_are_the_guides_dicts(tmp_path: Path) -> None:
     assert "latency_ms" not in every[9]
     with pytest.raises(IndexError):
         results[12]
-    spill.close()
-    assert not PhaseResults(None)
-    assert list(PhaseResults(None)) == []
+    results.close()
 
 
-async def test_memory_does_not_grow_with_the_records(tmp_path: Path) -> None:
+async def test_memory_does_not_grow_with_the_records() -> None:
     """Twice the records take no more memory to go through."""
-    spill = Spill(tmp_path / "spill")
+    results = PhaseResults()
     batch = records(0, 500)
     peaks = []
     for _ in range(2):
         for _ in range(40):
-            spill.append(batch)
+            results.add(batch)
         tracemalloc.start()
-        assert sum(1 for _ in PhaseResults(spill)) == spill.count
+        assert sum(1 for _ in results) == len(results)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    spill.close()
+    results.close()
     assert peaks[1] < 1.2 * peaks[0]
 
 
@@ -262,8 +254,8 @@ async def test_memory_does_not_grow_with_the_records(tmp_path: Path) -> None:
         ({"success": True, "metrics": {"p": np.float64(1.5)}}, (True, {"p": 1.5}, None)),
         ({"p50": np.array([1, 2])}, (True, {"p50": [1, 2]}, None)),
         (ProcessingResult(False), (False, None, None)),
-        (None, (False, None, "no ProcessingResult")),
-        ("done", (False, None, "no ProcessingResult")),
+        (None, (False, None, "not a ProcessingResult")),
+        ("done", (False, None, "not a ProcessingResult")),
         (ValueError("bad"), (False, None, "ValueError('bad')")),
     ],
 )
@@ -290,7 +282,7 @@ async def test_what_processors_return(answer: Any, expected: tuple[Any, ...], ma
     assert len(seen) == 2
 
 
-async def test_what_comes_too_late_is_set_aside(make: Make) -> None:
+async def test_what_comes_too_late_fails(make: Make) -> None:
     """Records after their phase was processed, and anything after the run's end, are failures."""
     made = make()
     await made.give(records(0, 3), complete(3))
@@ -301,55 +293,72 @@ async def test_what_comes_too_late_is_set_aside(make: Make) -> None:
         with pytest.raises(TooLateError, match="with --from start"):
             await made.give(late)
     again = make()
-    again.consumer.restore(await made.checkpoint())
+    state = await made.checkpoint()
+    assert state is not None
+    again.consumer.restore(state)
     with pytest.raises(TooLateError):
         await again.give(records(5, 1))
 
 
-async def test_a_killed_process_leaves_everything_to_the_next(make: Make, tmp_path: Path) -> None:
-    """Records since the checkpoint come again and are not doubled; earlier phases are processed again."""
+async def test_the_checkpoint_stays_while_a_run_goes_on(make: Make) -> None:
+    """So the next process is given all of the run again, whatever the first one did with it."""
     made = make()
     before = [records(0, 2, WARMUP), complete(2, WARMUP), records(0, 3)]
     after = [records(3, 2), complete(5), end(7)]
     await made.give(*before)
-    state = await made.checkpoint()
-    await made.give(after[0])  # beyond the checkpoint
+    assert await made.checkpoint() is None
+    await made.give(after[0])
+    assert await made.checkpoint() is None
     made.die()
     again = make()
-    again.consumer.restore(state)
-    await again.give(*after)
+    await again.give(*before, *after)
     assert [call[1] for call in seen[1:]] == [["warmup", [0, 1]], ["warmup", "profiling", [0, 1, 2, 3, 4]]]
-    await again.stop()
-    assert files(tmp_path) == []
+    assert await again.checkpoint() is not None
 
 
-async def test_killed_after_the_end_but_before_the_checkpoint(make: Make) -> None:
-    """What was processed whole, is not processed in part."""
+async def test_a_restart_on_a_bus() -> None:
+    """The next process is given the run from its beginning, and one after the run's end nothing."""
+    bus = MemoryBus()
+    every = [records(0, 2, WARMUP), complete(2, WARMUP), records(0, 3), complete(3), end(5)]
+    for part in (every[:3], every[3:], []):
+        bus.publish(*part)
+        consumer = build(Registry(), f"processor:{__name__}:Recorder", "mine", {})
+        async with bus.consumer(consumer, name="mine") as host:
+            await host.catch_up()
+    assert [call[1] for call in seen] == [
+        ["warmup", [0, 1]], ["warmup", [0, 1]], ["warmup", "profiling", [0, 1, 2]],
+    ]  # fmt: skip
+
+
+async def test_runs_that_overlap(make: Make) -> None:
+    """The checkpoint stays until none is open; what has ended meanwhile is processed once."""
     made = make()
-    await made.give(records(0, 3))
-    state = await made.checkpoint()
-    rest = [records(3, 2), complete(5), end(5)]
-    await made.give(*rest)
-    made.die()
-    assert len(seen) == 1
-    again = make()
-    again.consumer.restore(state)
-    await again.give(*rest)
-    assert len(seen) == 1
-    with pytest.raises(TooLateError):
-        await again.give(rest[0])
+    await made.give(records(0, 3, run_id="a"), records(0, 3, run_id="b"), end(3, "a"))
+    assert await made.checkpoint() is None
+    await made.give(end(3, "b"))
+    assert await made.checkpoint() is not None
+    assert len(seen) == 2
 
 
-async def test_records_that_somebody_removed(make: Make, tmp_path: Path) -> None:
-    """The process does not go on without them, and says what to do."""
+async def test_a_run_of_another_journal_does_not_hold_the_checkpoint(make: Make) -> None:
+    """Its records cannot be read again, and its end may never come."""
     made = make()
-    await made.give(records(0, 3))
-    state = await made.checkpoint()
-    made.die()
-    for path in tmp_path.rglob("*.records"):
-        path.unlink()
-    with pytest.raises(ConfigError, match="--from start"):
-        make().consumer.restore(state)
+    await made.give(records(0, 3, run_id="a"))
+    made.consumer.context.journal_id = "other"
+    assert await made.checkpoint() is not None
+    await made.give(records(3, 3, run_id="a"))  # its publisher goes on in the new journal
+    assert await made.checkpoint() is None
+    await made.give(end(6, "a"))
+    assert seen[0][1][-1] == list(range(6))
+
+
+async def test_runs_without_an_end_are_given_up(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So they do not hold the checkpoint forever."""
+    monkeypatch.setattr(processors, "_OPEN_RUNS", 2)
+    made = make()
+    await made.give(*(records(0, 1, run_id=str(number)) for number in range(3)))
+    await made.give(end(1, "1"), end(1, "2"))
+    assert await made.checkpoint() is not None
 
 
 async def test_a_batch_that_cannot_be_written_leaves_no_trace(
@@ -380,31 +389,13 @@ def _half_then_full() -> Callable[..., int]:
     return write
 
 
-async def test_files_go_with_the_runs(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process that never stops, ended runs leave nothing behind; a new one clears what is stale."""
-    made = make()
+@pytest.mark.parametrize("journal", ["j", ""])
+async def test_nothing_is_left_on_the_disk(journal: str, make: Make, tmp_path: Path) -> None:
+    """The file of a phase has no name, so even a process that is killed leaves none behind."""
+    made = make(journal=journal)
     await made.give(records(0, 3, run_id="a"), records(0, 3, run_id="b"), end(3, "a"))
-    assert len(files(tmp_path)) == 2
-    monkeypatch.setattr(runs, "_KEPT_S", -1.0)
-    await made.checkpoint()
-    assert len(files(tmp_path)) == 1
-    made.die()
-    other = make()  # which knows of no checkpoint
-    await other.give(records(0, 1))
-    assert len(files(tmp_path)) == 1
-    await other.stop()
-    assert len(files(tmp_path)) == 1  # its run goes on
-
-
-async def test_without_a_journal_nothing_is_left(make: Make, tmp_path: Path) -> None:
-    """There is nothing to come back to, so even an open run's records go."""
-    made = make(journal="")
-    await made.give(records(0, 3))
-    directory = made.consumer._store.directory
-    assert directory is not None
-    assert directory.exists()
+    assert files(tmp_path) == []
     await made.stop()
-    assert not directory.exists()
     assert files(tmp_path) == []
 
 

@@ -244,7 +244,7 @@ def test_all_that_load_without_being_named(plugin: Plugin) -> None:
 
 
 def test_an_unknown_name_gets_a_suggestion() -> None:
-    """A slip of the finger is met with the name that was meant."""
+    """A typing error is answered with the name that was meant."""
     with pytest.raises(ConsumerNotFoundError, match="did you mean 'alerting'"):
         Registry.load().resolve("alertin")
 
@@ -301,7 +301,7 @@ except AttributeError:
 
 
 def test_a_consumer_whose_extra_is_missing_does_not_hide_the_others() -> None:
-    """`phase-bus consumers` lists all of them, and says what the one lacks."""
+    """`phase-bus consumers` lists all of them, and says what one of them is missing."""
     code = (
         "import sys; sys.modules['sqlalchemy'] = None; from phase_bus.cli import main; main(['consumers'])"
     )

@@ -1,4 +1,4 @@
-"""The benchmark's side: never blocks, never raises, loses nothing without saying so."""
+"""The benchmark's side: never blocks, never raises, loses nothing silently."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from phase_bus.errors import AddressError
 from phase_bus.events import Drop, EventBase, PhaseComplete, PhaseRef, PhaseStart, Records, RunComplete
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing.process import BusProcess
-from tests.helpers import BusThread, RawClient, Subscriber, wait_until
+from phase_bus.testing.waiting import wait_until
+from tests.support.buses import BusThread
+from tests.support.clients import RawClient, Subscriber
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -214,7 +216,7 @@ def test_after_close() -> None:
 
 
 def test_flush_is_ended_by_close(ipc_dir: Path) -> None:
-    """Who waits for a flush is let go when the publisher closes."""
+    """A thread that waits for a flush is released when the publisher closes."""
     publisher = Publisher(f"ipc://{ipc_dir}")
     publisher.publish(start(1))
     results: list[bool] = []
@@ -245,7 +247,7 @@ def test_many_publishers(bus: BusThread) -> None:
 
 
 def test_direct_mode() -> None:
-    """Without a bus, who is connected gets everything."""
+    """Without a bus, every connected consumer gets everything."""
     with Publisher(bind="tcp://127.0.0.1:0") as publisher, Subscriber(publisher.address) as subscriber:
 
         def heard() -> bool:
@@ -286,7 +288,7 @@ def test_bad_address(address: str) -> None:
 
 
 def test_bus_killed_and_started_again(bus_process: BusProcess) -> None:
-    """What the bus did not acknowledge is sent to the next one: in order, without a double or a hole."""
+    """What the bus did not acknowledge is sent to the next one: in order, without duplicates or gaps."""
     with Publisher(bus_process.address) as publisher:
         received: list[int] = []
         for generation in range(3):

@@ -1,4 +1,4 @@
-"""What a publisher leaves on disk, and its delivery later: everything once, in order, damage told."""
+"""What a publisher leaves on disk, and its delivery later: everything once, in order, damage reported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ import pytest
 
 from phase_bus.aiperf import exporter, options
 from phase_bus.bus.options import BusOptions
-from phase_bus.bus.server import Bus
-from phase_bus.core.address import Address
 from phase_bus.core.control import RunInfo
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.records import RecordBatch
@@ -26,7 +23,9 @@ from phase_bus.events import EventBase, PhaseComplete, PhaseRef, PhaseStart, Rec
 from phase_bus.journal.writer import Journal
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.publisher.spool import SpoolReader, deliver_spool, is_spool, write_spool
-from tests.helpers import BusThread, RawClient, Subscriber, wait_until
+from phase_bus.testing.waiting import wait_until
+from tests.support.buses import BusThread
+from tests.support.clients import RawClient, Subscriber
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -74,11 +73,7 @@ class JournalBus(BusThread):
 
     def __init__(self, address: str, directory: Path) -> None:
         options = BusOptions(heartbeat_s=0.1, silent_after_s=0.3)
-        self.bus = Bus([Address.parse(address)], options, Journal(directory))
-        self.bus.bind()
-        self.address = address
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
+        super().__init__(address, options=options, journal=Journal(directory))
 
 
 def test_left_and_delivered_later(ipc_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -142,7 +137,7 @@ def test_direct_mode_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_lost_run_goes_on_and_ends(ipc_dir: Path, tmp_path: Path) -> None:
-    """The bus goes in mid-run, and declares the run lost; the file's delivery ends it as it ended."""
+    """The bus goes in mid-run, the next declares the run lost; the file's delivery ends it as it ended."""
     address = f"ipc://{ipc_dir}"
     spool = tmp_path / "spool"
     with JournalBus(address, tmp_path / "journal"):
@@ -226,7 +221,7 @@ def test_headers_stay_as_they_were(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_truncated_anywhere(tmp_path: Path) -> None:
-    """Wherever a file is cut: what is before is read, in order, and the loss is told."""
+    """Wherever a file is cut off: what comes before is read, in order, and the loss is reported."""
     path = write_events(tmp_path, *map(start, range(5)))
     whole = path.read_bytes()
     seen = set()
@@ -273,7 +268,7 @@ def test_a_truncated_file_is_delivered_up_to_the_damage(bus: BusThread, tmp_path
 
 
 def test_no_spool(tmp_path: Path) -> None:
-    """What is no spool is refused with its name and the reason."""
+    """A file that is not a spool is refused with its name and the reason."""
     other = tmp_path / "other"
     other.write_bytes(b"SQLite format 3\0")
     newer = tmp_path / "newer"

@@ -10,8 +10,8 @@ import pytest
 from phase_bus.reporting.html import run_html, sweep_html
 from phase_bus.reporting.source import compute
 from phase_bus.reporting.sweep import Sweep
-from tests.browser import browse
-from tests.journals import HOSTILE, Made, Phase, sweep_of, write_journal
+from tests.support.browser import browse
+from tests.support.journals import HOSTILE, Made, Phase, sweep_of, write_journal
 
 pytestmark = pytest.mark.slow  # each starts a browser
 
@@ -69,7 +69,7 @@ def test_it_fits_a_narrow_window(tmp_path: Path, width: int) -> None:
     ids=["empty", "errors", "hostile"],
 )
 def test_odd_runs_draw_without_a_complaint(tmp_path: Path, made: Made) -> None:
-    """No script of a stranger runs: it would be refused, and that would be told on the console."""
+    """No foreign script runs: it would be refused, and the console would say so."""
     run = compute(write_journal(tmp_path, made), made.run_id)
     (tmp_path / "r.html").write_text(run_html(run), "utf-8")
     seen = browse(tmp_path / "r.html", tmp_path / "profile")
@@ -95,7 +95,7 @@ def test_a_sweep_is_drawn_with_error_bars(tmp_path: Path) -> None:
 
 
 def test_this_browser_would_tell(tmp_path: Path) -> None:
-    """A page that fetches and complains is seen to do so."""
+    """A page that fetches or complains is found out."""
     page = tmp_path / "bad.html"
     page.write_text("<script>console.error('oops')</script><img src='http://phase-bus.example/x.png'>")
     seen = browse(page, tmp_path / "profile")

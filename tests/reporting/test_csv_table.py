@@ -11,7 +11,7 @@ import pytest
 from phase_bus.reporting.csv_table import run_csv, sweep_csv
 from phase_bus.reporting.source import compute
 from phase_bus.reporting.sweep import Sweep
-from tests.journals import Made, Phase, sweep_of, write_journal
+from tests.support.journals import Made, Phase, sweep_of, write_journal
 
 
 def rows_of(text: str) -> list[dict[str, str]]:

@@ -18,7 +18,7 @@ from phase_bus.reporting.figures import run_figures
 from phase_bus.reporting.html import run_html, sweep_html
 from phase_bus.reporting.source import PastRun, compute, published
 from phase_bus.reporting.sweep import Sweep
-from tests.journals import HOSTILE, Made, Phase, a_summary, sweep_of, write_journal
+from tests.support.journals import HOSTILE, Made, Phase, a_summary, sweep_of, write_journal
 
 
 class Page(HTMLParser):
@@ -70,7 +70,7 @@ THREE = [
 
 
 def test_the_plots_have_a_point_for_each_window(tmp_path: Path) -> None:
-    """And the numbers of the summary, in ms; a pause is a gap, not a line."""
+    """With the numbers of the summary, in ms; a pause is a gap, not a line."""
     run = compute(write_journal(tmp_path, Made("r", THREE)), "r")
     windows = run.summary["overall"]["windows"]
     figures = {figure.key: figure for figure in run_figures(run.summary, run.phases)}

@@ -19,7 +19,7 @@ from phase_bus.journal.reader import JournalReader
 from phase_bus.reporting.source import compute
 from phase_bus.reporting.sweep import Sweep, identify
 from phase_bus.reporting.sweep_text import sweep_text
-from tests.journals import Made, Phase, sweep_of, write_journal
+from tests.support.journals import Made, Phase, sweep_of, write_journal
 
 
 def document_of(tmp_path: Path, *runs: Made, warmup: bool = False) -> Any:
@@ -127,7 +127,7 @@ def test_warm_up_counts_only_if_asked_for(tmp_path: Path) -> None:
 
 
 def test_numbers_are_put_in_order(tmp_path: Path) -> None:
-    """By number, not as text nor in the order of the runs."""
+    """By number, neither as text nor in the order of the runs."""
     document = document_of(tmp_path, *sweep_of("s", [16, 2, 8], trials=1))
     assert [v["variation"]["concurrency"] for v in document["variations"]] == [2, 8, 16]
 

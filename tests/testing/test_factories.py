@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 
-from phase_bus import testing
 from phase_bus.core.records import RecordBatch
 from phase_bus.core.wire import decode_event, encode_event, topic_of
 from phase_bus.events import (
     KINDS,
-    EventBase,
+    Drop,
     PhaseEvent,
     PhaseProgress,
     PhaseRef,
     PhasesConfigured,
+    PhaseStart,
     Records,
     RunComplete,
 )
@@ -24,37 +23,39 @@ from phase_bus.testing import (
     PROFILING,
     RUN_ID,
     WARMUP,
-    make_phase_start,
-    make_phases_configured,
+    make_event,
     make_records,
     make_run,
     make_stats,
 )
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"receipt", "heartbeat"}))
-def test_each_kind_has_a_factory(kind: str) -> None:
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_each_kind_can_be_made(kind: str) -> None:
     """With defaults that travel, and every field to be given by name."""
-    make: Callable[..., EventBase] = getattr(testing, f"make_{kind}")
-    event = make()
+    cls = KINDS[kind]
+    event = make_event(cls)
     assert event.kind == kind
     assert event.run_id == RUN_ID
-    assert make() == event or kind == "records"
+    assert make_event(cls) == event
     assert decode_event(topic_of(event), encode_event(event)) is not None
-    other = make(run_id="r2", ts_ns=5)
+    other = make_event(cls, run_id="r2", ts_ns=5)
     assert (other.run_id, other.ts_ns) == ("r2", 5)
+
+
+def test_a_drop_names_topics_of_its_own_run() -> None:
+    """Whatever the run is called."""
+    assert make_event(Drop, run_id="r2").events == {"records.00.r2$": 1}
 
 
 def test_phases_by_name_or_reference() -> None:
     """A phase is given as what a test has."""
-    assert make_phase_start("warmup").phase == WARMUP
-    assert make_phase_start().phase == make_phase_start("profiling").phase == PROFILING
-    assert make_phase_start("ramp").phase.name == "ramp"
+    assert make_event(PhaseStart, phase="warmup").phase == WARMUP
+    assert make_event(PhaseStart).phase == make_event(PhaseStart, phase="profiling").phase == PROFILING
+    assert make_event(PhaseStart, phase="ramp").phase.name == "ramp"
     custom = PhaseRef("x", "warmup", 4)
-    assert make_phase_start(custom, stats=make_stats(sent=3)).stats.sent == 3
-    assert make_phase_start(custom).phase is custom
-    plans = make_phases_configured("a", "b").phases
-    assert [(plan.phase.name, plan.phase.index) for plan in plans] == [("a", 0), ("b", 1)]
+    assert make_event(PhaseStart, phase=custom, stats=make_stats(sent=3)).stats.sent == 3
+    assert make_event(PhaseStart, phase=custom).phase is custom
 
 
 def test_a_run_is_whole() -> None:

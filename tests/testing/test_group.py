@@ -9,14 +9,14 @@ from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.records import RecordBatch
 from phase_bus.errors import ConfigError
 from phase_bus.events import PhaseStart, Receipt, Records, Summary
-from phase_bus.testing import PROFILING, MemoryBus, make_phase_start, make_run, run_consumer
-from tests.group.consumers import Totals
+from phase_bus.testing import PROFILING, MemoryBus, make_event, make_run, run_consumer
+from tests.support.groups import Totals
 
 
 def publish_numbers(bus: MemoryBus, run_id: str, count: int) -> None:
     """Publish a run of numbered records in many partitions."""
     with bus.publisher() as publisher:
-        publisher.publish(make_phase_start(run_id=run_id))
+        publisher.publish(make_event(PhaseStart, run_id=run_id))
         for number in range(count):
             publisher.record(run_id, PROFILING, {"n": number}, {})
         publisher.complete_run(run_id, "completed")

@@ -14,7 +14,7 @@ from phase_bus.harness.simulation import Simulation
 from phase_bus.publisher.hooks import PublisherHook
 from phase_bus.testing import (
     MemoryBus,
-    make_phase_start,
+    make_event,
     make_records,
     make_run,
     make_stats,
@@ -47,13 +47,13 @@ def test_without_an_event_loop() -> None:
     assert run.receipt.complete
     assert run.of(Records) == []
     bus = MemoryBus()
-    bus.publish(make_phase_start())
+    bus.publish(make_event(PhaseStart))
     assert bus.run_consumer_sync(Counter()).consumer.kinds == ["phase_start"]
 
 
 async def test_no_receipt_without_an_end() -> None:
-    """Asking for what is not there says why."""
-    run = await run_consumer(Counter(), make_phase_start(), name="counter")
+    """Asking for a receipt that is not there says why."""
+    run = await run_consumer(Counter(), make_event(PhaseStart), name="counter")
     assert run.receipts == {}
     with pytest.raises(LookupError, match="consumer 'counter' has handled no run_complete"):
         assert run.receipt
@@ -68,17 +68,17 @@ async def test_a_built_consumer_takes_no_options() -> None:
 async def test_the_number_of_attempts_can_be_chosen() -> None:
     """With one attempt a test of failures takes no time."""
     bus = MemoryBus()
-    bus.publish(make_phase_start(), make_phase_start())
+    bus.publish(make_event(PhaseStart), make_event(PhaseStart))
     run = await bus.run_consumer(Counter, limit=1, attempts=1)
     assert [letter.attempts for letter in run.dead_letters] == [1]
     assert bus.dead_letters["Counter"] == run.dead_letters
 
 
 async def test_what_cannot_travel_raises() -> None:
-    """A mistake of a publisher is told where it is made, and costs the bus nothing."""
+    """A publisher's mistake is raised where it is made, and costs the bus nothing."""
     bus = MemoryBus()
     with pytest.raises(OverflowError):
-        bus.publish(make_phase_start(ts_ns=1 << 70))
+        bus.publish(make_event(PhaseStart, ts_ns=1 << 70))
     with bus.publisher() as publisher, pytest.raises(TypeError):
         publisher.record("r", PhaseRef("p"), None, {})  # type: ignore[arg-type]
     assert bus.messages == []
@@ -100,7 +100,7 @@ async def test_a_start_that_fails_is_raised(tmp_path: Path) -> None:
 
 async def test_events_are_decoded_copies() -> None:
     """Nothing that a consumer gets is the publisher's own object."""
-    given = make_phase_start()
+    given = make_event(PhaseStart)
     bus = MemoryBus()
     bus.publish(given)
     (event,) = bus.events(PhaseStart)
@@ -137,7 +137,7 @@ def test_a_simulation_runs_on_it(phase_bus_memory: MemoryBus) -> None:
 
 
 async def test_a_batch_is_no_larger_than_asked() -> None:
-    """The bus's publishers batch as told."""
+    """The bus's publishers batch as they are configured."""
     bus = MemoryBus(batch_records=4)
     with bus.publisher() as publisher:
         for number in range(10):
@@ -154,7 +154,7 @@ async def test_restarts_in_one_test() -> None:
     bus.publish(make_records(3))
     async with bus.consumer(Counter, name="c") as first:
         await first.catch_up()
-    bus.publish(make_phase_start())
+    bus.publish(make_event(PhaseStart))
     async with bus.consumer(Counter, name="c") as second:
         await second.catch_up()
     assert (first.consumer.records, first.consumer.kinds) == (3, [])

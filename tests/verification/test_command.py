@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from phase_bus.errors import ConfigError
+from phase_bus.harness.signals import signals_to
+from phase_bus.testing.waiting import until
 from phase_bus.verification.command import Ended, Interrupt, check_benchmark, run_benchmark
-from tests.helpers import until
 
 
 @pytest.mark.parametrize(
@@ -83,20 +84,17 @@ async def test_the_first_interrupt_asks_and_the_second_kills(tmp_path: Path, no_
     )
     log = tmp_path / "log"
     interrupt = Interrupt()
-    interrupt.install()
-    try:
+    with signals_to(interrupt.on_signal):
         running = asyncio.create_task(ran(tmp_path, code, interrupt))
         for said in ("up", "asked"):
             await until(lambda said=said: log.exists() and said in log.read_text())  # type: ignore[misc]
             os.kill(os.getpid(), signal.SIGINT)
         assert (await running).exit_code == -signal.SIGKILL
-    finally:
-        interrupt.remove()
     assert interrupt.asked.is_set()
 
 
 async def test_a_command_that_is_started_too_late_is_ended(tmp_path: Path, no_leaks: None) -> None:
-    """The user wanted to stop while the bus was starting."""
+    """The user stops while the bus is starting."""
     interrupt = Interrupt()
     interrupt.asked.set()
     ended = await ran(tmp_path, "import time; time.sleep(60)", interrupt)

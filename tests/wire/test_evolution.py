@@ -150,13 +150,13 @@ def test_newer_and_older_events_are_read(vector: Vector) -> None:
 
 @pytest.mark.parametrize("vector", vectors("evolution", outcome="skip"))
 def test_newer_kinds_are_skipped(vector: Vector) -> None:
-    """A kind that this version does not know is no error, whatever is in it."""
+    """A kind that this version does not know is not an error, whatever is in it."""
     assert _read(*frames_of(vector)) is None
 
 
 @pytest.mark.parametrize("vector", vectors("evolution", outcome="refuse"))
 def test_what_is_no_event_is_refused(vector: Vector) -> None:
-    """It is a WireError, which names the topic."""
+    """It raises a WireError that names the topic."""
     topic, header, payload = frames_of(vector)
     with pytest.raises(WireError) as caught:
         _read(topic, header, payload)
@@ -207,6 +207,6 @@ def test_older_control_messages_are_read(union: Any) -> None:
 
 @pytest.mark.parametrize("decode", [decode_request, decode_reply])
 def test_newer_control_messages_are_set_aside(decode: Callable[[bytes], object]) -> None:
-    """An unknown ``op`` is a WireError, which both sides log and set aside."""
+    """An unknown ``op`` is a WireError, which both sides log and skip."""
     with pytest.raises(WireError, match="brand_new"):
         decode(msgspec.msgpack.encode({"op": "brand_new"}))

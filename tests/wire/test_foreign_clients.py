@@ -97,7 +97,7 @@ class ForeignSubscriber(Foreigner):
         return list(self.sub.recv_multipart())
 
     def fetch(self) -> Iterator[decoder.Received]:
-        """Yield what the journal has after the position."""
+        """Yield what the journal has after the offset."""
         while True:
             self.replay.send(encoder.pack({"op": "fetch", "after": self.offset, "records": True}))
             assert self.replay.poll(TIMEOUT_MS)
@@ -111,7 +111,7 @@ class ForeignSubscriber(Foreigner):
                 return
 
     def live(self) -> Iterator[decoder.Received]:
-        """Yield what comes next, up to the end of a run; fail on a hole, or if something was lost."""
+        """Yield what comes next, up to the end of a run; fail on a gap, or if something was lost."""
         while True:
             frames = self._receive()
             if frames[0].startswith(b"ready."):
@@ -192,7 +192,7 @@ def test_foreign_publisher() -> None:
 
 
 def test_foreign_subscriber() -> None:
-    """It reads one run from the journal and the next one live, in order and without a hole."""
+    """It reads one run from the journal and the next one live, in order and without a gap."""
     with LiveBus() as bus, foreign_context() as context:
         bus.publish(*make_run(300, phases=(PROFILING,), run_id="first"))
         subscriber = ForeignSubscriber(context, bus.address)

@@ -1,4 +1,4 @@
-"""Processes of different versions on one bus: what is new is skipped and told, what is other is refused."""
+"""Processes of different versions on one bus: new kinds are skipped and counted, other versions refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from phase_bus.core.address import Address
 from phase_bus.core.control import Hello
 from phase_bus.core.wire import HEADER, WIRE_VERSION, Header, encode_event, topic_of
 from phase_bus.events import PhaseRef, PhaseStart, Receipt, RunComplete
-from tests.helpers import BusThread, RawClient, Subscriber, until, wait_until
+from phase_bus.testing.waiting import until, wait_until
+from tests.support.buses import BusThread
+from tests.support.clients import RawClient, Subscriber
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -76,7 +78,7 @@ def test_bus_refuses_events_of_another_version(bus: BusThread, caplog: pytest.Lo
 
 
 async def test_consumer_refuses_events_of_another_version(caplog: pytest.LogCaptureFixture) -> None:
-    """Straight from a publisher of another version: nothing is handled, and why is told."""
+    """Straight from a publisher of another version: nothing is handled, and the log says why."""
     consumer = Starts()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:

@@ -88,7 +88,7 @@ def test_foreign_reader_reads_control_messages(vector: Vector) -> None:
 
 @pytest.mark.parametrize("vector", REFUSED)
 def test_foreign_reader_refuses(vector: Vector) -> None:
-    """What is no event of this wire version is refused."""
+    """What is not an event of this wire version is refused."""
     with pytest.raises((decoder.RefusedError, KeyError)):  # a KeyError: a field that must be there is not
         _phase_of(frames_of(vector))
 

@@ -138,13 +138,13 @@ def test_topic_of_records() -> None:
 
 @pytest.mark.parametrize("topic", [b"", b"phase_start", b"phase_start.r", b"\xff.r$", b"$"])
 def test_bad_topic(topic: bytes) -> None:
-    """What is no topic is an error."""
+    """A malformed topic is an error."""
     with pytest.raises(WireError):
         parse_topic(topic)
 
 
 def test_unknown_kind() -> None:
-    """A kind that this version does not know is no error."""
+    """A kind that this version does not know is not an error."""
     assert decode_event(b"brand_new.r$", b"\xc1") is None
 
 
@@ -192,7 +192,7 @@ def test_missing_fields_have_defaults() -> None:
 
 @pytest.mark.parametrize("frames", [[b"x"], [b"x", b"y"], [b"w", b"x", b"y", b"z"], [b"x"] * 5])
 def test_a_message_of_other_than_three_frames(frames: list[bytes]) -> None:
-    """It is told, and may take the next one with it, but those after that are read rightly."""
+    """It is reported, and may take the next one with it, but those after that are read correctly."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     here, there = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
     try:

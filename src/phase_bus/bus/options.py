@@ -10,10 +10,10 @@ class BusOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Attributes:
         heartbeat_s: how often clients are to say that they are alive, in seconds.
-        silent_after_s: seconds without a word after which a client counts as gone, and the runs of a
-            publisher that is gone end as ``lost``.
-        high_water_mark: events queued for each consumer at most; beyond that the consumer loses
-            events, sees the gap, and reports it.
+        silent_after_s: seconds of silence after which a client counts as gone; the runs of a publisher that
+            is gone end as ``lost``.
+        high_water_mark: events queued for each consumer at most; more wait in the journal, or are lost
+            without one.
         max_message_bytes: larger messages are refused.
     """
 

@@ -1,4 +1,7 @@
-"""The command ``phase-bus``: one module a command, loaded only when it is used."""
+"""The command ``phase-bus``: one module a command, loaded only when it is used.
+
+What goes wrong by the user's hand is a PhaseBusError from wherever it is noticed; :func:`main` prints it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-from cyclopts import App, CycloptsError, UnknownCommandError
+from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from phase_bus import __version__
 from phase_bus.errors import PhaseBusError, suggest
@@ -14,7 +17,7 @@ from phase_bus.errors import PhaseBusError, suggest
 # Where each command is, and what it does: said here too, so that listing them loads none of them.
 _COMMANDS = {
     "exec": ("exec:exec_command", "Run a benchmark command with a bus and consumers around it."),
-    "up": ("up:up", "Run a bus and consumers in the foreground, for benchmarks started elsewhere."),
+    "up": ("exec:up", "Run a bus and consumers in the foreground, for benchmarks started elsewhere."),
     "bus": ("bus:bus", "Run the bus alone."),
     "consume": ("consume:consume", "Run one consumer."),
     "consumers": ("consumers:consumers", "List the consumers that can be started by name."),
@@ -34,7 +37,7 @@ _COMMANDS = {
 }
 _SUBCOMMANDS = {
     "new": {
-        "consumer": ("new:consumer", "Write a package with a consumer, its registry, tests and README."),
+        "consumer": ("new:consumer", "Write a package with a consumer, its registry, tests and README.")
     },
     "journal": {
         "info": ("journal:info", "Say what a journal holds, and how far each consumer has come."),
@@ -59,6 +62,7 @@ def build_app(*chosen: str) -> App:
         "Start with: phase-bus exec --with logging --with aggregator -- aiperf profile ...",
         # Markdown takes as long to load as everything else; the list of commands does without it.
         help_format="markdown" if chosen[:1] and chosen[0] in _COMMANDS else "plaintext",
+        default_parameter=Parameter(negative=()),
         result_action="return_value",
     )
     for name, (where, what) in _COMMANDS.items():

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from phase_bus.aiperf.attach import (
-    DEFAULT_PORT,
-    SILENCE_S,
-    ipc_address,
-    run_attach,
-    tcp_address,
-)
-from phase_bus.cli.options import AddressOption, check_delivered, configure_logging, parse_address
-from phase_bus.core.client import BusClient
+from phase_bus.aiperf.attach import DEFAULT_PORT, SILENCE_S, ipc_address, run_attach, tcp_address
+from phase_bus.cli.options import AddressOption, check_bus, check_delivered, parse_address
+from phase_bus.cli.output import configure_logging, say
 from phase_bus.errors import ConfigError
 from phase_bus.publisher.publisher import Publisher
 
@@ -40,7 +33,6 @@ def attach(
     For example:
 
         phase-bus attach --ipc-path /tmp/aiperf-ipc
-
         phase-bus attach --tcp 10.0.0.7:5664 --address tcp://127.0.0.1:5670
 
     Args:
@@ -51,28 +43,20 @@ def attach(
     configure_logging()
     source = _source(ipc_path, tcp)
     where = parse_address(address)
-    with BusClient(where) as client:
-        client.status()
+    check_bus(where)
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: stop.set())
-    print(
-        f"phase-bus: waiting for AIPerf at {source}; phase events and results only, no request records",
-        file=sys.stderr,
-        flush=True,
-    )
+    say(f"waiting for AIPerf at {source}; phase events and results only, no request records")
     with Publisher(str(where), name="attach") as publisher:
         report = run_attach(source, publisher, run_id=run_id, timeout_s=timeout_s, stop=stop)
         publisher.flush(timeout_s=10.0)
     check_delivered(publisher)
     if report.status is None:
-        print("phase-bus: AIPerf was not heard", file=sys.stderr)
+        say("AIPerf was not heard")
         return 1
     reason = f" ({report.reason})" if report.reason else ""
-    print(
-        f"phase-bus: run {report.run_id} {report.status}{reason}, {report.phases} phases",
-        file=sys.stderr,
-    )
+    say(f"run {report.run_id} {report.status}{reason}, {report.phases} phases")
     return 0
 
 

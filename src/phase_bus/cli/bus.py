@@ -4,41 +4,40 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 from cyclopts import Parameter
 
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
-from phase_bus.cli.options import AddressesOption, StopOnEof, configure_logging
+from phase_bus.cli.options import DEFAULT_LIMITS, AddressesOption, LimitOptions, StopOnEof, as_options
+from phase_bus.cli.output import configure_logging
 from phase_bus.core.address import Address, default_address
 from phase_bus.journal.paths import journal_directory
 from phase_bus.journal.rows import Limits
 from phase_bus.journal.writer import Journal
 
-_DEFAULTS = BusOptions()
-_LIMITS = Limits()
+if TYPE_CHECKING:
+    _Options = BusOptions
+else:
+    _Options = as_options(BusOptions, "max_message_bytes")
+_DEFAULTS = _Options()
 
 
 def bus(
     *,
     address: AddressesOption = None,
-    heartbeat_s: float = _DEFAULTS.heartbeat_s,
-    silent_after_s: float = _DEFAULTS.silent_after_s,
-    high_water_mark: int = _DEFAULTS.high_water_mark,
+    options: _Options = _DEFAULTS,
     data: Annotated[Path | None, Parameter(help="Directory of the journal. Default: by address.")] = None,
     no_journal: Annotated[
         bool,
         Parameter(
-            negative=(),
             help="Keep events in memory only. Given up: replay for late, slow and restarted consumers, "
-            "and every command that looks at past runs.",
+            "and every command that looks at past runs."
         ),
     ] = False,
-    max_bytes: int = _LIMITS.max_bytes,
-    max_age_s: float = _LIMITS.max_age_s,
-    max_runs: int = _LIMITS.max_runs,
-    max_message_bytes: Annotated[int, Parameter(show=False)] = _DEFAULTS.max_message_bytes,
+    limits: LimitOptions = DEFAULT_LIMITS,
     stop_on_eof: StopOnEof = False,
 ) -> None:
     """Run the bus: take events in, acknowledge them, fan them out to consumers.
@@ -49,37 +48,18 @@ def bus(
     For example:
 
         phase-bus bus --address ipc:///tmp/my-bus
-
         phase-bus bus --address tcp://0.0.0.0:5670 --address ipc:///tmp/my-bus
-
-    Args:
-        heartbeat_s: How often clients are to say that they are alive, in seconds.
-        silent_after_s: Seconds of silence after which a client counts as gone; the runs of a
-            publisher that is gone end as 'lost'.
-        high_water_mark: Events queued for each consumer at most; what is beyond waits in the journal.
-        max_bytes: The journal's size from which on its oldest finished runs are pruned.
-        max_age_s: The age from which on finished runs are pruned, in seconds.
-        max_runs: The number of runs kept.
     """
     configure_logging()
     addresses = [Address.parse(text) for text in address or [default_address()]]
-    limits = Limits(max_bytes=max_bytes, max_age_s=max_age_s, max_runs=max_runs)
-    kept = None if no_journal else Journal(data or journal_directory(addresses[0]), limits)
-    server = Bus(
-        addresses,
-        BusOptions(
-            heartbeat_s=heartbeat_s,
-            silent_after_s=silent_after_s,
-            high_water_mark=high_water_mark,
-            max_message_bytes=max_message_bytes,
-        ),
-        kept,
-    )
+    kept = msgspec.convert(limits, Limits, from_attributes=True)
+    journal = None if no_journal else Journal(data or journal_directory(addresses[0]), kept)
+    server = Bus(addresses, msgspec.convert(options, BusOptions, from_attributes=True), journal)
     server.install_signals()
     try:
         server.bind()
         if not stop_on_eof:
-            where = f"journal in {kept.path}" if kept else "no journal: what a consumer misses is lost"
+            where = f"journal in {journal.path}" if journal else "no journal: missed events are lost"
             print(f"bus ready at {' and '.join(map(str, server.addresses))}; {where}", flush=True)
         server.run(stop_on_eof=sys.stdin.fileno() if stop_on_eof else None)
     finally:

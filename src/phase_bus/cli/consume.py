@@ -14,13 +14,13 @@ from phase_bus.cli.options import (
     AddressOption,
     FromOption,
     StopOnEof,
-    configure_logging,
     key_values,
     parse_address,
     parse_origin,
 )
-from phase_bus.core.stopping import stop_on_eof, stop_on_signals
+from phase_bus.cli.output import configure_logging
 from phase_bus.errors import ConfigError
+from phase_bus.harness.signals import stop_on_eof, stop_on_signals
 
 if TYPE_CHECKING:
     from phase_bus.consumer.consumer import Consumer
@@ -33,8 +33,7 @@ def consume(
     *,
     address: AddressOption = None,
     set_: Annotated[
-        list[str] | None,
-        Parameter(name="--set", negative=(), help="An option of the consumer: key=value. Repeatable."),
+        list[str] | None, Parameter(name="--set", help="An option of the consumer: key=value. Repeatable.")
     ] = None,
     name: str | None = None,
     group: str | None = None,
@@ -53,15 +52,10 @@ def consume(
     For example:
 
         phase-bus consume logging --set verbose=true
-
         phase-bus consume my_module:MyConsumer --address tcp://127.0.0.1:5670
-
         phase-bus consume aggregator --from start
-
         phase-bus consume aggregator --workers 4
-
         phase-bus consume aggregator --group team --address tcp://10.0.0.5:5670
-
         phase-bus consume hook:my_module:MyHook --set log_file=phases.log
 
     Args:
@@ -97,18 +91,20 @@ def consume(
         )
     if name and group and name != group:
         raise ConfigError("--name and --group: a group is called by its own name; leave --name out")
-    if (group or workers > 1) and is_adapted(consumer):
-        raise ConfigError(
-            f"consumer {consumer!r}: hooks and processors are given whole phases, which cannot be shared "
-            "out; leave --group and --workers out"
-        )
 
     def make() -> Consumer:
         return build(registry, consumer, title, key_values(set_))
 
+    def run(host: Callable[[], Member | WorkerPool]) -> None:
+        asyncio.run(_run(title, host, until_eof=until_eof))
+
     if not (group or own_group or workers > 1):
-        asyncio.run(_run(title, lambda: ConsumerRunner(make(), where, origin=origin), until_eof=until_eof))
-        return
+        return run(lambda: ConsumerRunner(make(), where, origin=origin))
+    if is_adapted(consumer):
+        raise ConfigError(
+            f"consumer {consumer!r}: hooks and processors are given whole phases, which cannot be shared "
+            "out; leave --group and --workers out"
+        )
     if origin != "checkpoint":
         raise ConfigError(
             f"--from {from_}: a group goes on from where it left off; give another --group, which begins "
@@ -116,14 +112,11 @@ def consume(
         )
     if workers == 1:
         settings = f"{consumer!r} with {', '.join(sorted(set_)) if set_ else 'no options'}"
-        member = partial(GroupMember, make, title, where, settings=settings)
-        asyncio.run(_run(title, member, until_eof=until_eof))
-        return
+        return run(partial(GroupMember, make, title, where, settings=settings))
     check_shareable(make())
     arguments = ["consume", consumer, "--group", title, "--address", str(where)]
-    for setting in set_ or ():
-        arguments += ["--set", setting]
-    asyncio.run(_run(title, lambda: WorkerPool(arguments, workers, _say), until_eof=until_eof))
+    arguments += [f"--set={setting}" for setting in set_ or ()]
+    return run(lambda: WorkerPool(arguments, workers, _say))
 
 
 async def _run(title: str, make: Callable[[], Member | WorkerPool], *, until_eof: bool) -> None:

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
 import msgspec
-from cyclopts import Parameter
-from rich.markup import escape
-from rich.table import Table
 
-from phase_bus.cli.options import JsonOption, configure_logging, make_console
+from phase_bus.cli.options import JsonOption
+from phase_bus.cli.output import configure_logging, print_json, print_table
 from phase_bus.errors import ConfigError, PhaseBusError
 
 if TYPE_CHECKING:
     from phase_bus.plugins.registry import Entry, Registry
 
 SOMETHING_WRONG = 2
+_COLUMNS = ("NAME", "KIND", "PRIORITY", "AUTO", "DESCRIPTION", "OPTIONS", "TAGS", "PLUGIN")
 
 
 def consumers(
-    *files: Path,
-    tag: str | None = None,
-    validate: Annotated[bool, Parameter(negative=())] = False,
-    json: JsonOption = False,
+    *files: Path, tag: str | None = None, validate: bool = False, json: JsonOption = False
 ) -> int:
     """List the consumers, phase hooks and post-processors that can be started by name.
 
     For example:
 
         phase-bus consumers
-
         phase-bus consumers --tag logging --json
-
         phase-bus consumers --validate my_plugin/registry.yaml
 
     Args:
@@ -53,26 +47,31 @@ def consumers(
     rows = [(entry, *_options(registry, entry)) for entry in entries]
     if json:
         document = [
-            {**msgspec.to_builtins(entry), "use": entry.use, "options": options, "problem": problem}
+            {
+                "name": entry.name,
+                **msgspec.structs.asdict(entry),
+                "use": entry.use,
+                "options": options,
+                "problem": problem,
+            }
             for entry, options, problem in rows
         ]
-        _print_json(document)
+        print_json(document)
         return 0
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in ("NAME", "KIND", "PRIORITY", "AUTO", "DESCRIPTION", "OPTIONS", "TAGS", "PLUGIN"):
-        table.add_column(column, overflow="fold")
-    for entry, options, problem in rows:
-        table.add_row(
+    shown = (
+        (
             entry.use,
             entry.kind,
-            str(entry.priority),
+            entry.priority,
             "yes" if entry.auto_load else "no",
-            escape(entry.description),
-            escape("\n".join(options) or problem),
-            escape(", ".join(entry.tags)),
-            escape(entry.plugin),
+            entry.description,
+            "\n".join(options) or problem,
+            ", ".join(entry.tags),
+            entry.plugin,
         )
-    make_console().print(table)
+        for entry, options, problem in rows
+    )
+    print_table(_COLUMNS, shown)
     return 0
 
 
@@ -89,14 +88,10 @@ def _options(registry: Registry, entry: Entry) -> tuple[list[str], str]:
 def _validate(files: tuple[Path, ...], json: bool) -> int:
     from phase_bus.plugins.check import check_files, check_installed
 
-    findings = list(check_files(files) if files else check_installed())
+    findings = check_files(files) if files else check_installed()
     if json:
-        _print_json(findings)
+        print_json(findings)
     else:
         for finding in findings:
             print(finding)
     return SOMETHING_WRONG if findings else 0
-
-
-def _print_json(document: Any) -> None:
-    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from datetime import datetime
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
 
-from phase_bus.cli.journals import OneDataOption, counted, make_table, one_journal, print_json
-from phase_bus.cli.options import AddressOption, JsonOption, configure_logging, make_console, parse_address
+from phase_bus.cli.journals import OneDataOption, one_journal
+from phase_bus.cli.options import AddressOption, JsonOption, parse_address
+from phase_bus.cli.output import configure_logging, counted, local_time, print_json, print_table, say
 from phase_bus.errors import ConfigError
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import DeadLetter, parse_checkpoint_name
 
 _ConsumerOption = Annotated[
-    str | None, Parameter(name="--consumer", help="Only what the consumer of this name set aside.")
+    str | None, Parameter(name="--consumer", help="Only the dead letters of the consumer of this name.")
 ]
 
 
 def list_(
     *, consumer: _ConsumerOption = None, data: OneDataOption = None, json: JsonOption = False
 ) -> None:
-    """List the events that consumers failed on and set aside, the oldest first.
+    """List the dead letters: events that consumers failed on, the oldest first.
 
     For example:
 
         phase-bus dead-letters list
-
         phase-bus dead-letters list --consumer alerting --json
     """
     with JournalReader(one_journal(data)) as reader:
@@ -39,28 +36,16 @@ def list_(
     if json:
         print_json(letters)
         return
-    console = make_console()
-    if not letters:
-        console.print(f"no dead letters in {path}", soft_wrap=True)
-        return
-    table = make_table("ID", "CONSUMER", "KIND", "RUN", "WHEN", "ATTEMPTS", "ERROR")
-    for letter in letters:
-        when = datetime.fromtimestamp(letter.ts_ns / 1e9).astimezone()
-        error = letter.error.replace("[", "\\[")
-        table.add_row(
-            str(letter.id),
-            letter.consumer,
-            letter.kind,
-            letter.run_id,
-            f"{when:%Y-%m-%d %H:%M:%S}",
-            str(letter.attempts),
-            error,
-        )
-    console.print(table)
+    empty = f"no dead letters in {path}"
+    rows = (
+        (it.id, it.consumer, it.kind, it.run_id, local_time(it.ts_ns), it.attempts, it.error)
+        for it in letters
+    )
+    print_table(("ID", "CONSUMER", "KIND", "RUN", "WHEN", "ATTEMPTS", "ERROR"), rows, empty)
 
 
 def show(letter_id: int, /, *, data: OneDataOption = None, json: JsonOption = False) -> None:
-    """Show one of them: the event, and the exception with its traceback.
+    """Show a dead letter: the event, and the exception with its traceback.
 
     For example:
 
@@ -78,16 +63,15 @@ def show(letter_id: int, /, *, data: OneDataOption = None, json: JsonOption = Fa
     if json:
         print_json({**msgspec.to_builtins(letter), "event": event})
         return
-    when = datetime.fromtimestamp(letter.ts_ns / 1e9).astimezone()
     print(f"consumer {letter.consumer!r}, run {letter.run_id}, {letter.kind}, offset {letter.offset}")
-    print(f"set aside {when:%Y-%m-%d %H:%M:%S} after {letter.attempts} attempts: {letter.error}")
+    print(f"dead letter since {local_time(letter.ts_ns)} after {letter.attempts} attempts: {letter.error}")
     print(f"\n{letter.traceback.rstrip()}\n")
     print_json(event)
 
 
 def retry(
     *letter_ids: int,
-    all_: Annotated[bool, Parameter(name="--all", negative=(), help="All there are.")] = False,
+    all_: Annotated[bool, Parameter(name="--all", help="All there are.")] = False,
     consumer: _ConsumerOption = None,
     with_: Annotated[
         str | None,
@@ -102,14 +86,13 @@ def retry(
 ) -> int:
     """Give events that a consumer failed on to it again; exit with 1 if it fails again.
 
-    The consumer is run here, in this process, for these events alone, and goes on from the state that
-    its last process left. So give it the options that it had, and see that it is not running. What it
-    handles is no dead letter any more. The bus may be running or not.
+    The consumer runs here, in this process, for these events alone, and goes on from the state that its
+    last process left. So give it the options that it had, and see that it is not running. What it handles
+    is no longer a dead letter. The bus may be running or not.
 
     For example:
 
         phase-bus dead-letters retry 3 --with alerting:threshold_s=30
-
         phase-bus dead-letters retry --all --consumer my_module:MyConsumer
 
     Args:
@@ -134,31 +117,19 @@ def retry(
             for name in names:
                 mine = [letter for letter in letters if letter.consumer == name]
                 failed += asyncio.run(retrier.retry(name, with_ or parse_checkpoint_name(name)[0], mine))
-    print(
-        f"phase-bus: {counted(len(letters) - failed, 'dead letter')} handled, {failed} failed again",
-        file=sys.stderr,
-    )
+    say(f"{counted(len(letters) - failed, 'dead letter')} handled, {failed} failed again")
     return 1 if failed else 0
 
 
 def _chosen(reader: JournalReader, ids: tuple[int, ...], consumer: str | None) -> list[DeadLetter]:
-    """Return the dead letters of these numbers, or all.
-
-    Raises:
-        ConfigError: there is none of a number.
-    """
+    """Return the dead letters with these numbers, or all."""
     letters = reader.dead_letters(consumer)
-    if not ids:
-        return letters
     there = {letter.id: letter for letter in letters}
     for letter_id in ids:
         if letter_id not in there:
+            whose = "" if consumer is None else f" of consumer {consumer!r}"
             raise ConfigError(
-                f"there is no dead letter {letter_id} in {_where(reader.path, consumer)}; "
+                f"there is no dead letter {letter_id} in {str(reader.path)!r}{whose}; "
                 "'phase-bus dead-letters list' shows which there are"
             )
-    return [there[letter_id] for letter_id in ids]
-
-
-def _where(path: Path, consumer: str | None) -> str:
-    return repr(str(path)) if consumer is None else f"{str(path)!r} of consumer {consumer!r}"
+    return [there[letter_id] for letter_id in ids] if ids else letters

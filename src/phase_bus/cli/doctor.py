@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Literal, TypeAlias
 
-import msgspec
 import zmq
 from cyclopts import Parameter
 from msgspec import Struct
 from rich.markup import escape
 
 from phase_bus import __version__
-from phase_bus.cli.options import AddressOption, JsonOption, make_console
+from phase_bus.cli.options import AddressOption, JsonOption
+from phase_bus.cli.output import make_console, print_json
 from phase_bus.core.address import ADDRESS_VARIABLE, Address, default_address
 from phase_bus.core.client import BusClient
 from phase_bus.errors import PhaseBusError
@@ -39,13 +39,7 @@ print(",".join(names))
 
 
 class Finding(Struct, frozen=True):
-    """One thing that was looked at.
-
-    Attributes:
-        verdict: ``ok``; ``note`` for what may be as intended; ``wrong`` for what must be mended.
-        subject: what was looked at.
-        text: what was found, and the remedy.
-    """
+    """What was found, and the remedy: ``note`` if it may be intended, ``wrong`` if it must be mended."""
 
     verdict: Verdict
     subject: str
@@ -65,12 +59,11 @@ def doctor(
     For example:
 
         phase-bus doctor
-
         phase-bus doctor --address tcp://127.0.0.1:5670
     """
     findings = [*_installed(), *_aiperf(), *_consumers(), *_bus(address, timeout_s)]
     if json:
-        print(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
+        print_json(findings)
     else:
         console = make_console()
         for f in findings:
@@ -79,58 +72,43 @@ def doctor(
 
 
 def _installed() -> Iterator[Finding]:
-    version = platform.python_version()
-    right = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    yield Finding(
-        "ok" if right else "wrong",
-        "python",
-        f"{version} ({sys.executable})" + ("" if right else "; phase-bus wants 3.11 to 3.13"),
-    )
+    python = f"{platform.python_version()} ({sys.executable})"
+    if (3, 11) <= sys.version_info[:2] <= (3, 13):
+        yield Finding("ok", "python", python)
+    else:
+        yield Finding("wrong", "python", f"{python}; phase-bus wants 3.11 to 3.13")
     yield Finding(
         "ok",
         "phase-bus",
         f"{__version__}, with pyzmq {zmq.pyzmq_version()} (libzmq {zmq.zmq_version()}), "
-        f"msgspec {importlib.metadata.version('msgspec')}",
+        f"msgspec {version('msgspec')}",
     )
 
 
 def _aiperf() -> Iterator[Finding]:
     try:
-        version = importlib.metadata.version("aiperf")
-    except importlib.metadata.PackageNotFoundError:
-        yield Finding(
-            "note",
-            "aiperf",
-            "not installed in this environment; install 'phase-bus[aiperf]' where AIPerf runs",
-        )
+        found = version("aiperf")
+    except PackageNotFoundError:
+        remedy = "install 'phase-bus[aiperf]' where AIPerf runs"
+        yield Finding("note", "aiperf", f"not installed in this environment; {remedy}")
         return
-    tested = version.startswith("0.13.")
-    yield Finding(
-        "ok" if tested else "note",
-        "aiperf",
-        version + ("" if tested else "; the plugin was tested with 0.13"),
-    )
+    if found.startswith("0.13."):
+        yield Finding("ok", "aiperf", found)
+    else:
+        yield Finding("note", "aiperf", f"{found}; the plugin was tested with 0.13")
+    ask = [sys.executable, "-c", _ASK_AIPERF]
     try:
-        answer = subprocess.run(
-            [sys.executable, "-c", _ASK_AIPERF],
-            capture_output=True,
-            text=True,
-            timeout=_AIPERF_TIMEOUT_S,
-            check=False,
-        )
+        answer = subprocess.run(ask, capture_output=True, text=True, timeout=_AIPERF_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
         yield Finding("wrong", "plugin", f"AIPerf did not answer within {_AIPERF_TIMEOUT_S:g} s")
         return
     if answer.returncode == 0:
         yield Finding("ok", "plugin", "AIPerf sees the stream exporter 'phase_bus'")
-    else:
-        lines = answer.stderr.strip().splitlines() or ["no reason given"]
-        reason = next((line for line in lines if _ERROR_LINE.match(line)), lines[-1])
-        yield Finding(
-            "wrong",
-            "plugin",
-            f"AIPerf does not see it: {reason}; install phase-bus into AIPerf's own environment",
-        )
+        return
+    lines = answer.stderr.strip().splitlines() or ["no reason given"]
+    reason = next((line for line in lines if _ERROR_LINE.match(line)), lines[-1])
+    remedy = "install phase-bus into AIPerf's own environment"
+    yield Finding("wrong", "plugin", f"AIPerf does not see it: {reason}; {remedy}")
 
 
 def _consumers() -> Iterator[Finding]:
@@ -147,20 +125,15 @@ def _consumers() -> Iterator[Finding]:
 
 
 def _bus(address: str | None, timeout_s: float) -> Iterator[Finding]:
-    text = address or default_address()
-    origin = "given"
+    text, origin = address or default_address(), "given"
     if address is None:
         origin = f"${ADDRESS_VARIABLE}" if os.environ.get(ADDRESS_VARIABLE) else "the default"
     try:
         with BusClient(Address.parse(text)) as client:
             status = client.status(timeout_s)
     except PhaseBusError as error:
-        asked_for = origin != "the default"
-        yield Finding("wrong" if asked_for else "note", "bus", f"{error} (address: {origin})")
+        verdict: Verdict = "note" if origin == "the default" else "wrong"
+        yield Finding(verdict, "bus", f"{error} (address: {origin})")
         return
-    yield Finding(
-        "ok",
-        "bus",
-        f"answers at {text} ({origin}): pid {status.pid}, {len(status.clients)} clients, "
-        f"{len(status.runs)} runs",
-    )
+    counts = f"{len(status.clients)} clients, {len(status.runs)} runs"
+    yield Finding("ok", "bus", f"answers at {text} ({origin}): pid {status.pid}, {counts}")

@@ -1,42 +1,59 @@
-"""``phase-bus exec``."""
+"""``phase-bus exec`` and ``phase-bus up``: a bus and consumers, around a command or until a signal."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from cyclopts import Parameter
-from rich.console import Console
 
-from phase_bus.cli.options import (
-    AddressesOption,
-    WithOption,
-    WorkersOption,
-    configure_logging,
-    make_console,
-)
-from phase_bus.errors import ConfigError
+from phase_bus.cli.options import AddressesOption, ConfigOption, WithOption
+from phase_bus.cli.output import configure_logging, make_console
+from phase_bus.core.address import default_address
 from phase_bus.harness.foreground import check_command, run_in_foreground
+from phase_bus.harness.signals import signals_to
 from phase_bus.journal.paths import exec_journal_directory
 from phase_bus.reporting.receipts import ledger_in_brief, ledger_table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from phase_bus.harness.config import Config
     from phase_bus.harness.rig import Rig
 
 NOT_EVERYTHING_HANDLED = 3
 
 
-def exec_command(
-    *command: str,
-    config: Annotated[Path | None, Parameter(name=["--config", "-c"])] = None,
-    with_: WithOption = None,
-    workers: WorkersOption = None,
-    address: AddressesOption = None,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
-) -> int:
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Setup:
+    """A bus and consumers, as options of a command."""
+
+    config: ConfigOption = None
+    with_: WithOption = None
+    workers: Annotated[
+        list[str] | None,
+        Parameter(help="How many processes share the work of a consumer: NAME=N. May be repeated."),
+    ] = None
+    address: AddressesOption = None
+    quiet: Annotated[
+        bool, Parameter(alias="-q", help="Show nothing but what the consumers print, and what goes wrong.")
+    ] = False
+
+    def load(self) -> Config:
+        """Return what they, and the file, say."""
+        from phase_bus.harness.config import load_config
+
+        configure_logging()
+        return load_config(self.config, self.with_ or [], self.address or [], self.workers or [])
+
+
+_DEFAULTS = Setup()
+
+
+def exec_command(*command: str, setup: Setup = _DEFAULTS) -> int:
     """Run a benchmark command with a bus and consumers around it.
 
     Starts the bus and the consumers, waits until each is ready, runs COMMAND with the bus's address in
@@ -50,49 +67,69 @@ def exec_command(
     For example:
 
         phase-bus exec --with logging --with aggregator -- aiperf profile -m my-model --url ...
-
         phase-bus exec --with aggregator --workers aggregator=4 -- aiperf profile ...
-
         phase-bus exec -c bus.yaml -- ./nightly-benchmarks.sh
-
         phase-bus exec --with alerting:threshold_s=30 -- phase-bus simulate
 
     Args:
         command: The command and its arguments, after '--'.
-        config: A YAML file that names the consumers, their options, and addresses.
-        quiet: Show nothing but what the consumers print, and what goes wrong.
     """
-    from phase_bus.harness.config import load_config
-
-    if not command:
-        raise ConfigError("no command to run; write it after '--', as in: -- aiperf profile ...")
     check_command(command)
-    configure_logging()
-    loaded = load_config(config, with_ or [], address or [], workers)
+    loaded = setup.load()
     if not loaded.data:
         loaded = msgspec.structs.replace(loaded, data=str(exec_journal_directory()))
-    return asyncio.run(_run(command, loaded, quiet))
+    return asyncio.run(_exec(command, loaded, setup.quiet))
 
 
-async def _run(command: tuple[str, ...], config: Config, quiet: bool) -> int:
+def up(*, setup: Setup = _DEFAULTS) -> None:
+    """Run a bus and consumers in the foreground, for benchmarks started elsewhere.
+
+    Several runs may come and go. Ctrl-C or SIGTERM lets the consumers finish and ends everything.
+
+    For example:
+
+        phase-bus up -c bus.yaml
+        phase-bus up --with logging --address tcp://127.0.0.1:5670
+    """
+    loaded = setup.load()
+    if not loaded.address:
+        loaded = msgspec.structs.replace(loaded, address=(default_address(),))
+    asyncio.run(_up(loaded, setup.quiet))
+
+
+async def _exec(command: tuple[str, ...], config: Config, quiet: bool) -> int:
+    from phase_bus.harness.children import describe_exit, environment, shell_code
     from phase_bus.harness.rig import Rig
-    from phase_bus.harness.supervisor import describe_exit, environment, shell_code
 
     console = make_console(stderr=True)
     async with Rig(config, console, quiet=quiet) as rig:
-        names = ", ".join(consumer.title for consumer in config.consumers) or "none"
-        if not quiet:
-            rig.progress.note(f"bus ready at {rig.address}; consumers ready: {names}")
+        _note_ready(rig)
         returncode = await run_in_foreground(command, environment(rig.address))
         await rig.settle(f"the command {describe_exit(returncode)} without ending the run")
         if not quiet:
             _print_results(rig, console)
             _print_ledger(rig, console)
             if not rig.progress.ended:
-                rig.progress.note("the command published no run; 'phase-bus doctor' may say why")
+                rig.note("the command published no run; 'phase-bus doctor' may say why")
     if returncode == 0 and not rig.whole:
         return NOT_EVERYTHING_HANDLED
     return shell_code(returncode)
+
+
+async def _up(config: Config, quiet: bool) -> None:
+    from phase_bus.harness.rig import Rig
+
+    stop = asyncio.Event()
+    with signals_to(lambda _: stop.set()):
+        async with Rig(config, make_console(stderr=True), quiet=quiet) as rig:
+            _note_ready(rig, "; Ctrl-C ends it")
+            await stop.wait()
+            rig.note("stopping")
+
+
+def _note_ready(rig: Rig, hint: str = "") -> None:
+    names = ", ".join(consumer.title for consumer in rig.config.consumers) or "none"
+    rig.note(f"bus ready at {rig.address}; consumers ready: {names}{hint}")
 
 
 def _print_results(rig: Rig, console: Console) -> None:

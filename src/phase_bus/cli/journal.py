@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,22 +10,13 @@ import msgspec
 from cyclopts import Parameter
 from rich.filesize import decimal
 
-from phase_bus.cli.journals import (
-    OneDataOption,
-    counted,
-    find_run,
-    journal_to_write,
-    make_table,
-    one_journal,
-    print_json,
-)
-from phase_bus.cli.options import JsonOption, make_console
+from phase_bus.cli.journals import OneDataOption, find_run, journal_to_write, one_journal
+from phase_bus.cli.options import DEFAULT_LIMITS, JsonOption, LimitOptions, RunOption
+from phase_bus.cli.output import counted, local_time, make_console, print_json, print_table, say
 from phase_bus.errors import ConfigError, JournalDamagedError
 from phase_bus.journal.files import FILE_NAME, size_on_disk
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Limits
-
-_LIMITS = Limits()
 
 
 def info(*, data: OneDataOption = None, json: JsonOption = False) -> None:
@@ -36,7 +25,6 @@ def info(*, data: OneDataOption = None, json: JsonOption = False) -> None:
     For example:
 
         phase-bus journal info
-
         phase-bus journal info --data /var/lib/my-bus --json
     """
     with JournalReader(one_journal(data)) as reader:
@@ -47,19 +35,15 @@ def info(*, data: OneDataOption = None, json: JsonOption = False) -> None:
         return
     console = make_console()
     console.print(f"{told.path}: {decimal(told.size_bytes)}", soft_wrap=True)
-    since = ""
-    if told.oldest_ts_ns is not None:
-        since = f", since {datetime.fromtimestamp(told.oldest_ts_ns / 1e9).astimezone():%Y-%m-%d %H:%M:%S}"
+    since = "" if told.oldest_ts_ns is None else f", since {local_time(told.oldest_ts_ns)}"
     console.print(
         f"{counted(told.runs, 'run')}, {counted(told.events, 'event')}, "
         f"{counted(told.records, 'record')}{since}; last offset {told.head.offset}; "
         f"{counted(letters, 'dead letter')}"
     )
     if told.checkpoints:
-        table = make_table("CONSUMER", "POSITION", "BEHIND")
-        for consumer, offset in told.checkpoints.items():
-            table.add_row(consumer, str(offset), str(told.head.offset - offset))
-        console.print(table)
+        rows = ((name, offset, told.head.offset - offset) for name, offset in told.checkpoints.items())
+        print_table(("CONSUMER", "CHECKPOINT", "BEHIND"), rows)
 
 
 def verify(*, data: OneDataOption = None, json: JsonOption = False) -> int:
@@ -81,20 +65,15 @@ def verify(*, data: OneDataOption = None, json: JsonOption = False) -> int:
     else:
         for problem in problems:
             print(problem)
-        print(
-            f"{path}: {counted(len(problems), 'problem')}"
-            if problems
-            else f"{path}: {events} events, all is well"
-        )
+        verdict = counted(len(problems), "problem") if problems else f"{events} events, all is well"
+        print(f"{path}: {verdict}")
     return 1 if problems else 0
 
 
 def prune(
     *,
     data: Annotated[Path, Parameter(help="The journal: its directory or file.")],
-    max_bytes: int = _LIMITS.max_bytes,
-    max_age_s: float = _LIMITS.max_age_s,
-    max_runs: int = _LIMITS.max_runs,
+    limits: LimitOptions = DEFAULT_LIMITS,
     json: JsonOption = False,
 ) -> None:
     """Delete the oldest finished runs until the limits hold. No bus may have the journal meanwhile.
@@ -104,22 +83,13 @@ def prune(
     For example:
 
         phase-bus journal prune --data /var/lib/my-bus --max-runs 10
-
-    Args:
-        max_bytes: The size that the journal may have.
-        max_age_s: The age that finished runs may have, in seconds.
-        max_runs: The number of runs that may stay.
     """
     from phase_bus.journal.writer import Journal
 
-    for value, name in ((max_bytes, "bytes"), (max_age_s, "age-s"), (max_runs, "runs")):
-        if not value >= 0:
-            raise ConfigError(f"--max-{name} {value}: must not be negative")
     directory = journal_to_write(data)
     path = directory / FILE_NAME
     before = size_on_disk(path)
-    limits = Limits(max_bytes=max_bytes, max_age_s=max_age_s, max_runs=max_runs)
-    with Journal(directory, limits) as writer:
+    with Journal(directory, msgspec.convert(limits, Limits, from_attributes=True)) as writer:
         gone = writer.prune(time.time_ns())
     after = size_on_disk(path)
     if json:
@@ -127,19 +97,13 @@ def prune(
         return
     for run_id in gone:
         print(run_id)
-    print(
-        f"phase-bus: {counted(len(gone), 'run')} pruned from {path}, {decimal(before)} before, "
-        f"{decimal(after)} now",
-        file=sys.stderr,
-    )
+    say(f"{counted(len(gone), 'run')} pruned from {path}, {decimal(before)} before, {decimal(after)} now")
 
 
 def export(
     *,
     data: OneDataOption = None,
-    run: Annotated[
-        str | None, Parameter(name="--run", help="Only this run, or the 'latest'. Default: all.")
-    ] = None,
+    run: RunOption = None,
     format: Literal["jsonl", "parquet"] = "jsonl",
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
 ) -> None:
@@ -151,7 +115,6 @@ def export(
     For example:
 
         phase-bus journal export --run latest | jq .kind
-
         phase-bus journal export --format parquet --output records.parquet
 
     Args:
@@ -162,16 +125,14 @@ def export(
 
     if format == "parquet" and output is None:
         raise ConfigError("--format parquet: needs a file; give --output FILE")
-    run_id = None
     if run is None:
-        path = one_journal(data)
+        path, run_id = one_journal(data), None
     else:
-        found = find_run(run, data)
-        path, run_id = found.journal, found.row.run_id
+        path, run_id = (found := find_run(run, data)).journal, found.row.run_id
     with JournalReader(path) as reader:
         if format == "parquet":
             assert output is not None
             count, what = export_parquet(reader, run_id, output), "record"
         else:
             count, what = export_jsonl(reader, run_id, output), "event"
-        print(f"phase-bus: {counted(count, what)} of {reader.path} exported", file=sys.stderr)
+        say(f"{counted(count, what)} of {reader.path} exported")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
-import msgspec
 from cyclopts import Parameter
-from rich.table import Table
 
+from phase_bus.cli.output import say
 from phase_bus.errors import ConfigError, JournalError, suggest
 from phase_bus.events import RunStart
 from phase_bus.journal.files import FILE_NAME
@@ -19,8 +17,7 @@ from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import RunRow
 
 DataOption: TypeAlias = Annotated[
-    Path | None,
-    Parameter(name="--data", help="A journal: its directory or file. Default: all of yours."),
+    Path | None, Parameter(name="--data", help="A journal: its directory or file. Default: all of yours.")
 ]
 OneDataOption: TypeAlias = Annotated[
     Path | None,
@@ -38,11 +35,7 @@ class Found(NamedTuple):
 
 
 def one_journal(data: Path | None) -> Path:
-    """Return the journal given, or the user's that was used last.
-
-    Raises:
-        ConfigError: the user has none.
-    """
+    """Return the journal given, or the user's that was used last."""
     if data is not None:
         return data
     found = all_journals()
@@ -55,13 +48,8 @@ def one_journal(data: Path | None) -> Path:
 
 
 def journal_to_write(data: Path) -> Path:
-    """Return the directory of a journal that there is.
-
-    Raises:
-        JournalError: there is none.
-        ConfigError: it is a file that no bus would write to.
-    """
-    with JournalReader(data) as reader:  # so that none is begun where there is none
+    """Return the directory of an existing journal."""
+    with JournalReader(data) as reader:  # which fails, rather than begin one, if there is none
         path = reader.path
     if path.name != FILE_NAME:
         raise ConfigError(
@@ -73,10 +61,7 @@ def journal_to_write(data: Path) -> Path:
 def find_runs(data: Path | None) -> list[Found]:
     """Return the runs of a journal, or of all journals of the user, the newest last.
 
-    One of many journals that cannot be read is told of, and left out.
-
-    Raises:
-        JournalError: the journal given cannot be read.
+    Of all journals, one that cannot be read is reported and left out.
     """
     runs = []
     for path in all_journals() if data is None else [data]:
@@ -86,31 +71,23 @@ def find_runs(data: Path | None) -> list[Found]:
         except JournalError as error:
             if data is not None:
                 raise
-            print(f"phase-bus: {error}; left out", file=sys.stderr)
+            say(f"{error}; left out")
     return sorted(runs, key=lambda found: found.row.started_ns)
 
 
 def find_run(run: str, data: Path | None) -> Found:
-    """Return a run by its id, or the ``latest``; of several of one id the newest.
-
-    Raises:
-        ConfigError: there is none.
-        JournalError: the journal given cannot be read.
-    """
+    """Return a run by its id, or the ``latest``; of several of one id the newest."""
     runs = find_runs(data)
     if run == LATEST:
         wanted = [found for found in runs if found.row.status != "unknown"]
     else:
         wanted = [found for found in runs if found.row.run_id == run]
     if not wanted:
-        where = f"journal {str(data)!r}" if data else f"any journal in {str(state_directory())!r}"
-        known = [found.row.run_id for found in runs[-10:]]
-        raise ConfigError(f"there is no run {run!r} in {where}{suggest(run, known)}")
+        raise _not_found(f"run {run!r}", data, run, [found.row.run_id for found in runs])
     if len(wanted) > 1 and run != LATEST:
-        print(
-            f"phase-bus: run {run} is in {len(wanted)} journals; this is the newest of them, in "
-            f"{wanted[-1].journal} (--data chooses another)",
-            file=sys.stderr,
+        say(
+            f"run {run} is in {len(wanted)} journals; this is the newest of them, in "
+            f"{wanted[-1].journal} (--data chooses another)"
         )
     return wanted[-1]
 
@@ -119,10 +96,6 @@ def find_sweep(sweep_id: str, data: Path | None) -> tuple[str, list[Found]]:
     """Return a sweep's id and its runs by that id, or the ``latest``, wherever they are, the oldest first.
 
     A run that is in several journals is taken from where it came to last.
-
-    Raises:
-        ConfigError: there is none.
-        JournalError: a journal cannot be read.
     """
     found: dict[str, dict[str, Found]] = {}
     runs = find_runs(data)
@@ -132,18 +105,17 @@ def find_sweep(sweep_id: str, data: Path | None) -> tuple[str, list[Found]]:
             found[start.sweep_id] = {**others, run.row.run_id: run}
     chosen = next(reversed(found), sweep_id) if sweep_id == LATEST else sweep_id
     if chosen not in found:
-        where = f"journal {str(data)!r}" if data else f"any journal in {str(state_directory())!r}"
-        known = list(found)[-10:]
-        raise ConfigError(f"there is no run of a sweep {sweep_id!r} in {where}{suggest(sweep_id, known)}")
+        raise _not_found(f"run of a sweep {sweep_id!r}", data, sweep_id, list(found))
     return chosen, list(found[chosen].values())
 
 
-def run_starts(runs: list[Found]) -> list[RunStart | None]:
-    """Return the start of each run, None where the journal has none.
+def _not_found(what: str, data: Path | None, word: str, known: list[str]) -> ConfigError:
+    where = f"journal {str(data)!r}" if data else f"any journal in {str(state_directory())!r}"
+    return ConfigError(f"there is no {what} in {where}{suggest(word, known[-10:])}")
 
-    Raises:
-        JournalError, WireError: a journal cannot be read.
-    """
+
+def run_starts(runs: list[Found]) -> list[RunStart | None]:
+    """Return the start of each run, None where the journal has none."""
     with ExitStack() as open_readers:
         paths = dict.fromkeys(run.journal for run in runs)
         readers = {path: open_readers.enter_context(JournalReader(path)) for path in paths}
@@ -154,26 +126,3 @@ def short_name(journal: Path) -> str:
     """Return a journal's directory, without the place where all of the user's are."""
     directory = journal.parent
     return directory.name if directory.parent == state_directory() else str(directory)
-
-
-def make_table(*columns: str) -> Table:
-    """Return an empty table that looks like those of the other commands."""
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def counted(number: int, word: str) -> str:
-    """Return a number with its word: ``1 run``, ``2 runs``."""
-    return f"{number} {word}{'' if number == 1 else 's'}"
-
-
-def format_json(document: Any) -> str:
-    """Return a document as JSON that people can read too."""
-    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
-
-
-def print_json(document: Any) -> None:
-    """Print a document for scripts."""
-    print(format_json(document))

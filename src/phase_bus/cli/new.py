@@ -19,11 +19,10 @@ def consumer(
     For example:
 
         phase-bus new consumer slow-requests
-
         phase-bus new consumer slow-requests --directory src/slow-requests
 
     Args:
-        name: What users will call it: small letters, digits and '-'.
+        name: What users will call it: lower-case letters, digits and '-'.
         directory: Where to write it; must not exist. Default: NAME in the current directory.
     """
     from phase_bus.plugins.scaffold import write_consumer

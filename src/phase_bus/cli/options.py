@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from dataclasses import field, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
+import docstring_parser
+import msgspec
 from cyclopts import Parameter
-from rich.console import Console
+from msgspec import Struct
 
 from phase_bus.core.address import Address, default_address
+from phase_bus.core.client import BusClient
 from phase_bus.errors import ConfigError, PhaseBusError
-
-if TYPE_CHECKING:
-    from phase_bus.publisher.publisher import Publisher
+from phase_bus.journal.rows import Limits
 
 if TYPE_CHECKING:
     from phase_bus.consumer.origin import Origin
-
-_WIDE = 200
+    from phase_bus.publisher.publisher import Publisher
 
 AddressOption: TypeAlias = Annotated[
     str | None,
@@ -32,34 +32,60 @@ AddressesOption: TypeAlias = Annotated[
     list[str] | None,
     Parameter(
         name=["--address", "-a"],
-        negative=(),
         help="Where the bus can be reached: ipc://DIRECTORY, tcp://HOST:PORT (port 0: a free one), "
         "or both, by giving the option twice.",
     ),
 ]
-JsonOption: TypeAlias = Annotated[
-    bool, Parameter(name="--json", negative=(), help="Print JSON, for scripts.")
+JsonOption: TypeAlias = Annotated[bool, Parameter(name="--json", help="Print JSON, for scripts.")]
+ConfigOption: TypeAlias = Annotated[
+    Path | None,
+    Parameter(
+        name=["--config", "-c"], help="A YAML file that names the consumers, their options, and addresses."
+    ),
 ]
 WithOption: TypeAlias = Annotated[
     list[str] | None,
     Parameter(
         name="--with",
-        negative=(),
         help="A consumer to start: NAME, module:Class, hook:NAME, processor:NAME, each with options as "
         "NAME:key=value,key=value. May be repeated.",
     ),
 ]
-WorkersOption: TypeAlias = Annotated[
-    list[str] | None,
-    Parameter(
-        name="--workers",
-        negative=(),
-        help="How many processes share the work of a consumer: NAME=N. May be repeated.",
-    ),
-]
 FromOption: TypeAlias = Annotated[str, Parameter(name="--from")]
+RunOption: TypeAlias = Annotated[
+    str | None, Parameter(name="--run", help="Only this run, or the 'latest'. Default: all.")
+]
 # For processes that another phase-bus process starts.
-StopOnEof: TypeAlias = Annotated[bool, Parameter(name="--stop-on-eof", negative=(), show=False)]
+StopOnEof: TypeAlias = Annotated[bool, Parameter(name="--stop-on-eof", show=False)]
+
+
+def _not_negative(_type: Any, value: float | None) -> None:
+    if value is not None and not value >= 0:
+        raise ValueError("Must not be negative.")
+
+
+NOT_NEGATIVE = Parameter(validator=_not_negative)
+
+
+def as_options(struct: type[Struct], *hidden: str) -> Any:
+    """Return a dataclass that makes options of a Struct's fields, described as in its docstring."""
+    told = docstring_parser.parse(struct.__doc__ or "").params
+    helps = {each.arg_name: (each.description or "").replace("``", "'") for each in told}
+    made = []
+    for each in msgspec.structs.fields(struct):
+        text = helps.get(each.name, "")
+        text = text[:1].upper() + text[1:]
+        parameter = Parameter(help=text, show=each.name not in hidden, validator=_not_negative)
+        made.append((each.name, Annotated[each.type, parameter], field(default=each.default)))
+    namespace = {"__module__": __name__}  # else it passes for a type of Python's own
+    return Parameter(name="*")(make_dataclass(struct.__name__, made, frozen=True, namespace=namespace))
+
+
+if TYPE_CHECKING:
+    LimitOptions = Limits
+else:
+    LimitOptions = as_options(Limits)
+DEFAULT_LIMITS = LimitOptions()
 
 
 def parse_address(text: str | None) -> Address:
@@ -68,85 +94,37 @@ def parse_address(text: str | None) -> Address:
 
 
 def key_values(pairs: list[str] | None, option: str = "--set") -> dict[str, str]:
-    """Read ``key=value`` pairs that were given by an option.
-
-    Raises:
-        ConfigError: one has no ``=``.
-    """
-    values = {}
+    """Read ``key=value`` pairs that were given by an option."""
     for pair in pairs or ():
-        key, equals, value = pair.partition("=")
-        if not equals:
+        if "=" not in pair:
             raise ConfigError(f"{option} {pair!r}: write {option} key=value")
-        values[key] = value
-    return values
+    return dict(pair.split("=", 1) for pair in pairs or ())
 
 
 def parse_origin(text: str, *, checkpoint: bool = True) -> Origin:
-    """Return where to begin to read: ``start``, ``now``, ``checkpoint``, or an offset.
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    match text:
-        case "start":
-            return "start"
-        case "now":
-            return "now"
-        case "checkpoint" if checkpoint:
-            return "checkpoint"
+    """Return where to begin to read: ``start``, ``now``, ``checkpoint``, or an offset."""
+    words: tuple[Literal["start", "now", "checkpoint"], ...] = ("start", "now", "checkpoint")
+    words = words if checkpoint else words[:2]
+    for word in words:
+        if text == word:
+            return word
     if text.isascii() and text.isdigit() and len(text) < 19:
         return int(text)
-    words = "'start', 'now', 'checkpoint'" if checkpoint else "'start', 'now'"
-    raise ConfigError(f"--from {text!r}: give {words} or the offset after which to begin")
+    raise ConfigError(
+        f"--from {text!r}: give {', '.join(map(repr, words))} or the offset after which to begin"
+    )
+
+
+def check_bus(address: Address) -> None:
+    """Raise a PhaseBusError unless a bus answers."""
+    with BusClient(address) as client:
+        client.status()
 
 
 def check_delivered(publisher: Publisher) -> None:
-    """See that a closed publisher has delivered everything.
-
-    Raises:
-        PhaseBusError: it has not.
-    """
+    """Raise a PhaseBusError unless a closed publisher has delivered everything."""
     if publisher.undelivered:
         raise PhaseBusError(
             f"{sum(publisher.undelivered.values())} events were not delivered to {publisher.address}; "
             "is the bus still running?"
         )
-
-
-def make_console(*, stderr: bool = False) -> Console:
-    """Return a console for tables; into a file or pipe they get the width they need."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDE)
-
-
-def configure_logging() -> None:
-    """Let what a process has to say go to standard error, a readable line each."""
-    import structlog
-
-    shared: list[structlog.typing.Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
-    ]
-    renderer = structlog.dev.ConsoleRenderer(
-        colors=sys.stderr.isatty(),
-        pad_event_to=0,
-        # The default one takes seconds over a large event, and prints all of it.
-        exception_formatter=structlog.dev.plain_traceback,
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-        )
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )

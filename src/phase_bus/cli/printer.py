@@ -14,12 +14,7 @@ from phase_bus.events import EventBase, PhaseEvent, Records
 
 
 class Printer(Consumer):
-    """Prints every event, as a line for people or as a line of JSON.
-
-    Args:
-        json: whether as JSON.
-        count: after how many events to call ``done``; 0 for never.
-    """
+    """Prints every event, as a line for people or of JSON; calls ``done`` after ``count``, if not 0."""
 
     def __init__(self, json: bool, count: int) -> None:
         self.json = json

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from phase_bus.cli.journals import DataOption, find_run, print_json
-from phase_bus.cli.options import JsonOption, make_console
+from phase_bus.cli.journals import DataOption, find_run
+from phase_bus.cli.options import JsonOption
+from phase_bus.cli.output import make_console, print_json
 from phase_bus.errors import ConfigError
 from phase_bus.journal.reader import JournalReader
 from phase_bus.reporting.receipts import is_whole, ledger, ledger_table
@@ -17,7 +18,6 @@ def receipts(run: str, *, data: DataOption = None, json: JsonOption = False) -> 
     For example:
 
         phase-bus receipts latest
-
         phase-bus receipts 3f2a9c01d4e5 --json
 
     Args:
@@ -28,7 +28,7 @@ def receipts(run: str, *, data: DataOption = None, json: JsonOption = False) -> 
         said = reader.receipts(found.row.run_id)
     if not said:
         raise ConfigError(
-            f"there are no receipts of run {found.row.run_id!r} in {str(found.journal)!r}: no consumer "
+            f"there are no receipts for run {found.row.run_id!r} in {str(found.journal)!r}: no consumer "
             "has handled its end yet; 'phase-bus runs' shows whether it has ended"
         )
     rows, whole = ledger(said), is_whole(said)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from phase_bus.cli.journals import LATEST, counted
-from phase_bus.cli.options import AddressOption, configure_logging, parse_address
+from phase_bus.cli.journals import LATEST
+from phase_bus.cli.options import AddressOption, RunOption, parse_address
+from phase_bus.cli.output import configure_logging, counted, say
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import Status
@@ -25,18 +23,10 @@ from phase_bus.publisher.spool import deliver_spool, is_spool
 def replay(
     journal: Path,
     *,
-    run: Annotated[
-        str | None, Parameter(name="--run", help="Only this run, or the 'latest'. Default: all.")
-    ] = None,
-    speed: Annotated[
-        float | None, Parameter(help="Divide the time between events by this. Default: 1.")
-    ] = None,
-    as_fast_as_possible: Annotated[
-        bool, Parameter(negative=(), help="Do not wait between events at all.")
-    ] = False,
-    run_id: Annotated[
-        str | None, Parameter(name="--run-id", help="Another id for the run, if the bus has it already.")
-    ] = None,
+    run: RunOption = None,
+    speed: float | None = None,
+    as_fast_as_possible: bool = False,
+    run_id: str | None = None,
     address: AddressOption = None,
 ) -> int:
     """Publish past runs again, on another bus.
@@ -48,7 +38,6 @@ def replay(
     For example:
 
         phase-bus replay ~/.local/state/phase-bus/exec-20260101-120000-4711 --as-fast-as-possible
-
         phase-bus replay old.sqlite --run 3f2a9c01d4e5 --speed 10 --address tcp://127.0.0.1:5670
 
     A publisher's spool file is delivered as it is, and renamed; the exit code is 1 if some of it was not:
@@ -57,6 +46,9 @@ def replay(
 
     Args:
         journal: The journal's file or its directory, or a publisher's spool file.
+        speed: Divide the time between events by this. By default 1.
+        as_fast_as_possible: Do not wait between events at all.
+        run_id: Another id for the run, if the bus has it already.
     """
     configure_logging()
     if speed is not None and (as_fast_as_possible or not speed > 0):
@@ -87,10 +79,9 @@ def replay(
                 on_sent=lambda count: progress.update(task, completed=count),
             ) as replayer:
                 replayer.publish(published)
-    print(
-        f"phase-bus: {counted(len(run_ids), 'run')}, {counted(replayer.events, 'event')}, "
-        f"{counted(replayer.records, 'record')} published again at {where}",
-        file=sys.stderr,
+    say(
+        f"{counted(len(run_ids), 'run')}, {counted(replayer.events, 'event')}, "
+        f"{counted(replayer.records, 'record')} published again at {where}"
     )
     return 0
 
@@ -106,12 +97,12 @@ def _deliver(spool: Path, where: Address) -> int:
         text += f", {report.remaining} not acknowledged in time"
     if report.damage:
         text += f", {report.missing} cannot be read ({report.damage})"
-    print(f"phase-bus: {text}; the file is {report.path}", file=sys.stderr)
+    say(f"{text}; the file is {report.path}")
     return 0 if report.complete else 1
 
 
 def _chosen(reader: JournalReader, run: str | None) -> list[str]:
-    """Return the ids of the runs to replay; those that only consumers talk of are none."""
+    """Return the ids of the runs to replay; ids that only consumers mention are no runs."""
     known = [row.run_id for row in reader.runs() if row.status != "unknown"]
     if run is None:
         if not known:
@@ -125,15 +116,9 @@ def _chosen(reader: JournalReader, run: str | None) -> list[str]:
 
 
 def _check_new(status: Status, run_ids: list[str], where: Address) -> None:
-    """See that the bus has none of the runs: its consumers would count everything twice.
-
-    Raises:
-        ConfigError: it has one.
-    """
-    there = {run.run_id for run in status.runs}
-    for run_id in run_ids:
-        if run_id in there:
-            raise ConfigError(
-                f"the bus at {where} has run {run_id!r} already; choose another bus, or another id with "
-                "--run-id"
-            )
+    """Raise a ConfigError if the bus has one of the runs: its consumers would count everything twice."""
+    for run_id in {run.run_id for run in status.runs}.intersection(run_ids):
+        raise ConfigError(
+            f"the bus at {where} has run {run_id!r} already; "
+            "choose another bus, or another id with --run-id"
+        )

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter
 
-from phase_bus.cli.journals import DataOption, find_run, find_sweep, format_json, print_json
+from phase_bus.cli.journals import DataOption, find_run, find_sweep
 from phase_bus.cli.options import JsonOption
+from phase_bus.cli.output import format_json, print_json, say
 from phase_bus.core.files import write_whole
 from phase_bus.errors import ConfigError
 
@@ -22,7 +23,7 @@ def report(
     *,
     sweep: str | None = None,
     by: str | None = None,
-    warmup: Annotated[bool, Parameter(negative=())] = False,
+    warmup: bool = False,
     format: Format | None = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     data: DataOption = None,
@@ -45,13 +46,9 @@ def report(
     For example:
 
         phase-bus report latest
-
         phase-bus report 3f2a9c01d4e5 --format html --output report.html
-
         phase-bus report latest --format csv > result.csv
-
         phase-bus report latest --by aggregator --json
-
         phase-bus report --sweep latest --format html
 
     Args:
@@ -89,22 +86,20 @@ def _run(run: str, data: Path | None, by: str | None, form: Format) -> tuple[str
     found = find_run(run, data)
     run_id = found.row.run_id
     past = compute(found.journal, run_id) if by is None else published(found.journal, run_id, by)
-    if form == "json":
-        return run_id, past.summary
-    if past.summary.get("version") != 1 or "phases" not in past.summary:
+    if form != "json" and (past.summary.get("version") != 1 or "phases" not in past.summary):
         raise ConfigError(f"--by {by!r}: its summary is in a form of its own; print it with --format json")
     match form:
+        case "json":
+            return run_id, past.summary
         case "csv":
-            from phase_bus.reporting.csv_table import run_csv
-
-            return run_id, run_csv(past.summary)
+            from phase_bus.reporting.csv_table import run_csv as render
         case "html":
             from phase_bus.reporting.html import run_html
 
             return run_id, run_html(past)
-    from phase_bus.aggregation.text import render_text
-
-    return run_id, render_text(past.summary)
+        case "text":
+            from phase_bus.aggregation.text import render_text as render
+    return run_id, render(past.summary)
 
 
 def _sweep(sweep: str, data: Path | None, warmup: bool, form: Format) -> tuple[str, Any]:
@@ -120,16 +115,12 @@ def _sweep(sweep: str, data: Path | None, warmup: bool, form: Format) -> tuple[s
         case "json":
             return sweep_id, document
         case "csv":
-            from phase_bus.reporting.csv_table import sweep_csv
-
-            return sweep_id, sweep_csv(document)
+            from phase_bus.reporting.csv_table import sweep_csv as render
         case "html":
-            from phase_bus.reporting.html import sweep_html
-
-            return sweep_id, sweep_html(document)
-    from phase_bus.reporting.sweep_text import sweep_text
-
-    return sweep_id, sweep_text(document)
+            from phase_bus.reporting.html import sweep_html as render
+        case "text":
+            from phase_bus.reporting.sweep_text import sweep_text as render
+    return sweep_id, render(document)
 
 
 def _put(result: Any, output: Path | None) -> None:
@@ -147,4 +138,4 @@ def _put(result: Any, output: Path | None) -> None:
         raise ConfigError(
             f"--output {str(output)!r}: cannot be written ({error.strerror or error}); give another file"
         ) from error
-    print(f"phase-bus: written to {output}", file=sys.stderr)
+    say(f"written to {output}")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime
 
 import msgspec
 from rich.filesize import decimal
 
-from phase_bus.cli.journals import DataOption, find_runs, make_table, print_json, run_starts, short_name
-from phase_bus.cli.options import JsonOption, make_console
+from phase_bus.cli.journals import DataOption, find_runs, run_starts, short_name
+from phase_bus.cli.options import JsonOption
+from phase_bus.cli.output import local_time, print_json, print_table
 from phase_bus.events import RunStart
+
+_COLUMNS = (
+    "RUN", "STATUS", "STARTED", "DURATION", "EVENTS", "RECORDS", "SIZE", "PUBLISHER", "SWEEP", "JOURNAL",
+)  # fmt: skip
 
 
 def runs(*, data: DataOption = None, json: JsonOption = False) -> None:
@@ -19,7 +23,6 @@ def runs(*, data: DataOption = None, json: JsonOption = False) -> None:
     For example:
 
         phase-bus runs
-
         phase-bus runs --data /var/lib/my-bus --json
     """
     found = find_runs(data)
@@ -37,30 +40,24 @@ def runs(*, data: DataOption = None, json: JsonOption = False) -> None:
             ]
         )
         return
-    console = make_console()
-    if not found:
-        console.print("no runs yet")
-        return
-    table = make_table(
-        "RUN", "STATUS", "STARTED", "DURATION", "EVENTS", "RECORDS", "SIZE", "PUBLISHER", "SWEEP", "JOURNAL"
-    )
     # AIPerf makes a sweep of one for every single run: nothing to show.
     sizes = Counter(start.sweep_id for start in starts if start)
-    for (path, row), start in zip(found, starts, strict=True):
-        started = datetime.fromtimestamp(row.started_ns / 1e9).astimezone()
-        table.add_row(
+    rows = (
+        (
             row.run_id,
             row.status,
-            f"{started:%Y-%m-%d %H:%M:%S}",
+            local_time(row.started_ns),
             "" if row.ended_ns is None else f"{(row.ended_ns - row.started_ns) / 1e9:.1f} s",
-            str(row.events),
-            str(row.records),
+            row.events,
+            row.records,
             decimal(row.size_bytes),
             row.publisher,
             _sweep(start) if start and sizes[start.sweep_id] > 1 else "",
             short_name(path),
         )
-    console.print(table)
+        for (path, row), start in zip(found, starts, strict=True)
+    )
+    print_table(_COLUMNS, rows, "no runs yet")
 
 
 def _sweep(start: RunStart) -> str:

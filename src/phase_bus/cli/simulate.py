@@ -6,36 +6,36 @@ import sys
 from contextlib import suppress
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from phase_bus.cli.options import (
+    NOT_NEGATIVE,
     AddressOption,
+    check_bus,
     check_delivered,
-    configure_logging,
     key_values,
     parse_address,
 )
-from phase_bus.core.client import BusClient
-from phase_bus.errors import PhaseBusError
+from phase_bus.cli.output import configure_logging
 from phase_bus.publisher.publisher import Publisher
 
 
 def simulate(
     *,
     address: AddressOption = None,
-    requests: Annotated[int, Parameter(name=["--requests", "-n"])] = 2000,
-    rate: Annotated[float, Parameter(name=["--rate", "-r"])] = 500.0,
-    warmup: int = 50,
-    error_rate: float = 0.01,
+    requests: Annotated[int, NOT_NEGATIVE, Parameter(name=["--requests", "-n"])] = 2000,
+    rate: Annotated[float, NOT_NEGATIVE, Parameter(name=["--rate", "-r"])] = 500.0,
+    warmup: Annotated[int, NOT_NEGATIVE] = 50,
+    error_rate: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=1))] = 0.01,
     progress_s: float = 0.5,
-    runs: int = 1,
+    runs: Annotated[int, NOT_NEGATIVE] = 1,
     seed: int = 0,
     run_id: str | None = None,
-    ttft_ms: float = 30.0,
+    ttft_ms: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 30.0,
     sweep_id: str | None = None,
     trial: int | None = None,
     label: str | None = None,
-    variation: Annotated[list[str] | None, Parameter(negative=())] = None,
+    variation: list[str] | None = None,
 ) -> None:
     """Publish a synthetic run of any size and rate, for trying things without AIPerf.
 
@@ -45,9 +45,7 @@ def simulate(
     For example:
 
         phase-bus exec --with aggregator -- phase-bus simulate --requests 10000 --rate 2000
-
         phase-bus simulate --requests 1000000 --rate 0 --address tcp://127.0.0.1:5670
-
         phase-bus simulate --sweep-id try --variation concurrency=8 --ttft-ms 45 --runs 3
 
     Args:
@@ -68,40 +66,32 @@ def simulate(
     from phase_bus.harness.simulation import Simulation
 
     configure_logging()
-    for value, name in ((requests, "requests"), (rate, "rate"), (warmup, "warmup"), (runs, "runs")):
-        if value < 0:
-            raise PhaseBusError(f"--{name} {value}: must not be negative")
-    if ttft_ms <= 0:
-        raise PhaseBusError(f"--ttft-ms {ttft_ms}: must be more than 0")
-    if not 0 <= error_rate <= 1:
-        raise PhaseBusError(f"--error-rate {error_rate}: must lie between 0 and 1")
     varied = {key: _number_or_text(text) for key, text in key_values(variation, "--variation").items()}
-    if sweep_id is not None and trial is None:
-        trial = 0
+    trial = 0 if trial is None and sweep_id is not None else trial
     where = parse_address(address)
     if not where.direct:
-        with BusClient(where) as client:
-            client.status()
+        check_bus(where)
     bind = str(where) if where.direct else None
     with Publisher(None if bind else str(where), bind=bind, name="simulate") as publisher:
-        for number in range(1, runs + 1):
+        for number in range(runs):
             simulation = Simulation(
                 publisher,
-                run_id=run_id if run_id is None or number == 1 else f"{run_id}-{number}",
                 requests=requests,
                 rate=rate,
                 warmup=warmup,
                 error_rate=error_rate,
                 progress_s=progress_s,
-                seed=seed + number - 1,
+                seed=seed + number,
                 ttft_ms=ttft_ms,
                 sweep={
                     "sweep_id": sweep_id,
-                    "trial": None if trial is None else trial + number - 1,
+                    "trial": None if trial is None else trial + number,
                     "label": label,
                     "variation": varied,
                 },
             )
+            if run_id is not None:
+                simulation.run_id = f"{run_id}-{number + 1}" if number else run_id
             simulation.run()
             print(f"run {simulation.run_id}: {requests + warmup} records published", file=sys.stderr)
         publisher.flush(timeout_s=60.0)

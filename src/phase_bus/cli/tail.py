@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from phase_bus.cli.options import (
-    AddressOption,
-    FromOption,
-    JsonOption,
-    configure_logging,
-    parse_address,
-    parse_origin,
-)
-from phase_bus.core.stopping import stop_on_signals
+from phase_bus.cli.options import AddressOption, FromOption, JsonOption, parse_address, parse_origin
+from phase_bus.cli.output import configure_logging, say
+from phase_bus.harness.signals import stop_on_signals
 
 
 def tail(
     *,
     address: AddressOption = None,
     topic: Annotated[
-        list[str] | None,
-        Parameter(negative=(), help="Only topics that begin so: 'phase_', 'records.', 'summary.' ..."),
+        list[str] | None, Parameter(help="Only topics that begin so: 'phase_', 'records.', 'summary.' ...")
     ] = None,
     from_: FromOption = "now",
     json: JsonOption = False,
@@ -37,9 +29,7 @@ def tail(
     For example:
 
         phase-bus tail
-
         phase-bus tail --topic phase_ --topic run_ --json
-
         phase-bus tail --from start --topic run_
 
     Args:
@@ -57,16 +47,13 @@ def tail(
     origin = parse_origin(from_, checkpoint=False)
 
     async def run() -> None:
-        def ready() -> None:
-            print(f"phase-bus: listening at {where}", file=sys.stderr, flush=True)
-
         runner = ConsumerRunner(
             printer,
             where,
             receipts=False,
             topics=tuple(topic) if topic else None,
             origin=origin,
-            on_ready=ready,
+            on_ready=lambda: say(f"listening at {where}"),
         )
         printer.done = runner.stop
         stop_on_signals(runner.stop)

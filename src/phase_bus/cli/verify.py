@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from cyclopts import Parameter
 
-from phase_bus.cli.options import WithOption, make_console
+from phase_bus.cli.options import ConfigOption, WithOption
+from phase_bus.cli.output import format_json, make_console
 from phase_bus.core.files import check_writable, write_whole
 from phase_bus.errors import ConfigError
 from phase_bus.harness.foreground import check_command
@@ -28,10 +29,10 @@ def verify(
     *command: str,
     rounds: int = 8,
     tolerance: str = "5%",
-    config: Annotated[Path | None, Parameter(name=["--config", "-c"])] = None,
+    config: ConfigOption = None,
     with_: WithOption = None,
     seed: int | None = None,
-    strict: Annotated[bool, Parameter(negative=())] = False,
+    strict: bool = False,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     json: Path | None = None,
 ) -> int:
@@ -48,12 +49,12 @@ def verify(
     0, no results, nothing published. An interval that reaches across the tolerance decides nothing: it is
     shown as such, and counts as a failure only with --strict.
 
-    Let COMMAND send at a fixed rate that the machine can bear, or any change is drowned by its own.
+    Let COMMAND send at a fixed rate that the machine can bear, or any change is drowned by its own. If no
+    consumer is named, 'aggregator' and 'logging' run.
 
     For example:
 
         phase-bus verify -- aiperf profile -m my-model --url ... --request-rate 50 --benchmark-duration 30
-
         phase-bus verify --rounds 12 --tolerance 2% --json verify.json -c bus.yaml -- aiperf profile ...
 
     Args:
@@ -61,8 +62,6 @@ def verify(
             run, whatever directory it names.
         rounds: How many rounds count. With a multiple of four the order of the modes is balanced.
         tolerance: How large a difference may be, in percent, in either direction.
-        config: A YAML file that names the consumers, as for 'phase-bus exec'. By default 'aggregator' and
-            'logging' run.
         seed: Of the order of the modes. By default a new one, which is shown.
         strict: Exit with 1 also when something is not decided.
         output: Where each run gets its directory. By default a new one: phase-bus-verify-DATE-TIME.
@@ -70,16 +69,14 @@ def verify(
     """
     # Here, since they take longer to load than --help to show.
     from phase_bus.harness.config import ConsumerConfig, load_config
-    from phase_bus.verification.result import as_json, conclude
+    from phase_bus.verification.result import conclude
     from phase_bus.verification.session import Session
     from phase_bus.verification.text import tables
 
     tolerance_pct = _percent(tolerance)
     if rounds < 2:
         raise ConfigError(f"--rounds {rounds}: an interval needs two rounds or more")
-    if not command:
-        raise ConfigError("no command to run; write it after '--', as in: -- aiperf profile ...")
-    benchmark = check_benchmark(command)
+    benchmark = check_benchmark(command) if command else ()
     check_command(benchmark)
     loaded = load_config(config, with_ or [], [])
     if not loaded.consumers:
@@ -109,7 +106,7 @@ def verify(
     for part in tables(result):
         make_console().print(part)
     if json is not None:
-        write_whole(json, as_json(result))
+        write_whole(json, format_json(result) + "\n")
     return _exit_code(result, strict)
 
 
@@ -130,11 +127,7 @@ def _percent(text: str) -> float:
 
 
 def _new_directory(output: Path | None) -> Path:
-    """Make the directory for all runs.
-
-    Raises:
-        ConfigError: it cannot be made, or is not empty.
-    """
+    """Make the directory for all runs."""
     directory = output or Path(f"phase-bus-verify-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         directory.mkdir(parents=True, exist_ok=True)

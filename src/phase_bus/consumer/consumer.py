@@ -55,10 +55,13 @@ class Consumer:
         group: the group that processes of this class form unless the user names another; empty for none.
             In a group, processes share the work of one consumer: each partition of the records has an
             instance in one of them, and one more instance, the leader, has all events that are not records.
+        holds_checkpoint: set it in :meth:`flush` to leave the checkpoint where it is, so that the next
+            process reads all events since then again.
     """
 
     context: Context = Context()
     group: str = ""
+    holds_checkpoint: bool = False
 
     @property
     def name(self) -> str:

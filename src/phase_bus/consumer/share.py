@@ -222,7 +222,8 @@ class Share:
         await self.give_receipts()
         self._flushed_events, self._flushed_s = self.dispatcher.received, time.monotonic()
         self._changed = False
-        if self.placed and self._keeps_checkpoint and self._give is not None:
+        keeps = self._keeps_checkpoint and not self.consumer.holds_checkpoint
+        if self.placed and keeps and self._give is not None:
             self.checkpoint = self.follower.offset
             self.commit = self._latest = Commit(
                 share=self.view.number,

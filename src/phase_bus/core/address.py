@@ -14,6 +14,7 @@ from phase_bus.core.control import Endpoint
 from phase_bus.errors import AddressError
 
 ADDRESS_VARIABLE = "PHASE_BUS_ADDRESS"
+"""The environment variable that says where the bus is."""
 FORMS = "write ipc:///some/directory or tcp://host:port"
 _MAX_IPC_PATH = 107  # sun_path of a Unix socket, less its closing zero
 _PORT = re.compile(r"[0-9]{1,5}")

@@ -1,4 +1,4 @@
-"""What ``exec`` and ``up`` are told: a YAML file, and ``--with`` on the command line."""
+"""The configuration of ``exec`` and ``up``: a YAML file, and ``--with`` on the command line."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import yaml
 from msgspec import Meta, Struct, field
+from msgspec.structs import replace
 
 from phase_bus.bus.options import BusOptions
 from phase_bus.errors import ConfigError, suggest
@@ -26,8 +27,8 @@ class ConsumerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         use: its name in the registry, or ``module:Class``; ``hook:...``, ``hooks``, ``processor:...`` or
-            ``processors`` for what is to be called in one process; ``consumers`` for all consumers that
-            are loaded without being named.
+            ``processors`` for those in one process; ``consumers`` for all that are loaded without being
+            named, each in its own.
         name: what to call it; the same as ``use`` by default.
         set: its options.
         workers: how many processes share its work, as a group of this name.
@@ -48,7 +49,7 @@ class ConsumerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         """Read ``NAME`` or ``NAME:key=value,key=value``, where NAME may be ``module:Class``.
 
         Raises:
-            ConfigError: an option without ``=``.
+            ConfigError: if an option has no ``=``.
         """
         head, equals, tail = text.partition("=")
         if not equals:
@@ -88,7 +89,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def load_config(
-    path: Path | None, extra: list[str], addresses: list[str], workers: list[str] | None = None
+    path: Path | None, extra: Sequence[str], addresses: Sequence[str], workers: Sequence[str] = ()
 ) -> Config:
     """Return the configuration of a file, with what the command line adds.
 
@@ -99,21 +100,28 @@ def load_config(
         workers: how many processes a consumer has, as ``NAME=N``.
 
     Raises:
-        ConfigError: the file cannot be read, has an unknown key or a wrong value, or two consumers
-            have the same name; or ``workers`` name none of them, or no number.
+        ConfigError: if the file cannot be read, has an unknown key or a wrong value, two consumers have
+            the same name, or ``workers`` has an unknown name or no number.
     """
     config = Config() if path is None else _read(path)
-    given = _all_named([*config.consumers, *map(ConsumerConfig.parse, extra)])
-    consumers = _with_workers(tuple(given), workers or [])
-    names: set[str] = set()
-    for consumer in consumers:
-        if consumer.title in names:
+    consumers: dict[str, ConsumerConfig] = {}
+    for consumer in _all_named([*config.consumers, *map(ConsumerConfig.parse, extra)]):
+        if consumers.setdefault(consumer.title, consumer) is not consumer:
             raise ConfigError(
                 f"two consumers are called {consumer.title!r}; give one of them a 'name' of its own "
                 "in the YAML file (-c)"
             )
-        names.add(consumer.title)
-    return msgspec.structs.replace(config, consumers=consumers, address=tuple(addresses) or config.address)
+    for text in workers:
+        name, _, number = text.rpartition("=")
+        if name not in consumers:
+            hint = suggest(name, consumers)
+            raise ConfigError(f"--workers {text!r}: no consumer is called {name!r}; write NAME=N{hint}")
+        if not number.isdecimal() or not int(number):
+            raise ConfigError(
+                f"--workers {text!r}: {number!r} is not a number of processes; write {name}=4"
+            )
+        consumers[name] = replace(consumers[name], workers=int(number))
+    return replace(config, consumers=tuple(consumers.values()), address=tuple(addresses) or config.address)
 
 
 def _all_named(consumers: Sequence[ConsumerConfig]) -> Iterator[ConsumerConfig]:
@@ -134,36 +142,19 @@ def _all_named(consumers: Sequence[ConsumerConfig]) -> Iterator[ConsumerConfig]:
         yield from map(ConsumerConfig, loaded)
 
 
-def _with_workers(consumers: tuple[ConsumerConfig, ...], workers: list[str]) -> tuple[ConsumerConfig, ...]:
-    by_name = {consumer.title: consumer for consumer in consumers}
-    for text in workers:
-        name, _, number = text.rpartition("=")
-        if name not in by_name:
-            raise ConfigError(
-                f"--workers {text!r}: no consumer is called {name!r}; write NAME=N{suggest(name, by_name)}"
-            )
-        if not number.isdecimal() or not int(number):
-            raise ConfigError(f"--workers {text!r}: {number!r} is no number of processes; write {name}=4")
-        by_name[name] = msgspec.structs.replace(by_name[name], workers=int(number))
-    return tuple(by_name.get(consumer.title, consumer) for consumer in consumers)
-
-
 def _read(path: Path) -> Config:
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; give another file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: is not YAML: {reason}") from error
+        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     content = {} if content is None else content
     if isinstance(content, dict):
-        if isinstance(content.get("address"), str):
-            content["address"] = [content["address"]]
-        if isinstance(content.get("consumers"), list):
-            content["consumers"] = [
-                {"use": entry} if isinstance(entry, str) else entry for entry in content["consumers"]
-            ]
+        if isinstance(address := content.get("address"), str):
+            content["address"] = [address]
+        if isinstance(listed := content.get("consumers"), list):
+            content["consumers"] = [{"use": each} if isinstance(each, str) else each for each in listed]
     try:
         return msgspec.convert(content, Config)
     except msgspec.ValidationError as error:
@@ -178,9 +169,8 @@ def _explain(message: str) -> str:
     unknown = _UNKNOWN.match(message)
     if unknown is None:
         return f"{message.replace('Object', 'the file').replace('`', chr(39))}{place}"
-    fields = Config.__struct_fields__
-    if place.startswith(" in bus"):
-        fields = BusOptions.__struct_fields__
-    elif place.startswith(" in consumers"):
-        fields = ConsumerConfig.__struct_fields__
-    return f"unknown key {unknown[1]!r}{place}{suggest(unknown[1], fields)}"
+    struct = next((struct for key, struct in _BELOW.items() if place.startswith(f" in {key}")), Config)
+    return f"unknown key {unknown[1]!r}{place}{suggest(unknown[1], struct.__struct_fields__)}"
+
+
+_BELOW: dict[str, type[Struct]] = {"bus": BusOptions, "limits": Limits, "consumers": ConsumerConfig}

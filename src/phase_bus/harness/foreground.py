@@ -7,21 +7,20 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from phase_bus.errors import ConfigError
+from phase_bus.harness.signals import ENDING, signal_group, signals_to
 
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_FORWARDED = (*ENDING, signal.SIGQUIT)
 _LOOK_S = 0.2
 
 
 def check_command(command: Sequence[str]) -> None:
-    """See that a command can be found before anything is started for it.
-
-    Raises:
-        ConfigError: it cannot.
-    """
+    """Raise a ConfigError unless a command is given and can be found, before anything is started."""
+    if not command:
+        raise ConfigError("no command to run; write it after '--', as in: -- aiperf profile ...")
     if shutil.which(command[0]) is None:
         raise ConfigError(f"command {command[0]!r}: not found, or not executable; check its name and $PATH")
 
@@ -32,45 +31,27 @@ async def run_in_foreground(command: Sequence[str], environment: Mapping[str, st
     It gets a process group of its own, as a shell gives it one, and the terminal with it: Ctrl-C and
     Ctrl-Z reach the command alone. Signals sent to this process are passed on to the group.
     """
-    # Before the start: a signal during it must not end this process and leave the command behind.
-    with _signals_forwarded() as forward_to:
-        process = await asyncio.create_subprocess_exec(*command, env=dict(environment), process_group=0)
-        forward_to(process.pid)
-        with _terminal_given_to(process.pid):
-            watcher = asyncio.create_task(_follow_suspension(process.pid))
-            try:
-                return await process.wait()
-            finally:
-                watcher.cancel()
-
-
-@contextmanager
-def _signals_forwarded() -> Iterator[Callable[[int], None]]:
-    """Pass signals on to a process group, named as soon as it is known; those before it wait."""
-    loop = asyncio.get_running_loop()
     early: list[int] = []
     group: int | None = None
 
     def forward(signum: int) -> None:
         if group is None:
             early.append(signum)
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(group, signum)
+        else:
+            signal_group(group, signum)
 
-    def forward_to(pid: int) -> None:
-        nonlocal group
-        group = pid
+    # Before the start: a signal during it must not end this process and leave the command behind.
+    with signals_to(forward, _FORWARDED):
+        process = await asyncio.create_subprocess_exec(*command, env=dict(environment), process_group=0)
+        group = process.pid
         for signum in early:
             forward(signum)
-
-    for signum in _FORWARDED:
-        loop.add_signal_handler(signum, forward, signum)
-    try:
-        yield forward_to
-    finally:
-        for signum in _FORWARDED:
-            loop.remove_signal_handler(signum)
+        with _terminal_given_to(group):
+            watcher = asyncio.create_task(_follow_suspension(group))
+            try:
+                return await process.wait()
+            finally:
+                watcher.cancel()
 
 
 @contextmanager
@@ -79,8 +60,7 @@ def _terminal_given_to(group: int) -> Iterator[None]:
         yield
         return
     _hand_terminal_to(group)
-    with suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGCONT)  # in case it asked for the terminal before it had it
+    signal_group(group, signal.SIGCONT)  # in case it asked for the terminal before it had it
     try:
         yield
     finally:
@@ -120,5 +100,4 @@ async def _follow_suspension(pid: int) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
         if had_terminal:
             _hand_terminal_to(pid)
-        with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGCONT)
+        signal_group(pid, signal.SIGCONT)

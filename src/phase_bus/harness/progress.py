@@ -15,24 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+from phase_bus import events
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.records import RecordBatch
-from phase_bus.events import (
-    Drop,
-    PhaseComplete,
-    PhaseEvent,
-    PhaseProgress,
-    PhaseSendingComplete,
-    PhaseStart,
-    PhaseStats,
-    PhaseTimeout,
-    Receipt,
-    Records,
-    RunComplete,
-    RunStart,
-    Summary,
-)
 
+_EVERY_S = 2.0
 _LATENCIES = ("request_latency", "time_to_first_token")
 _STYLES = {"completed": "green", "cancelled": "yellow", "failed": "red", "lost": "red"}
 
@@ -40,9 +27,8 @@ _STYLES = {"completed": "green", "cancelled": "yellow", "failed": "red", "lost":
 class _Phase:
     """What is to be shown of one phase."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.stats = PhaseStats()
+    def __init__(self) -> None:
+        self.stats = events.PhaseStats()
         self.records = 0
         self.errors = 0
         self.latencies_ns: dict[str, list[np.ndarray[Any, Any]]] = {n: [] for n in _LATENCIES}
@@ -52,43 +38,38 @@ class _Phase:
 class Progress(Consumer):
     """Shows how the runs on a bus go.
 
-    Args:
-        console: where to.
-        every_s: how often while a phase goes on.
-
     Attributes:
-        results: final summaries by run, the first producer's.
+        results: final summaries by run.
         ended: how runs ended.
         receipts: by run and consumer.
         profiling: set as soon as a profiling phase has begun.
     """
 
-    def __init__(self, console: Console, every_s: float = 2.0) -> None:
-        self.console = console
-        self.every_s = every_s
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self.results: dict[str, dict[str, Any]] = {}
-        self.ended: dict[str, RunComplete] = {}
-        self.receipts: dict[tuple[str, str], Receipt] = {}
+        self.ended: dict[str, events.RunComplete] = {}
+        self.receipts: dict[tuple[str, str], events.Receipt] = {}
         self.profiling = asyncio.Event()
         self._phases: dict[tuple[str, int], _Phase] = {}
         self._runs: list[str] = []
         self._shown_s = time.monotonic()
 
     def say(self, who: str, line: str) -> None:
-        """Show a line of one of the processes."""
-        self.console.print(Text(f"{who} | ", style="dim") + Text.from_ansi(line), soft_wrap=True)
+        """Show a line that one of the processes wrote."""
+        self._console.print(Text(f"{who} | ", style="dim") + Text.from_ansi(line), soft_wrap=True)
 
     def note(self, markup: str) -> None:
         """Show a line of our own."""
-        self.console.print(f"[bold cyan]phase-bus[/] | {markup}", soft_wrap=True, highlight=False)
+        self._console.print(f"[bold cyan]phase-bus[/] | {markup}", soft_wrap=True, highlight=False)
 
-    async def on_run_start(self, event: RunStart) -> None:
+    async def on_run_start(self, event: events.RunStart) -> None:
         """Show that a run began."""
         self._runs.append(event.run_id)
         what = ", ".join(filter(None, (event.producer, *event.models)))
         self.note(f"run {escape(event.run_id)} started{f': {escape(what)}' if what else ''}")
 
-    async def on_phase_start(self, event: PhaseStart) -> None:
+    async def on_phase_start(self, event: events.PhaseStart) -> None:
         """Show that a phase began."""
         self._phase(event).stats = event.stats
         self.note(f"{self._title(event)} started")
@@ -96,23 +77,23 @@ class Progress(Consumer):
             self.profiling.set()
         self._shown_s = time.monotonic()
 
-    async def on_phase_progress(self, event: PhaseProgress) -> None:
+    async def on_phase_progress(self, event: events.PhaseProgress) -> None:
         """Show how far a phase is, from time to time."""
         self._phase(event).stats = event.stats
         self._show_from_time_to_time(event)
 
-    async def on_phase_sending_complete(self, event: PhaseSendingComplete) -> None:
+    async def on_phase_sending_complete(self, event: events.PhaseSendingComplete) -> None:
         """Remember the counts."""
         self._phase(event).stats = event.stats
 
-    async def on_phase_timeout(self, event: PhaseTimeout) -> None:
+    async def on_phase_timeout(self, event: events.PhaseTimeout) -> None:
         """Show that requests were cut."""
         self.note(
             f"[yellow]{self._title(event)} timed out: its grace period is over, "
             f"{event.requests_cut} requests were cut[/]"
         )
 
-    async def on_phase_complete(self, event: PhaseComplete) -> None:
+    async def on_phase_complete(self, event: events.PhaseComplete) -> None:
         """Show what came of a phase."""
         stats = event.stats
         duration = f" in {stats.duration_s:.1f} s" if stats.duration_s is not None else ""
@@ -122,7 +103,7 @@ class Progress(Consumer):
         )
         self._phases.pop((event.run_id, event.phase.index), None)
 
-    async def on_records(self, event: Records) -> None:
+    async def on_records(self, event: events.Records) -> None:
         """Count requests and keep their latencies until they are shown."""
         phase = self._phases.get((event.run_id, event.phase.index))
         if phase is None:
@@ -135,12 +116,12 @@ class Progress(Consumer):
                 parts.append(batch.values(name))
         self._show_from_time_to_time(event)
 
-    async def on_drop(self, event: Drop) -> None:
+    async def on_drop(self, event: events.Drop) -> None:
         """Show a loss at once."""
         what = f"{sum(event.events.values())} events with {event.records} records"
         self.note(f"[red]{escape(event.source)} dropped {what}: {escape(event.reason)}[/]")
 
-    async def on_run_complete(self, event: RunComplete) -> None:
+    async def on_run_complete(self, event: events.RunComplete) -> None:
         """Show how a run ended."""
         self.ended[event.run_id] = event
         reason = f" ({escape(event.reason)})" if event.reason else ""
@@ -152,38 +133,33 @@ class Progress(Consumer):
         for key in [key for key in self._phases if key[0] == event.run_id]:
             del self._phases[key]
 
-    async def on_receipt(self, event: Receipt) -> None:
-        """Keep what a consumer says of a run; the last word counts."""
+    async def on_receipt(self, event: events.Receipt) -> None:
+        """Keep the last receipt of each consumer."""
         self.receipts[event.run_id, event.consumer] = event
 
-    async def on_summary(self, event: Summary) -> None:
+    async def on_summary(self, event: events.Summary) -> None:
         """Keep a final result for the end."""
         if "phases" in event.result:
             self.results[event.run_id] = event.result
 
-    def _phase(self, event: PhaseEvent | Records) -> _Phase:
-        key = (event.run_id, event.phase.index)
-        if key not in self._phases:
-            self._phases[key] = _Phase(event.phase.name)
-        return self._phases[key]
+    def _phase(self, event: events.PhaseEvent | events.Records) -> _Phase:
+        return self._phases.setdefault((event.run_id, event.phase.index), _Phase())
 
-    def _title(self, event: PhaseEvent | Records) -> str:
+    def _title(self, event: events.PhaseEvent | events.Records) -> str:
         run = f"{event.run_id} " if len(self._runs) > 1 else ""
         return escape(f"{run}{event.phase.name}")
 
-    def _show_from_time_to_time(self, event: PhaseEvent | Records) -> None:
+    def _show_from_time_to_time(self, event: events.PhaseEvent | events.Records) -> None:
         now_s = time.monotonic()
         elapsed_s = now_s - self._shown_s
-        if elapsed_s < self.every_s:
+        if elapsed_s < _EVERY_S:
             return
         self._shown_s = now_s
         phase = self._phase(event)
         parts = [self._title(event)]
-        progress = phase.stats.progress(time.time_ns())
-        if progress is not None:
+        if (progress := phase.stats.progress(time.time_ns())) is not None:
             parts.append(f"{progress:.0%}")
-        done = max(phase.records, phase.stats.completed)
-        parts.append(f"{done:,} requests")
+        parts.append(f"{max(phase.records, phase.stats.completed):,} requests")
         if phase.records:
             parts.append(f"{(phase.records - phase.shown_records) / elapsed_s:,.0f} req/s")
         for name, label in zip(_LATENCIES, ("latency", "TTFT"), strict=True):

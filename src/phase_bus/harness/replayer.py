@@ -29,8 +29,8 @@ PATIENCE_S = 30.0
 class Replayer:
     """Publishes past events on a bus under a new source id, and waits until the bus has them.
 
-    It has no thread and drops nothing: what the bus does not take, it does not read. Payloads stay as
-    they are, but for the end of a run, whose counts become those of what was published here.
+    It has no thread and drops nothing: it reads no further than the bus takes. Payloads stay as they are,
+    except for the end of a run, whose counts become those of what was published here.
 
     Args:
         address: where the bus is.
@@ -38,10 +38,6 @@ class Replayer:
         run_id: what to call the run instead.
         patience_s: how long the bus may acknowledge nothing, in seconds, before it is given up.
         on_sent: called with the number of events so far.
-
-    Attributes:
-        events: how many events were published.
-        records: how many request records were in them.
     """
 
     def __init__(
@@ -83,8 +79,8 @@ class Replayer:
         """Publish events, and return when the bus has acknowledged all of them.
 
         Raises:
-            PhaseBusError: the bus takes nothing for longer than the patience lasts; or a run is to get
-                another id, and an event is of a kind that this version cannot write.
+            PhaseBusError: if the bus takes nothing for longer than the patience lasts, or a run is to get
+                another id and an event is of a kind that this version cannot write.
         """
         for past in events:
             self._wait_until_due(past)
@@ -98,7 +94,7 @@ class Replayer:
         self._on_sent(self.events)
 
     def close(self) -> None:
-        """Leave the bus; it ends runs that have not ended."""
+        """Leave the bus, which ends runs that are still open."""
         self._link.close()
         self._context.term()
 

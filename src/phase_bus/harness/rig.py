@@ -1,4 +1,4 @@
-"""A bus, its consumers and a display of how they do: what ``exec`` and ``up`` set up."""
+"""A bus and its consumers as processes, and a display of how the runs go: for ``exec`` and ``up``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -16,10 +15,12 @@ from rich.console import Console
 from phase_bus.consumer.consumer import named
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
+from phase_bus.core.client import BusClient
 from phase_bus.core.control import REMEMBERED_RUNS, Status
+from phase_bus.errors import BusUnreachableError, PhaseBusError
+from phase_bus.harness.children import STOP_S, Child, ConsumerChild, bus_arguments, describe_exit
 from phase_bus.harness.config import Config
 from phase_bus.harness.progress import Progress
-from phase_bus.harness.supervisor import Child, Supervisor
 
 _LOOK_S = 0.05
 _RUN_END_GRACE_S = 2.0  # for a run_complete that is still under way when its command has ended
@@ -43,22 +44,25 @@ class Rig:
     def __init__(self, config: Config, console: Console, *, quiet: bool = False) -> None:
         self.config = config
         self.progress = named(Progress(console), "progress")
+        self.whole = True
         self._quiet = quiet
-        self._bus_is_dead = False
         self._directory = Path(tempfile.mkdtemp(prefix="phase-bus-"))
         given = [Address.parse(text) for text in config.address]
         # We talk to the bus by ipc: at the address given, if there is one of that kind.
         own = next((a for a in given if a.scheme == "ipc"), None)
         self._own = own or Address("ipc", directory=str(self._directory))
         self.address = str(self._own)
-        self.whole = True  # whether every consumer handled everything, as far as is known
-        self._supervisor = Supervisor(config, self._own, self.progress.say, self._on_death)
+        self._client = BusClient(self._own)
+        addresses = [*config.address, *(() if own else (self.address,))]
+        self._bus = Child("bus", bus_arguments(addresses, config), self.progress.say)
+        self._consumers = [ConsumerChild(c, self.address, self.progress.say) for c in config.consumers]
+        self._watchers: list[asyncio.Task[None]] = []
         self._display: asyncio.Task[None] | None = None
         self._runner: ConsumerRunner | None = None
 
     async def __aenter__(self) -> Self:
         try:
-            status = await self._supervisor.start()
+            status = await self._start()
             if self.config.address:
                 self.address = status.addresses[0]
             if not self._quiet:
@@ -68,46 +72,120 @@ class Rig:
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self._close()
 
     @property
     def pids(self) -> dict[str, int]:
         """The process ids of the bus (``bus``) and of the consumers, by their names."""
-        return self._supervisor.pids
+        return {child.name: child.pid for child in (*self._consumers, self._bus)}
 
-    async def status(self) -> Status | None:
+    def note(self, text: str) -> None:
+        """Show a line, unless quiet."""
+        if not self._quiet:
+            self.progress.note(text)
+
+    async def status(self, timeout_s: float = 1.0) -> Status | None:
         """Return the bus's status, or None if it does not answer."""
-        return await self._supervisor.status()
+        try:
+            return await asyncio.to_thread(self._client.status, timeout_s)
+        except BusUnreachableError:
+            return None
+
+    # ---- beginning and end ----
+
+    async def _start(self) -> Status:
+        """Start everything and wait until each consumer is ready; return the bus's status.
+
+        Raises:
+            PhaseBusError: if a process ended instead, or was not ready in time.
+        """
+        await self._bus.start()
+        await asyncio.gather(*(child.start() for child in self._consumers))
+        status = await self._wait_ready()
+        for child in (self._bus, *self._consumers):
+            child.speak()
+            self._watchers.append(asyncio.create_task(self._watch(child)))
+        return status
+
+    async def _wait_ready(self) -> Status:
+        timeout_s = self.config.ready_timeout_s
+        waiting = list(self._consumers)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    for child in (self._bus, *self._consumers):
+                        if child.returncode is not None:
+                            raise PhaseBusError(await child.failure())
+                    if (status := await self.status(0.2)) is not None:
+                        waiting = [child for child in self._consumers if not child.is_ready(status)]
+                        if not waiting:
+                            return status
+                    await asyncio.sleep(_LOOK_S)
+        except TimeoutError:
+            names = ", ".join(child.name for child in waiting) or "the bus"
+            raise PhaseBusError(f"{names}: not ready within {timeout_s:g} s") from None
+
+    async def _watch(self, child: Child) -> None:
+        await child.wait()
+        if not child.ending:
+            self._tell_death(child, describe_exit(child.returncode))
+
+    def _tell_death(self, child: Child, how: str) -> None:
+        self.whole = False
+        what = "the bus" if child is self._bus else f"consumer {child.name}"
+        self.progress.note(f"[red]{what} {how}[/]; the benchmark goes on without it")
+
+    async def _start_display(self) -> None:
+        ready = asyncio.Event()
+        self._runner = ConsumerRunner(self.progress, self._own, receipts=False, on_ready=ready.set)
+        self._display = asyncio.create_task(self._runner.run())
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait((waiting, self._display), return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+
+    async def _close(self) -> None:
+        """End the display, the consumers, then the bus."""
+        if self._runner is not None and self._display is not None:
+            self._runner.stop()
+            await self._display
+        results = await asyncio.gather(*(child.stop() for child in self._consumers))
+        for child, finished in zip(self._consumers, results, strict=True):
+            if not finished:
+                self._tell_death(child, f"did not finish within {STOP_S:g} s and was killed")
+        await self._bus.stop()
+        await asyncio.gather(*self._watchers)
+        self._client.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    # ---- the end of runs ----
 
     async def settle(self, reason: str) -> None:
         """Wait until every run has ended and every living consumer has handled that.
 
         Args:
-            reason: why runs that are still open after a moment must be given up.
+            reason: why runs that are still open after a moment are ended as lost.
         """
         deadline_s = time.monotonic() + _RUN_END_GRACE_S
-        status = await self._supervisor.status()
+        status = await self.status()
         while status is not None and _open_runs(status) and time.monotonic() < deadline_s:
             await asyncio.sleep(_LOOK_S)
-            status = await self._supervisor.status()
+            status = await self.status()
         if status is not None and _open_runs(status):
-            await self._supervisor.end_runs(reason)
+            try:
+                await asyncio.to_thread(self._client.end_runs, reason)
+            except BusUnreachableError:
+                self.progress.note("[red]the bus does not answer; runs cannot be ended[/]")
         await self._wait_handled()
 
     async def _wait_handled(self) -> None:
         deadline_s = time.monotonic() + self.config.drain_timeout_s
-        while (status := await self._supervisor.status()) is not None:
+        while (status := await self.status()) is not None:
             unfinished = list(self._unfinished(status))
             if not unfinished:
                 self._tell_incomplete(status)
                 return
-            if self._bus_is_dead:
+            if self._bus.returncode is not None:
                 break
             if time.monotonic() > deadline_s:
                 self.whole = False
@@ -123,7 +201,7 @@ class Rig:
 
     def _unfinished(self, status: Status) -> Iterator[tuple[Child, str]]:
         runs = [run.run_id for run in status.runs if run.status != "running"][-REMEMBERED_RUNS:]
-        for child in self._supervisor.consumers:
+        for child in self._consumers:
             info = child.standing(status)
             if child.returncode is not None or info is None:
                 continue
@@ -132,7 +210,7 @@ class Rig:
                     yield child, run_id
 
     def _tell_incomplete(self, status: Status) -> None:
-        for child in self._supervisor.consumers:
+        for child in self._consumers:
             info = child.standing(status)
             for run_id in info.incomplete_runs if info else ():
                 self.whole = False
@@ -140,27 +218,6 @@ class Rig:
                     f"[red]consumer {child.name} did not handle everything of run {run_id}[/]; "
                     "its lines above say what"
                 )
-
-    def _on_death(self, name: str, how: str) -> None:
-        self.whole = False
-        self._bus_is_dead |= name == "bus"
-        what = "the bus" if name == "bus" else f"consumer {name}"
-        self.progress.note(f"[red]{what} {how}[/]; the benchmark goes on without it")
-
-    async def _start_display(self) -> None:
-        ready = asyncio.Event()
-        self._runner = ConsumerRunner(self.progress, self._own, receipts=False, on_ready=ready.set)
-        self._display = asyncio.create_task(self._runner.run())
-        waiting = asyncio.create_task(ready.wait())
-        await asyncio.wait((waiting, self._display), return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-
-    async def _close(self) -> None:
-        if self._runner is not None and self._display is not None:
-            self._runner.stop()
-            await self._display
-        await self._supervisor.stop()
-        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def _open_runs(status: Status) -> bool:

@@ -5,22 +5,13 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from phase_bus.events import (
-    PhaseComplete,
-    PhasePlan,
-    PhaseProgress,
-    PhaseRef,
-    PhasesConfigured,
-    PhaseSendingComplete,
-    PhaseStart,
-    PhaseStats,
-    RunStart,
-)
+from phase_bus import events
 from phase_bus.publisher.batcher import RawRecord
 from phase_bus.publisher.event_publisher import EventPublisher
 
@@ -29,85 +20,63 @@ _PENDING_LIMIT = 4096
 _OUTPUT_TOKENS = 64
 
 
+@dataclass(kw_only=True)
 class Simulation:
     """Publishes a run of made-up requests: lognormal latencies, and errors now and then.
 
-    Args:
-        publisher: where to.
-        run_id: the run's id; a new one by default.
-        requests: requests of the profiling phase.
-        rate: requests a second, 0 for as fast as the publisher delivers.
-        warmup: requests of the warm-up phase, 0 for no such phase.
-        error_rate: the share of requests that fail, 0 to 1.
-        progress_s: seconds between progress events.
-        seed: what the numbers are drawn from.
-        ttft_ms: the median time to the first token.
-        sweep: what the run's start says of the sweep it belongs to: ``sweep_id``, ``trial``, ``label``,
-            ``variation``.
+    The attributes are the options of ``phase-bus simulate``; ``sweep`` has what the run's start says of the
+    sweep it belongs to: ``sweep_id``, ``trial``, ``label``, ``variation``.
     """
 
-    def __init__(
-        self,
-        publisher: EventPublisher,
-        *,
-        run_id: str | None = None,
-        requests: int = 2000,
-        rate: float = 500.0,
-        warmup: int = 50,
-        error_rate: float = 0.01,
-        progress_s: float = 0.5,
-        seed: int = 0,
-        ttft_ms: float = 30.0,
-        sweep: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.run_id = run_id or uuid.uuid4().hex[:12]
-        self._publisher = publisher
-        self._rate = rate
-        self._error_rate = error_rate
-        self._progress_s = progress_s
-        self._ttft_ms = ttft_ms
-        self._sweep = dict(sweep or {})
-        self._random = np.random.default_rng(seed)
-        self._phases = [("warmup", warmup)] if warmup else []
-        self._phases.append(("profiling", requests))
+    publisher: EventPublisher = field(kw_only=False)
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    requests: int = 2000
+    rate: float = 500.0
+    warmup: int = 50
+    error_rate: float = 0.01
+    progress_s: float = 0.5
+    seed: int = 0
+    ttft_ms: float = 30.0
+    sweep: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._random = np.random.default_rng(self.seed)
 
     def run(self) -> None:
         """Publish the whole run; returns when the last event is handed to the publisher.
 
         Raises:
-            KeyboardInterrupt: the user had enough; the run ends as cancelled.
+            KeyboardInterrupt: if the user interrupts it; the run ends as cancelled.
         """
         try:
             self._run()
         except KeyboardInterrupt:
-            self._publisher.complete_run(self.run_id, "cancelled", "interrupted")
+            self.publisher.complete_run(self.run_id, "cancelled", "interrupted")
             raise
-        self._publisher.complete_run(self.run_id, "completed")
+        self.publisher.complete_run(self.run_id, "completed")
 
     def _run(self) -> None:
-        publish = self._publisher.publish
+        publish, run_id = self.publisher.publish, self.run_id
         publish(
-            RunStart(
-                run_id=self.run_id, producer="phase-bus simulate", models=("simulated",), **self._sweep
+            events.RunStart(
+                run_id=run_id, producer="phase-bus simulate", models=("simulated",), **self.sweep
             )
         )
-        refs = [
-            PhaseRef(name, "warmup" if name == "warmup" else "profiling", index)
-            for index, (name, _) in enumerate(self._phases)
-        ]
+        counts = [self.warmup, self.requests] if self.warmup else [self.requests]
+        kinds: list[events.PhaseKind] = ["warmup", "profiling"]
         plans = [
-            PhasePlan(phase=ref, expected_requests=count or None)
-            for ref, (_, count) in zip(refs, self._phases, strict=True)
+            events.PhasePlan(phase=events.PhaseRef(kind, kind, index), expected_requests=count or None)
+            for index, (kind, count) in enumerate(zip(kinds[-len(counts) :], counts, strict=True))
         ]
-        publish(PhasesConfigured(run_id=self.run_id, phases=tuple(plans)))
-        for ref, (_, count) in zip(refs, self._phases, strict=True):
-            self._run_phase(ref, count)
+        publish(events.PhasesConfigured(run_id=run_id, phases=tuple(plans)))
+        for plan in plans:
+            self._run_phase(plan.phase, plan.expected_requests or 0)
 
-    def _run_phase(self, ref: PhaseRef, count: int) -> None:
-        publish = self._publisher.publish
+    def _run_phase(self, ref: events.PhaseRef, count: int) -> None:
+        publish = self.publisher.publish
         started_s = shown_s = time.monotonic()
-        stats = PhaseStats(start_ns=time.time_ns(), expected_requests=count or None)
-        publish(PhaseStart(run_id=self.run_id, phase=ref, stats=stats))
+        stats = events.PhaseStats(start_ns=time.time_ns(), expected_requests=count or None)
+        publish(events.PhaseStart(run_id=self.run_id, phase=ref, stats=stats))
         done = errors = 0
         while done < count:
             chunk = min(_CHUNK, count - done)
@@ -115,33 +84,27 @@ class Simulation:
             done += chunk
             self._pace(started_s, done)
             stats = msgspec.structs.replace(stats, sent=done, completed=done, errors=errors)
-            if time.monotonic() - shown_s >= self._progress_s:
+            if time.monotonic() - shown_s >= self.progress_s:
                 shown_s = time.monotonic()
-                publish(PhaseProgress(run_id=self.run_id, phase=ref, stats=stats))
+                publish(events.PhaseProgress(run_id=self.run_id, phase=ref, stats=stats))
         stats = msgspec.structs.replace(stats, sent_end_ns=time.time_ns())
-        publish(PhaseSendingComplete(run_id=self.run_id, phase=ref, stats=stats))
+        publish(events.PhaseSendingComplete(run_id=self.run_id, phase=ref, stats=stats))
         stats = msgspec.structs.replace(stats, end_ns=time.time_ns())
-        publish(PhaseComplete(run_id=self.run_id, phase=ref, stats=stats))
+        publish(events.PhaseComplete(run_id=self.run_id, phase=ref, stats=stats))
 
     def _pace(self, started_s: float, done: int) -> None:
-        if self._rate:
-            time.sleep(max(0.0, started_s + done / self._rate - time.monotonic()))
-        while self._publisher.pending > _PENDING_LIMIT:  # a simulation may wait; a benchmark may not
+        if self.rate:
+            time.sleep(max(0.0, started_s + done / self.rate - time.monotonic()))
+        while self.publisher.pending > _PENDING_LIMIT:  # a simulation may wait; a benchmark may not
             time.sleep(0.001)
 
-    def _publish_records(self, ref: PhaseRef, first: int, count: int) -> int:
+    def _publish_records(self, ref: events.PhaseRef, first: int, count: int) -> int:
         """Publish a chunk of records; return how many of them failed."""
         failed = 0
         for record in draw_records(
-            self._random,
-            self.run_id,
-            ref,
-            first,
-            count,
-            error_rate=self._error_rate,
-            ttft_ms=self._ttft_ms,
+            self._random, self.run_id, ref, first, count, error_rate=self.error_rate, ttft_ms=self.ttft_ms
         ):
-            self._publisher.record(*record)
+            self.publisher.record(*record)
             failed += record[-1] is not None
         return failed
 
@@ -149,7 +112,7 @@ class Simulation:
 def draw_records(
     random: np.random.Generator,
     run_id: str,
-    phase: PhaseRef,
+    phase: events.PhaseRef,
     first: int,
     count: int,
     *,

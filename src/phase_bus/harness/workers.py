@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from phase_bus.errors import ConfigError
-from phase_bus.harness.supervisor import Child, describe_exit
+from phase_bus.harness.children import Child, describe_exit
 
-_STARTED_S = 1.0  # after this what it prints is shown as it comes
-_LASTED_S = 20.0  # who fails by itself before that has not worked
-_FAILURES = 3  # one after another, after which it is no use
-_STOP_S = 10.0  # sooner than who waits for the pool loses patience
+_STARTED_S = 1.0  # after this its output is shown as it comes
+_LASTED_S = 20.0  # a worker that fails by itself before that has not worked
+_FAILURES = 3  # in a row, after which it is given up
+_STOP_S = 10.0  # less than whoever waits for the pool allows
 _WAIT_S = 0.5  # before a dead worker is replaced
 
 
@@ -24,7 +24,7 @@ class WorkerPool:
     Args:
         arguments: those of ``phase-bus`` for one worker.
         workers: how many.
-        say: told each line that the workers print, with the worker's name, and of deaths with ``""``.
+        say: called with the worker's name and each line that it prints, and of deaths with ``""``.
     """
 
     def __init__(self, arguments: Sequence[str], workers: int, say: Callable[[str, str], None]) -> None:
@@ -41,7 +41,7 @@ class WorkerPool:
         """Run the workers until asked to stop.
 
         Raises:
-            ConfigError: one cannot start; the others are ended.
+            ConfigError: if one cannot start; the others are ended.
         """
         stopping = asyncio.create_task(self._stop.wait())
         names = [f"worker {number}" for number in range(1, self._workers + 1)]

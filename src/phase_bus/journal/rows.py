@@ -140,9 +140,9 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How much a journal keeps. The oldest runs that ended go first; a running one never goes.
 
     Attributes:
-        max_bytes: the size of the file, free pages left out.
-        max_age_s: seconds since a run's end.
-        max_runs: the number of runs, running ones included.
+        max_bytes: the size, without free pages, beyond which the oldest finished runs are pruned.
+        max_age_s: the age beyond which finished runs are pruned, in seconds since their end.
+        max_runs: the number of runs kept, running ones included.
     """
 
     max_bytes: int = 4 << 30

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from phase_bus.consumer.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.options import build_consumer
 from phase_bus.plugins.registry import Registry
 
@@ -22,20 +22,24 @@ def build(registry: Registry, use: str, name: str, values: Mapping[str, Any]) ->
         values: its options, as text or as values.
 
     Raises:
-        PhaseBusError: there is no such thing, or its options are not right.
+        PhaseBusError: if there is no such thing, or an option is wrong.
     """
-    if is_adapted(use):
-        from phase_bus.plugins.adapters import adapt  # numpy and all: only for those who use it
+    if not is_adapted(use):
+        return build_consumer(registry.resolve(use), name, values)
+    # Only here, since they take long to load.
+    from phase_bus.plugins.adapters.hooks import HookConsumer
+    from phase_bus.plugins.adapters.parts import choose
+    from phase_bus.plugins.adapters.processors import ProcessorConsumer
 
-        return adapt(registry, use, name, values)
-    return build_consumer(registry.resolve(use), name, values)
+    kind, parts = choose(registry, use, name, values)
+    return named(HookConsumer(parts) if kind == "hook" else ProcessorConsumer(parts), name)
 
 
 def group_of(registry: Registry, use: str) -> str:
     """Return the group that processes of what ``use`` names form by themselves, empty for none.
 
     Raises:
-        ConsumerNotFoundError: there is no such consumer.
+        ConsumerNotFoundError: if there is no such consumer.
     """
     return "" if is_adapted(use) else registry.resolve(use).group
 

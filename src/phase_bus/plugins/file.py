@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-import msgspec
 from msgspec import Struct, field
 
 Kind: TypeAlias = Literal["consumer", "hook", "processor"]
@@ -20,11 +19,7 @@ OURS = f"phase_bus_consumers:{DEFAULT_FILE}"
 PRIORITY = 50
 
 # The section of the file that a kind of component stands in.
-SECTIONS: dict[str, Kind] = {
-    "consumers": "consumer",
-    "phase_hooks": "hook",
-    "post_processors": "processor",
-}
+SECTIONS: dict[str, Kind] = {"consumers": "consumer", "phase_hooks": "hook", "post_processors": "processor"}
 
 
 class PluginInfo(Struct, frozen=True):
@@ -42,10 +37,8 @@ class Row(Struct, frozen=True):
 
     Attributes:
         target: its class, as ``module:Class``; ``class`` in the file.
-        description: what it does, in one line.
-        priority: its place in the order, lowest first.
-        tags: words to find it by.
-        auto_load: whether it is among those that are taken without being named.
+        priority: its place among those of its kind, lowest first.
+        auto_load: whether it is loaded without being named.
         config_params: the names of its options.
     """
 
@@ -58,7 +51,7 @@ class Row(Struct, frozen=True):
 
 
 class PluginFile(Struct, frozen=True):
-    """A whole file."""
+    """A whole file. Unknown keys are ignored: a newer phase-bus may know them."""
 
     plugin: PluginInfo
     consumers: dict[str, Row] | None = None
@@ -74,20 +67,11 @@ class PluginFile(Struct, frozen=True):
         ]
 
 
-def read_plugin(path: Path) -> PluginFile:
-    """Read a file. Keys that are not known are passed over: a newer phase-bus may know them.
-
-    Raises:
-        OSError, msgspec.MsgspecError: it cannot be read, or is not right.
-    """
-    return msgspec.yaml.decode(path.read_bytes(), type=PluginFile)
-
-
 def installed_sources() -> list[str]:
     """Return where the files of installed plugins are, as ``package:file``: ours first, then by name.
 
     The value of an entry point is ``package:file``, or ``package`` alone for its ``registry.yaml``. In
-    AIPerf's own group only a ``registry.yaml`` counts: AIPerf's plugins have another form of file there.
+    AIPerf's own group only a ``registry.yaml`` counts: AIPerf's plugins have another kind of file there.
     """
     found = {_source(point.value) for point in entry_points(group=GROUP)}
     theirs = {_source(point.value) for point in entry_points(group=AIPERF_GROUP)}
@@ -100,8 +84,8 @@ def path_of(source: str) -> Path:
     """Return the path of a plugin's file, without importing its package.
 
     Raises:
-        ModuleNotFoundError: there is no such package; finding it may raise anything else, too, since a
-            package inside another one has its parents imported.
+        ModuleNotFoundError: if there is no such package; finding it may raise anything else too, since the
+            parents of a package are imported.
     """
     package, _, file = source.partition(":")
     spec = find_spec(package)

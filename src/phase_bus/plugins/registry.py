@@ -2,10 +2,10 @@
 
 A plugin is a package with an entry point in the group ``phase_bus.plugins`` whose value is
 ``package:registry.yaml``. Its file is read without importing the package, and a class is imported only
-when it is used, so a plugin that is broken, slow to import or not wanted costs the others nothing.
+when it is used, so a plugin that is broken, slow to import or unwanted costs the others nothing.
 
-Names are settled by order: our own plugin comes first, the others follow in the alphabetical order of
-their packages. The first that has a name keeps it; what comes later is left out and reported.
+Our own plugin comes first, the others follow in the alphabetical order of their packages. Of two things
+with one name the first counts; the other is left out and reported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from msgspec import Struct
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.classes import Check, import_class, look_here_too, one_line
 from phase_bus.errors import ConsumerNotFoundError, suggest
-from phase_bus.plugins.file import PRIORITY, Kind, PluginFile, installed_sources, path_of, read_plugin
+from phase_bus.plugins.file import SECTIONS, Kind, PluginFile, Row, installed_sources, path_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,29 +28,11 @@ _METHODS = ("on_phase_start", "on_phase_sending_complete", "on_phase_complete", 
 WORDS = {"hook": "phase hook", "processor": "post-processor", "consumer": "consumer"}
 
 
-class Entry(Struct, frozen=True, kw_only=True):
-    """A consumer, hook or processor that a plugin offers.
-
-    Attributes:
-        name: what users call it.
-        kind: which of the three it is.
-        target: its class, as ``module:Class``.
-        description: what it does, in one line.
-        priority: its place among those of its kind, lowest first.
-        tags: words to find it by.
-        auto_load: whether it is among those that are taken without being named.
-        config_params: the names of its options, as its plugin says.
-        plugin: the plugin that offers it.
-    """
+class Entry(Row, frozen=True, kw_only=True):
+    """A consumer, hook or processor: its row in a plugin's file, with its name and kind, and the plugin."""
 
     name: str
-    target: str
     kind: Kind = "consumer"
-    description: str = ""
-    priority: int = PRIORITY
-    tags: tuple[str, ...] = ()
-    auto_load: bool = True
-    config_params: tuple[str, ...] = ()
     plugin: str = ""
 
     @property
@@ -60,13 +42,7 @@ class Entry(Struct, frozen=True, kw_only=True):
 
 
 class Registry(Struct, frozen=True):
-    """What can be used by name.
-
-    Attributes:
-        consumers: the consumers by name, in the order of priority.
-        hooks: the phase hooks, likewise.
-        processors: the post-processors, likewise.
-    """
+    """What can be used by name: consumers, hooks and processors, each in the order of priority."""
 
     consumers: dict[str, Entry] = {}
     hooks: dict[str, Entry] = {}
@@ -93,23 +69,22 @@ class Registry(Struct, frozen=True):
                 continue
             _add(file, found)
         ordered = sorted(found.values(), key=attrgetter("priority", "name"))
-        return cls(
-            *({e.name: e for e in ordered if e.kind == kind} for kind in ("consumer", "hook", "processor"))
-        )
+        return cls(*({e.name: e for e in ordered if e.kind == kind} for kind in SECTIONS.values()))
 
     def of(self, kind: Kind) -> dict[str, Entry]:
         """Return what there is of a kind, by name."""
-        return {"consumer": self.consumers, "hook": self.hooks, "processor": self.processors}[kind]
+        found: dict[str, Entry] = getattr(self, f"{kind}s")
+        return found
 
     def entries(self) -> list[Entry]:
         """Return everything: consumers, hooks, processors, each in the order of priority."""
-        return [*self.consumers.values(), *self.hooks.values(), *self.processors.values()]
+        return [entry for kind in SECTIONS.values() for entry in self.of(kind).values()]
 
     def resolve(self, name: str) -> type[Consumer]:
         """Return the class of a consumer, given by its name or as ``module:Class``.
 
         Raises:
-            ConsumerNotFoundError: nothing has that name, or the class does not import or is no consumer.
+            ConsumerNotFoundError: if nothing has that name, or its class cannot be used.
         """
         cls: type[Consumer] = self.class_of("consumer", name)
         return cls
@@ -120,8 +95,8 @@ class Registry(Struct, frozen=True):
         Modules are also looked for in the current working directory.
 
         Raises:
-            ConsumerNotFoundError: nothing has that name, or the class does not import or is of another
-                kind.
+            ConsumerNotFoundError: if nothing has that name, or the class cannot be imported, or is of
+                another kind.
         """
         shown = name if kind == "consumer" else f"{kind}:{name}"
         if ":" in name:
@@ -137,7 +112,7 @@ class Registry(Struct, frozen=True):
                 )
         raise ConsumerNotFoundError(
             shown,
-            f"no plugin has a {WORDS[kind]} of that name, and it is no module:Class"
+            f"no plugin has a {WORDS[kind]} of that name, and it is not a module:Class"
             + suggest(name, self.of(kind)),
         )
 
@@ -146,7 +121,7 @@ def load_class(kind: Kind, name: str, target: str) -> Any:
     """Import a class of a kind.
 
     Raises:
-        ConsumerNotFoundError: it does not import, or is of another kind.
+        ConsumerNotFoundError: if it cannot be imported, or is of another kind.
     """
     wanted, what = _KINDS[kind]
     return import_class(name, target, wanted=wanted, what=what)
@@ -173,7 +148,7 @@ _KINDS: dict[str, tuple[Check, str]] = {
 
 def _read(source: str) -> PluginFile | None:
     try:
-        return read_plugin(path_of(source))
+        return msgspec.yaml.decode(path_of(source).read_bytes(), type=PluginFile)
     except Exception as error:  # finding a package may run its parents' code
         logger.warning(
             "plugin %s is left out, its registry cannot be read: %s; "
@@ -190,7 +165,6 @@ def _add(file: PluginFile, found: dict[tuple[str, str], Entry]) -> None:
         entry = Entry(name=name, kind=kind, plugin=file.plugin.name, **fields)
         taken = found.setdefault((kind, name), entry)
         if taken is not entry:
-            prefix = "" if kind == "consumer" else f"{kind}:"
             logger.warning(
                 "%s %r of plugin %r is left out: plugin %r has that name too, and comes first; "
                 "use it as %s%s",
@@ -198,6 +172,6 @@ def _add(file: PluginFile, found: dict[tuple[str, str], Entry]) -> None:
                 name,
                 entry.plugin,
                 taken.plugin,
-                prefix,
+                "" if kind == "consumer" else f"{kind}:",
                 entry.target,
             )

@@ -13,8 +13,8 @@ from phase_bus.core.records import RecordBatch
 from phase_bus.events import (
     Drop,
     Event,
+    EventBase,
     PhaseComplete,
-    PhaseEvent,
     PhasePlan,
     PhaseProgress,
     PhaseRef,
@@ -23,6 +23,7 @@ from phase_bus.events import (
     PhaseStart,
     PhaseStats,
     PhaseTimeout,
+    Receipt,
     Records,
     RunComplete,
     RunStart,
@@ -42,11 +43,11 @@ PROFILING = PhaseRef("profiling", "profiling", 1)
 
 _STEP_NS = 10_000_000  # between the ends of two requests
 _SECOND_NS = 1_000_000_000
-_E = TypeVar("_E", bound=PhaseEvent)
+_E = TypeVar("_E", bound=EventBase)
 
 
 def make_stats(**values: Any) -> PhaseStats:
-    """Return the counts of a phase that has run for ten seconds and is over; give others by name."""
+    """Return the counts of a phase that ran for ten seconds and is over; give others by name."""
     defaults: dict[str, Any] = {
         "sent": 100,
         "completed": 100,
@@ -58,62 +59,19 @@ def make_stats(**values: Any) -> PhaseStats:
     return PhaseStats(**(defaults | values))
 
 
-def make_run_start(**values: Any) -> RunStart:
-    """Return the begin of a run; give other values by name."""
-    defaults: dict[str, Any] = {"producer": "test 1.0", "models": ("test-model",)}
-    return RunStart(**(_common() | defaults | values))
+def make_event(cls: type[_E], *, run_id: str = RUN_ID, ts_ns: int = T0_NS, **values: Any) -> _E:
+    """Return an event with sensible values, as ``make_event(PhaseComplete, phase="warmup")``.
 
-
-def make_phases_configured(*phases: PhaseRef | str, **values: Any) -> PhasesConfigured:
-    """Return the plan of a run with these phases, by default a warm-up and a profiling phase."""
-    plans = tuple(PhasePlan(phase=ref, expected_requests=100) for ref in _refs(phases))
-    return PhasesConfigured(**(_common() | {"phases": plans} | values))
-
-
-def make_phase_start(phase: PhaseRef | str = PROFILING, **values: Any) -> PhaseStart:
-    """Return the begin of a phase."""
-    stats = PhaseStats(start_ns=T0_NS, expected_requests=100)
-    return _phase_event(PhaseStart, phase, stats, values)
-
-
-def make_phase_progress(phase: PhaseRef | str = PROFILING, **values: Any) -> PhaseProgress:
-    """Return the progress of a phase that is half done."""
-    stats = make_stats(sent=60, completed=50, in_flight=10, sent_end_ns=None, end_ns=None)
-    return _phase_event(PhaseProgress, phase, stats, values)
-
-
-def make_phase_sending_complete(phase: PhaseRef | str = PROFILING, **values: Any) -> PhaseSendingComplete:
-    """Return what a phase says when it has sent everything and waits for ten answers."""
-    stats = make_stats(completed=90, in_flight=10, end_ns=None)
-    return _phase_event(PhaseSendingComplete, phase, stats, values)
-
-
-def make_phase_timeout(phase: PhaseRef | str = PROFILING, **values: Any) -> PhaseTimeout:
-    """Return the time-out of a phase that cut two requests off."""
-    stats = make_stats(completed=98, cancelled=2, grace_period_timeout_triggered=True)
-    return _phase_event(PhaseTimeout, phase, stats, {"requests_cut": 2} | values)
-
-
-def make_phase_complete(phase: PhaseRef | str = PROFILING, **values: Any) -> PhaseComplete:
-    """Return the end of a phase; ``stats=make_stats(...)`` gives it other counts."""
-    return _phase_event(PhaseComplete, phase, make_stats(), values)
-
-
-def make_run_complete(**values: Any) -> RunComplete:
-    """Return the end of a run, which says nothing of what was published; :func:`make_run` does."""
-    return RunComplete(**(_common() | {"status": "completed"} | values))
-
-
-def make_summary(**values: Any) -> Summary:
-    """Return a final summary."""
-    return Summary(**(_common() | {"producer": "test", "final": True, "result": {}} | values))
-
-
-def make_drop(**values: Any) -> Drop:
-    """Return the news of one batch of records that was dropped."""
-    events = {f"records.00.{values.get('run_id', RUN_ID)}$": 1}
-    defaults = {"source": "test", "reason": "full", "events": events, "records": 100}
-    return Drop(**(_common() | defaults | values))
+    Args:
+        cls: its class.
+        run_id: the run it belongs to.
+        ts_ns: Unix time in ns when it happened.
+        values: its other fields, where they matter; ``phase`` may be a phase's name.
+    """
+    values = _defaults(run_id).get(cls, {}) | values
+    if "phase" in cls.__struct_fields__:
+        values["phase"] = _refs([values.get("phase", PROFILING)])[0]
+    return cls(run_id=run_id, ts_ns=ts_ns, **values)
 
 
 def make_records(
@@ -182,12 +140,16 @@ def make_run(
     refs = _refs(phases)
     wanted = {ref.name: records if isinstance(records, int) else records.get(ref.name, 0) for ref in refs}
     plans = tuple(PhasePlan(phase=ref, expected_requests=wanted[ref.name] or None) for ref in refs)
-    publisher.publish(make_run_start(run_id=run_id, ts_ns=clock()))
-    publisher.publish(make_phases_configured(run_id=run_id, phases=plans, ts_ns=clock()))
+
+    def publish(cls: type[EventBase], **values: Any) -> None:
+        publisher.publish(make_event(cls, run_id=run_id, ts_ns=clock(), **values))
+
+    publish(RunStart)
+    publish(PhasesConfigured, phases=plans)
     for ref in refs:
         total = wanted[ref.name]
         stats = PhaseStats(start_ns=clock(), expected_requests=total or None)
-        publisher.publish(make_phase_start(ref, run_id=run_id, stats=stats, ts_ns=clock()))
+        publish(PhaseStart, phase=ref, stats=stats)
         errors = 0
         for row in draw_records(random, run_id, ref, 0, total, error_rate=error_rate, clock=clock):
             publisher.record(*row)
@@ -195,21 +157,36 @@ def make_run(
         stats = msgspec.structs.replace(
             stats, sent=total, completed=total, errors=errors, sent_end_ns=clock()
         )
-        publisher.publish(make_phase_progress(ref, run_id=run_id, stats=stats, ts_ns=clock()))
-        publisher.publish(make_phase_sending_complete(ref, run_id=run_id, stats=stats, ts_ns=clock()))
+        publish(PhaseProgress, phase=ref, stats=stats)
+        publisher.publish(
+            make_event(PhaseSendingComplete, phase=ref, run_id=run_id, stats=stats, ts_ns=clock())
+        )
         stats = msgspec.structs.replace(stats, end_ns=clock())
-        publisher.publish(make_phase_complete(ref, run_id=run_id, stats=stats, ts_ns=clock()))
+        publish(PhaseComplete, phase=ref, stats=stats)
     publisher.complete_run(run_id, status)
     return [_at_fixed_time(event, clock) for event in store.events()]
 
 
-def _common() -> dict[str, Any]:
-    return {"run_id": RUN_ID, "ts_ns": T0_NS}
-
-
-def _phase_event(cls: type[_E], phase: PhaseRef | str, stats: PhaseStats, values: dict[str, Any]) -> _E:
-    defaults = {"phase": _refs([phase])[0], "stats": stats}
-    return cls(**(_common() | defaults | values))
+def _defaults(run_id: str) -> dict[type[EventBase], dict[str, Any]]:
+    """Return the values that events of each class have where a test gives no others."""
+    half_done = make_stats(sent=60, completed=50, in_flight=10, sent_end_ns=None, end_ns=None)
+    cut_short = make_stats(completed=98, cancelled=2, grace_period_timeout_triggered=True)
+    plans = tuple(PhasePlan(phase=ref, expected_requests=100) for ref in (WARMUP, PROFILING))
+    dropped = {f"records.00.{run_id}$": 1}
+    return {
+        RunStart: {"producer": "test 1.0", "models": ("test-model",)},
+        PhasesConfigured: {"phases": plans},
+        PhaseStart: {"stats": PhaseStats(start_ns=T0_NS, expected_requests=100)},
+        PhaseProgress: {"stats": half_done},
+        PhaseSendingComplete: {"stats": make_stats(completed=90, in_flight=10, end_ns=None)},
+        PhaseTimeout: {"stats": cut_short, "requests_cut": 2},
+        PhaseComplete: {"stats": make_stats()},
+        Records: {"count": 0},
+        RunComplete: {"status": "completed"},
+        Summary: {"producer": "test", "final": True},
+        Receipt: {"consumer": "test"},
+        Drop: {"source": "test", "reason": "full", "events": dropped, "records": 100},
+    }
 
 
 def _refs(phases: Sequence[PhaseRef | str]) -> list[PhaseRef]:

@@ -10,18 +10,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
 
 from phase_bus.errors import ConfigError
+from phase_bus.harness.signals import signal_group
 
 _ARTIFACT_DIR = ("--artifact-dir", "--output-artifact-dir")
 _PREFIX = ("--profile-export-prefix", "--profile-export-file")
 _CONFIG = ("--config", "-f")
 _ADDRESS_IN_YAML = re.compile(r"\bphase_bus\b")
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _END_S = 15.0  # what AIPerf gets to end by itself, once it was interrupted
 
 
@@ -29,9 +28,8 @@ class Ended(Struct, frozen=True, kw_only=True):
     """How a command ended.
 
     Attributes:
-        exit_code: its exit code, negative for a signal.
-        duration_s: from its start to its end, in seconds.
-        cpu_s: the CPU time, in seconds, of it and of all processes below it that were waited for.
+        exit_code: negative for a signal.
+        cpu_s: the CPU time of it and of all processes below it that were waited for.
     """
 
     exit_code: int
@@ -40,7 +38,7 @@ class Ended(Struct, frozen=True, kw_only=True):
 
 
 class Interrupt:
-    """Whether the user wants to stop (Ctrl-C, SIGTERM, SIGHUP); a command that runs is told as well.
+    """Whether the user wants to stop (Ctrl-C, SIGTERM, SIGHUP); a running command is interrupted too.
 
     The first signal asks the command to end; a second one, or ``_END_S`` without an end, kills it.
     """
@@ -49,25 +47,14 @@ class Interrupt:
         self.asked = asyncio.Event()
         self._group: int | None = None
 
-    def install(self) -> None:
-        """Take the signals of this process."""
-        loop = asyncio.get_running_loop()
-        for signum in _SIGNALS:
-            loop.add_signal_handler(signum, self._on_signal)
-
-    def remove(self) -> None:
-        """Give the signals back."""
-        loop = asyncio.get_running_loop()
-        for signum in _SIGNALS:
-            loop.remove_signal_handler(signum)
-
     def watch(self, group: int | None) -> None:
-        """From now on tell a command, by its process group; None for no command."""
+        """Interrupt a command too from now on, by its process group; None for no command."""
         self._group = group
         if self.asked.is_set():  # while the bus was starting, for instance
             self._ask()
 
-    def _on_signal(self) -> None:
+    def on_signal(self, _signum: int) -> None:
+        """Take in a signal of the user's."""
         if self.asked.is_set():
             self._kill(self._group)
         else:
@@ -76,19 +63,19 @@ class Interrupt:
 
     def _ask(self) -> None:
         if self._group is not None:
-            _signal_group(self._group, signal.SIGINT)
+            signal_group(self._group, signal.SIGINT)
             asyncio.get_running_loop().call_later(_END_S, self._kill, self._group)
 
     def _kill(self, group: int | None) -> None:
         if group is not None and group == self._group:
-            _signal_group(group, signal.SIGKILL)
+            signal_group(group, signal.SIGKILL)
 
 
 def check_benchmark(command: Sequence[str]) -> tuple[str, ...]:
     """Return an AIPerf command as it can be verified: without a directory of its own for its results.
 
     Raises:
-        ConfigError: it is not ``aiperf profile ...``, or its results or the bus could not be kept apart.
+        ConfigError: if it is not ``aiperf profile ...``, or sets what verify has to set.
     """
     if not any(
         Path(word).name == "aiperf" and next_word == "profile"
@@ -98,14 +85,12 @@ def check_benchmark(command: Sequence[str]) -> tuple[str, ...]:
             f"command {' '.join(command)!r}: is not 'aiperf profile ...'; verify reads AIPerf's "
             "own results, so write that after '--', without a script around it"
         )
-    for word in command:
-        if word.partition("=")[0] in _PREFIX:
-            raise ConfigError(
-                f"command: {word.partition('=')[0]} names files that verify has to find; leave it out"
-            )
-    for path in _values(command, _CONFIG):
+    for name in (word.partition("=")[0] for word in command):
+        if name in _PREFIX:
+            raise ConfigError(f"command: {name} names files that verify has to find; leave it out")
+    for path in _split(command, _CONFIG)[0]:
         _check_config(Path(path))
-    return tuple(_without(command, _ARTIFACT_DIR))
+    return tuple(_split(command, _ARTIFACT_DIR)[1])
 
 
 async def run_benchmark(
@@ -114,7 +99,7 @@ async def run_benchmark(
     """Run an AIPerf command in a process group of its own, its output in a file, and wait for its end.
 
     Raises:
-        ConfigError: it cannot be started.
+        ConfigError: if it cannot be started.
     """
     started_s = time.monotonic()
     with log.open("wb") as output:
@@ -128,15 +113,14 @@ async def run_benchmark(
                 process_group=0,
             )
         except OSError as error:
-            raise ConfigError(
-                f"command {command[0]!r}: {error.strerror}; check its name and $PATH"
-            ) from error
+            reason = f"{error.strerror}; check its name and $PATH"
+            raise ConfigError(f"command {command[0]!r}: {reason}") from error
     interrupt.watch(process.pid)
     waiting = asyncio.create_task(asyncio.to_thread(os.wait4, process.pid, 0))
     try:
         _, status, used = await asyncio.shield(waiting)
     except asyncio.CancelledError:
-        _signal_group(process.pid, signal.SIGKILL)
+        signal_group(process.pid, signal.SIGKILL)
         await waiting
         raise
     finally:
@@ -161,29 +145,14 @@ def _check_config(path: Path) -> None:
         )
 
 
-def _values(command: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return the values that an option has in a command line."""
-    values = []
-    for word, next_word in zip(command, [*command[1:], ""], strict=True):
-        name, equals, value = word.partition("=")
-        if name in names:
-            values.append(value if equals else next_word)
-    return values
-
-
-def _without(command: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return a command line without an option and its value."""
-    kept = []
+def _split(command: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the values that an option has in a command line, and the command line without the option."""
+    values, rest = [], []
     words = iter(command)
     for word in words:
-        name, equals, _ = word.partition("=")
-        if name not in names:
-            kept.append(word)
-        elif not equals:
-            next(words, None)
-    return kept
-
-
-def _signal_group(group: int, signum: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, signum)
+        name, equals, value = word.partition("=")
+        if name in names:
+            values.append(value if equals else next(words, ""))
+        else:
+            rest.append(word)
+    return values, rest

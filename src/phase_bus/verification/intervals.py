@@ -6,7 +6,7 @@ off_r that with the bus off. Over n rounds, with the mean ȳ and the standard de
     ȳ ± t(n-1, 0.975) · s / √n
 
 is the 95 % confidence interval of the mean of y by Student's t, and 100 · (exp(y) - 1) of its ends and of ȳ
-are what is told: the difference in percent. Logarithms, because what disturbs a measurement does so by a
+are reported: the difference in percent. Logarithms, because what disturbs a measurement does so by a
 factor, and because the mean of x_r / off_r itself would be biased upwards by the noise of off_r.
 """
 
@@ -27,14 +27,7 @@ Decision: TypeAlias = Literal["same", "felt", "undecided"]
 
 
 class Interval(Struct, frozen=True, kw_only=True):
-    """A difference to the mode ``off``, in percent of it.
-
-    Attributes:
-        rounds: how many rounds are in it.
-        estimate_pct: the difference, as far as these rounds tell.
-        low_pct: the lower end of the confidence interval.
-        high_pct: the upper end.
-    """
+    """A difference to the mode ``off`` in percent of it, with its confidence interval, from some rounds."""
 
     rounds: int
     estimate_pct: float
@@ -60,11 +53,8 @@ def difference(pairs: Sequence[tuple[float, float]]) -> Interval | None:
     """Return the difference between paired values, None for fewer than two pairs.
 
     Args:
-        pairs: for each round the value with the bus off, and the value in the mode; a pair with a value
-            that is not positive tells nothing of a ratio and is left out.
-
-    Raises:
-        ConfigError: scipy is not installed.
+        pairs: for each round the value with the bus off, and the value in the mode; a pair that is not of
+            positive values has no ratio and is left out.
     """
     logs = [math.log(value / off) for off, value in pairs if off > 0 and value > 0]
     if len(logs) < 2:
@@ -83,7 +73,7 @@ def student_t(n: int) -> float:
     """Return the quantile of Student's t for the two-sided interval of a mean over n values.
 
     Raises:
-        ConfigError: scipy is not installed.
+        ConfigError: if scipy is not installed.
     """
     try:
         from scipy.special import stdtrit

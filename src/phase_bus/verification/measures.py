@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,7 @@ EXPORT = "profile_export_aiperf.json"
 
 
 class Measure(Struct, frozen=True):
-    """A figure that is compared between modes.
-
-    Attributes:
-        metric: AIPerf's name of the metric.
-        statistic: which of its statistics.
-        title: what to call it.
-        unit: its unit.
-    """
+    """A figure that is compared between modes: a statistic of one of AIPerf's metrics."""
 
     metric: str
     statistic: str
@@ -30,7 +24,7 @@ class Measure(Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        """By what it is found in a run's values."""
+        """Its key in a run's values."""
         return f"{self.metric}.{self.statistic}"
 
 
@@ -51,19 +45,12 @@ MEASURES = (
     ),
     DURATION,
 )
-# Told as the others are, and never decided on: it is what the plugin costs, not what the benchmark feels.
+# Reported like the others, but never judged: it is what the plugin costs, not what the benchmark feels.
 CPU = Measure("aiperf", "cpu", "CPU time of AIPerf", "s")
 
 
 class Results(Struct, frozen=True, kw_only=True):
-    """AIPerf's results of a run.
-
-    Attributes:
-        values: by :attr:`Measure.key`; what AIPerf did not measure is left out.
-        duration_s: how long its profiling phase took.
-        requests: how many requests succeeded.
-        errors: how many failed.
-    """
+    """AIPerf's results of a run: ``values`` by :attr:`Measure.key`, as far as it measured them."""
 
     values: dict[str, float]
     duration_s: float
@@ -96,11 +83,7 @@ def read_results(artifacts: Path) -> Results | str:
 
 
 def processes_of(pid: int) -> list[Any]:
-    """Return a process and all below it, as psutil has them; nothing of one that is gone.
-
-    Raises:
-        ConfigError: psutil is not installed.
-    """
+    """Return a process and all below it, as psutil has them; nothing of one that is gone."""
     psutil = load_psutil()
     try:
         root = psutil.Process(pid)
@@ -110,21 +93,12 @@ def processes_of(pid: int) -> list[Any]:
 
 
 def cpu_s_of(pid: int) -> float | None:
-    """Return the CPU time, in seconds, of a process and all below it; None if it is gone.
-
-    Raises:
-        ConfigError: psutil is not installed.
-    """
-    psutil = load_psutil()
+    """Return the CPU time, in seconds, of a process and all below it; None if it is gone."""
     total_s = None
     for process in processes_of(pid):
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        # Of children that have ended it holds what they used, of the living ones it does not.
-        spent_s = times.user + times.system + times.children_user + times.children_system
-        total_s = (total_s or 0.0) + spent_s
+        with suppress(load_psutil().NoSuchProcess):
+            # Of children that have ended it holds what they used, of the living ones it does not.
+            total_s = (total_s or 0.0) + sum(process.cpu_times()[:4])
     return total_s
 
 
@@ -132,7 +106,7 @@ def load_psutil() -> Any:
     """Return the module psutil.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: if it is not installed.
     """
     try:
         import psutil

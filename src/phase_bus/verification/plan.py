@@ -19,7 +19,7 @@ WHAT = {
 
 
 def orders(seed: int) -> Iterator[tuple[Mode, ...]]:
-    """Yield the order of the modes for one round after the other, without end.
+    """Yield the order of the modes for one round after the other, without end, drawn from a seed.
 
     Four rounds together are a balanced Latin square: each mode is once first, second, third and last,
     and comes once right after each other mode, so that neither its place in the round nor what the mode
@@ -28,9 +28,6 @@ def orders(seed: int) -> Iterator[tuple[Mode, ...]]:
 
     Source: E. J. Williams, "Experimental designs balanced for the estimation of residual effects of
     treatments", Australian Journal of Scientific Research A 2 (1949).
-
-    Args:
-        seed: the same seed gives the same orders.
     """
     drawn = random.Random(seed)
     while True:

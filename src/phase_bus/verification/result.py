@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, Literal, TypeAlias
 
-import msgspec
 from msgspec import Struct
 
 from phase_bus import __version__
@@ -21,17 +20,11 @@ Verdict: TypeAlias = Literal["not felt", "not decided", "felt", "failed"]
 
 
 class Comparison(Struct, frozen=True, kw_only=True):
-    """One figure of one mode, held against the mode ``off``.
+    """One figure of one mode, held against ``off``: means in ``unit`` over the rounds that have both.
 
     Attributes:
-        mode: the mode.
-        metric: AIPerf's name of the metric.
-        statistic: which of its statistics.
-        unit: the unit of the two means.
-        off_mean: the mean over the rounds with the bus off.
-        mode_mean: the mean over the rounds in the mode.
-        difference: with its confidence interval, None for fewer than two rounds.
-        decision: what the interval says of the tolerance; None if it is not asked, or there is none.
+        difference: None for fewer than two rounds.
+        decision: what the interval says of the tolerance; None if it is not judged, or has no interval.
     """
 
     mode: Mode
@@ -49,19 +42,12 @@ class Verification(Struct, frozen=True, kw_only=True):
 
     Attributes:
         version: of this form.
-        command: the command, without its directory for results.
-        consumers: the consumers; the first is the one that was suspended or killed.
-        seed: of the order of the modes.
-        tolerance_pct: what a difference may be, in percent.
-        confidence: of the intervals.
-        machine: what it ran on.
-        rounds_wanted: how many rounds were to be run.
-        interrupted: whether the user ended it before.
+        command: without its directory for results.
+        consumers: the first is the one that was suspended or killed.
         verdict: ``failed`` if a run did not count; else ``felt`` if an interval lies beyond the tolerance;
             else ``not decided`` if one reaches across it or is missing; else ``not felt``.
         problems: which runs did not count, and why.
-        comparisons: what was compared.
-        cpu_s: for each mode the CPU time by process, the mean over the rounds, in seconds.
+        cpu_s: for each mode the mean CPU time by process, in seconds.
         runs: every run, the warm-up's included.
     """
 
@@ -91,17 +77,7 @@ def conclude(
     rounds: int,
     interrupted: bool,
 ) -> Verification:
-    """Return what the runs come to.
-
-    Args:
-        runs: every run that was not cut short.
-        command: the command.
-        consumers: the consumers' names.
-        seed: of the order of the modes.
-        tolerance_pct: what a difference may be, in percent.
-        rounds: how many rounds were to be run.
-        interrupted: whether the user ended it before.
-    """
+    """Return what the runs come to, without those that were cut short; see :class:`Verification`."""
     counted = [run for run in runs if run.round > 0]
     comparisons = tuple(_comparisons(counted, tolerance_pct))
     problems = tuple(f"round {run.round}, {run.mode}: {run.problem}" for run in counted if run.problem)
@@ -130,11 +106,10 @@ def _comparisons(runs: Sequence[Run], tolerance_pct: float) -> list[Comparison]:
     found = []
     for measure in (*MEASURES, CPU):
         for mode in FELT_MODES:
-            pairs = [
-                (modes["off"].values[measure.key], modes[mode].values[measure.key])
-                for modes in by_round.values()
-                if all(measure.key in modes[m].values if m in modes else False for m in ("off", mode))
-            ]
+            key = measure.key
+            rounds = [m for m in by_round.values() if "off" in m and mode in m]
+            both = [(m["off"].values, m[mode].values) for m in rounds]
+            pairs = [(off[key], value[key]) for off, value in both if key in off and key in value]
             if pairs:
                 found.append(_compare(measure, mode, pairs, tolerance_pct))
     return found
@@ -144,7 +119,6 @@ def _compare(
     measure: Measure, mode: Mode, pairs: Sequence[tuple[float, float]], tolerance_pct: float
 ) -> Comparison:
     interval = difference(pairs)
-    asked = interval is not None and measure is not CPU
     return Comparison(
         mode=mode,
         metric=measure.metric,
@@ -153,7 +127,7 @@ def _compare(
         off_mean=statistics.fmean(off for off, _ in pairs),
         mode_mean=statistics.fmean(value for _, value in pairs),
         difference=interval,
-        decision=interval.decide(tolerance_pct) if interval is not None and asked else None,
+        decision=None if interval is None or measure is CPU else interval.decide(tolerance_pct),
     )
 
 
@@ -186,8 +160,3 @@ def _machine() -> dict[str, Any]:
         "phase_bus": __version__,
         "aiperf": aiperf,
     }
-
-
-def as_json(result: Verification) -> str:
-    """Return the document as JSON, indented."""
-    return msgspec.json.format(msgspec.json.encode(result), indent=2).decode() + "\n"

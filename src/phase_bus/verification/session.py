@@ -11,6 +11,7 @@ import msgspec
 
 from phase_bus.errors import ConfigError, PhaseBusError
 from phase_bus.harness.config import Config
+from phase_bus.harness.signals import signals_to
 from phase_bus.verification.command import Interrupt
 from phase_bus.verification.intervals import student_t
 from phase_bus.verification.measures import load_psutil
@@ -27,15 +28,12 @@ class Session:
         command: the AIPerf command, as :func:`~phase_bus.verification.command.check_benchmark` has it.
         config: the bus and its consumers.
         rounds: how many rounds count, besides the first, which warms up.
-        seed: of the orders.
+        seed: of the order of the modes.
         directory: where each run gets a directory of its own.
-        say: told a line for each run.
-
-    Attributes:
-        runs: the runs so far.
+        say: called with a line for each run.
 
     Raises:
-        ConfigError: scipy or psutil is missing, or there is no consumer to suspend or kill.
+        ConfigError: if scipy or psutil is missing, or there is no consumer to suspend or kill.
     """
 
     def __init__(
@@ -66,24 +64,21 @@ class Session:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the user ended it."""
+        """Whether the user interrupted it."""
         return self._interrupt.asked.is_set()
 
     async def run(self) -> None:
-        """Run all rounds, or as many as the user lets it.
+        """Run all rounds, unless the user interrupts it.
 
         Raises:
-            PhaseBusError: the bus, a consumer or a run of the warm-up does not work, so no other run would.
+            PhaseBusError: if the bus, a consumer or a run of the warm-up fails, as every other run would.
         """
-        self._interrupt.install()
-        try:
+        with signals_to(self._interrupt.on_signal):
             await self._bench.check(self._directory)
             self._begun_s = time.monotonic()
             await self._round(0, MODES)
             for number, order in enumerate(itertools.islice(orders(self._seed), self._rounds), 1):
                 await self._round(number, order)
-        finally:
-            self._interrupt.remove()
 
     async def _round(self, number: int, order: tuple[Mode, ...]) -> None:
         for place, mode in enumerate(order, 1):

@@ -8,10 +8,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from phase_bus.verification.measures import CPU, MEASURES, Measure
+from phase_bus.verification.measures import CPU, MEASURES
 from phase_bus.verification.plan import FELT_MODES, MODES, WHAT
 from phase_bus.verification.result import Comparison, Verification
 
+_TITLES = {(measure.metric, measure.statistic): measure.title for measure in MEASURES}
 _MARKS = {"same": ("=", "green"), "felt": ("!", "bold red"), "undecided": ("?", "yellow"), None: ("", "")}
 _STYLES = {"not felt": "green", "not decided": "yellow", "felt": "bold red", "failed": "bold red"}
 
@@ -37,11 +38,7 @@ def tables(result: Verification) -> Iterator[RenderableType]:
 
 def _differences(result: Verification) -> Table:
     rounds = max((c.difference.rounds for c in result.comparisons if c.difference), default=0)
-    table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))
-    table.add_column(f"{rounds} rounds".upper(), no_wrap=True)
-    table.add_column("OFF", justify="right", no_wrap=True)
-    for mode in FELT_MODES:
-        table.add_column(mode.upper(), justify="right", no_wrap=True)
+    table = _table(f"{rounds} rounds")
     found = {(c.metric, c.statistic, c.mode): c for c in result.comparisons}
     for measure in (*MEASURES, CPU):
         row = {mode: found.get((measure.metric, measure.statistic, mode)) for mode in FELT_MODES}
@@ -62,10 +59,7 @@ def _cell(comparison: Comparison | None, rounds: int) -> Text:
 
 
 def _cpu(result: Verification) -> Table:
-    table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))
-    table.add_column("CPU SECONDS A RUN", no_wrap=True)
-    for mode in MODES:
-        table.add_column(mode.upper(), justify="right", no_wrap=True)
+    table = _table("CPU seconds a run")
     for name in dict.fromkeys(name for mode in MODES for name in result.cpu_s[mode]):
         cells = (result.cpu_s[mode].get(name) for mode in MODES)
         table.add_row(name, *("" if value is None else f"{value:.2f}" for value in cells))
@@ -77,7 +71,7 @@ def _verdict(result: Verification) -> Text:
     felt: dict[str, list[str]] = {}
     for comparison in result.comparisons:
         if comparison.decision == "felt":
-            felt.setdefault(_title(comparison), []).append(comparison.mode)
+            felt.setdefault(_TITLES[comparison.metric, comparison.statistic], []).append(comparison.mode)
     for title, modes in felt.items():
         text.append(f"\nbeyond ±{result.tolerance_pct:g} %: {title} ({', '.join(modes)})")
     asked = [c.decision for c in result.comparisons if c.metric != CPU.metric]
@@ -91,8 +85,10 @@ def _verdict(result: Verification) -> Text:
     return text
 
 
-def _title(comparison: Comparison) -> str:
-    def is_it(measure: Measure) -> bool:
-        return (measure.metric, measure.statistic) == (comparison.metric, comparison.statistic)
-
-    return next(measure.title for measure in MEASURES if is_it(measure))
+def _table(first: str) -> Table:
+    """Return an empty table with a first column of names, and one for each mode."""
+    table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))
+    table.add_column(first.upper(), no_wrap=True)
+    for mode in MODES:
+        table.add_column(mode.upper(), justify="right", no_wrap=True)
+    return table

@@ -10,24 +10,17 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import NamedTuple
 
-import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 from rich.console import Console
 
+from phase_bus.harness.children import describe_exit, environment
 from phase_bus.harness.config import Config
 from phase_bus.harness.rig import Rig
-from phase_bus.harness.supervisor import describe_exit, environment
 from phase_bus.verification.command import Ended, Interrupt, run_benchmark
-from phase_bus.verification.measures import (
-    CPU,
-    DURATION,
-    Results,
-    cpu_s_of,
-    load_psutil,
-    processes_of,
-    read_results,
-)
+from phase_bus.verification.measures import CPU, DURATION, cpu_s_of, load_psutil, processes_of, read_results
 from phase_bus.verification.plan import Mode
 
 _WIDE = 200
@@ -37,17 +30,15 @@ class Run(Struct, frozen=True, kw_only=True):
     """A run of the benchmark.
 
     Attributes:
-        round: in which round, from 1; 0 is the warm-up, which counts for nothing.
-        mode: with what around it.
+        round: from 1; 0 is the warm-up, which counts for nothing.
         place: which one of its round it was, from 1.
         directory: where its output is.
-        exit_code: AIPerf's exit code, negative for a signal; None if it was not started.
+        exit_code: AIPerf's, negative for a signal; None if it was not started.
         values: what is compared, by :attr:`~phase_bus.verification.measures.Measure.key`.
         cpu_s: the CPU time of processes by name, in seconds. ``aiperf``: from its start to its end, all of
             its processes. The others: from being ready until the end of the run was handled; ``display``
             is the process that shows how the run goes, as ``exec`` does, here verify's own.
         requests: how many requests succeeded.
-        errors: how many failed.
         profiling_s: how long the profiling phase took, in seconds.
         events: how many events of the run the bus took, None without a bus.
         killed_after_s: when in the profiling phase the consumer was killed, in seconds; None if it was not.
@@ -72,13 +63,7 @@ class Run(Struct, frozen=True, kw_only=True):
 
 
 class Bench:
-    """Runs the benchmark in any mode.
-
-    Args:
-        command: the AIPerf command, without a directory for its results.
-        config: the bus and its consumers; the first is the one that is suspended or killed.
-        interrupt: how the user ends it.
-    """
+    """Runs the benchmark in any mode; the first of the consumers is the one that is suspended or killed."""
 
     def __init__(self, command: tuple[str, ...], config: Config, interrupt: Interrupt) -> None:
         self.interrupt = interrupt
@@ -86,14 +71,7 @@ class Bench:
         self._config = config
 
     async def check(self, directory: Path) -> None:
-        """See that the bus and the consumers can be started, before a benchmark is run for nothing.
-
-        Args:
-            directory: where their output goes.
-
-        Raises:
-            PhaseBusError: they cannot.
-        """
+        """Start the bus and the consumers once, before a benchmark is run for nothing."""
         async with self._rig(directory):
             pass
 
@@ -103,9 +81,6 @@ class Bench:
         Args:
             run: round, mode, place and directory.
             kill_after_s: when in the profiling phase to kill the consumer in the mode ``killed``.
-
-        Raises:
-            PhaseBusError: the command, the bus or a consumer could not be started.
         """
         directory = Path(run.directory)
         directory.mkdir(parents=True)  # noqa: ASYNC240 - nothing else waits
@@ -120,7 +95,7 @@ class Bench:
     async def _rig(self, directory: Path) -> AsyncIterator[Rig]:
         """Have a bus and consumers as ``exec`` has, but for the journal, which is not kept."""
         journal = directory / "journal"
-        config = msgspec.structs.replace(self._config, data=str(journal))
+        config = replace(self._config, data=str(journal))
         with (directory / "phase-bus.log").open("w") as log:
             try:
                 async with Rig(config, Console(file=log, width=_WIDE, highlight=False)) as rig:
@@ -130,24 +105,29 @@ class Bench:
 
     async def _run_with(self, rig: Rig, run: Run, kill_after_s: float) -> Run:
         before_s = _cpu_s(rig)
-        victim = self._config.consumers[0].title
-        with _suspended(rig.pids[victim]) if run.mode == "stalled" else nullcontext():
-            async with _killer(rig, victim, kill_after_s, run.mode == "killed") as killer:
+        victim = rig.pids[self._config.consumers[0].title]
+        killing = asyncio.create_task(_kill(rig, victim, kill_after_s)) if run.mode == "killed" else None
+        try:
+            with _suspended(victim) if run.mode == "stalled" else nullcontext():
                 ended, display_s = await self._benchmark(Path(run.directory), environment(rig.address))
+        finally:
+            if killing is not None:
+                killing.cancel()
+                await asyncio.wait((killing,))
+        killed = None if killing is None or killing.cancelled() else killing.result()
         await rig.settle(f"the command {describe_exit(ended.exit_code)} without ending the run")
         status = await rig.status()
         after_s = _cpu_s(rig)
-        if killer.spent_s is not None:
-            after_s[victim] = killer.spent_s
+        if killed is not None and killed.spent_s is not None:
+            after_s[self._config.consumers[0].title] = killed.spent_s
         spent_s = {name: after_s[name] - before_s[name] for name in after_s if name in before_s}
-        run = msgspec.structs.replace(
-            run,
+        run = replace(
+            _measured(run, ended, {**spent_s, "display": display_s}),
             events=None if status is None else sum(info.events for info in status.runs),
-            killed_after_s=killer.after_s,
+            killed_after_s=None if killed is None else killed.after_s,
             whole=rig.whole,
         )
-        run = _measured(run, ended, {**spent_s, "display": display_s})
-        return run if run.problem else msgspec.structs.replace(run, problem=_not_as_meant(run))
+        return replace(run, problem=run.problem or _not_as_meant(run))
 
     async def _benchmark(self, directory: Path, environ: dict[str, str]) -> tuple[Ended, float]:
         """Run the command; return how it ended, and the CPU time that this process spent meanwhile."""
@@ -157,44 +137,26 @@ class Bench:
         return ended, time.process_time() - before_s
 
 
-class _Killer:
-    """Kills a consumer in the middle of the profiling phase.
+class _Killed(NamedTuple):
+    """When in the profiling phase a consumer was killed, and the CPU time it had spent, in seconds."""
 
-    Attributes:
-        after_s: when it did, in seconds of the phase; None if it did not.
-        spent_s: what CPU time the consumer had spent by then.
-    """
-
-    def __init__(self) -> None:
-        self.after_s: float | None = None
-        self.spent_s: float | None = None
-
-    async def kill(self, rig: Rig, victim: str, after_s: float) -> None:
-        await rig.progress.profiling.wait()
-        started_s = time.monotonic()
-        await asyncio.sleep(after_s)
-        pid = rig.pids[victim]
-        self.spent_s = cpu_s_of(pid)
-        _signal_all(pid, signal.SIGKILL)
-        self.after_s = time.monotonic() - started_s
+    after_s: float
+    spent_s: float | None
 
 
-@asynccontextmanager
-async def _killer(rig: Rig, victim: str, after_s: float, wanted: bool) -> AsyncIterator[_Killer]:
-    killer = _Killer()
-    task = asyncio.create_task(killer.kill(rig, victim, after_s)) if wanted else None
-    try:
-        yield killer
-    finally:
-        if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+async def _kill(rig: Rig, pid: int, after_s: float) -> _Killed:
+    """Kill a consumer in the middle of the profiling phase."""
+    await rig.progress.profiling.wait()
+    started_s = time.monotonic()
+    await asyncio.sleep(after_s)
+    spent_s = cpu_s_of(pid)
+    _signal_all(pid, signal.SIGKILL)
+    return _Killed(time.monotonic() - started_s, spent_s)
 
 
 @contextmanager
 def _suspended(pid: int) -> Iterator[None]:
-    """Suspend a process and all below it, and let them go on at the end."""
+    """Suspend a process and all below it, and resume them at the end."""
     _signal_all(pid, signal.SIGSTOP)
     try:
         yield
@@ -216,17 +178,19 @@ def _cpu_s(rig: Rig) -> dict[str, float]:
 
 
 def _measured(run: Run, ended: Ended, cpu_s: dict[str, float]) -> Run:
-    """Return the run with how its command ended and what AIPerf says of it."""
+    """Return the run with how its command ended and what AIPerf measured."""
     found = read_results(Path(run.directory) / "aiperf")
-    run = msgspec.structs.replace(run, exit_code=ended.exit_code, cpu_s={"aiperf": ended.cpu_s, **cpu_s})
+    problem = found if isinstance(found, str) else ""
     if ended.exit_code:
-        how = describe_exit(ended.exit_code)
-        return msgspec.structs.replace(run, problem=f"AIPerf {how}; see {run.directory}/aiperf.log")
-    if not isinstance(found, Results):
-        return msgspec.structs.replace(run, problem=found)
-    return msgspec.structs.replace(
+        problem = f"AIPerf {describe_exit(ended.exit_code)}; see {run.directory}/aiperf.log"
+    cpu_s = {"aiperf": ended.cpu_s, **cpu_s}
+    if problem or isinstance(found, str):
+        return replace(run, exit_code=ended.exit_code, cpu_s=cpu_s, problem=problem)
+    return replace(
         run,
+        exit_code=ended.exit_code,
         values={**found.values, DURATION.key: ended.duration_s, CPU.key: ended.cpu_s},
+        cpu_s=cpu_s,
         requests=found.requests,
         errors=found.errors,
         profiling_s=found.duration_s,
@@ -234,7 +198,7 @@ def _measured(run: Run, ended: Ended, cpu_s: dict[str, float]) -> Run:
 
 
 def _not_as_meant(run: Run) -> str:
-    """Return why a run with a bus did not show what its mode is to show, or nothing."""
+    """Return why a run with a bus did not show what its mode is about, or nothing."""
     if run.events is None:
         return "the bus did not answer at the end"
     if not run.events:

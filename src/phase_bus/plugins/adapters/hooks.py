@@ -13,7 +13,7 @@ from phase_bus.plugins.adapters.parts import Part, awaited
 from phase_bus.publisher.hooks import EventTracker, to_phase
 
 _KEPT_RUNS = 100
-_KEPT_EVENTS = 1000  # as many as can be told apart among those that were set aside
+_KEPT_EVENTS = 1000  # dead letters for which it is known who has had them
 
 _decode_state = msgspec.msgpack.Decoder(dict[str, list[str]]).decode
 
@@ -22,8 +22,8 @@ class HookConsumer(Consumer):
     """Calls phase hooks, in the order of their priority.
 
     Each run has hooks of its own, made when its first phase begins, so that what a hook keeps is of one
-    run. A hook that raises does not keep the event from the others; the event is tried again, and set
-    aside if need be, for that hook alone.
+    run. A hook that raises does not keep the event from the others; the event is tried again, and becomes
+    a dead letter if need be, for that hook alone.
 
     Args:
         parts: the hooks, in order.
@@ -32,10 +32,10 @@ class HookConsumer(Consumer):
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
         self._runs: dict[str, list[Any]] = {}
-        self._called: dict[str, list[str]] = {}  # which hooks an event was given to that others failed on
+        self._called: dict[str, list[str]] = {}  # which hooks have had an event that others failed on
 
     def state(self) -> bytes:
-        """Return which hooks have had the events that were set aside."""
+        """Return which hooks have had the events that became dead letters."""
         return msgspec.msgpack.encode(self._called)
 
     def restore(self, state: bytes) -> None:
@@ -59,7 +59,8 @@ class HookConsumer(Consumer):
             else:
                 called.append(part.name)
         if failures:
-            self._forget_old()
+            while len(self._called) > _KEPT_EVENTS:
+                del self._called[next(iter(self._called))]
             raise ExceptionGroup(f"hook {', '.join(failures)} failed", list(failures.values()))
         del self._called[key]
 
@@ -77,7 +78,3 @@ class HookConsumer(Consumer):
             if len(self._runs) > _KEPT_RUNS:  # phases that trail their run's end
                 del self._runs[next(iter(self._runs))]
         return hooks
-
-    def _forget_old(self) -> None:
-        while len(self._called) > _KEPT_EVENTS:
-            del self._called[next(iter(self._called))]

@@ -1,10 +1,12 @@
-"""What a process of hooks or processors is made of: which classes, in which order, with which options."""
+"""The hooks or processors of one process: which classes, in which order, with which options."""
 
 from __future__ import annotations
 
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from phase_bus.consumer.options import build_object
@@ -18,53 +20,48 @@ if TYPE_CHECKING:
 logger = logging.getLogger("phase_bus.consumer")
 
 
+@dataclass
 class Part:
     """A hook or processor of a process, which is made anew for each run.
 
-    Args:
-        name: what it is called.
-        cls: its class.
-        priority: its place in the order, lowest first.
-        owner: the consumer it belongs to, for messages.
-
     Attributes:
+        owner: the consumer it belongs to, for messages.
         options: the parameters of its constructor, as text or as values.
         prefix: what users write before the options' names.
     """
 
-    def __init__(self, name: str, cls: Any, priority: int, owner: str) -> None:
-        self.name = name
-        self.priority = priority
-        self.options: dict[str, Any] = {}
-        self.prefix = ""
-        self._cls = cls
-        self._owner = owner
-        self._first: Any = None
+    name: str
+    cls: Any
+    priority: int
+    owner: str
+    options: dict[str, Any] = field(default_factory=dict)
+    prefix: str = ""
+    _prepared: Any = None
 
     def prepare(self) -> None:
         """Make the first one, so that what is wrong shows before anything runs.
 
         Raises:
-            PhaseBusError: its options are not right, or its constructor fails.
+            PhaseBusError: if an option is wrong, or the constructor fails.
         """
-        self._first = self.make()
+        self._prepared = self.make()
 
     def make(self) -> Any:
-        """Make one, or return the first.
+        """Return the prepared one the first time, then a new one each time.
 
         Raises:
-            PhaseBusError: its options are not right, or its constructor fails.
+            PhaseBusError: if an option is wrong, or the constructor fails.
         """
-        if self._first is not None:
-            first, self._first = self._first, None
-            return first
+        if self._prepared is not None:
+            prepared, self._prepared = self._prepared, None
+            return prepared
         try:
-            return build_object(self._cls, self._owner, self.options, self.prefix)
+            return build_object(self.cls, self.owner, self.options, self.prefix)
         except PhaseBusError:
             raise
         except Exception as error:  # it is somebody else's code
             raise ConsumerDefinitionError(
-                f"consumer {self._owner!r}: the constructor of {self.name!r} failed ({one_line(error)})"
+                f"consumer {self.owner!r}: the constructor of {self.name!r} failed ({one_line(error)})"
             ) from error
 
 
@@ -76,43 +73,44 @@ def choose(
     Options of one hook are written as they are, those of several as ``NAME.option``.
 
     Raises:
-        PhaseBusError: there is no such thing, or an option is of none of them.
+        PhaseBusError: if there is no such thing, or an option belongs to none of them.
     """
     word, _, names = use.partition(":")
     kind: Kind = "hook" if word.startswith("hook") else "processor"
-    named = [name.strip() for name in names.split(",")] if names else []
-    parts = _named(registry, kind, named, owner) if named else _loaded(registry, kind, owner)
-    _share_out(parts, owner, values)
-    if named:
+    if names:
+        parts = _named(registry, kind, names.split(","), owner)
+        _share_out(parts, owner, values)
         for part in parts:
             part.prepare()
     else:
-        parts = [part for part in parts if _prepared(part)]
+        parts = _loaded(registry, kind, owner)
+        _share_out(parts, owner, values)
+        parts = [part for part in parts if _can_be_prepared(part)]
     if not parts:
         raise ConsumerNotFoundError(
             use,
             f"no {kind} is loaded without being named; name one as {kind}:NAME "
             "('phase-bus consumers' lists them)",
         )
-    return kind, tuple(sorted(parts, key=lambda part: part.priority))
+    return kind, tuple(sorted(parts, key=attrgetter("priority")))
 
 
 def _named(registry: Registry, kind: Kind, names: Sequence[str], owner: str) -> list[Part]:
-    parts: list[Part] = []
-    for name in names:
+    parts: dict[str, Part] = {}
+    for name in map(str.strip, names):
         cls = registry.class_of(kind, name)
         entry = registry.of(kind).get(name)
         short = name.rpartition(":")[2]
-        if any(part.name == short for part in parts):
+        if short in parts:
             raise ConsumerDefinitionError(
                 f"consumer {owner!r}: two are called {short!r}; run one of them as a consumer of its own"
             )
-        parts.append(Part(short, cls, entry.priority if entry else PRIORITY, owner))
-    return parts
+        parts[short] = Part(short, cls, entry.priority if entry else PRIORITY, owner)
+    return list(parts.values())
 
 
 def _loaded(registry: Registry, kind: Kind, owner: str) -> list[Part]:
-    """Return all that need no naming; one that does not import is reported and left out."""
+    """Return all that need not be named; one that cannot be imported is reported and left out."""
     parts = []
     for entry in registry.of(kind).values():
         if entry.auto_load:
@@ -123,8 +121,8 @@ def _loaded(registry: Registry, kind: Kind, owner: str) -> list[Part]:
     return parts
 
 
-def _prepared(part: Part) -> bool:
-    """Prepare a part that nobody named. If it cannot be, and nobody has set it up, say so."""
+def _can_be_prepared(part: Part) -> bool:
+    """Prepare a part that nobody named; report one that cannot be, unless it was given options."""
     try:
         part.prepare()
     except PhaseBusError as error:
@@ -151,5 +149,5 @@ def _share_out(parts: Sequence[Part], owner: str, values: Mapping[str, Any]) -> 
 
 
 async def awaited(result: Any) -> Any:
-    """Return what a method gave, awaited if it is to be: also plain functions are let pass."""
+    """Return what a method returned, awaited if need be: methods may be plain functions too."""
     return await result if inspect.isawaitable(result) else result

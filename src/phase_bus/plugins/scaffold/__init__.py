@@ -9,9 +9,6 @@ from __future__ import annotations
 import keyword
 import re
 import sys
-from collections.abc import Iterator
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
@@ -23,6 +20,7 @@ from phase_bus.plugins.registry import Registry
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 _LONGEST_NAME = 30  # so that no line of the templates becomes too long
 _SUFFIX = ".tmpl"
+_TEMPLATES = Path(__file__).with_name("consumer")
 
 
 def write_consumer(name: str, directory: Path) -> list[Path]:
@@ -33,7 +31,7 @@ def write_consumer(name: str, directory: Path) -> list[Path]:
         directory: where to; it must not exist.
 
     Raises:
-        ConfigError: the name or the directory is no good, or the files cannot be written.
+        ConfigError: if the name or the directory cannot be used, or the files cannot be written.
     """
     if directory.exists():
         raise ConfigError(
@@ -46,21 +44,32 @@ def write_consumer(name: str, directory: Path) -> list[Path]:
         "class_name": "".join(word.capitalize() for word in re.split("[-_]", name)),
         "phase_bus": ".".join(__version__.split(".")[:2]),
     }
+    written = []
     try:
-        return [_write(path, text, words) for path, text in _templates(directory, package)]
+        for template in sorted(_TEMPLATES.rglob(f"*{_SUFFIX}")):
+            parts = [package if p == "package" else p for p in template.relative_to(_TEMPLATES).parts]
+            path = directory.joinpath(*parts).with_suffix("")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(Template(template.read_text("utf-8")).substitute(words), "utf-8")
+            written.append(path)
     except OSError as error:
         raise ConfigError(
             f"directory {str(directory)!r}: cannot be written: {error.strerror}; give another --directory"
         ) from error
+    return written
 
 
 def _check_name(name: str) -> str:
-    """Return the package's name for a consumer's."""
+    """Return the name of the package for a consumer.
+
+    Raises:
+        ConfigError: if the consumer cannot have this name.
+    """
     package = name.replace("-", "_")
     if not _NAME.fullmatch(name) or keyword.iskeyword(package) or len(name) > _LONGEST_NAME:
         raise ConfigError(
-            f"consumer name {name!r}: is no name of a package; write up to {_LONGEST_NAME} small letters, "
-            "digits and '-', such as 'slow-requests'"
+            f"consumer name {name!r}: is not a valid package name; write up to {_LONGEST_NAME} lower-case "
+            "letters, digits and '-', such as 'slow-requests'"
         )
     if name in Registry.load().consumers:
         raise ConfigError(f"consumer name {name!r}: is taken, see 'phase-bus consumers'; give another one")
@@ -69,22 +78,3 @@ def _check_name(name: str) -> str:
             f"consumer name {name!r}: there is a Python module {package!r} already; give another one"
         )
     return package
-
-
-def _templates(directory: Path, package: str) -> Iterator[tuple[Path, str]]:
-    """Yield the path and template of each file to be written."""
-
-    def below(node: Traversable, target: Path) -> Iterator[tuple[Path, str]]:
-        for child in sorted(node.iterdir(), key=lambda child: child.name):
-            if child.is_dir():
-                yield from below(child, target / (package if child.name == "package" else child.name))
-            elif child.name.endswith(_SUFFIX):
-                yield target / child.name.removesuffix(_SUFFIX), child.read_text("utf-8")
-
-    yield from below(files("phase_bus.plugins.scaffold") / "consumer", directory)
-
-
-def _write(path: Path, template: str, words: dict[str, str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(Template(template).substitute(words), "utf-8")
-    return path

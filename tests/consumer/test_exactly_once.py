@@ -19,8 +19,8 @@ from phase_bus.core.client import BusClient
 from phase_bus.core.control import GroupInfo, Status
 from phase_bus.events import Receipt, Summary
 from phase_bus.journal.reader import JournalReader
-from tests.chaos.processes import ROOT, JournaledBus, Killable
-from tests.helpers import wait_until
+from phase_bus.testing.waiting import wait_until
+from tests.support.processes import ROOT, JournaledBus, Killable
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -1,16 +1,12 @@
-"""What several tests need: buses in threads and processes, raw clients, waiting with a deadline."""
+"""Clients that send and receive whatever a test wants."""
 
 from __future__ import annotations
 
-import threading
 import uuid
-from pathlib import Path
 from typing import Self, TypeVar
 
 import zmq
 
-from phase_bus.bus.options import BusOptions
-from phase_bus.bus.server import Bus
 from phase_bus.core.address import Address
 from phase_bus.core.control import Hello, Reply, Request, Status, StatusRequest, Welcome
 from phase_bus.core.wire import (
@@ -23,57 +19,15 @@ from phase_bus.core.wire import (
     unpack_header,
 )
 from phase_bus.events import Event, EventBase
-from phase_bus.testing.process import BusProcess
-from phase_bus.testing.waiting import DEADLINE_S, until, wait_until
-
-__all__ = ["DEADLINE_S", "until", "wait_until"]
+from phase_bus.testing.waiting import DEADLINE_S
 
 T = TypeVar("T")
-FAST = BusOptions(heartbeat_s=0.1)
-
-
-class BusThread:
-    """A bus in a thread of this process."""
-
-    def __init__(self, *addresses: str, options: BusOptions = FAST) -> None:
-        self.bus = Bus([Address.parse(address) for address in addresses], options)
-        try:
-            self.bus.bind()
-        except BaseException:
-            self.bus.close()
-            raise
-        self.addresses = [str(address) for address in self.bus.addresses]
-        self.address = self.addresses[0]
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop it."""
-        self.bus.stop()
-        self._thread.join(DEADLINE_S)
-        assert not self._thread.is_alive()
-
-    def _run(self) -> None:
-        try:
-            self.bus.run()
-        finally:
-            self.bus.close()
-
-
-def plain_bus(directory: Path, address: str) -> BusProcess:
-    """Return a bus without a journal, in a process of its own, not started yet."""
-    options = ("--no-journal", "--heartbeat-s", str(FAST.heartbeat_s))
-    return BusProcess(directory / "bus.log", address, options=options)
+SOURCE = bytes(15) + b"\x07"
+"""The id of a publisher that a raw client pretends to be."""
 
 
 class RawClient:
-    """A DEALER without any protocol in it, to say to a bus whatever the test wants."""
+    """A DEALER without any protocol in it, to send a bus whatever the test wants."""
 
     def __init__(self, address: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import pytest
 
-from tests.helpers import wait_until
+from phase_bus.testing.waiting import wait_until
 
 _OPTIONS = ("--headless", "--disable-gpu", "--no-first-run")
 # So that a page that does fetch something is seen to try, and gets nothing.

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,84 +117,11 @@ class Workplace:
         return names
 
 
-@pytest.fixture
-def workplace(tmp_path: Path) -> Iterator[Workplace]:
-    """A place for processes; the test fails if one of them outlives it."""
-    place = Workplace(tmp_path)
-    yield place
-    left = place.close()
-    assert not left, f"processes left behind: {left}"
-
-
-@pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small tokenizer, made once."""
-    pytest.importorskip("aiperf")
-    directory = tmp_path_factory.mktemp("tokenizer") / "tok"
-    subprocess.run(
-        [sys.executable, str(EXAMPLES / "make_tokenizer.py"), str(directory)], check=True, timeout=60
-    )
-    return directory
-
-
-@pytest.fixture
-def mock_llm(tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """Start mock LLM servers: call it with options, get the URL."""
-    servers: list[subprocess.Popen[bytes]] = []
-
-    def start(*options: str) -> str:
-        port_file = tmp_path / f"llm-port-{len(servers)}"
-        server = subprocess.Popen(
-            [
-                sys.executable,
-                str(EXAMPLES / "mock_llm_server.py"),
-                "--port-file",
-                str(port_file),
-                *options,
-            ],
-            stdout=subprocess.DEVNULL,
-        )
-        servers.append(server)
-        wait_for(lambda: port_file.exists(), "the mock LLM server's port", 30.0)
-        return f"http://127.0.0.1:{port_file.read_text().strip()}"
-
-    yield start
-    for server in servers:
-        server.terminate()
-    for server in servers:
-        server.wait(10.0)
-
-
-@pytest.fixture
-def aiperf(workplace: Workplace, tokenizer: Path) -> Callable[..., list[str]]:
-    """Return the command line of a small AIPerf run, to which options can be added."""
-    (workplace.directory / "tok").symlink_to(tokenizer)
-    program = Path(sys.executable).with_name("aiperf")
-    if not program.exists():
-        pytest.skip("aiperf is not installed beside this Python")
-
-    def command(url: str, *options: str, output: str = "aiperf-out") -> list[str]:
-        defaults = {
-            "--output-tokens-mean": "16",
-            "--output-tokens-stddev": "6",
-            "--synthetic-input-tokens-mean": "32",
-            "--concurrency": "8",
-        }
-        for name in options:
-            defaults.pop(name, None)
-        arguments = [str(program), "profile", "-m", "mock", "--url", url, "--endpoint-type", "chat"]
-        arguments += ["--streaming", "--tokenizer", "./tok", "--ui", "none", "--no-gpu-telemetry"]
-        arguments += ["--artifact-dir", output]
-        return [*arguments, *(word for pair in defaults.items() for word in pair), *options]
-
-    return command
-
-
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
     """Return the condition's value as soon as it is true.
 
     Raises:
-        AssertionError: it is not by the deadline.
+        AssertionError: if it is not true by the deadline.
     """
     deadline_s = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -211,3 +138,13 @@ def interrupt(process: subprocess.Popen[str], signum: int = signal.SIGINT) -> No
 def json_lines(text: str) -> Sequence[dict[str, Any]]:
     """Return the objects of a text of JSON lines."""
     return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def assert_one_line(returncode: int, stderr: str, *words: str) -> None:
+    """See that a command failed as it should."""
+    assert returncode == 2, stderr
+    (line,) = stderr.splitlines()
+    assert line.startswith("phase-bus: ")
+    assert "Traceback" not in line
+    for word in words:
+        assert word in line, line

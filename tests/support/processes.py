@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from phase_bus.testing.process import BusProcess, PythonProcess
-from tests.helpers import DEADLINE_S
+from phase_bus.testing.waiting import DEADLINE_S
 
 ROOT = Path(__file__).parents[2]
 

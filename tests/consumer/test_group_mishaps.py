@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,22 +21,14 @@ from phase_bus.core.wire import Header, receive_event
 from phase_bus.errors import JournalError
 from phase_bus.events import PhaseStart, Records, Summary
 from phase_bus.journal.reader import JournalReader
-from tests.bus.test_replay import Kept
-from tests.group.consumers import Totals
-from tests.group.test_group_runner import SOURCE, Member, Run, group_info, handled, publish, shared_out
-from tests.helpers import RawClient, until
+from phase_bus.testing.waiting import until
+from tests.support.buses import DurableBus
+from tests.support.clients import SOURCE, RawClient
+from tests.support.groups import Member, Run, Totals, group_info, handled, publish, shared_out
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_leaks")]
 
 BRIEF = BusOptions(heartbeat_s=0.1, silent_after_s=0.5)
-
-
-@pytest.fixture
-def kept(ipc_dir: Path, tmp_path: Path) -> Iterator[Kept]:
-    """A bus with a journal, that does not wait long for anybody."""
-    bus = Kept(ipc_dir, tmp_path / "journal", BRIEF)
-    yield bus
-    bus.close()
 
 
 class Sleeper:
@@ -66,7 +58,7 @@ class Sleeper:
         assert not self._thread.is_alive()
 
 
-def summaries(kept: Kept) -> list[Summary]:
+def summaries(kept: DurableBus) -> list[Summary]:
     """All summaries of the run, in order."""
     with JournalReader(kept.data) as reader:
         return reader.events("r", Summary)
@@ -82,8 +74,8 @@ def has_forgotten(member: Member, run_id: str = "r") -> Callable[[], bool]:
     return forgotten
 
 
-async def test_an_end_that_nobody_can_read(kept: Kept) -> None:
-    """It is set aside as any other event is, and the leader goes on with the next run."""
+async def test_an_end_that_nobody_can_read(kept: DurableBus) -> None:
+    """It is dead-lettered like any other event, and the leader goes on with the next run."""
     member = Member(kept.address)
     await until(lambda: shared_out([member]))
     with RawClient(kept.address) as client:
@@ -95,7 +87,7 @@ async def test_an_end_that_nobody_can_read(kept: Kept) -> None:
     await member.stop()
 
 
-async def test_a_merge_that_fails(kept: Kept) -> None:
+async def test_a_merge_that_fails(kept: DurableBus) -> None:
     """The end of the run waits until it succeeds: a result without these states would be wrong."""
     failures: list[int] = []
 
@@ -114,8 +106,8 @@ async def test_a_merge_that_fails(kept: Kept) -> None:
     assert [summary.result["records"] for summary in summaries(kept)] == [1000]
 
 
-async def test_a_handler_that_blocks_longer_than_the_bus_waits(kept: Kept) -> None:
-    """Who is alone goes on with what it had: it does not begin anew for ever."""
+async def test_a_handler_that_blocks_longer_than_the_bus_waits(kept: DurableBus) -> None:
+    """A member on its own goes on with what it had: it does not start over for ever."""
     calls = []
 
     class Blocking(Totals):
@@ -132,7 +124,7 @@ async def test_a_handler_that_blocks_longer_than_the_bus_waits(kept: Kept) -> No
     assert len(calls) == 1
 
 
-async def test_a_leader_that_slept_has_no_more_to_say(kept: Kept) -> None:
+async def test_a_leader_that_slept_has_no_more_to_say(kept: DurableBus) -> None:
     """Its successor's result is the last word, on the bus and in what it writes."""
     awake, asleep = threading.Event(), threading.Event()
     written: list[str] = []
@@ -174,7 +166,7 @@ async def test_a_leader_that_slept_has_no_more_to_say(kept: Kept) -> None:
         assert [receipt.complete for receipt in reader.receipts("r")] == [True]
 
 
-async def test_a_run_is_handled_when_that_is_kept(kept: Kept) -> None:
+async def test_a_run_is_handled_when_that_is_kept(kept: DurableBus) -> None:
     """Until the journal has it nobody lets go of the run, since the next leader would need its states."""
     member = Member(kept.address)
     await until(lambda: shared_out([member]))
@@ -202,7 +194,7 @@ async def test_a_run_is_handled_when_that_is_kept(kept: Kept) -> None:
 
 
 async def test_states_larger_than_a_message(ipc_dir: Path, tmp_path: Path) -> None:
-    """They are told in several messages, as the bus refuses one that is too large."""
+    """They are sent in several messages, since the bus refuses one that is too large."""
 
     class Big(Totals):
         padding = bytes(100_000)
@@ -217,7 +209,7 @@ async def test_states_larger_than_a_message(ipc_dir: Path, tmp_path: Path) -> No
             await super().merge({n: state.removesuffix(self.padding) for n, state in states.items()})
 
     options = BusOptions(heartbeat_s=0.1, max_message_bytes=1 << 20)
-    kept = Kept(ipc_dir, tmp_path / "journal", options)
+    kept = DurableBus(ipc_dir, tmp_path / "journal", options)
     member = Member(kept.address, Big)
     try:
         await until(lambda: shared_out([member]))
@@ -228,8 +220,8 @@ async def test_states_larger_than_a_message(ipc_dir: Path, tmp_path: Path) -> No
         kept.close()
 
 
-async def test_data_that_were_set_back(kept: Kept) -> None:
-    """A consumer that keeps its position with its data gets again what it has not stored."""
+async def test_data_that_were_set_back(kept: DurableBus) -> None:
+    """A consumer that stores its checkpoint with its data gets again what it has not stored."""
     stored: dict[str, int] = {}
     seen: list[int] = []
 
@@ -258,7 +250,7 @@ async def test_a_loss_while_two_runs_go_on(
     ipc_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was lost on the way is read from the journal, whatever else came in the partition meanwhile."""
-    kept = Kept(ipc_dir, tmp_path / "journal", BusOptions(heartbeat_s=4.0))
+    kept = DurableBus(ipc_dir, tmp_path / "journal", BusOptions(heartbeat_s=4.0))
     member = Member(kept.address)
     lost: list[bytes] = []
 
@@ -289,7 +281,7 @@ async def test_a_loss_while_two_runs_go_on(
 
 
 async def test_the_last_of_a_partition_is_lost(
-    kept: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kept: DurableBus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing comes after it that could show the hole: the next heartbeat does, and nobody complains."""
     member = Member(kept.address)
@@ -316,7 +308,7 @@ async def test_the_last_of_a_partition_is_lost(
         await member.stop()
 
 
-async def test_a_publisher_that_comes_back(kept: Kept) -> None:
+async def test_a_publisher_that_comes_back(kept: DurableBus) -> None:
     """A run that was given up as lost goes on after all: at its real end all its records count."""
     member = Member(kept.address)
     await until(lambda: shared_out([member]))

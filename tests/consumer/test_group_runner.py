@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import msgspec
 import pytest
@@ -15,137 +13,36 @@ from phase_bus.bus.options import BusOptions
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.dispatcher import decode_saved
 from phase_bus.consumer.group_member import GroupMember
-from phase_bus.consumer.options import build_consumer
 from phase_bus.core.address import Address
-from phase_bus.core.client import BusClient
-from phase_bus.core.control import EVENTS, Assigned, Beat, Commit, GroupInfo, Heard, Hello, Status, Welcome
+from phase_bus.core.control import Assigned, Beat, Commit, Heard, Hello, Welcome
 from phase_bus.core.wire import encode_control
 from phase_bus.errors import ConfigError
 from phase_bus.events import PhaseRef, PhaseStart, Receipt, Records, Summary
 from phase_bus.harness.dead_letters import open_retrier
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import DeadLetter
-from phase_bus.publisher.publisher import Publisher
-from tests.bus.test_replay import Kept
-from tests.group.consumers import Totals
-from tests.helpers import BusThread, RawClient, Subscriber, until
+from phase_bus.testing.waiting import until
+from tests.support.buses import BusThread, DurableBus
+from tests.support.clients import SOURCE, RawClient, Subscriber
+from tests.support.groups import (
+    Member,
+    Run,
+    Totals,
+    group_info,
+    handled,
+    members,
+    publish,
+    shared_out,
+)
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 T = TypeVar("T")
 PHASE = PhaseRef("profiling")
-SOURCE = bytes(15) + b"\x07"
-EVERYTHING = {EVENTS, *range(16)}
-
-
-@pytest.fixture
-def kept(ipc_dir: Path, tmp_path: Path) -> Iterator[Kept]:
-    """A bus with a journal."""
-    bus = Kept(ipc_dir, tmp_path / "journal")
-    yield bus
-    bus.close()
-
-
-class Member:
-    """A member of a group in this process, that can be ended or cut off."""
-
-    def __init__(self, address: str, cls: type[Consumer] = Totals, settings: str = "") -> None:
-        self.ready = asyncio.Event()
-        self.runner = GroupMember(
-            lambda: build_consumer(cls, "totals", {}),
-            "totals",
-            Address.parse(address),
-            settings=settings,
-            on_ready=self.ready.set,
-        )
-        self.task = asyncio.create_task(self.runner.run())
-
-    @property
-    def shares(self) -> set[int]:
-        """What it works on."""
-        return set(self.runner.shares)
-
-    async def stop(self) -> None:
-        """Let it finish."""
-        self.runner.stop()
-        await asyncio.wait_for(self.task, 20)
-
-
-@asynccontextmanager
-async def members(count: int, address: str) -> AsyncIterator[list[Member]]:
-    """A group of some members, from when the work is shared out among them."""
-    async with AsyncExitStack() as stack:
-        group = []
-        for _ in range(count):
-            group.append(Member(address))
-            stack.push_async_callback(group[-1].stop)
-        await until(lambda: shared_out(group))
-        for member in group:
-            await asyncio.wait_for(member.ready.wait(), 20)
-        yield group
-
-
-def shared_out(group: list[Member]) -> bool:
-    """Whether each share has one member, and all have about as many."""
-    sizes = [len(member.shares) for member in group]
-    union = set().union(*(member.shares for member in group))
-    return union == EVERYTHING and sum(sizes) == len(EVERYTHING) and max(sizes) - min(sizes) <= 1
-
-
-class Run:
-    """A run of one publisher, published bit by bit."""
-
-    def __init__(self, address: str, run_id: str = "r") -> None:
-        self.run_id = run_id
-        self._publisher = Publisher(address, batch_records=7)
-        self._next = 0
-
-    def __enter__(self) -> Self:
-        self._publisher.publish(PhaseStart(run_id=self.run_id, phase=PHASE))
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._publisher.close()
-
-    async def publish(self, records: int, *, end: bool = False) -> None:
-        """Publish the next records, and wait until the bus has them."""
-        for _ in range(records):
-            self._publisher.record(self.run_id, PHASE, {"n": self._next}, {})
-            self._next += 1
-        if end:
-            self._publisher.complete_run(self.run_id, "completed")
-        assert await asyncio.to_thread(self._publisher.flush, 20)
-
-
-def publish(address: str, records: int, run_id: str = "r") -> None:
-    """Publish a whole run of numbered records, and wait until the bus has them."""
-    with Publisher(address, batch_records=7) as publisher:
-        publisher.publish(PhaseStart(run_id=run_id, phase=PHASE))
-        for number in range(records):
-            publisher.record(run_id, PHASE, {"n": number}, {})
-        publisher.complete_run(run_id, "completed")
-        assert publisher.flush(20)
-
-
-def status(address: str) -> Status:
-    """What the bus knows."""
-    with BusClient(Address.parse(address)) as client:
-        return client.status()
-
-
-def group_info(address: str) -> GroupInfo:
-    """What the bus knows of the one group."""
-    groups = status(address).groups
-    return groups[0] if groups else GroupInfo(name="", generation=0, members=0)
-
-
-async def handled(address: str, run_id: str = "r") -> GroupInfo:
-    """Wait until the group has handled a run."""
-    return await until(lambda: run_id in (info := group_info(address)).handled_runs and info)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-async def test_a_group_shares_a_run(kept: Kept, count: int) -> None:
+async def test_a_group_shares_a_run(kept: DurableBus, count: int) -> None:
     """Each record is counted by one member, and the leader's result has all of them."""
     with Subscriber(kept.address, "summary.", "receipt.") as subscriber:
         async with members(count, kept.address) as group:
@@ -166,7 +63,7 @@ async def test_a_group_shares_a_run(kept: Kept, count: int) -> None:
     )
 
 
-async def test_late_and_after_the_end(kept: Kept) -> None:
+async def test_late_and_after_the_end(kept: DurableBus) -> None:
     """A group that comes after the run takes it from the journal."""
     await asyncio.to_thread(publish, kept.address, 3000)
     with Subscriber(kept.address, "summary.") as subscriber:
@@ -177,7 +74,7 @@ async def test_late_and_after_the_end(kept: Kept) -> None:
     assert summary.final
 
 
-async def test_members_come_and_go_while_a_run_goes_on(kept: Kept) -> None:
+async def test_members_come_and_go_while_a_run_goes_on(kept: DurableBus) -> None:
     """The work moves with them, and nothing is counted twice nor left out."""
     with Subscriber(kept.address, "summary.") as subscriber, Run(kept.address) as run:
         first = Member(kept.address)
@@ -202,7 +99,7 @@ async def test_members_come_and_go_while_a_run_goes_on(kept: Kept) -> None:
     assert not info.incomplete_runs
 
 
-async def test_the_bus_is_restarted(kept: Kept) -> None:
+async def test_the_bus_is_restarted(kept: DurableBus) -> None:
     """Members go on from what they had committed, with the next bus on the same journal."""
     with Run(kept.address) as run:
         async with members(3, kept.address) as group:
@@ -219,7 +116,7 @@ async def test_the_bus_is_restarted(kept: Kept) -> None:
     ]
 
 
-async def test_two_runs_at_once_are_kept_apart(kept: Kept) -> None:
+async def test_two_runs_at_once_are_kept_apart(kept: DurableBus) -> None:
     """Each has its own result, and its own receipt."""
     with Subscriber(kept.address, "summary.", "receipt.") as subscriber:
         async with members(2, kept.address):
@@ -237,8 +134,8 @@ async def test_two_runs_at_once_are_kept_apart(kept: Kept) -> None:
     assert all(receipt.complete for receipt in receipts)
 
 
-async def test_more_members_than_shares(kept: Kept) -> None:
-    """Who has nothing to do is ready all the same, and takes over when another goes."""
+async def test_more_members_than_shares(kept: DurableBus) -> None:
+    """A member with nothing to do is ready all the same, and takes over when another leaves."""
     async with members(1, kept.address) as (first,):
         spare = [Member(kept.address) for _ in range(18)]
         for member in spare:
@@ -249,7 +146,7 @@ async def test_more_members_than_shares(kept: Kept) -> None:
         await until(lambda: shared_out([first]))
 
 
-async def test_a_partition_beyond_the_usual_ones(kept: Kept) -> None:
+async def test_a_partition_beyond_the_usual_ones(kept: DurableBus) -> None:
     """A publisher of another version may have more of them; they are shared out when they show."""
     async with members(2, kept.address) as group:
         with RawClient(kept.address) as client:
@@ -259,8 +156,8 @@ async def test_a_partition_beyond_the_usual_ones(kept: Kept) -> None:
             await until(lambda: owner.runner.shares[41].dispatcher.received == 1)
 
 
-async def test_members_must_run_the_same(kept: Kept) -> None:
-    """One with other options is told so; when nobody else is there any more, it may come."""
+async def test_members_must_run_the_same(kept: DurableBus) -> None:
+    """One with other options is refused, and why; once the others have left, it may join."""
     first = Member(kept.address, settings="'totals' with size=1")
     await until(lambda: shared_out([first]))
     other = Member(kept.address, settings="'totals' with size=2")
@@ -293,8 +190,8 @@ async def test_what_cannot_be_a_group(ipc_dir: Path) -> None:
         GroupMember(NoRecords, "g", Address.parse(f"ipc://{ipc_dir}"))
 
 
-async def test_a_handler_that_fails(kept: Kept) -> None:
-    """The event is set aside under its share's name, and the receipt says so."""
+async def test_a_handler_that_fails(kept: DurableBus) -> None:
+    """The event is dead-lettered under the name of its partition, and the receipt says so."""
 
     class Failing(Totals):
         async def on_records(self, event: Records) -> None:
@@ -320,7 +217,7 @@ async def test_a_handler_that_fails(kept: Kept) -> None:
     assert result == {"r": [7, sum(range(21, 28))]}
 
 
-def letter_retried(kept: Kept, letter: DeadLetter) -> list[dict[str, list[int]]]:
+def letter_retried(kept: DurableBus, letter: DeadLetter) -> list[dict[str, list[int]]]:
     """Retry a dead letter without the bus; return the states of its partition afterwards."""
     kept.close()
     try:
@@ -342,8 +239,8 @@ def letter_retried(kept: Kept, letter: DeadLetter) -> list[dict[str, list[int]]]
 
 
 def test_a_late_commit_is_refused(ipc_dir: Path, tmp_path: Path) -> None:
-    """Who was asleep for too long cannot overwrite what its successor has committed meanwhile."""
-    kept = Kept(ipc_dir, tmp_path / "journal", BusOptions(heartbeat_s=0.1, silent_after_s=0.5))
+    """A member that slept too long cannot overwrite what its successor has committed meanwhile."""
+    kept = DurableBus(ipc_dir, tmp_path / "journal", BusOptions(heartbeat_s=0.1, silent_after_s=0.5))
     try:
         with RawClient(kept.address) as sleeper, RawClient(kept.address) as successor:
             first = join(sleeper, "a" * 32)
@@ -367,8 +264,8 @@ def test_a_late_commit_is_refused(ipc_dir: Path, tmp_path: Path) -> None:
         kept.close()
 
 
-def test_a_member_that_was_connected_anew_hears_what_changes(kept: Kept) -> None:
-    """ZeroMQ makes a cut connection anew by itself, and to the bus that is another peer."""
+def test_a_member_that_was_connected_anew_hears_what_changes(kept: DurableBus) -> None:
+    """ZeroMQ reconnects by itself, and to the bus that is another peer."""
     with RawClient(kept.address) as cut, RawClient(kept.address) as again, RawClient(kept.address) as other:
         mine = join(cut, "a" * 32)
         again.socket.send(
@@ -400,7 +297,7 @@ def commit(assigned: Assigned, position: int) -> Commit:
 
 
 def heard(client: RawClient, client_id: str, commit: Commit) -> Heard:
-    """Say a commit; return the bus's answer."""
+    """Send a commit; return the bus's answer."""
     beat = Beat(client_id=client_id, state="ready", shares=(0,), commits=(commit,))
     client.socket.send(encode_control(beat))
     while not ((answer := next_of(client, Heard)).kept or answer.refused or not answer.known):

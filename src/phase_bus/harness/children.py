@@ -1,0 +1,208 @@
+"""The processes that phase-bus starts: a bus, consumers, workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from phase_bus.bus.options import BusOptions
+from phase_bus.core.control import ClientInfo, GroupInfo, Status
+from phase_bus.harness.config import Config, ConsumerConfig
+from phase_bus.journal.rows import Limits
+
+STOP_S = 15.0
+_KEPT_LINES = 20
+
+Say = Callable[[str, str], None]
+
+
+class Child:
+    """A process of ours, whose output goes line by line to ``say``, with its name.
+
+    It has a process group of its own, so that a Ctrl-C meant for the benchmark does not reach it, and ends
+    by itself when its standard input ends, that is when this process is gone.
+
+    Attributes:
+        ending: whether it was asked to end, so that its end is no surprise.
+    """
+
+    def __init__(self, name: str, arguments: Sequence[str], say: Say, stop_s: float = STOP_S) -> None:
+        self.name = name
+        self.ending = False
+        self._stop_s = stop_s
+        self._arguments = arguments
+        self._say = say
+        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._complaint = ""  # the last error that it printed as a line
+        self._quiet = True  # until it is up: a failure to start is reported once, by whoever waits for it
+        self._process: asyncio.subprocess.Process | None = None
+        self._pump: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the process."""
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "phase_bus",
+            *self._arguments,
+            "--stop-on-eof",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            process_group=0,
+        )
+        self._pump = asyncio.create_task(self._read_output(self._process))
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, None while it runs, negative for a signal."""
+        return None if self._process is None else self._process.returncode
+
+    async def wait(self) -> None:
+        """Wait for its end."""
+        if self._process is not None:
+            await self._process.wait()
+
+    def speak(self) -> None:
+        """Show its lines from now on, after those it has written so far."""
+        self._quiet = False
+        while self._lines:
+            self._say(self.name, self._lines.popleft())
+
+    async def failure(self) -> str:
+        """Return why it ended: its error line, or its exit code. Call it once it has ended."""
+        if self._pump is not None:
+            await self._pump
+        if self._complaint:
+            return self._complaint
+        up = not self._quiet
+        self.speak()
+        return f"{self.name} {describe_exit(self.returncode)}" + ("" if up else " while starting")
+
+    async def stop(self) -> bool:
+        """Ask it to end and wait; kill it if it does not. Return whether it ended by itself."""
+        self.ending = True
+        process = self._process
+        if process is None:
+            return True
+        finished = True
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                async with asyncio.timeout(self._stop_s):
+                    await process.wait()
+            except TimeoutError:
+                finished = False
+                process.kill()
+        await process.wait()
+        if self._pump is not None:
+            await self._pump
+        if process.stdin is not None:
+            process.stdin.close()
+        return finished
+
+    async def _read_output(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        while True:
+            try:
+                raw = await process.stdout.readline()
+            except ValueError:  # a line beyond asyncio's limit: leave the rest of it out
+                continue
+            if not raw:
+                break
+            line = raw.decode(errors="replace").rstrip("\n")
+            if line.startswith("phase-bus: "):
+                self._complaint = line.removeprefix("phase-bus: ")
+            if self._quiet:
+                self._lines.append(line)
+            else:
+                self._say(self.name, line)
+        await process.wait()
+
+
+class ConsumerChild(Child):
+    """A consumer's process; with several workers, the one that keeps them running."""
+
+    def __init__(self, config: ConsumerConfig, address: str, say: Say) -> None:
+        super().__init__(config.title, _consumer_arguments(config, address), say)
+        self.config = config
+
+    def is_ready(self, status: Status) -> bool:
+        """Return whether the bus says that all its workers are ready."""
+        return len([c for c in self._clients(status) if c.state == "ready"]) >= self.config.workers
+
+    def standing(self, status: Status) -> ClientInfo | GroupInfo | None:
+        """Return what the bus knows of it, or of the group that it belongs to."""
+        clients = self._clients(status)
+        group = self.config.title if self.config.workers > 1 else clients[0].group if clients else ""
+        if group:
+            return next((info for info in status.groups if info.name == group), None)
+        return clients[0] if clients else None
+
+    def _clients(self, status: Status) -> list[ClientInfo]:
+        consumers = [client for client in status.clients if client.role == "consumer"]
+        if self.config.workers > 1:
+            return [client for client in consumers if client.group == self.config.title]
+        return [client for client in consumers if client.pid == self.pid]
+
+
+def describe_exit(returncode: int | None) -> str:
+    """Return how a process ended, in words."""
+    if returncode is None:
+        return "is still running"
+    if returncode < 0:
+        try:
+            return f"was ended by {signal.Signals(-returncode).name}"
+        except ValueError:
+            return f"was ended by signal {-returncode}"
+    return f"ended with exit code {returncode}"
+
+
+def bus_arguments(addresses: Sequence[str], config: Config) -> list[str]:
+    """Return the arguments of ``phase-bus`` for a bus."""
+    arguments = ["bus", *(word for address in addresses for word in ("--address", address))]
+    arguments += _as_options(config.bus)
+    if not config.journal:
+        return [*arguments, "--no-journal"]
+    if config.data:
+        arguments += ["--data", config.data]
+    return arguments + _as_options(config.limits)
+
+
+def _as_options(values: BusOptions | Limits) -> list[str]:
+    return [f"--{n.replace('_', '-')}={value}" for n, value in msgspec.structs.asdict(values).items()]
+
+
+def _consumer_arguments(consumer: ConsumerConfig, address: str) -> list[str]:
+    arguments = ["consume", consumer.use, "--address", address]
+    if consumer.workers > 1:
+        arguments += ["--group", consumer.title, "--workers", str(consumer.workers)]
+    else:
+        arguments += ["--name", consumer.title]
+    for key, value in consumer.set.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        arguments += ["--set", f"{key}={text}"]
+    return arguments
+
+
+def shell_code(returncode: int) -> int:
+    """Return an exit code as a shell reports it: 128 and the signal's number for a signal."""
+    return 128 - returncode if returncode < 0 else returncode
+
+
+def environment(address: str) -> dict[str, str]:
+    """Return this process's environment with the bus's address in it."""
+    return {**os.environ, "PHASE_BUS_ADDRESS": address}

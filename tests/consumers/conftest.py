@@ -1,0 +1,28 @@
+"""An empty database for each test, on SQLite and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from tests.support.postgres import Postgres
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'new' / 'test.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    name = f"t{uuid.uuid4().hex}"
+    admin = server.url().replace("postgresql:", "postgresql+psycopg:")
+    engine = sa.create_engine(admin, isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect() as connection:
+            connection.execute(sa.text(f"CREATE DATABASE {name} STRATEGY wal_log"))
+    finally:
+        engine.dispose()
+    return server.url(name)

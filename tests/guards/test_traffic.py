@@ -1,0 +1,105 @@
+"""Frames, transactions and waits of an event, counted: in the bus and in a consumer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+import zmq
+
+from benchmarks import shapes
+from phase_bus.consumer.consumer import Consumer
+from phase_bus.consumer.runner import ConsumerRunner
+from phase_bus.core.address import Address
+from phase_bus.core.readable import Readable
+from phase_bus.events import EventBase
+from phase_bus.publisher.publisher import Publisher
+from phase_bus.testing.waiting import DEADLINE_S, until, wait_until
+from tests.guards.bounds import assert_at_most
+from tests.guards.traffic import Frames, running_bus, send_all
+from tests.support.clients import Subscriber
+
+_COUNT = 500
+_EVENT = shapes.event_of_size(200)
+
+
+def test_a_burst_is_one_transaction_a_turn_and_acknowledged_as_one(
+    ipc_dir: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: None
+) -> None:
+    frames = Frames(monkeypatch)
+    with running_bus(ipc_dir) as (address, journal), Publisher(address) as publisher:
+        send_all(publisher, lambda: publisher.publish(_EVENT), _COUNT, frames, journal)
+
+        assert sum(journal.appended) == _COUNT
+        # What has come while the first waited is taken in at once, or nearly.
+        assert_at_most(10, len(journal.appended), f"transactions for a burst of {_COUNT} events")
+        assert_at_most(3.0, frames.sent[zmq.DEALER] / _COUNT, "frames sent by the publisher an event")
+        assert_at_most(3.5, frames.sent[zmq.XPUB] / _COUNT, "frames sent to a consumer an event")
+        assert_at_most(4.5, frames.received[zmq.ROUTER] / _COUNT, "frames received by the bus an event")
+        # Acknowledgements, and the welcome.
+        assert_at_most(0.1, frames.sent[zmq.ROUTER] / _COUNT, "frames sent back an event")
+
+
+def test_a_large_payload_is_passed_on_as_it_was_received(
+    ipc_dir: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: None
+) -> None:
+    frames = Frames(monkeypatch)
+    large = shapes.event_of_size(65536)
+    with running_bus(ipc_dir) as (address, journal):
+        with Subscriber(address, "records.") as subscriber, Publisher(address) as publisher:
+            send_all(publisher, lambda: publisher.publish(large), 5, frames, journal)
+            wait_until(lambda: len(subscriber.read()) == 5)
+        passed = [frame for frame in frames.payloads if len(memoryview(frame)) > 8192]  # type: ignore[arg-type]
+        assert len(passed) == 5
+        assert all(isinstance(frame, zmq.Frame) for frame in passed), "a large payload is copied"
+
+
+class Counter(Consumer):
+    """Counts events; at the first it waits until the gate is open, and its whole process with it."""
+
+    name = "counter"
+
+    def __init__(self, gate: threading.Event) -> None:
+        self.count = 0
+        self._gate = gate
+
+    async def on_event(self, event: EventBase) -> None:
+        self.count += 1
+        if self.count == 1:
+            assert self._gate.wait(DEADLINE_S)
+
+
+async def test_a_burst_takes_three_receives_an_event_and_few_wake_ups(
+    ipc_dir: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: None
+) -> None:
+    frames = Frames(monkeypatch)
+    waits = 0
+    wait = Readable.wait
+
+    async def counting(self: Readable, *arguments: object, **named: object) -> None:
+        nonlocal waits
+        waits += 1
+        await wait(self, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Readable, "wait", counting)
+    with running_bus(ipc_dir) as (address, journal):
+        journal.gate.set()
+        consumer = Counter(journal.gate)
+        runner = ConsumerRunner(consumer, Address.parse(address), receipts=False)
+        running = asyncio.create_task(runner.run())
+        await until(lambda: runner.state == "ready")
+        journal.gate.clear()
+        asked, waited = frames.received[zmq.SUB], waits
+        with Publisher(address) as publisher:
+            # In a thread, since the consumer's loop stands still meanwhile.
+            await asyncio.to_thread(
+                send_all, publisher, lambda: publisher.publish(_EVENT), _COUNT, frames, journal
+            )
+            await until(lambda: consumer.count == _COUNT)
+        # Heartbeats and empty looks are among them.
+        assert_at_most(3.5, (frames.received[zmq.SUB] - asked) / _COUNT, "receives an event")
+        assert_at_most(0.2, (waits - waited) / _COUNT, "waits for the socket an event of a burst")
+        runner.stop()
+        await running

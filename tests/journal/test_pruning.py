@@ -1,0 +1,196 @@
+"""Old runs go, the rest stays, and a model that says what is left."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from phase_bus.journal.files import FILE_NAME
+from phase_bus.journal.rows import Entry, Head, Limits
+from phase_bus.journal.writer import Journal
+from tests.support.entries import _S, _SOURCE, Log, dead_letter_at, read_all
+
+
+def fill(
+    journal: Journal, log: Log, run_id: str, ended_s: int | None, size: int = 10, count: int = 5
+) -> None:
+    """Append a run's events, and note how it is."""
+    kinds = ("phase_start", "records", "receipt")
+    journal.append([log.entry(kinds[i % 3], run_id, bytes(size)) for i in range(count)])
+    ended_ns = None if ended_s is None else ended_s * _S
+    journal.note_run(run_id, "running" if ended_s is None else "completed", log.offset, ended_ns, "p")
+
+
+def test_the_oldest_finished_runs_go_first(tmp_path: Path) -> None:
+    """Over the number of runs: by their end, never one going on, and all that belongs to them."""
+    log = Log()
+    with Journal(tmp_path, Limits(max_runs=2)) as journal:
+        for run_id, ended_s in (("a", None), ("b", 30), ("c", 20), ("d", 40)):
+            fill(journal, log, run_id, ended_s)
+        for offset, run_id in ((6, "b"), (16, "d")):
+            dead_letter_at(journal, "x", offset, run_id)
+        assert journal.prune(50 * _S) == ["c", "b"]
+        assert [run.run_id for run in journal.runs()] == ["a", "d"]
+        assert read_all(journal) == [e for e in log.entries if e.run_id in "ad"]
+        assert [letter.run_id for letter in journal.dead_letters()] == ["d"]
+        assert journal.receipts("b") == []
+        assert journal.prune(50 * _S) == []
+        assert journal.verify() == []
+
+
+def test_old_runs_go_and_the_head_stays(tmp_path: Path) -> None:
+    """With everything pruned the numbers go on where they were, after a restart too."""
+    log = Log()
+    with Journal(tmp_path, Limits(max_age_s=10)) as journal:
+        fill(journal, log, "a", 30)
+        assert journal.prune(40 * _S) == []
+        assert journal.prune(40 * _S + 1) == ["a"]
+        assert read_all(journal) == []
+    head = Head(log.offset, log.event_number)
+    with Journal(tmp_path) as journal:
+        assert (journal.head, journal.info().head) == (head, head)
+        assert journal.last_seqs() == {_SOURCE: log.offset}
+        assert journal.verify() == []
+        journal.append([log.entry(run_id="b")])
+        assert [e.offset for e in read_all(journal)] == [head.offset + 1]
+        assert journal.verify() == []
+
+
+def test_pruning_by_size_gives_the_space_back(tmp_path: Path) -> None:
+    """The file shrinks to the limit, and not further than it has to."""
+    log = Log()
+    with Journal(tmp_path, Limits(max_bytes=4 << 20)) as journal:
+        for i in range(10):
+            fill(journal, log, f"r{i}", i, size=100_000, count=10)
+        assert journal.prune(10 * _S) == [f"r{i}" for i in range(6)]
+        assert len(read_all(journal)) == 40
+    assert (tmp_path / FILE_NAME).stat().st_size < 4 << 20
+
+
+def test_pruning_that_ran_out_of_time_goes_on_later(tmp_path: Path) -> None:
+    """A half-deleted run is no longer listed, does no harm, and goes with the next call."""
+    log = Log()
+    with Journal(tmp_path, Limits(max_runs=1)) as journal:
+        fill(journal, log, "a", 1, count=2000)
+        fill(journal, log, "b", 2)
+        assert journal.prune(_S, budget_s=0) == []
+        assert [run.run_id for run in journal.runs()] == ["b"]
+        assert journal.verify() == []
+    with Journal(tmp_path, Limits(max_runs=1)) as journal:
+        assert journal.prune(_S) == ["a"]
+        assert read_all(journal) == log.entries[2000:]
+        assert journal.verify() == []
+
+
+class JournalModel(RuleBasedStateMachine):
+    """A journal beside a plain list that must hold the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = Path(tempfile.mkdtemp(prefix="pb-"))
+        self.limits = Limits(max_runs=3, max_age_s=20)
+        self.journal = Journal(self.directory, self.limits)
+        self.log = Log()
+        self.ended: dict[str, int | None] = {}
+        self.now_s = 0
+
+    def teardown(self) -> None:
+        self.journal.close()
+        shutil.rmtree(self.directory)
+
+    @rule(
+        events=st.lists(
+            st.tuples(
+                st.sampled_from(["phase_start", "records"]), st.integers(0, 5), st.binary(max_size=40)
+            ),
+            max_size=8,
+        )
+    )
+    def append(self, events: list[tuple[str, int, bytes]]) -> None:
+        events = [e for e in events if self.ended.get(f"r{e[1]}") is None]
+        self.ended.update({f"r{number}": None for _, number, _ in events})
+        self.journal.append([self.log.entry(kind, f"r{n}", payload) for kind, n, payload in events])
+
+    @precondition(lambda self: None in self.ended.values())
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        self.now_s += 3
+        run_id = data.draw(st.sampled_from([r for r, ended in self.ended.items() if ended is None]))
+        self.ended[run_id] = self.now_s
+        self.journal.note_run(run_id, "failed", 0, self.now_s * _S, "p")
+
+    @rule()
+    def prune(self) -> None:
+        expected = []
+        finished = sorted((ended, r) for r, ended in self.ended.items() if ended is not None)
+        for ended, run_id in finished:
+            if len(self.ended) > self.limits.max_runs or self.now_s - ended > self.limits.max_age_s:
+                expected.append(run_id)
+                del self.ended[run_id]
+        self.log.entries = [e for e in self.log.entries if e.run_id not in expected]
+        assert self.journal.prune(self.now_s * _S) == expected
+
+    @rule()
+    def refuse(self) -> None:
+        log = Log(self.journal.head)
+        with pytest.raises(ValueError, match="instead of"):
+            self.journal.append([log.entry(run_id="new"), log.entry()._replace(event_number=0)])
+
+    @rule()
+    def reopen(self) -> None:
+        self.journal.close()
+        self.journal = Journal(self.directory, self.limits)
+
+    @rule(
+        share=st.floats(0, 1),
+        records=st.booleans(),
+        limit=st.integers(1, 10),
+        limit_bytes=st.integers(0, 600),
+        run=st.none() | st.integers(0, 6),
+        until=st.none() | st.integers(0, 60),
+    )
+    def read(
+        self, share: float, records: bool, limit: int, limit_bytes: int, run: int | None, until: int | None
+    ) -> None:
+        after = int(share * (self.log.offset + 1))
+        expected: list[Entry] = []
+        size = 0
+        for e in self.log.entries:
+            if e.offset <= after or (until is not None and e.offset > until):
+                continue
+            if (e.kind == "records" and not records) or (run is not None and e.run_id != f"r{run}"):
+                continue
+            size += len(e.topic) + len(e.header) + len(e.payload)
+            if len(expected) == limit or (expected and size > limit_bytes):
+                break
+            expected.append(e)
+        run_id = None if run is None else f"r{run}"
+        assert expected == self.journal.read(
+            after, records=records, limit=limit, limit_bytes=limit_bytes, run_id=run_id, until=until
+        )
+
+    @invariant()
+    def holds_the_same(self) -> None:
+        assert self.journal.head == Head(self.log.offset, self.log.event_number)
+        assert {run.run_id for run in self.journal.runs()} == set(self.ended)
+        assert self.journal.info().events == len(self.log.entries)
+
+    @rule()
+    def verify(self) -> None:
+        assert self.journal.verify() == []
+
+
+TestJournalModel = JournalModel.TestCase
+TestJournalModel.settings = settings(
+    max_examples=40,
+    stateful_step_count=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
