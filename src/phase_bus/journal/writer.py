@@ -58,6 +58,9 @@ _COMMIT = """
 INSERT INTO checkpoints VALUES (?, ?, ?)
 ON CONFLICT (consumer) DO UPDATE SET offset = excluded.offset, state = excluded.state
 """
+_SAVE_STATE = (
+    "UPDATE checkpoints SET state = ? WHERE consumer = (SELECT consumer FROM dead_letters WHERE id = ?)"
+)
 _ADD_DEAD_LETTER = """
 INSERT INTO dead_letters (consumer, offset, run_id, kind, error, traceback, ts_ns, attempts)
 VALUES (:consumer, :offset, :run_id, :kind, :error, :traceback, :ts_ns, :attempts)
@@ -233,14 +236,12 @@ class Journal(JournalReader):
         """Forget a dead letter that was handled after all; return whether there was one of this number.
 
         Args:
-            letter_id: its number.
             saved: the consumer's state with it, kept with its checkpoint; None to leave that as it is.
         """
         with self.transaction():
-            letter = self.dead_letter(letter_id)
-            checkpoint = None if letter is None else self.checkpoint(letter.consumer)
-            if letter is not None and checkpoint is not None and saved is not None:
-                self.commit(letter.consumer, checkpoint.offset, saved)
+            if saved is not None:
+                self._db.execute(_SAVE_STATE, (saved, letter_id))
+                self._written_bytes += len(saved)
             return self._db.execute("DELETE FROM dead_letters WHERE id = ?", (letter_id,)).rowcount > 0
 
     # ---- runs ----
