@@ -27,7 +27,6 @@ class Client:
     """A publisher or consumer as the bus sees it.
 
     Attributes:
-        info: what it last said of itself.
         source: a publisher's name in the headers of its events.
         heard_s: when it was last heard, by :func:`time.monotonic`.
         last_seq: a publisher's last event taken in.
@@ -79,7 +78,6 @@ class Clients:
 
     Attributes:
         by_id: all clients, the latest of those that left included.
-        sources: the publishers among them by their sources.
     """
 
     def __init__(

@@ -27,9 +27,7 @@ class Outbox:
     run has few of them and each matters. What is refused gets no sequence number: a hole in a topic's
     sequence always means a loss on the way.
 
-    Args:
-        source: 16 bytes that name the publisher.
-        limit_bytes: the size above which records are refused.
+    The source is 16 bytes that name the publisher.
     """
 
     def __init__(self, source: bytes, limit_bytes: int) -> None:
