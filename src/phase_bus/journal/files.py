@@ -210,7 +210,7 @@ def _connect_to_read(path: Path, how: str) -> sqlite3.Connection:
 
 def _check_version(db: sqlite3.Connection, path: Path) -> int:
     """Return the schema's version, 0 for a new file."""
-    version = _pragma(db, "user_version")
+    version = pragma(db, "user_version")
     names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if version > SCHEMA_VERSION or (0 < version < SCHEMA_VERSION and names >= _TABLES):
         age = "newer" if version > SCHEMA_VERSION else "older"
@@ -239,27 +239,9 @@ def event_crc(start: int, numbers: tuple[int, int, int, int, int], header: bytes
     return crc32(payload, crc32(header, crc32(_NUMBERS.pack(*numbers), start)))
 
 
-def vacuum(db: sqlite3.Connection, pages: int) -> bool:
-    """Give some of the file's unused pages back to the disk; return whether there were any."""
-    before = _pragma(db, "freelist_count")
-    if before:
-        # It has a step for each page and no result, and execute() stops after one step of such.
-        db.executescript(f"PRAGMA incremental_vacuum({pages})")
-    return before > 0 and _pragma(db, "freelist_count") < before
-
-
-def _pragma(db: sqlite3.Connection, name: str) -> int:
+def pragma(db: sqlite3.Connection, name: str) -> int:
+    """Return a number that SQLite knows of the file."""
     return int(db.execute(f"PRAGMA {name}").fetchone()[0])
-
-
-def page_bytes(db: sqlite3.Connection) -> int:
-    """Return the size of a page."""
-    return _pragma(db, "page_size")
-
-
-def used_bytes(db: sqlite3.Connection) -> int:
-    """Return the size of the pages that hold something."""
-    return (_pragma(db, "page_count") - _pragma(db, "freelist_count")) * page_bytes(db)
 
 
 def size_on_disk(path: Path) -> int:

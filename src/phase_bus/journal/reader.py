@@ -44,11 +44,8 @@ _S = TypeVar("_S", bound=Struct)
 class JournalReader:
     """A journal to read from, while a bus writes it or after.
 
-    Use it from one thread at a time. What it returns is as of the moment of the call.
-
-    Args:
-        path: the file, or the directory it is in.
-        connection: what to read by; without one it opens one that cannot write.
+    Use it from one thread at a time. What it returns is as of the moment of the call. Without a connection
+    to the file, which may be given by its directory, it opens one that cannot write.
 
     Raises:
         JournalError: if there is no journal, or it cannot be read. Every method may raise it too.
@@ -105,7 +102,6 @@ class JournalReader:
         """Return the next events after an offset, in order; nothing only if there are none.
 
         Args:
-            after_offset: the last offset that is not wanted.
             records: whether batches of request records are wanted too.
             partition: only the records of this partition.
             limit_bytes: the size of their frames at most; one event comes in any case.
@@ -131,10 +127,9 @@ class JournalReader:
             return _up_to(self._db.execute(sql, parameters), limit_bytes)
 
     def entries(self, run_id: str | None = None, until: int | None = None) -> Iterator[Entry]:
-        """Yield the events of one run or of all, in order, reading a bounded piece at a time.
+        """Yield the events of one run or of all, up to an offset or to the last one that there is now.
 
-        Args:
-            until: the last offset that is wanted; by default the last one that there is now.
+        They come in order, and are read a bounded piece at a time.
         """
         offset = 0
         until = self.head.offset if until is None else until
@@ -184,9 +179,7 @@ class JournalReader:
     def group_checkpoints(self, group: str, after: Mapping[int, int]) -> Iterator[tuple[int, Checkpoint]]:
         """Yield the partitions of a group, in their order, with their checkpoints.
 
-        Args:
-            group: the group's name.
-            after: by partition the offset that is known already: leave out what is not beyond it.
+        Left out is what is not beyond the offset in ``after``, which is known already.
         """
         found = self._query(
             "SELECT consumer, offset FROM checkpoints WHERE consumer > ? AND consumer < ?"

@@ -24,10 +24,8 @@ from phase_bus.journal.files import (
     lock,
     open_for_checkpointing,
     open_for_writing,
-    page_bytes,
+    pragma,
     stream_crc,
-    used_bytes,
-    vacuum,
 )
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Entry, Head, Limits
@@ -88,9 +86,7 @@ class Journal(JournalReader):
     the process. A power cut may lose the last moments, but never damages the file. One bus has it
     at a time; others read it by :class:`JournalReader`. Use it from one thread at a time.
 
-    Args:
-        directory: where ``journal.sqlite`` is; made if it is not there.
-        limits: how much :meth:`prune` leaves.
+    The directory is made if it is not there; the limits say how much :meth:`prune` leaves.
 
     Raises:
         JournalInUseError: if another bus has it.
@@ -108,7 +104,7 @@ class Journal(JournalReader):
                 self._head = super().head
                 self._streams: dict[tuple[bytes, bytes], _Stream] = {}
                 self._inode = path.stat().st_ino
-                self._page_bytes = page_bytes(self._db)
+                self._page_bytes = pragma(self._db, "page_size")
                 self._checkpointer = WalCheckpointer(open_for_checkpointing(path), str(path))
                 self._written_bytes = 0  # by the current transaction, about
             stack.pop_all()
@@ -235,8 +231,7 @@ class Journal(JournalReader):
     def settle_dead_letter(self, letter_id: int, saved: bytes | None) -> bool:
         """Forget a dead letter that was handled after all; return whether there was one of this number.
 
-        Args:
-            saved: the consumer's state with it, kept with its checkpoint; None to leave that as it is.
+        The consumer's state with it is kept with its checkpoint; None leaves that as it is.
         """
         with self.transaction():
             if saved is not None:
@@ -259,10 +254,6 @@ class Journal(JournalReader):
         A run goes with its events, summaries, receipts and dead letters, whether or not every consumer
         has read it, and its space is given back to the disk. This works in small transactions; what
         ``budget_s`` interrupts in the middle of a run the next call takes up, also after a restart.
-
-        Args:
-            now_ns: Unix time in ns.
-            budget_s: seconds after which to return, whatever is left to do.
         """
         deadline_s = time.monotonic() + budget_s
         gone = []
@@ -281,8 +272,13 @@ class Journal(JournalReader):
 
     def _vacuum(self) -> bool:
         """Give some unused pages back to the disk; return whether there were any."""
+        before = pragma(self._db, "freelist_count")
+        if not before:
+            return False
         self._checkpointer.begin()
-        done = vacuum(self._db, _VACUUMED_AT_ONCE)
+        # It has a step for each page and no result, and execute() stops after one step of such.
+        self._db.executescript(f"PRAGMA incremental_vacuum({_VACUUMED_AT_ONCE})")
+        done = pragma(self._db, "freelist_count") < before
         if done:
             self._checkpointer.committed(_VACUUMED_AT_ONCE * self._page_bytes)
         return done
@@ -299,10 +295,14 @@ class Journal(JournalReader):
                 half_gone
                 or runs > self.limits.max_runs
                 or now_ns - over_ns > self.limits.max_age_s * 1e9
-                or used_bytes(self._db) > self.limits.max_bytes
+                or self._used_bytes() > self.limits.max_bytes
             ):
                 return str(run_id)
         return None
+
+    def _used_bytes(self) -> int:
+        pages = pragma(self._db, "page_count") - pragma(self._db, "freelist_count")
+        return pages * self._page_bytes
 
     def _delete_events(self, run_id: str, deadline_s: float) -> bool:
         """Delete a run's events; return whether there was time for all."""
