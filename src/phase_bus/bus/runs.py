@@ -152,8 +152,7 @@ class Runs:
             del self.by_id[old]
         name = self._name_of(source)
         run = self.by_id[run_id] = Run(run_id=run_id, publisher=source, publisher_name=name)
-        name = self._name_of(source)
-        run = self.by_id[run_id] = Run(run_id=run_id, publisher=source, publisher_name=name)
+        return run
 
     def _note(self, run: Run) -> None:
         """Keep a run's state in the journal; what cannot be kept is logged."""

@@ -134,7 +134,7 @@ class Bus:
             self._replay.start()
 
     def run(self, stop_on_eof: int | None = None) -> None:
-        """Serve until SIGTERM, SIGINT or :meth:`stop`, or until a file that shows the parent's end ends."""
+        """Serve until SIGTERM, SIGINT or :meth:`stop`, or the end of a file that a parent holds open."""
         poller = zmq.Poller()
         for readable in (self._router, self._xpub, self._waker.fd, stop_on_eof):
             if readable is not None:

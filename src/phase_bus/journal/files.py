@@ -146,7 +146,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         JournalError: if it cannot be written, is damaged, or of a version that this program does not know.
     """
     with _opening(path):
-        db = _connect(path, "mode=rwc")
+        db = connect(path, "mode=rwc")
         try:
             db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # both count for a new file only
@@ -168,11 +168,6 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     return db
 
 
-def open_for_checkpointing(path: Path) -> sqlite3.Connection:
-    """Open a journal that this process has open for writing, to copy its log."""
-    return _connect(path, "mode=rw")
-
-
 def open_for_reading(path: Path) -> sqlite3.Connection:
     """Open a journal, whether a bus is writing it or not.
 
@@ -192,13 +187,14 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
             return _connect_to_read(path, "immutable=1")
 
 
-def _connect(path: Path, how: str) -> sqlite3.Connection:
+def connect(path: Path, how: str) -> sqlite3.Connection:
+    """Open a journal as it is; ``how`` is part of SQLite's URI."""
     uri = f"{path.absolute().as_uri()}?{how}"
     return sqlite3.connect(uri, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
 
 
 def _connect_to_read(path: Path, how: str) -> sqlite3.Connection:
-    db = _connect(path, how)
+    db = connect(path, how)
     try:
         if _check_version(db, path) == 0:
             raise JournalError(path, "is empty", "give another one, or start a bus on it first")

@@ -22,7 +22,6 @@ from phase_bus.journal.files import (
     event_crc,
     failing_clearly,
     lock,
-    open_for_checkpointing,
     open_for_writing,
     pragma,
     stream_crc,
@@ -105,7 +104,7 @@ class Journal(JournalReader):
                 self._streams: dict[tuple[bytes, bytes], _Stream] = {}
                 self._inode = path.stat().st_ino
                 self._page_bytes = pragma(self._db, "page_size")
-                self._checkpointer = WalCheckpointer(open_for_checkpointing(path), str(path))
+                self._checkpointer = WalCheckpointer(path)
                 self._written_bytes = 0  # by the current transaction, about
             stack.pop_all()
 
