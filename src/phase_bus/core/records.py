@@ -162,7 +162,7 @@ class _Table:
     """A table, checked, and decoded only as far as it is asked for."""
 
     def __init__(self, table: Table, count: int) -> None:
-        types = table.types
+        self.types = types = table.types
         self._table = table
         self.width = width = len(types.rstrip("sl"))  # of the numbers, which come first
         self.places = dict(zip(table.names, range(len(types)), strict=False))
@@ -190,7 +190,7 @@ class _Table:
             self._words = np.ascontiguousarray(rows.T)  # at once, as nearly all readers want most of it
             self._words.flags.writeable = False
             self._floats = self._words.view("<f8")
-        letter = self._table.types[place]
+        letter = self.types[place]
         column: npt.NDArray[Any] = self._floats[place] if letter == "f" else self._words[place]
         return column != 0 if letter == type_ == "b" else column
 
@@ -206,19 +206,15 @@ class _Table:
                 raise WireError("a table's texts and lists do not match its count and types")
         return self._others[place - self.width]
 
-    def type(self, place: int) -> str:
-        """Return the letter of a column's type."""
-        return self._table.types[place]
-
     def numeric(self) -> Iterator[str]:
         """Yield the names of what is no text."""
-        texts = self._table.types.count("s", self.width)
+        texts = self.types.count("s", self.width)
         return chain(self._table.names[: self.width], self._table.names[self.width + texts :])
 
     def items(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """Yield each record's row number and values."""
         columns: list[Sequence[Any]] = [
-            self.others(place) if place >= self.width else self.numbers(place, self.type(place)).tolist()
+            self.others(place) if place >= self.width else self.numbers(place, self.types[place]).tolist()
             for place in range(len(self.places))
         ]
         rows = range(self._table.count) if self.rows is None else self.rows.tolist()
@@ -245,14 +241,14 @@ def _column(pieces: _Pieces, count: int) -> Column:
     """Return the column of one name, from the tables that have it."""
     if len(pieces) == 1:
         ((table, place),) = pieces
-        type_ = table.type(place)
+        type_ = table.types[place]
         if type_ in _NUMBERS:
             return Column(type_, table.numbers(place, type_), table.rows)
         return _of_others(type_, table.others(place), table.rows)
-    letters = {table.type(place) for table, place in pieces}
+    letters = {table.types[place] for table, place in pieces}
     type_ = next(letter for letter in "filbs" if letter in letters)
     wanted = _NUMBERS if type_ in _NUMBERS else type_
-    pieces = [(table, place) for table, place in pieces if table.type(place) in wanted]
+    pieces = [(table, place) for table, place in pieces if table.types[place] in wanted]
     every = np.arange(count, dtype=np.uint32)
     rows = np.concatenate([every if table.rows is None else table.rows for table, _ in pieces])
     order = np.argsort(rows, kind="stable")
