@@ -64,10 +64,8 @@ _LARGE_BYTES = 8192  # a payload from here on is passed on as it was received; c
 class Bus:
     """One bus process's sockets and loop.
 
-    Args:
-        addresses: where it can be reached: ipc, tcp, or both.
-        journal: where events are kept; the bus closes it. Without one consumers that are late or slow lose
-            events.
+    The journal is where events are kept, and closed by the bus. Without one consumers that are late or slow
+    lose events.
 
     Raises:
         JournalError: if the journal cannot be read.
@@ -131,7 +129,6 @@ class Bus:
         self.addresses = self._sockets.bind(self.addresses, replay=self._journal is not None)
         if self._journal is not None:
             self._replay = ReplayServer(self._sockets.replay, self._journal.path)
-            self._replay.start()
 
     def run(self, stop_on_eof: int | None = None) -> None:
         """Serve until SIGTERM, SIGINT or :meth:`stop`, or the end of a file that a parent holds open."""

@@ -63,15 +63,12 @@ class Checkpoint(NamedTuple):
 
 
 class DeadLetter(Struct, frozen=True, kw_only=True):
-    """An event that a consumer's handler failed on.
+    """An event that a consumer's handler failed on: its :class:`~phase_bus.core.control.DeadLetterNote`.
 
     Attributes:
         id: the dead letter's number, never used again.
         consumer: whose handler failed: the consumer's name, or the checkpoint's of a group's share.
-        error: the exception in one line.
-        traceback: the exception in full.
         ts_ns: Unix time in ns when it was dead-lettered.
-        attempts: how often the handler was tried.
     """
 
     id: int

@@ -168,7 +168,7 @@ class Journal(JournalReader):
             rows = []
             counts: dict[int, list[int]] = {}
             for entry in entries:
-                stream = self._stream(entry)
+                stream = self._streams.get((entry.topic, entry.source)) or self._find_stream(entry)
                 offset += 1
                 event_number += stream.partition == NO_PARTITION
                 if entry.offset != offset or entry.event_number != event_number:
@@ -182,13 +182,6 @@ class Journal(JournalReader):
             self._db.executemany(_COUNT, [(*count, id_) for id_, count in counts.items()])
             self._head = Head(offset, event_number)
             self._written_bytes += sum(count[2] for count in counts.values())
-
-    def _stream(self, entry: Entry) -> _Stream:
-        key = (entry.topic, entry.source)
-        stream = self._streams.get(key)
-        if stream is None:
-            stream = self._streams[key] = self._find_stream(entry)
-        return stream
 
     def _find_stream(self, entry: Entry) -> _Stream:
         """Return the stream of an event; the first one begins the stream, and maybe a run."""
@@ -204,7 +197,9 @@ class Journal(JournalReader):
             )
             row = (row.lastrowid,)
         crc = stream_crc(entry.topic, entry.source, entry.run_id, entry.kind)
-        return _Stream(row[0], crc, partition_of(entry.topic))
+        stream = _Stream(row[0], crc, partition_of(entry.topic))
+        self._streams[entry.topic, entry.source] = stream
+        return stream
 
     # ---- consumers ----
 
