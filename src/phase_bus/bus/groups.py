@@ -62,7 +62,6 @@ class Group:
         generation: how often its assignments changed.
         members: the processes in it, in the order in which they came.
         handled: the runs whose end the group has handled, and whether it handled everything.
-        settings: what its members run, with which options.
     """
 
     def __init__(self, name: str, partitions: Iterable[int]) -> None:
@@ -71,7 +70,7 @@ class Group:
         self.members: list[str] = []
         self.refused = 0
         self.handled: dict[str, bool] = {}
-        self.settings = ""
+        self.settings = ""  # what its members run, with which options
         self._lost: frozenset[str] = frozenset()  # handled runs whose publishers may come back
         self._assignments = {share: Assignment() for share in sorted({EVENTS, *partitions})}
         self._acting: dict[str, int] = {}  # the generation that each member acts upon

@@ -1,7 +1,4 @@
-"""The bus's loop: one ROUTER that takes everything in, one XPUB that fans events out.
-
-Here a bus begins and ends, takes publishers' events in, and hands everything else to whom it concerns.
-"""
+"""The bus's loop: one ROUTER that takes everything in, one XPUB that fans events out."""
 
 from __future__ import annotations
 

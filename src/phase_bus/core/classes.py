@@ -19,8 +19,7 @@ def import_class(name: str, target: str, *, wanted: Check | None = None, what: s
 
     Args:
         name: what the user called it, for the message.
-        wanted: returns whether a class is of the right kind; any class by default.
-        what: what the right kind is, in words.
+        wanted: returns whether a class is of the right kind, which is what ``what`` says in words.
 
     Raises:
         ConsumerNotFoundError: if it does not import, or is of another kind.

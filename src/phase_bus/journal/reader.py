@@ -105,8 +105,6 @@ class JournalReader:
             records: whether batches of request records are wanted too.
             partition: only the records of this partition.
             limit_bytes: the size of their frames at most; one event comes in any case.
-            limit: the number of events at most.
-            run_id: only those of this run.
             until: the last offset that is wanted.
         """
         last = _NO_END if until is None else until
