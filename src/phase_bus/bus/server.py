@@ -335,8 +335,7 @@ class Bus:
         """Say that the bus is alive, and how far the stream is: after this nothing older comes."""
         beat = Heartbeat(bus_id=self.bus_id, partitions=self._stream.partitions)
         topic, header, payload = number_own(self._own_events, beat)
-        placed = header._replace(**self._stream.head._asdict())
-        send_frames(self._xpub, (topic, placed.pack(), payload))
+        send_frames(self._xpub, (topic, header.pack_at(*self._stream.head, previous=0), payload))
 
     def _prune(self, journal: Journal) -> None:
         try:

@@ -168,7 +168,6 @@ class _Table:
         self.places = dict(zip(table.names, range(len(types)), strict=False))
         self.rows = None if table.rows is None else np.frombuffer(table.rows, "<u4")
         self._words: npt.NDArray[np.int64] | None = None
-        self._floats: npt.NDArray[np.float64] | None = None
         self._others: list[tuple[Any, ...]] | None = None
         if (
             len(self.places) != len(types)
@@ -185,13 +184,12 @@ class _Table:
 
     def numbers(self, place: int, type_: str) -> npt.NDArray[Any]:
         """Return a column of numbers, in its own type or one that it is to be joined with."""
-        if self._words is None or self._floats is None:
+        if self._words is None:
             rows = np.frombuffer(self._table.numbers, "<i8").reshape(-1, self.width)
             self._words = np.ascontiguousarray(rows.T)  # at once, as nearly all readers want most of it
             self._words.flags.writeable = False
-            self._floats = self._words.view("<f8")
         letter = self.types[place]
-        column: npt.NDArray[Any] = self._floats[place] if letter == "f" else self._words[place]
+        column: npt.NDArray[Any] = self._words[place].view("<f8" if letter == "f" else "<i8")
         return column != 0 if letter == type_ == "b" else column
 
     def others(self, place: int) -> tuple[Any, ...]:
@@ -288,8 +286,7 @@ def to_plain(event: EventBase) -> dict[str, Any]:
         plain: dict[str, Any] = msgspec.to_builtins(event)
         return plain
     batch = RecordBatch(event)
-    slim = msgspec.structs.replace(event, metrics=(), fields=())
-    plain = msgspec.to_builtins(slim)
+    plain = msgspec.to_builtins(msgspec.structs.replace(event, metrics=(), fields=()))
     for group, columns in (("metrics", batch.metric_columns()), ("fields", batch.field_columns())):
         plain[group] = {name: _plain_column(column) for name, column in columns.items()}
     plain["errors"] = [msgspec.structs.asdict(error) for error in event.errors]
