@@ -37,11 +37,6 @@ def test_work_is_spread_evenly_and_moves_little(current: dict[int, str | None], 
         assert kept <= most
 
 
-def test_nobody_is_there() -> None:
-    """Nobody has anything then."""
-    assert spread({1: "a", 2: None}, []) == {1: None, 2: None}
-
-
 class GroupMachine(RuleBasedStateMachine):
     """Members that come, beat, commit, fall silent, and wake with old tokens.
 

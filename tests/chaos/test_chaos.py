@@ -127,7 +127,7 @@ def test_nothing_is_lost(tmp_path: Path, ipc_dir: Path, database: str) -> None:
         assert journal.verify() == []
         entries = read_all(journal)
         check_journal(entries)
-        receipts = journal.receipts(RUN)
+        receipts = journal.events(RUN, Receipt)
     repetitions = check_lines(read_lines(tmp_path / "checking.txt"), entries)
     print(f"{len(entries)} events; {repetitions} handled again by the at-least-once consumer")
     check_database(database, entries)

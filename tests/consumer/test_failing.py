@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from phase_bus.events import EventBase, PhaseStart
+from phase_bus.events import EventBase, PhaseStart, Receipt
 from phase_bus.journal.reader import JournalReader
 from phase_bus.testing.waiting import until
 from tests.support.buses import DurableBus
@@ -89,5 +89,5 @@ async def test_a_flush_that_fails_keeps_the_checkpoint(kept: DurableBus) -> None
             checkpoint = await until(lambda: journal.checkpoint("recorder") or False)
             assert checkpoint.offset >= 11
             assert runner.share.dispatcher.handled == {"r": True}
-            (receipt,) = await until(lambda: journal.receipts("r") or False)
+            (receipt,) = await until(lambda: journal.events("r", Receipt) or False)
             assert receipt.complete

@@ -19,7 +19,7 @@ from phase_bus.core.client import BusClient
 from phase_bus.core.control import Ack, Hello
 from phase_bus.core.wire import Header, receive_event
 from phase_bus.errors import JournalError
-from phase_bus.events import PhaseStart, Records, Summary
+from phase_bus.events import PhaseStart, Receipt, Records, Summary
 from phase_bus.journal.reader import JournalReader
 from phase_bus.testing.waiting import until
 from tests.support.buses import DurableBus
@@ -163,7 +163,7 @@ async def test_a_leader_that_slept_has_no_more_to_say(kept: DurableBus) -> None:
         sleeper.close()
     assert [summary.result["records"] for summary in summaries(kept)] == [1400]
     with JournalReader(kept.data) as reader:
-        assert [receipt.complete for receipt in reader.receipts("r")] == [True]
+        assert [receipt.complete for receipt in reader.events("r", Receipt)] == [True]
 
 
 async def test_a_run_is_handled_when_that_is_kept(kept: DurableBus) -> None:

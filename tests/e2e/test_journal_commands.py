@@ -15,6 +15,7 @@ import pytest
 
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
+from phase_bus.events import Receipt
 from phase_bus.journal.reader import JournalReader
 from tests.support.workplace import Finished, Workplace, assert_one_line, json_lines, wait_for
 
@@ -170,7 +171,7 @@ def test_replay_gives_the_same_result_on_another_bus(one_run: Past) -> None:
     done = past.run(*replay)
     assert_one_line(done.returncode, done.stderr, "'one'", "already", "--run-id")
     with past.journal("second") as second:
-        wait_for(lambda: second.receipts("renamed"), "the receipt")
+        wait_for(lambda: second.events("renamed", Receipt), "the receipt")
     rows = past.json("receipts", "renamed", "--data", "second")["ledger"]
     assert all(row["published"] == row["handled"] for row in rows)
     past.end(consumer)
@@ -230,7 +231,7 @@ def test_dead_letters_are_retried(past: Past, with_bus: bool) -> None:
     listing = ("dead-letters", "list", "--data", "data")
     with past.journal("data") as journal:
         wait_for(lambda: len(journal.dead_letters()) == 2, "the dead letters")
-        wait_for(lambda: journal.receipts("one"), "the receipt")
+        wait_for(lambda: journal.events("one", Receipt), "the receipt")
     first, second = past.json(*listing)
     assert (first["consumer"], first["kind"], first["attempts"]) == ("picky", "phase_complete", 3)
     retry = ("dead-letters", "retry", "--data", "data", "--address", address)

@@ -100,7 +100,7 @@ def test_a_transaction_is_kept_whole_or_not_at_all(journal: Journal) -> None:
         journal.commit("c", 1)
         assert journal.head == Head(2, 2)
         _ = 1 // 0
-    assert (journal.head, journal.runs(), journal.checkpoints()) == (Head(0, 0), [], {})
+    assert (journal.head, journal.runs(), journal.info().checkpoints) == (Head(0, 0), [], {})
     journal.append([first, second])
     assert read_all(journal) == log.entries
     assert journal.verify() == []
@@ -115,7 +115,8 @@ def test_checkpoints_are_kept_by_name(tmp_path: Path) -> None:
         journal.commit("sql", 6, b"\0later")
     with Journal(tmp_path) as journal:
         assert journal.checkpoint("sql") == Checkpoint(6, b"\0later")
-        assert journal.checkpoints() == {"agg": Checkpoint(7, None), "sql": Checkpoint(6, b"\0later")}
+        assert journal.checkpoint("agg") == Checkpoint(7, None)
+        assert journal.info().checkpoints == {"agg": 7, "sql": 6}
 
 
 def test_dead_letters(journal: Journal) -> None:
@@ -127,12 +128,11 @@ def test_dead_letters(journal: Journal) -> None:
         (second, "log", 3),
     ]
     assert [d.id for d in journal.dead_letters("log")] == [second]
-    letter = journal.dead_letter(first)
-    assert letter is not None
+    letter = journal.dead_letters("sql")[0]
     assert (letter.offset, letter.run_id, letter.error) == (4, "r1", "KeyError: 'x'")
     assert journal.settle_dead_letter(second, None)
     assert not journal.settle_dead_letter(second, None)
-    assert journal.dead_letter(second) is None
+    assert journal.dead_letters("log") == []
     assert dead_letter_at(journal, "log", 4) > second
 
 
@@ -169,8 +169,8 @@ def test_receipts_of_a_run(journal: Journal) -> None:
         for run_id, name in (("r1", "sql"), ("r2", "sql"), ("r1", "log"))
     ]
     journal.append([log.of(RunStart(run_id="r1")), *map(log.of, receipts), log.entry("records")])
-    assert journal.receipts("r1") == [receipts[0], receipts[2]]
-    assert journal.receipts("r3") == []
+    assert journal.events("r1", Receipt) == [receipts[0], receipts[2]]
+    assert journal.events("r3", Receipt) == []
 
 
 def test_two_buses_cannot_write_one_journal(tmp_path: Path, no_leaks: None) -> None:

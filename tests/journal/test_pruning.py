@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from phase_bus.events import Receipt
 from phase_bus.journal.files import FILE_NAME
 from phase_bus.journal.rows import Entry, Head, Limits
 from phase_bus.journal.writer import Journal
@@ -39,7 +40,7 @@ def test_the_oldest_finished_runs_go_first(tmp_path: Path) -> None:
         assert [run.run_id for run in journal.runs()] == ["a", "d"]
         assert read_all(journal) == [e for e in log.entries if e.run_id in "ad"]
         assert [letter.run_id for letter in journal.dead_letters()] == ["d"]
-        assert journal.receipts("b") == []
+        assert journal.events("b", Receipt) == []
         assert journal.prune(50 * _S) == []
         assert journal.verify() == []
 

@@ -14,7 +14,6 @@ from phase_bus.core.records import RecordBatch
 from phase_bus.core.wire import decode_event
 from phase_bus.errors import ConfigError
 from phase_bus.events import Records, RunStart
-from phase_bus.journal.history import read_entries
 from phase_bus.journal.reader import JournalReader
 from phase_bus.reporting.source import compute
 from phase_bus.reporting.sweep import Sweep, identify
@@ -35,7 +34,7 @@ def latencies(journal: Path, run_id: str) -> np.ndarray[Any, Any]:
     """Return the latencies of a run's profiling phase, from its records."""
     values = []
     with JournalReader(journal) as reader:
-        for entry in read_entries(reader, run_id):
+        for entry in reader.entries(run_id):
             event = decode_event(entry.topic, entry.payload)
             if isinstance(event, Records) and event.phase.name == "profiling":
                 values.append(RecordBatch(event).values("request_latency"))

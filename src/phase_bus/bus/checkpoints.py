@@ -71,9 +71,7 @@ class Checkpoints:
     def settle(self, letter_id: int, saved: bytes | None) -> bool:
         """Forget a dead letter that was handled after all; return whether that is kept, or else logged.
 
-        Args:
-            letter_id: its number; one that is unknown is settled.
-            saved: the consumer's state with it, None to leave its checkpoint as it is.
+        One that is unknown is settled.
         """
         if self._journal is None:
             return False

@@ -27,7 +27,6 @@ class Client:
     """A publisher or consumer as the bus sees it.
 
     Attributes:
-        info: what it last said of itself.
         source: a publisher's name in the headers of its events.
         heard_s: when it was last heard, by :func:`time.monotonic`.
         last_seq: a publisher's last event taken in.
@@ -42,16 +41,9 @@ class Client:
         self.heard_s = 0.0
         self.last_seq = self.kept_seq = hello.next_seq - 1
         self.asked_seq = 0
-        self.info = ClientInfo(
-            client_id=hello.client_id,
-            role=hello.role,
-            name=hello.name,
-            pid=hello.pid,
-            host=hello.host,
-            state="starting" if hello.role == "consumer" else "ready",
-            subscriptions=hello.subscriptions,
-            group=hello.group,
-        )
+        told = msgspec.structs.asdict(hello)
+        told["state"] = "starting" if hello.role == "consumer" else "ready"
+        self.info = msgspec.convert(told, ClientInfo)  # which has the names of a hello
 
     @property
     def here(self) -> bool:
@@ -79,7 +71,6 @@ class Clients:
 
     Attributes:
         by_id: all clients, the latest of those that left included.
-        sources: the publishers among them by their sources.
     """
 
     def __init__(

@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 
+from msgspec import Struct
+
 from phase_bus.core.control import EVENTS, PARTITIONS, Assigned, Beat, Commit, GroupInfo
 
 # So many of the runs handled last are not forgotten if something of them is missing, or may still come.
@@ -30,23 +32,21 @@ class Judgement(Enum):
     REFUSE = "refuse"
 
 
-class Assignment:
+class Assignment(Struct):
     """Whom one share of a group's work is assigned to.
 
     Attributes:
-        owner: the member that holds the share, None for nobody.
         epoch: the generation in which it was given to the owner.
         target: the member that is to hold it; not the owner while that is still to let go.
         asked: the generation in which the owner was asked to let go.
         left: who let go of it last, and in which epoch: a last commit may come twice.
     """
 
-    def __init__(self) -> None:
-        self.owner: str | None = None
-        self.epoch = 0
-        self.target: str | None = None
-        self.asked = 0
-        self.left: tuple[str, int] | None = None
+    owner: str | None = None
+    epoch: int = 0
+    target: str | None = None
+    asked: int = 0
+    left: tuple[str, int] | None = None
 
     def pass_on(self, generation: int) -> None:
         """Give the share to the member that is to hold it, if it is free."""
@@ -58,16 +58,10 @@ class Assignment:
 class Group:
     """A consumer group.
 
-    Args:
-        name: its name.
-        partitions: the partitions that there are.
-
     Attributes:
         generation: how often its assignments changed.
         members: the processes in it, in the order in which they came.
-        refused: how many commits were refused.
         handled: the runs whose end the group has handled, and whether it handled everything.
-        settings: what its members run, with which options.
     """
 
     def __init__(self, name: str, partitions: Iterable[int]) -> None:
@@ -76,7 +70,7 @@ class Group:
         self.members: list[str] = []
         self.refused = 0
         self.handled: dict[str, bool] = {}
-        self.settings = ""
+        self.settings = ""  # what its members run, with which options
         self._lost: frozenset[str] = frozenset()  # handled runs whose publishers may come back
         self._assignments = {share: Assignment() for share in sorted({EVENTS, *partitions})}
         self._acting: dict[str, int] = {}  # the generation that each member acts upon
@@ -191,7 +185,6 @@ class Groups:
     Times are those of :func:`time.monotonic`, given by the caller.
 
     Args:
-        partitions: the partitions of records that the journal knows of.
         tell: sends a member what it is to work on.
         crowd_until_s: when members from before a restart of the bus should be back: until then the work is
             not shared out among the first ones.
@@ -281,21 +274,18 @@ class Groups:
                 self._tell(member, group.assigned(member))
 
 
-def spread(current: Mapping[int, str | None], members: Sequence[str]) -> dict[int, str | None]:
+def spread(current: Mapping[int, str | None], members: Sequence[str]) -> dict[int, str]:
     """Return who is to have each share: evenly, and as few as possible move.
 
-    Args:
-        current: who has each share now, in the order in which they are to be given out.
-        members: who is there, in the order in which they came; nobody gets anything without any.
+    Shares are given out in the order of ``current``, which says who has them now; members are in the order
+    in which they came. There must be one.
     """
-    if not members:
-        return dict.fromkeys(current)
     held = Counter(owner for owner in current.values() if owner in members)
     # The first ones to come, and among them those that have most already, get what does not divide.
     least, more = divmod(len(current), len(members))
     by_held = sorted(members, key=lambda member: -held[member])
     quota = {member: least + (place < more) for place, member in enumerate(by_held)}
-    spread_out: dict[int, str | None] = {}
+    spread_out: dict[int, str] = {}
     for share, owner in current.items():
         if owner in quota and quota[owner] > 0:
             quota[owner] -= 1

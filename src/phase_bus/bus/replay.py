@@ -23,8 +23,8 @@ _LARGEST = 8 << 20
 class ReplayServer:
     """Answers :class:`~phase_bus.core.control.Fetch` from a thread and a database connection of its own.
 
-    A consumer asks for one bounded piece at a time, so a slow one costs no memory here. From
-    :meth:`start` on the socket, a bound ROUTER, belongs to the thread.
+    A consumer asks for one bounded piece at a time, so a slow one costs no memory here. The socket, a bound
+    ROUTER, belongs to the thread until :meth:`close`.
     """
 
     def __init__(self, socket: zmq.Socket[bytes], path: Path) -> None:
@@ -32,17 +32,12 @@ class ReplayServer:
         self._path = path
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main, name="phase-bus-replay", daemon=True)
-
-    def start(self) -> None:
-        """Begin to answer."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering, and close the socket."""
+        """Stop answering."""
         self._stop.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-        self._socket.close(linger=0)
+        self._thread.join()
 
     def _main(self) -> None:
         reader: JournalReader | None = None

@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from msgspec import Struct, field
+
 from phase_bus.core.control import RunInfo
 from phase_bus.core.wire import Header, Topic, decode_event, parse_topic
 from phase_bus.errors import JournalError
@@ -18,7 +20,7 @@ logger = logging.getLogger("phase_bus.bus")
 _KEPT_RUNS = 1000  # of those that ended; the oldest are forgotten
 
 
-class Run:
+class Run(Struct, kw_only=True):
     """A run as the bus sees it.
 
     Attributes:
@@ -28,15 +30,14 @@ class Run:
         records: how many request records are in them.
     """
 
-    def __init__(self, run_id: str, publisher: bytes, publisher_name: str) -> None:
-        self.run_id = run_id
-        self.publisher = publisher
-        self.publisher_name = publisher_name
-        self.status = "running"
-        self.started_ns = time.time_ns()
-        self.ended_ns: int | None = None
-        self.published: Counter[str] = Counter()
-        self.records = 0
+    run_id: str
+    publisher: bytes
+    publisher_name: str
+    status: str = "running"
+    started_ns: int = field(default_factory=time.time_ns)
+    ended_ns: int | None = None
+    published: Counter[str] = field(default_factory=Counter)
+    records: int = 0
 
     def info(self) -> RunInfo:
         """Return what others may know of it."""
@@ -61,14 +62,11 @@ class Run:
 
 
 class Runs:
-    """The runs of one bus. The latest of those that ended are remembered.
+    """The runs of one bus, the oldest first. The latest of those that ended are remembered.
 
-    Args:
-        journal: holds the runs that an earlier bus left, and is told of changes; None for neither.
-        name_of: returns what a person calls a source.
+    The journal, if there is one, holds the runs that an earlier bus left, and is told of changes.
 
     Attributes:
-        by_id: the runs, the oldest first.
         losing: the runs whose end as ``lost`` is still to be published, and why.
 
     Raises:
@@ -88,9 +86,15 @@ class Runs:
     def _recall(self, journal: Journal) -> None:
         """Go on from what an earlier bus left."""
         for row in journal.runs():
-            run = self.by_id[row.run_id] = Run(row.run_id, b"", row.publisher)
-            run.status, run.records = row.status, row.records
-            run.started_ns, run.ended_ns = row.started_ns, row.ended_ns
+            run = self.by_id[row.run_id] = Run(
+                run_id=row.run_id,
+                publisher=b"",
+                publisher_name=row.publisher,
+                status=row.status,
+                started_ns=row.started_ns,
+                ended_ns=row.ended_ns,
+                records=row.records,
+            )
             for topic, source, events in journal.topics(row.run_id):
                 if parse_topic(topic).kind in BEGIN_NO_RUN:
                     continue
@@ -146,7 +150,8 @@ class Runs:
         ended = [run_id for run_id, run in self.by_id.items() if run.status != "running"]
         for old in ended[:-_KEPT_RUNS]:
             del self.by_id[old]
-        run = self.by_id[run_id] = Run(run_id, source, self._name_of(source))
+        name = self._name_of(source)
+        run = self.by_id[run_id] = Run(run_id=run_id, publisher=source, publisher_name=name)
         return run
 
     def _note(self, run: Run) -> None:

@@ -1,7 +1,4 @@
-"""The bus's loop: one ROUTER that takes everything in, one XPUB that fans events out.
-
-Here a bus begins and ends, takes publishers' events in, and hands everything else to whom it concerns.
-"""
+"""The bus's loop: one ROUTER that takes everything in, one XPUB that fans events out."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from phase_bus.bus.options import BusOptions
 from phase_bus.bus.replay import ReplayServer
 from phase_bus.bus.runs import Runs
 from phase_bus.bus.sockets import BusSockets
-from phase_bus.bus.stream import Incoming, OwnEvents, Stream
+from phase_bus.bus.stream import Incoming, Stream, number_own
 from phase_bus.core.address import Address
 from phase_bus.core.control import (
     Ack,
@@ -38,6 +35,7 @@ from phase_bus.core.control import (
     Status,
     StatusRequest,
 )
+from phase_bus.core.outbox import Outbox
 from phase_bus.core.threads import Waker
 from phase_bus.core.wire import (
     Header,
@@ -63,11 +61,8 @@ _LARGE_BYTES = 8192  # a payload from here on is passed on as it was received; c
 class Bus:
     """One bus process's sockets and loop.
 
-    Args:
-        addresses: where it can be reached: ipc, tcp, or both.
-        options: how it behaves.
-        journal: where events are kept; the bus closes it. Without one consumers that are late or slow lose
-            events.
+    The journal is where events are kept, and closed by the bus. Without one consumers that are late or slow
+    lose events.
 
     Raises:
         JournalError: if the journal cannot be read.
@@ -91,13 +86,13 @@ class Bus:
         self._ending: list[tuple[bytes, str]] = []  # who asked to end the runs, and why
         self._stop = False
         self._waker = Waker()
-        self._sockets = BusSockets(self.options.high_water_mark, self.options.max_message_bytes)
+        self._sockets = BusSockets(self.options)
         self._router, self._xpub = self._sockets.router, self._sockets.xpub
         self._reply = self._sockets.reply
         self._journal = journal
         self._replay: ReplayServer | None = None
         self._stream = Stream(self._xpub, journal)
-        self._own_events = OwnEvents()
+        self._own_events = Outbox(uuid.uuid4().bytes, 0)  # under a source of their own
         self._checkpoints = Checkpoints(self.bus_id, journal)
         # After a restart members come back one by one: it pays to wait for all.
         crowd_s = 2 * self.options.heartbeat_s if self._stream.head.offset else 0.0
@@ -131,14 +126,9 @@ class Bus:
         self.addresses = self._sockets.bind(self.addresses, replay=self._journal is not None)
         if self._journal is not None:
             self._replay = ReplayServer(self._sockets.replay, self._journal.path)
-            self._replay.start()
 
     def run(self, stop_on_eof: int | None = None) -> None:
-        """Serve until SIGTERM, SIGINT or :meth:`stop`.
-
-        Args:
-            stop_on_eof: a file descriptor whose end means that the parent process is gone.
-        """
+        """Serve until SIGTERM, SIGINT or :meth:`stop`, or the end of a file that a parent holds open."""
         poller = zmq.Poller()
         for readable in (self._router, self._xpub, self._waker.fd, stop_on_eof):
             if readable is not None:
@@ -277,7 +267,7 @@ class Bus:
         for run_id, reason in list(self._runs.losing.items()):
             run = self._runs.by_id[run_id]
             end = run.lost(reason)
-            self._accept(*self._own_events.number(end))
+            self._accept(*number_own(self._own_events, end))
             if not self._commit():
                 return
             self._runs.end(run, end)
@@ -344,9 +334,8 @@ class Bus:
     def _beat(self) -> None:
         """Say that the bus is alive, and how far the stream is: after this nothing older comes."""
         beat = Heartbeat(bus_id=self.bus_id, partitions=self._stream.partitions)
-        topic, header, payload = self._own_events.number(beat)
-        placed = header._replace(**self._stream.head._asdict())
-        send_frames(self._xpub, (topic, placed.pack(), payload))
+        topic, header, payload = number_own(self._own_events, beat)
+        send_frames(self._xpub, (topic, header.pack_at(*self._stream.head, previous=0), payload))
 
     def _prune(self, journal: Journal) -> None:
         try:

@@ -8,6 +8,7 @@ from typing import IO
 
 import zmq
 
+from phase_bus.bus.options import BusOptions
 from phase_bus.core.address import Address
 from phase_bus.core.control import Endpoint, Reply
 from phase_bus.core.files import lock_directory, unlock_directory
@@ -27,23 +28,19 @@ class BusSockets:
         replay_endpoint: where they find past events; None unless the replay socket is bound.
     """
 
-    def __init__(self, high_water_mark: int, max_message_bytes: int) -> None:
+    def __init__(self, options: BusOptions) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._locks: list[IO[str]] = []
-        self._max_message_bytes = max_message_bytes
+        self._max_message_bytes = options.max_message_bytes
         self.router = self._socket(zmq.ROUTER)
         self.xpub = self._socket(zmq.XPUB)
-        self.xpub.setsockopt(zmq.SNDHWM, high_water_mark)
+        self.xpub.setsockopt(zmq.SNDHWM, options.high_water_mark)
         self.replay = self._socket(zmq.ROUTER)
         self.events_endpoint = Endpoint(ipc_name="events.ipc")
         self.replay_endpoint: Endpoint | None = None
 
     def bind(self, addresses: Sequence[Address], *, replay: bool) -> tuple[Address, ...]:
-        """Bind all addresses; return them with the ports that port 0 became.
-
-        Args:
-            addresses: one of each scheme at most.
-            replay: whether the replay socket is wanted.
+        """Bind all addresses, and the replay socket if it is wanted; return them with their final ports.
 
         Raises:
             AddressError: if one is in use, cannot be bound, or is the second of its scheme.

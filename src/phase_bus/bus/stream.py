@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from typing import NamedTuple
 
 import zmq
@@ -18,10 +17,7 @@ from phase_bus.journal.writer import Journal
 class Incoming(NamedTuple):
     """An event that was taken in and is not yet in the stream.
 
-    Attributes:
-        parsed: the topic, taken apart.
-        payload: the payload, or a view of it.
-        frame: what is to be sent as the payload: a large one as it was received, which copies nothing.
+    The frame is what is sent as the payload: a large one as it was received, which copies nothing.
     """
 
     topic: bytes
@@ -48,10 +44,7 @@ class Stream:
         self._pending.append(incoming)
 
     def commit(self) -> list[Incoming]:
-        """Put all that was taken in into the stream, in one transaction, and publish it.
-
-        Returns:
-            What is in the stream now and was not before.
+        """Put all that was taken in into the stream, in one transaction, publish it, and return it.
 
         Raises:
             JournalError: if it cannot be written; nothing of it is in the stream then, nor ever will be.
@@ -86,17 +79,10 @@ class Stream:
         return pending
 
 
-class OwnEvents:
-    """Encodes and numbers the bus's own events as a publisher does its, under a source of their own."""
-
-    def __init__(self) -> None:
-        self._outbox = Outbox(uuid.uuid4().bytes, 0)
-
-    def number(self, event: EventBase) -> tuple[bytes, Header, bytes]:
-        """Return an event's topic, header with the next numbers, and payload."""
-        self._outbox.put(event)
-        message = self._outbox.peek()
-        assert message is not None
-        self._outbox.acknowledge(message.seq)  # nothing has to be sent again to oneself
-        topic, header, payload = message.frames
-        return topic, unpack_header(header), payload
+def number_own(outbox: Outbox, event: EventBase) -> tuple[bytes, Header, bytes]:
+    """Return the topic, header with the next numbers, and payload of an event of the bus's own."""
+    outbox.put(event)
+    (message,) = outbox
+    outbox.acknowledge(message.seq)  # nothing has to be sent again to oneself
+    topic, header, payload = message.frames
+    return topic, unpack_header(header), payload

@@ -119,7 +119,7 @@ def run_starts(runs: list[Found]) -> list[RunStart | None]:
     with ExitStack() as open_readers:
         paths = dict.fromkeys(run.journal for run in runs)
         readers = {path: open_readers.enter_context(JournalReader(path)) for path in paths}
-        return [readers[run.journal].run_start(run.row.run_id) for run in runs]
+        return [next(iter(readers[run.journal].events(run.row.run_id, RunStart)), None) for run in runs]
 
 
 def short_name(journal: Path) -> str:

@@ -6,6 +6,7 @@ from phase_bus.cli.journals import DataOption, find_run
 from phase_bus.cli.options import JsonOption
 from phase_bus.cli.output import make_console, print_json
 from phase_bus.errors import ConfigError
+from phase_bus.events import Receipt
 from phase_bus.journal.reader import JournalReader
 from phase_bus.reporting.receipts import is_whole, ledger, ledger_table
 
@@ -25,7 +26,7 @@ def receipts(run: str, *, data: DataOption = None, json: JsonOption = False) -> 
     """
     found = find_run(run, data)
     with JournalReader(found.journal) as reader:
-        said = reader.receipts(found.row.run_id)
+        said = reader.events(found.row.run_id, Receipt)
     if not said:
         raise ConfigError(
             f"there are no receipts for run {found.row.run_id!r} in {str(found.journal)!r}: no consumer "

@@ -15,8 +15,7 @@ from phase_bus.core.client import BusClient
 from phase_bus.core.control import Status
 from phase_bus.errors import ConfigError, suggest
 from phase_bus.harness.replayer import Replayer
-from phase_bus.journal.history import PublishedInJournal
-from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.reader import JournalReader, PublishedInJournal
 from phase_bus.publisher.spool import deliver_spool, is_spool
 
 

@@ -25,9 +25,7 @@ class Address(Struct, frozen=True):
     """Where a bus is: a directory of Unix sockets, or a host and port.
 
     Attributes:
-        directory: for ipc, the directory that holds the sockets.
-        host: for tcp, the host.
-        port: for tcp, the port of the control socket; 0 lets the system choose when binding.
+        port: that of the control socket; 0 lets the system choose when binding.
         direct: whether there is no bus, but a publisher in direct mode.
     """
 
@@ -90,11 +88,7 @@ class Address(Struct, frozen=True):
         return f"tcp://{self.host}:{endpoint.tcp_port}"
 
     def check_connectable(self) -> None:
-        """Check that the address names one place, and not only where to bind.
-
-        Raises:
-            AddressError: if it does not.
-        """
+        """Raise an :class:`AddressError` if the address says only where to bind."""
         if self.scheme == "tcp" and (self.port == 0 or self.host == "*"):
             raise AddressError(
                 str(self), "can be bound, but not connected to", "give the host and port of the bus"

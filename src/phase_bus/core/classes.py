@@ -15,13 +15,11 @@ Check: TypeAlias = Callable[[type], bool]
 
 
 def import_class(name: str, target: str, *, wanted: Check | None = None, what: str = "a class") -> Any:
-    """Return a class.
+    """Return the class that ``module:Class`` names.
 
     Args:
         name: what the user called it, for the message.
-        target: where it is: ``module:Class``.
-        wanted: returns whether a class is of the right kind; any class by default.
-        what: what the right kind is, in words.
+        wanted: returns whether a class is of the right kind, which is what ``what`` says in words.
 
     Raises:
         ConsumerNotFoundError: if it does not import, or is of another kind.

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Self
+from typing import Self, TypeVar
 
 import zmq
 
 from phase_bus.core.address import Address
-from phase_bus.core.control import EndRuns, RemoveDeadLetter, Reply, Request, Status, StatusRequest
+from phase_bus.core.control import EndRuns, Heard, RemoveDeadLetter, Request, Status, StatusRequest
 from phase_bus.core.sockets import dealer
 from phase_bus.core.wire import decode_reply, encode_control
 from phase_bus.errors import BusUnreachableError
 
+_R = TypeVar("_R", Heard, Status)
+
 
 class BusClient:
     """Asks one bus, and waits for its answers.
-
-    Args:
-        address: where the bus is.
 
     Raises:
         BusUnreachableError: by every method that asks, if no answer comes within its ``timeout_s``.
@@ -38,36 +37,31 @@ class BusClient:
 
     def status(self, timeout_s: float = 3.0) -> Status:
         """Return who is on the bus and how the runs are."""
-        reply = self._ask(StatusRequest(), timeout_s, Status)
-        assert isinstance(reply, Status)
-        return reply
+        return self._ask(StatusRequest(), timeout_s, Status)
 
     def end_runs(self, reason: str, timeout_s: float = 3.0) -> None:
         """Let every running run end as ``lost``: their publishers are known to be gone."""
-        self._ask(EndRuns(reason=reason), timeout_s)
+        self._ask(EndRuns(reason=reason), timeout_s, Heard)
 
     def remove_dead_letter(self, letter_id: int, saved: bytes | None, timeout_s: float = 3.0) -> None:
         """Let the bus forget a dead letter that was handled after all.
 
-        Args:
-            letter_id: its number.
-            saved: the state to keep with the consumer's checkpoint from now on, None to leave it as it is.
-            timeout_s: how long to wait for the answer.
+        The state is kept with the consumer's checkpoint from now on; None leaves that as it is.
         """
-        self._ask(RemoveDeadLetter(letter_id=letter_id, saved=saved), timeout_s)
+        self._ask(RemoveDeadLetter(letter_id=letter_id, saved=saved), timeout_s, Heard)
 
     def close(self) -> None:
         """Close the socket."""
         self._dealer.close()
         self._context.term()
 
-    def _ask(self, request: Request, timeout_s: float, wanted: type[Reply] | None = None) -> Reply:
+    def _ask(self, request: Request, timeout_s: float, wanted: type[_R]) -> _R:
         self._dealer.send(encode_control(request))
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:
             if self._dealer.poll(math.ceil(left_s * 1000)):
                 reply = decode_reply(self._dealer.recv())
-                if wanted is None or isinstance(reply, wanted):
+                if isinstance(reply, wanted):
                     return reply
         # The answer may still come: on a new connection it is not taken for that to the next question.
         self._dealer.close()

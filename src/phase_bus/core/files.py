@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import fcntl
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import IO
 
 from phase_bus.core.address import Address
@@ -49,7 +48,7 @@ def lock_directory(address: Address) -> IO[str]:
     directory = Path(address.directory)
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = lock_file(directory / "bus.lock")
+        return lock_file(directory / "bus.lock")
     except BlockingIOError:
         raise AddressError(
             str(address),
@@ -61,7 +60,6 @@ def lock_directory(address: Address) -> IO[str]:
         raise AddressError(
             str(address), f"cannot be used: {reason}", "choose a directory that you may write to"
         ) from None
-    return lock
 
 
 def lock_file(path: Path) -> IO[str]:
@@ -106,18 +104,9 @@ def replacing(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path  # a device, such as standard output: not to be replaced
         return
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    aside = Path(name)
-    os.close(descriptor)
+    aside = path.with_name(f".{path.name}.{token_hex(4)}")
     try:
-        aside.chmod(0o666 & ~_umask())
         yield aside
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -27,9 +27,7 @@ class Outbox:
     run has few of them and each matters. What is refused gets no sequence number: a hole in a topic's
     sequence always means a loss on the way.
 
-    Args:
-        source: 16 bytes that name the publisher.
-        limit_bytes: the size above which records are refused.
+    The source is 16 bytes that name the publisher.
     """
 
     def __init__(self, source: bytes, limit_bytes: int) -> None:
@@ -45,11 +43,6 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._unsent) + len(self._unacked)
 
-    @property
-    def has_unsent(self) -> bool:
-        """Whether there is something to send."""
-        return bool(self._unsent)
-
     def __iter__(self) -> Iterator[Message]:
         """Yield, in order, all that is not acknowledged."""
         yield from self._unacked
@@ -58,9 +51,7 @@ class Outbox:
     @property
     def next_seq(self) -> int:
         """The lowest sequence number that is not acknowledged yet."""
-        if self._unacked:
-            return self._unacked[0].seq
-        return self._unsent[0].seq if self._unsent else self.last_seq + 1
+        return next((message.seq for message in self), self.last_seq + 1)
 
     @property
     def sent_seq(self) -> int:
@@ -78,6 +69,11 @@ class Outbox:
         if records and self.size_bytes + len(payload) > self.limit_bytes:
             return None
         topic = topic_of(event)
+        self.add(topic, payload, records)
+        return topic
+
+    def add(self, topic: bytes, payload: bytes, records: int) -> None:
+        """Number and keep an event that is encoded."""
         seq, topic_seq = self.last_seq + 1, self._topic_seqs[topic] + 1
         header = HEADER.pack(WIRE_VERSION, records, self.source, seq, topic_seq, 0, 0, 0)
         self.last_seq = seq
@@ -85,7 +81,6 @@ class Outbox:
         size_bytes = len(topic) + len(header) + len(payload)
         self._unsent.append(Message(seq, (topic, header, payload), size_bytes, records))
         self.size_bytes += size_bytes
-        return topic
 
     def restore(self, message: Message) -> None:
         """Keep a message that was numbered before; call it in the order of the numbers."""

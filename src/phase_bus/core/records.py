@@ -162,13 +162,12 @@ class _Table:
     """A table, checked, and decoded only as far as it is asked for."""
 
     def __init__(self, table: Table, count: int) -> None:
-        types = table.types
+        self.types = types = table.types
         self._table = table
         self.width = width = len(types.rstrip("sl"))  # of the numbers, which come first
         self.places = dict(zip(table.names, range(len(types)), strict=False))
         self.rows = None if table.rows is None else np.frombuffer(table.rows, "<u4")
         self._words: npt.NDArray[np.int64] | None = None
-        self._floats: npt.NDArray[np.float64] | None = None
         self._others: list[tuple[Any, ...]] | None = None
         if (
             len(self.places) != len(types)
@@ -185,13 +184,12 @@ class _Table:
 
     def numbers(self, place: int, type_: str) -> npt.NDArray[Any]:
         """Return a column of numbers, in its own type or one that it is to be joined with."""
-        if self._words is None or self._floats is None:
+        if self._words is None:
             rows = np.frombuffer(self._table.numbers, "<i8").reshape(-1, self.width)
             self._words = np.ascontiguousarray(rows.T)  # at once, as nearly all readers want most of it
             self._words.flags.writeable = False
-            self._floats = self._words.view("<f8")
-        letter = self._table.types[place]
-        column: npt.NDArray[Any] = self._floats[place] if letter == "f" else self._words[place]
+        letter = self.types[place]
+        column: npt.NDArray[Any] = self._words[place].view("<f8" if letter == "f" else "<i8")
         return column != 0 if letter == type_ == "b" else column
 
     def others(self, place: int) -> tuple[Any, ...]:
@@ -206,19 +204,15 @@ class _Table:
                 raise WireError("a table's texts and lists do not match its count and types")
         return self._others[place - self.width]
 
-    def type(self, place: int) -> str:
-        """Return the letter of a column's type."""
-        return self._table.types[place]
-
     def numeric(self) -> Iterator[str]:
         """Yield the names of what is no text."""
-        texts = self._table.types.count("s", self.width)
+        texts = self.types.count("s", self.width)
         return chain(self._table.names[: self.width], self._table.names[self.width + texts :])
 
     def items(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """Yield each record's row number and values."""
         columns: list[Sequence[Any]] = [
-            self.others(place) if place >= self.width else self.numbers(place, self.type(place)).tolist()
+            self.others(place) if place >= self.width else self.numbers(place, self.types[place]).tolist()
             for place in range(len(self.places))
         ]
         rows = range(self._table.count) if self.rows is None else self.rows.tolist()
@@ -245,14 +239,14 @@ def _column(pieces: _Pieces, count: int) -> Column:
     """Return the column of one name, from the tables that have it."""
     if len(pieces) == 1:
         ((table, place),) = pieces
-        type_ = table.type(place)
+        type_ = table.types[place]
         if type_ in _NUMBERS:
             return Column(type_, table.numbers(place, type_), table.rows)
         return _of_others(type_, table.others(place), table.rows)
-    letters = {table.type(place) for table, place in pieces}
+    letters = {table.types[place] for table, place in pieces}
     type_ = next(letter for letter in "filbs" if letter in letters)
     wanted = _NUMBERS if type_ in _NUMBERS else type_
-    pieces = [(table, place) for table, place in pieces if table.type(place) in wanted]
+    pieces = [(table, place) for table, place in pieces if table.types[place] in wanted]
     every = np.arange(count, dtype=np.uint32)
     rows = np.concatenate([every if table.rows is None else table.rows for table, _ in pieces])
     order = np.argsort(rows, kind="stable")
@@ -292,8 +286,7 @@ def to_plain(event: EventBase) -> dict[str, Any]:
         plain: dict[str, Any] = msgspec.to_builtins(event)
         return plain
     batch = RecordBatch(event)
-    slim = msgspec.structs.replace(event, metrics=(), fields=())
-    plain = msgspec.to_builtins(slim)
+    plain = msgspec.to_builtins(msgspec.structs.replace(event, metrics=(), fields=()))
     for group, columns in (("metrics", batch.metric_columns()), ("fields", batch.field_columns())):
         plain[group] = {name: _plain_column(column) for name, column in columns.items()}
     plain["errors"] = [msgspec.structs.asdict(error) for error in event.errors]

@@ -35,8 +35,6 @@ def dealer(
     """Return a DEALER that connects to a bus, now or when there is one.
 
     Args:
-        context: the ZeroMQ context.
-        endpoint: the socket of the bus.
         immediate: queue nothing for a bus that is not there: sending raises :class:`zmq.Again` instead.
         reconnect_ms: how long to wait before connecting anew, in ms; doubled each time ...
         reconnect_max_ms: ... up to this; 0 for no doubling.

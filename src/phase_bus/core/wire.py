@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import zmq
@@ -48,13 +48,8 @@ def _event_decoder() -> msgspec.msgpack.Decoder[Event]:
 
 
 @functools.cache
-def _request_decoder() -> msgspec.msgpack.Decoder[Request]:
-    return msgspec.msgpack.Decoder(Request)
-
-
-@functools.cache
-def _reply_decoder() -> msgspec.msgpack.Decoder[Reply]:
-    return msgspec.msgpack.Decoder(Reply)
+def _control_decoder(messages: Any) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(messages)
 
 
 class Header(NamedTuple):
@@ -149,14 +144,9 @@ def partition_prefix(partition: int) -> bytes:
     return f"records.{partition:02d}.".encode()
 
 
-def topic_prefix(kind: str, run_id: str | None = None) -> bytes:
-    """Return the prefix that subscribes to a kind of event, of one run or of all; of all for records.
-
-    Records have the partition before the run, so their prefix cannot name a run.
-    """
-    if run_id is None or kind == "records":
-        return f"{kind}.".encode()
-    return f"{kind}.{run_id}{TOPIC_END}".encode()
+def topic_prefix(kind: str) -> bytes:
+    """Return the prefix that subscribes to a kind of event of all runs."""
+    return f"{kind}.".encode()
 
 
 def encode_event(event: EventBase) -> bytes:
@@ -270,10 +260,8 @@ def decode_request(frame: bytes | memoryview) -> Request:
     Raises:
         WireError: if it is malformed.
     """
-    try:
-        return _request_decoder().decode(frame)
-    except msgspec.MsgspecError as error:
-        raise WireError(f"not a request: {error}") from error
+    request: Request = _decode_control(frame, Request, "request")
+    return request
 
 
 def decode_reply(frame: bytes | memoryview) -> Reply:
@@ -282,7 +270,12 @@ def decode_reply(frame: bytes | memoryview) -> Reply:
     Raises:
         WireError: if it is malformed.
     """
+    reply: Reply = _decode_control(frame, Reply, "reply")
+    return reply
+
+
+def _decode_control(frame: bytes | memoryview, messages: Any, what: str) -> Any:
     try:
-        return _reply_decoder().decode(frame)
+        return _control_decoder(messages).decode(frame)
     except msgspec.MsgspecError as error:
-        raise WireError(f"not a reply: {error}") from error
+        raise WireError(f"not a {what}: {error}") from error

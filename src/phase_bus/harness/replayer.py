@@ -12,8 +12,8 @@ import msgspec
 import zmq
 
 from phase_bus.core.address import Address
-from phase_bus.core.outbox import Message, Outbox
-from phase_bus.core.wire import Header, decode_event, encode_event, parse_topic, topic_of
+from phase_bus.core.outbox import Outbox
+from phase_bus.core.wire import decode_event, encode_event, parse_topic, topic_of
 from phase_bus.errors import PhaseBusError
 from phase_bus.events import RunComplete
 from phase_bus.journal.rows import Entry
@@ -59,7 +59,6 @@ class Replayer:
         self._outbox = Outbox(uuid.uuid4().bytes, _BUFFER_BYTES)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._link = BusLink(self._context, address, self._outbox, "replay", _LINGER_MS)
-        self._topic_seqs: Counter[bytes] = Counter()
         # By the original publisher: each counts what it published itself.
         self._published: defaultdict[tuple[bytes, str], Counter[str]] = defaultdict(Counter)
         self._published_records: Counter[tuple[bytes, str]] = Counter()
@@ -101,11 +100,7 @@ class Replayer:
     def _put(self, past: Entry) -> None:
         key = past.source, parse_topic(past.topic).run_id
         topic, payload = self._rewritten(past, key)
-        self._topic_seqs[topic] += 1
-        seq = self._outbox.last_seq + 1
-        header = Header(self._outbox.source, seq, self._topic_seqs[topic], past.records).pack()
-        size_bytes = len(topic) + len(header) + len(payload)
-        self._outbox.restore(Message(seq, (topic, header, payload), size_bytes, past.records))
+        self._outbox.add(topic, payload, past.records)
         self._published[key][topic.decode()] += 1
         self._published_records[key] += past.records
         self.events += 1

@@ -14,8 +14,10 @@ or while the writer waits.
 from __future__ import annotations
 
 import logging
-import sqlite3
 import threading
+from pathlib import Path
+
+from phase_bus.journal.files import connect
 
 logger = logging.getLogger("phase_bus.bus")
 
@@ -24,14 +26,11 @@ _LONG_BYTES = 128 << 20
 
 
 class WalCheckpointer:
-    """Copies a journal's log now and then. One thread writes the journal, and calls all methods here.
+    """Copies a journal's log now and then. One thread writes the journal, and calls all methods here."""
 
-    The connection to the journal is this object's own, to be closed by it; the name is for messages.
-    """
-
-    def __init__(self, connection: sqlite3.Connection, name: str) -> None:
-        self._db = connection
-        self._name = name
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._db = connect(path, "mode=rw")
         self._thread: threading.Thread | None = None
         self._asked = threading.Event()
         self._idle = threading.Event()
@@ -44,7 +43,7 @@ class WalCheckpointer:
         try:
             self._copied_version = self._version()
         except BaseException:
-            connection.close()
+            self._db.close()
             raise
 
     def begin(self) -> None:
@@ -95,7 +94,7 @@ class WalCheckpointer:
             except Exception as error:  # the log grows; once it cannot, the writer says so
                 if not self._failed:
                     what = "phase-bus bus: the write-ahead log of %s cannot be copied into it: %s"
-                    logger.warning(what, self._name, error)
+                    logger.warning(what, self._path, error)
                 self._failed = True
             finally:
                 self._idle.set()

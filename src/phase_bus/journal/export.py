@@ -15,7 +15,6 @@ from phase_bus.core.records import to_plain
 from phase_bus.core.wire import decode_event
 from phase_bus.errors import ConfigError
 from phase_bus.events import Event, Records
-from phase_bus.journal.history import read_entries
 from phase_bus.journal.reader import JournalReader
 
 
@@ -39,10 +38,8 @@ def export_parquet(reader: JournalReader, run_id: str | None, output: Path) -> i
         JournalError, WireError: if the journal cannot be read.
         ConfigError: if pyarrow is not installed, or the file cannot be written.
     """
-    try:
-        from phase_bus.journal.parquet import record_schema, write_parquet
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"--format parquet: {error}") from error
+    from phase_bus.journal.parquet import record_schema, write_parquet
+
     until = reader.head.offset  # for two passes over the same: a bus may be adding to it
     schema = record_schema(_records(reader, run_id, until))
     with _writing(output) as path:
@@ -61,7 +58,7 @@ def _write_lines(reader: JournalReader, run_id: str | None, file: BinaryIO) -> i
 
 def _events(reader: JournalReader, run_id: str | None, until: int | None = None) -> Iterator[Event]:
     unknown = 0
-    for entry in read_entries(reader, run_id, until):
+    for entry in reader.entries(run_id, until):
         event = decode_event(entry.topic, entry.payload)
         if event is not None:
             yield event

@@ -146,7 +146,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         JournalError: if it cannot be written, is damaged, or of a version that this program does not know.
     """
     with _opening(path):
-        db = _connect(path, "mode=rwc")
+        db = connect(path, "mode=rwc")
         try:
             db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # both count for a new file only
@@ -168,11 +168,6 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     return db
 
 
-def open_for_checkpointing(path: Path) -> sqlite3.Connection:
-    """Open a journal that this process has open for writing, to copy its log."""
-    return _connect(path, "mode=rw")
-
-
 def open_for_reading(path: Path) -> sqlite3.Connection:
     """Open a journal, whether a bus is writing it or not.
 
@@ -192,13 +187,14 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
             return _connect_to_read(path, "immutable=1")
 
 
-def _connect(path: Path, how: str) -> sqlite3.Connection:
+def connect(path: Path, how: str) -> sqlite3.Connection:
+    """Open a journal as it is; ``how`` is part of SQLite's URI."""
     uri = f"{path.absolute().as_uri()}?{how}"
     return sqlite3.connect(uri, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
 
 
 def _connect_to_read(path: Path, how: str) -> sqlite3.Connection:
-    db = _connect(path, how)
+    db = connect(path, how)
     try:
         if _check_version(db, path) == 0:
             raise JournalError(path, "is empty", "give another one, or start a bus on it first")
@@ -210,7 +206,7 @@ def _connect_to_read(path: Path, how: str) -> sqlite3.Connection:
 
 def _check_version(db: sqlite3.Connection, path: Path) -> int:
     """Return the schema's version, 0 for a new file."""
-    version = _pragma(db, "user_version")
+    version = pragma(db, "user_version")
     names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if version > SCHEMA_VERSION or (0 < version < SCHEMA_VERSION and names >= _TABLES):
         age = "newer" if version > SCHEMA_VERSION else "older"
@@ -239,27 +235,9 @@ def event_crc(start: int, numbers: tuple[int, int, int, int, int], header: bytes
     return crc32(payload, crc32(header, crc32(_NUMBERS.pack(*numbers), start)))
 
 
-def vacuum(db: sqlite3.Connection, pages: int) -> bool:
-    """Give some of the file's unused pages back to the disk; return whether there were any."""
-    before = _pragma(db, "freelist_count")
-    if before:
-        # It has a step for each page and no result, and execute() stops after one step of such.
-        db.executescript(f"PRAGMA incremental_vacuum({pages})")
-    return before > 0 and _pragma(db, "freelist_count") < before
-
-
-def _pragma(db: sqlite3.Connection, name: str) -> int:
+def pragma(db: sqlite3.Connection, name: str) -> int:
+    """Return a number that SQLite knows of the file."""
     return int(db.execute(f"PRAGMA {name}").fetchone()[0])
-
-
-def page_bytes(db: sqlite3.Connection) -> int:
-    """Return the size of a page."""
-    return _pragma(db, "page_size")
-
-
-def used_bytes(db: sqlite3.Connection) -> int:
-    """Return the size of the pages that hold something."""
-    return (_pragma(db, "page_count") - _pragma(db, "freelist_count")) * page_bytes(db)
 
 
 def size_on_disk(path: Path) -> int:

@@ -9,8 +9,8 @@ from typing import Any, Self, TypeVar
 
 from msgspec import Struct
 
-from phase_bus.core.wire import NO_PARTITION, decode_event
-from phase_bus.events import EventBase, Receipt, RunStart
+from phase_bus.core.wire import NO_PARTITION, decode_event, parse_topic
+from phase_bus.events import EventBase
 from phase_bus.journal.files import FILE_NAME, failing_clearly, open_for_reading, size_on_disk
 from phase_bus.journal.rows import Checkpoint, DeadLetter, Entry, Head, JournalInfo, RunRow
 from phase_bus.journal.verify import find_problems
@@ -28,11 +28,14 @@ SELECT r.run_id, r.status, r.started_ns, r.ended_ns, coalesce(sum(s.events), 0),
 FROM runs AS r LEFT JOIN streams AS s ON s.run_id = r.run_id WHERE NOT r.pruning
 GROUP BY r.run_id ORDER BY r.started_ns, r.rowid
 """
-_DEAD_LETTERS = (
-    "SELECT id, consumer, offset, run_id, kind, error, traceback, ts_ns, attempts FROM dead_letters"
-)
+_DEAD_LETTERS = """
+SELECT id, consumer, offset, run_id, kind, error, traceback, ts_ns, attempts FROM dead_letters
+WHERE ?1 IS NULL OR consumer = ?1 OR substr(consumer, 1, length(?1) + 1) = ?1 || '/' ORDER BY id
+"""
 _BY_PARTITION = "INDEXED BY events_by_partition"
 _NO_END = 2**63 - 1
+# What consumers and the bus put on the bus too: having published it makes nobody a run's publisher.
+_OF_ANYBODY = frozenset({"summary", "receipt", "drop", "run_complete"})
 
 _E = TypeVar("_E", bound=EventBase)
 _S = TypeVar("_S", bound=Struct)
@@ -41,11 +44,8 @@ _S = TypeVar("_S", bound=Struct)
 class JournalReader:
     """A journal to read from, while a bus writes it or after.
 
-    Use it from one thread at a time. What it returns is as of the moment of the call.
-
-    Args:
-        path: the file, or the directory it is in.
-        connection: what to read by; without one it opens one that cannot write.
+    Use it from one thread at a time. What it returns is as of the moment of the call. Without a connection
+    to the file, which may be given by its directory, it opens one that cannot write.
 
     Raises:
         JournalError: if there is no journal, or it cannot be read. Every method may raise it too.
@@ -102,12 +102,9 @@ class JournalReader:
         """Return the next events after an offset, in order; nothing only if there are none.
 
         Args:
-            after_offset: the last offset that is not wanted.
             records: whether batches of request records are wanted too.
             partition: only the records of this partition.
             limit_bytes: the size of their frames at most; one event comes in any case.
-            limit: the number of events at most.
-            run_id: only those of this run.
             until: the last offset that is wanted.
         """
         last = _NO_END if until is None else until
@@ -127,21 +124,16 @@ class JournalReader:
             sql = _READ.format(index=index, where=where)
             return _up_to(self._db.execute(sql, parameters), limit_bytes)
 
-    def receipts(self, run_id: str) -> list[Receipt]:
-        """Return what the consumers said of a run, in the order in which they said it.
+    def entries(self, run_id: str | None = None, until: int | None = None) -> Iterator[Entry]:
+        """Yield the events of one run or of all, up to an offset or to the last one that there is now.
 
-        Raises:
-            WireError: if one cannot be decoded.
+        They come in order, and are read a bounded piece at a time.
         """
-        return self.events(run_id, Receipt)
-
-    def run_start(self, run_id: str) -> RunStart | None:
-        """Return the start of a run, None if it is not here.
-
-        Raises:
-            WireError: if it cannot be decoded.
-        """
-        return next(iter(self.events(run_id, RunStart)), None)
+        offset = 0
+        until = self.head.offset if until is None else until
+        while piece := self.read(offset, records=True, run_id=run_id, until=until):
+            offset = piece[-1].offset
+            yield from piece
 
     def events(self, run_id: str, kind: type[_E]) -> list[_E]:
         """Return all events of one kind, records excepted, of a run, in order.
@@ -185,9 +177,7 @@ class JournalReader:
     def group_checkpoints(self, group: str, after: Mapping[int, int]) -> Iterator[tuple[int, Checkpoint]]:
         """Yield the partitions of a group, in their order, with their checkpoints.
 
-        Args:
-            group: the group's name.
-            after: by partition the offset that is known already: leave out what is not beyond it.
+        Left out is what is not beyond the offset in ``after``, which is known already.
         """
         found = self._query(
             "SELECT consumer, offset FROM checkpoints WHERE consumer > ? AND consumer < ?"
@@ -202,21 +192,9 @@ class JournalReader:
                 if checkpoint is not None:
                     yield int(number), checkpoint
 
-    def checkpoints(self) -> dict[str, Checkpoint]:
-        """Return each consumer's checkpoint."""
-        rows = self._query("SELECT consumer, offset, state FROM checkpoints ORDER BY consumer")
-        return {consumer: Checkpoint(offset, state) for consumer, offset, state in rows}
-
     def dead_letters(self, consumer: str | None = None) -> list[DeadLetter]:
         """Return the dead letters of one consumer or group, or of all, the oldest first."""
-        of_group = "substr(consumer, 1, length(?1) + 1) = ?1 || '/'"
-        sql = f"{_DEAD_LETTERS} WHERE ?1 IS NULL OR consumer = ?1 OR {of_group} ORDER BY id"
-        return self._structs(DeadLetter, sql, consumer)
-
-    def dead_letter(self, letter_id: int) -> DeadLetter | None:
-        """Return the dead letter of this number, if there is one."""
-        found = self._structs(DeadLetter, f"{_DEAD_LETTERS} WHERE id = ?", letter_id)
-        return found[0] if found else None
+        return self._structs(DeadLetter, _DEAD_LETTERS, consumer)
 
     # ---- the whole ----
 
@@ -253,6 +231,33 @@ class JournalReader:
         """Return a query's rows as Structs, whose fields are in the order of its columns."""
         names = row.__struct_fields__
         return [row(**dict(zip(names, values, strict=True))) for values in self._query(sql, *parameters)]
+
+
+class PublishedInJournal:
+    """The events of past runs that their publishers published, in order.
+
+    Left out is what consumers (summaries, receipts) and the bus itself (the end of a lost run) added: on
+    another bus its own consumers and that bus do so.
+
+    Attributes:
+        count: how many events there are.
+    """
+
+    def __init__(self, reader: JournalReader, run_ids: list[str]) -> None:
+        self._reader = reader
+        self._run_ids = run_ids
+        # A source may publish one run, and only have something to say of another.
+        self._wanted: set[tuple[str, bytes]] = set()
+        self.count = 0
+        for run_id in run_ids:
+            topics = reader.topics(run_id)
+            sources = {s for topic, s, _ in topics if parse_topic(topic).kind not in _OF_ANYBODY}
+            self._wanted |= {(run_id, source) for source in sources}
+            self.count += sum(events for _, source, events in topics if source in sources)
+
+    def __iter__(self) -> Iterator[Entry]:
+        entries = self._reader.entries(self._run_ids[0] if len(self._run_ids) == 1 else None)
+        return (entry for entry in entries if (entry.run_id, entry.source) in self._wanted)
 
 
 def _up_to(rows: sqlite3.Cursor, limit_bytes: int) -> list[Entry]:

@@ -16,9 +16,7 @@ class Entry(NamedTuple):
         offset: its place, from 1.
         header: the header frame, which the journal does not look into.
         source: 16 bytes that name its publisher.
-        source_seq: its number among all of its source.
-        records: how many request records are in it.
-        event_number: how many events up to and including it are no records.
+        source_seq, records, event_number: as in its :class:`~phase_bus.core.wire.Header`.
         ts_ns: Unix time in ns when the bus took it in.
     """
 
@@ -65,18 +63,12 @@ class Checkpoint(NamedTuple):
 
 
 class DeadLetter(Struct, frozen=True, kw_only=True):
-    """An event that a consumer's handler failed on.
+    """An event that a consumer's handler failed on: its :class:`~phase_bus.core.control.DeadLetterNote`.
 
     Attributes:
         id: the dead letter's number, never used again.
         consumer: whose handler failed: the consumer's name, or the checkpoint's of a group's share.
-        offset: the event's place in the journal.
-        run_id: the event's run.
-        kind: the event's kind.
-        error: the exception in one line.
-        traceback: the exception in full.
         ts_ns: Unix time in ns when it was dead-lettered.
-        attempts: how often the handler was tried.
     """
 
     id: int
@@ -95,8 +87,7 @@ class RunRow(Struct, frozen=True, kw_only=True):
 
     Attributes:
         status: ``running``, how it ended, or ``unknown`` if only what consumers said of it is here.
-        started_ns: Unix time in ns of its start.
-        ended_ns: Unix time in ns of its end, None while it is running.
+        started_ns, ended_ns: Unix time in ns; no end while it is running.
         events: how many events of it are here, from its publisher and from consumers.
         records: how many request records are in them.
         size_bytes: the size of their frames.
@@ -118,10 +109,7 @@ class JournalInfo(Struct, frozen=True, kw_only=True):
 
     Attributes:
         size_bytes: what it takes on the disk, the write-ahead log included.
-        events: how many events it holds.
-        records: how many request records are in them.
-        runs: how many runs it holds.
-        head: how far it is.
+        records: how many request records are in its events.
         oldest_ts_ns: when its first event was taken in, in Unix ns; None if there is none.
         checkpoints: the offset of each consumer's checkpoint.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from phase_bus.core.wire import NO_PARTITION, parse_topic, partition_of
@@ -170,10 +171,6 @@ def _crc(stream: _Stream, numbers: tuple[int, int, int, int, int], header: bytes
 
 
 def _some(problems: Iterator[str]) -> list[str]:
-    found: list[str] = []
-    for problem in problems:
-        if len(found) < _ENOUGH:
-            found.append(problem)
-        elif len(found) == _ENOUGH:
-            found.append("and more like these")
-    return found
+    found = list(islice(problems, _ENOUGH))
+    more = sum(1 for _ in problems)  # to the end: a scan counts on its way
+    return [*found, "and more like these"] if more else found

@@ -22,12 +22,9 @@ from phase_bus.journal.files import (
     event_crc,
     failing_clearly,
     lock,
-    open_for_checkpointing,
     open_for_writing,
-    page_bytes,
+    pragma,
     stream_crc,
-    used_bytes,
-    vacuum,
 )
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Entry, Head, Limits
@@ -58,6 +55,9 @@ _COMMIT = """
 INSERT INTO checkpoints VALUES (?, ?, ?)
 ON CONFLICT (consumer) DO UPDATE SET offset = excluded.offset, state = excluded.state
 """
+_SAVE_STATE = (
+    "UPDATE checkpoints SET state = ? WHERE consumer = (SELECT consumer FROM dead_letters WHERE id = ?)"
+)
 _ADD_DEAD_LETTER = """
 INSERT INTO dead_letters (consumer, offset, run_id, kind, error, traceback, ts_ns, attempts)
 VALUES (:consumer, :offset, :run_id, :kind, :error, :traceback, :ts_ns, :attempts)
@@ -85,9 +85,7 @@ class Journal(JournalReader):
     the process. A power cut may lose the last moments, but never damages the file. One bus has it
     at a time; others read it by :class:`JournalReader`. Use it from one thread at a time.
 
-    Args:
-        directory: where ``journal.sqlite`` is; made if it is not there.
-        limits: how much :meth:`prune` leaves.
+    The directory is made if it is not there; the limits say how much :meth:`prune` leaves.
 
     Raises:
         JournalInUseError: if another bus has it.
@@ -105,8 +103,8 @@ class Journal(JournalReader):
                 self._head = super().head
                 self._streams: dict[tuple[bytes, bytes], _Stream] = {}
                 self._inode = path.stat().st_ino
-                self._page_bytes = page_bytes(self._db)
-                self._checkpointer = WalCheckpointer(open_for_checkpointing(path), str(path))
+                self._page_bytes = pragma(self._db, "page_size")
+                self._checkpointer = WalCheckpointer(path)
                 self._written_bytes = 0  # by the current transaction, about
             stack.pop_all()
 
@@ -170,7 +168,7 @@ class Journal(JournalReader):
             rows = []
             counts: dict[int, list[int]] = {}
             for entry in entries:
-                stream = self._stream(entry)
+                stream = self._streams.get((entry.topic, entry.source)) or self._find_stream(entry)
                 offset += 1
                 event_number += stream.partition == NO_PARTITION
                 if entry.offset != offset or entry.event_number != event_number:
@@ -184,13 +182,6 @@ class Journal(JournalReader):
             self._db.executemany(_COUNT, [(*count, id_) for id_, count in counts.items()])
             self._head = Head(offset, event_number)
             self._written_bytes += sum(count[2] for count in counts.values())
-
-    def _stream(self, entry: Entry) -> _Stream:
-        key = (entry.topic, entry.source)
-        stream = self._streams.get(key)
-        if stream is None:
-            stream = self._streams[key] = self._find_stream(entry)
-        return stream
 
     def _find_stream(self, entry: Entry) -> _Stream:
         """Return the stream of an event; the first one begins the stream, and maybe a run."""
@@ -206,7 +197,9 @@ class Journal(JournalReader):
             )
             row = (row.lastrowid,)
         crc = stream_crc(entry.topic, entry.source, entry.run_id, entry.kind)
-        return _Stream(row[0], crc, partition_of(entry.topic))
+        stream = _Stream(row[0], crc, partition_of(entry.topic))
+        self._streams[entry.topic, entry.source] = stream
+        return stream
 
     # ---- consumers ----
 
@@ -232,15 +225,12 @@ class Journal(JournalReader):
     def settle_dead_letter(self, letter_id: int, saved: bytes | None) -> bool:
         """Forget a dead letter that was handled after all; return whether there was one of this number.
 
-        Args:
-            letter_id: its number.
-            saved: the consumer's state with it, kept with its checkpoint; None to leave that as it is.
+        The consumer's state with it is kept with its checkpoint; None leaves that as it is.
         """
         with self.transaction():
-            letter = self.dead_letter(letter_id)
-            checkpoint = None if letter is None else self.checkpoint(letter.consumer)
-            if letter is not None and checkpoint is not None and saved is not None:
-                self.commit(letter.consumer, checkpoint.offset, saved)
+            if saved is not None:
+                self._db.execute(_SAVE_STATE, (saved, letter_id))
+                self._written_bytes += len(saved)
             return self._db.execute("DELETE FROM dead_letters WHERE id = ?", (letter_id,)).rowcount > 0
 
     # ---- runs ----
@@ -258,10 +248,6 @@ class Journal(JournalReader):
         A run goes with its events, summaries, receipts and dead letters, whether or not every consumer
         has read it, and its space is given back to the disk. This works in small transactions; what
         ``budget_s`` interrupts in the middle of a run the next call takes up, also after a restart.
-
-        Args:
-            now_ns: Unix time in ns.
-            budget_s: seconds after which to return, whatever is left to do.
         """
         deadline_s = time.monotonic() + budget_s
         gone = []
@@ -280,8 +266,13 @@ class Journal(JournalReader):
 
     def _vacuum(self) -> bool:
         """Give some unused pages back to the disk; return whether there were any."""
+        before = pragma(self._db, "freelist_count")
+        if not before:
+            return False
         self._checkpointer.begin()
-        done = vacuum(self._db, _VACUUMED_AT_ONCE)
+        # It has a step for each page and no result, and execute() stops after one step of such.
+        self._db.executescript(f"PRAGMA incremental_vacuum({_VACUUMED_AT_ONCE})")
+        done = pragma(self._db, "freelist_count") < before
         if done:
             self._checkpointer.committed(_VACUUMED_AT_ONCE * self._page_bytes)
         return done
@@ -298,10 +289,14 @@ class Journal(JournalReader):
                 half_gone
                 or runs > self.limits.max_runs
                 or now_ns - over_ns > self.limits.max_age_s * 1e9
-                or used_bytes(self._db) > self.limits.max_bytes
+                or self._used_bytes() > self.limits.max_bytes
             ):
                 return str(run_id)
         return None
+
+    def _used_bytes(self) -> int:
+        pages = pragma(self._db, "page_count") - pragma(self._db, "freelist_count")
+        return pages * self._page_bytes
 
     def _delete_events(self, run_id: str, deadline_s: float) -> bool:
         """Delete a run's events; return whether there was time for all."""

@@ -270,7 +270,7 @@ class Publisher:
             want_write = self._link.send()
             self._settle_flushes()
             wakers: list[tuple[Any, int]] = [(self._waker.fd, _POLLIN)]
-            if closing or self._flushes or self._outbox.has_unsent or not self._link.connected:
+            if closing or self._flushes or self._outbox.peek() or not self._link.connected:
                 # Only now is a reply worth a wake-up, which costs as much as ten events.
                 wakers.append((self._link.socket, _POLLIN | _POLLOUT if want_write else _POLLIN))
             elif len(self._outbox):

@@ -13,7 +13,6 @@ from phase_bus.aggregation.state import RunState
 from phase_bus.core.wire import decode_event
 from phase_bus.errors import ConfigError, suggest
 from phase_bus.events import RunComplete, RunStart, Summary
-from phase_bus.journal.history import read_entries
 from phase_bus.journal.reader import JournalReader
 
 
@@ -51,7 +50,7 @@ def compute(journal: Path, run_id: str) -> PastRun:
     result = RunResult(RunState(run_id))
     start = None
     with JournalReader(journal) as reader:
-        for entry in read_entries(reader, run_id):
+        for entry in reader.entries(run_id):
             event = decode_event(entry.topic, entry.payload)
             if isinstance(event, RunStart):
                 start = event
@@ -76,7 +75,7 @@ def published(journal: Path, run_id: str, consumer: str) -> PastRun:
             raise ConfigError(
                 f"--by {consumer!r}: no consumer of this name published a summary of run {run_id!r}{known}"
             )
-        start = reader.run_start(run_id)
+        start = next(iter(reader.events(run_id, RunStart)), None)
         ends = reader.events(run_id, RunComplete)
     return PastRun(
         summary=last[consumer].result,

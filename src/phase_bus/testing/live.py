@@ -20,7 +20,7 @@ from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import ClientInfo, DeadLetterNote, Status
 from phase_bus.core.wire import decode_event, topic_prefix
-from phase_bus.events import Event, EventBase, RunStatus
+from phase_bus.events import Event, EventBase, Receipt, RunStatus
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Entry
 from phase_bus.publisher.publisher import Publisher
@@ -300,7 +300,7 @@ class LiveRun(Outcome[C]):
         """Fetch from the journal what the bus knows of the consumer."""
         with self._bus.reader() as reader:
             for run in reader.runs():
-                for receipt in reader.receipts(run.run_id):
+                for receipt in reader.events(run.run_id, Receipt):
                     if receipt.consumer_id == self._runner.client_id:
                         self.receipts[run.run_id] = receipt
             self.dead_letters = [
