@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from phase_bus import events
-from phase_bus.publisher.batcher import RawRecord
+from phase_bus.publisher.composer import RawRecord
 from phase_bus.publisher.event_publisher import EventPublisher
 
 _CHUNK = 64

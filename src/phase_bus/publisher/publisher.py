@@ -23,8 +23,7 @@ from phase_bus.core.outbox import Outbox
 from phase_bus.core.threads import Waker
 from phase_bus.core.values import ListMode, as_text
 from phase_bus.events import EventBase, PhaseRef, Records, RunStatus
-from phase_bus.publisher.batcher import BatchOptions, RawRecord
-from phase_bus.publisher.composer import Completion, Composer
+from phase_bus.publisher.composer import BatchOptions, Completion, Composer, RawRecord
 from phase_bus.publisher.drops import Drops
 from phase_bus.publisher.link import BusLink, DirectLink, Link
 from phase_bus.publisher.spool import prepare_directory, spool_rest
@@ -103,7 +102,6 @@ class Publisher:
         self._drops = Drops(self.name, refusal, self._warn_once)
         options = BatchOptions(lists, batch_records, batch_s, field_names)
         self._composer = Composer(self._outbox, self._drops, options)
-        self._batcher = self._composer.batcher
         self._flushes: list[tuple[int, _Flush]] = []
         self._warned: set[str] = set()
         self._deadline_s: float | None = None
@@ -153,7 +151,7 @@ class Publisher:
 
         While nobody waits in :meth:`flush` or :meth:`close`, acknowledgements are read every 0.1 s.
         """
-        return len(self._inbox) + len(self._outbox) + len(self._batcher)
+        return len(self._inbox) + len(self._outbox) + self._composer.open_records
 
     @property
     def undelivered(self) -> dict[str, int]:
@@ -258,9 +256,9 @@ class Publisher:
             now_s = time.monotonic()
             closing = self._deadline_s is not None
             self._take_inbox(self._inbox)
-            self._batcher.close_due(now_s)
+            self._composer.close_due(now_s)
             if closing:
-                self._batcher.close_all()
+                self._composer.close_batches()
             if self._drops:
                 self._composer.report_drops(now_s, at_once=closing)
             if isinstance(self._link, BusLink):
@@ -276,9 +274,9 @@ class Publisher:
             elif len(self._outbox):
                 wait_s = min(wait_s, _REPLIES_S)
             self._sleep = _IDLE
-            if self._batcher.due_s is not None:
+            if self._composer.due_s is not None:
                 self._sleep = _UNTIL_BATCH_IS_DUE
-                wait_s = min(wait_s, self._batcher.due_s - now_s)
+                wait_s = min(wait_s, self._composer.due_s - now_s)
             if self._inbox:  # it came before the flag was up, so nobody will wake us
                 wait_s = 0.0
             ready = zmq.zmq_poll(wakers, math.ceil(max(wait_s, 0.0) * 1000))
@@ -289,11 +287,11 @@ class Publisher:
     def _finished(self) -> bool:
         if self._deadline_s is None:
             return False
-        pending = self._inbox or self._batcher or self._drops or len(self._outbox)
+        pending = self._inbox or self._composer.open_records or self._drops or len(self._outbox)
         return not pending or time.monotonic() >= self._deadline_s
 
     def _take_inbox(self, inbox: _Inbox) -> None:
-        add_record = self._batcher.add
+        add_record = self._composer.add_record
         while inbox:
             item = inbox.popleft()
             try:
@@ -313,7 +311,7 @@ class Publisher:
         if isinstance(item, Completion):
             self._composer.complete(item)
         elif isinstance(item, _Flush):
-            self._batcher.close_all()
+            self._composer.close_batches()
             self._flushes.append((self._outbox.last_seq, item))
         else:
             self._composer.add(item)
@@ -338,7 +336,7 @@ class Publisher:
         if self._spool_dir is not None:
             self._spool(self._spool_dir, waiting)
         self._undelivered = self._outbox.remaining()
-        not_encoded = sum(not isinstance(item, _Flush) for item in waiting) + len(self._batcher)
+        not_encoded = sum(not isinstance(item, _Flush) for item in waiting) + self._composer.open_records
         if self._spooled is None and (self._undelivered or not_encoded):
             logger.warning(
                 "phase-bus publisher %r: closed before %s had acknowledged everything; "
@@ -358,7 +356,7 @@ class Publisher:
     def _spool(self, directory: Path, waiting: _Inbox) -> None:
         try:
             self._take_inbox(waiting)
-            self._batcher.close_all()
+            self._composer.close_batches()
             self._composer.report_drops(time.monotonic(), at_once=True)
             self._spooled = spool_rest(directory, self.name, self.address, self._outbox)
         except Exception as error:

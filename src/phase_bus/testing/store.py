@@ -15,8 +15,7 @@ from phase_bus.core.values import ListMode
 from phase_bus.core.wire import Header, decode_event, parse_topic, topic_prefix, unpack_header
 from phase_bus.events import Event, EventBase, PhaseRef, RunStatus
 from phase_bus.journal.rows import Checkpoint, Head
-from phase_bus.publisher.batcher import BatchOptions
-from phase_bus.publisher.composer import Completion, Composer
+from phase_bus.publisher.composer import BatchOptions, Completion, Composer
 from phase_bus.publisher.drops import Drops
 
 logger = logging.getLogger("phase_bus.testing")
@@ -129,7 +128,7 @@ class MemoryPublisher:
     @property
     def pending(self) -> int:
         """How many records wait for their batch to be closed."""
-        return len(self._composer.batcher)
+        return self._composer.open_records
 
     def publish(self, event: EventBase) -> None:
         """Publish an event.
@@ -153,7 +152,7 @@ class MemoryPublisher:
         Raises:
             TypeError, ValueError: it is no record.
         """
-        self._composer.batcher.add((run_id, phase, metrics, fields, error))
+        self._composer.add_record((run_id, phase, metrics, fields, error))
         self._deliver()
 
     def complete_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
@@ -163,7 +162,7 @@ class MemoryPublisher:
 
     def flush(self, timeout_s: float = 0.0) -> bool:  # noqa: ARG002 - as the real one has it
         """Close the open batches of records; return True."""
-        self._composer.batcher.close_all()
+        self._composer.close_batches()
         self._deliver()
         return True
 
