@@ -21,7 +21,7 @@ from phase_bus.aiperf.mapping import (
 )
 from phase_bus.aiperf.phase_log import PhaseLog
 from phase_bus.events import PhasesConfigured, RunStart, RunStatus, Summary
-from phase_bus.publisher.event_publisher import EventPublisher
+from phase_bus.publisher.hooks import EventPublisher
 
 DEFAULT_PORT = 5664
 SILENCE_S = 20.0  # AIPerf's services send heartbeats every 5 s

@@ -6,11 +6,12 @@ import atexit
 import logging
 import math
 import os
+import shlex
 import threading
 import time
 import uuid
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -26,7 +27,7 @@ from phase_bus.events import EventBase, PhaseRef, Records, RunStatus
 from phase_bus.publisher.composer import BatchOptions, Completion, Composer, RawRecord
 from phase_bus.publisher.drops import Drops
 from phase_bus.publisher.link import BusLink, DirectLink, Link
-from phase_bus.publisher.spool import prepare_directory, spool_rest
+from phase_bus.publisher.spool import prepare_directory, write_spool
 
 logger = logging.getLogger("phase_bus.publisher")
 
@@ -74,6 +75,10 @@ class Publisher:
             nobody acknowledges anything. A full buffer still drops records: the file is written at the
             end, and is no larger than the buffer.
 
+    Attributes:
+        undelivered: after :meth:`close`, how many events of each topic the bus never acknowledged.
+        spooled: after :meth:`close`, the file that holds them, if there is one.
+
     Raises:
         AddressError: if the address is malformed, or cannot be bound.
     """
@@ -108,8 +113,8 @@ class Publisher:
         self._sleep = _AWAKE
         self._broken = False
         self._spool_dir: Path | None = None
-        self._spooled: Path | None = None
-        self._undelivered: Counter[str] = Counter()
+        self.spooled: Path | None = None
+        self.undelivered: dict[str, int] = {}
         parsed = Address.parse(bind or address or default_address())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         linger_ms = int(linger_s * 1000)
@@ -152,16 +157,6 @@ class Publisher:
         While nobody waits in :meth:`flush` or :meth:`close`, acknowledgements are read every 0.1 s.
         """
         return len(self._inbox) + len(self._outbox) + self._composer.open_records
-
-    @property
-    def undelivered(self) -> dict[str, int]:
-        """After :meth:`close`: how many events of each topic the bus never acknowledged."""
-        return dict(self._undelivered)
-
-    @property
-    def spooled(self) -> Path | None:
-        """After :meth:`close`: the file that holds them, if there is one."""
-        return self._spooled
 
     def publish(self, event: EventBase) -> None:
         """Publish an event. Never blocks, never raises; the order of calls is kept."""
@@ -335,15 +330,15 @@ class Publisher:
         waiting, self._inbox = self._inbox, deque(maxlen=0)  # from now on everything is discarded
         if self._spool_dir is not None:
             self._spool(self._spool_dir, waiting)
-        self._undelivered = self._outbox.remaining()
+        self.undelivered = dict(self._outbox.remaining())
         not_encoded = sum(not isinstance(item, _Flush) for item in waiting) + self._composer.open_records
-        if self._spooled is None and (self._undelivered or not_encoded):
+        if self.spooled is None and (self.undelivered or not_encoded):
             logger.warning(
                 "phase-bus publisher %r: closed before %s had acknowledged everything; "
                 "not delivered: %s, and %d not yet encoded",
                 self.name,
                 self.address,
-                dict(self._undelivered) or "no events",
+                self.undelivered or "no events",
                 not_encoded,
             )
         for flush in (*(flush for _, flush in self._flushes), *waiting):
@@ -358,7 +353,20 @@ class Publisher:
             self._take_inbox(waiting)
             self._composer.close_batches()
             self._composer.report_drops(time.monotonic(), at_once=True)
-            self._spooled = spool_rest(directory, self.name, self.address, self._outbox)
+            if len(self._outbox):
+                self.spooled, head = write_spool(directory, self.name, self._outbox)
+                logger.warning(
+                    "phase-bus publisher %r: closed before %s had acknowledged everything; %d events, with "
+                    "%d request records in them, are in %s; deliver them with: phase-bus replay %s "
+                    "--address %s",
+                    self.name,
+                    self.address,
+                    head.events,
+                    head.records,
+                    self.spooled,
+                    shlex.quote(str(self.spooled)),
+                    shlex.quote(self.address),
+                )
         except Exception as error:
             logger.error("phase-bus publisher %r: nothing could be left on disk: %s", self.name, error)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shlex
 import struct
 import time
 import zlib
@@ -96,31 +95,6 @@ def prepare_directory(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if not os.access(directory, os.W_OK | os.X_OK):
         raise PermissionError(f"{str(directory)!r} cannot be written to")
-
-
-def spool_rest(directory: Path, name: str, address: str, outbox: Outbox) -> Path | None:
-    """Write what the bus has not acknowledged into a new file, and log how to deliver it.
-
-    Returns None if everything is acknowledged.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    if not len(outbox):
-        return None
-    path, head = write_spool(directory, name, outbox)
-    logger.warning(
-        "phase-bus publisher %r: closed before %s had acknowledged everything; %d events, with %d "
-        "request records in them, are in %s; deliver them with: phase-bus replay %s --address %s",
-        name,
-        address,
-        head.events,
-        head.records,
-        path,
-        shlex.quote(str(path)),
-        shlex.quote(address),
-    )
-    return path
 
 
 def write_spool(directory: Path, name: str, outbox: Outbox) -> tuple[Path, SpoolHead]:
