@@ -24,6 +24,7 @@ logger = logging.getLogger("phase_bus.publisher")
 
 _NOBLOCK = int(zmq.NOBLOCK)
 _REFUSED_WAIT_S = 1.0
+_HIGH_WATER_MARK = 10_000  # messages queued for each subscriber in direct mode
 WINDOW_BYTES = 8 << 20  # sent and not yet acknowledged: bounds what a lost connection sends again
 
 
@@ -31,6 +32,7 @@ class Link:
     """A way out of the process, here one on which nobody answers. Used by the publisher's thread only."""
 
     socket: zmq.Socket[bytes]
+    events_dropped = 0  # for the bus's list of clients
 
     @property
     def connected(self) -> bool:
@@ -74,7 +76,6 @@ class BusLink(Link):
         self._name = name
         self._linger_ms = linger_ms
         self._client_id = outbox.source.hex()
-        self.events_dropped = 0
         self._refused = ""
         self._resume_s = 0.0  # the bus cannot keep anything until then
         self.socket = self._connect()
@@ -200,13 +201,12 @@ class DirectLink(Link):
         address: Address,
         outbox: Outbox,
         linger_ms: int,
-        high_water_mark: int = 10_000,
     ) -> None:
         self._outbox = outbox
         self._lock = lock_directory(address) if address.scheme == "ipc" else None
         self.socket = context.socket(zmq.PUB)
         self.socket.setsockopt(zmq.LINGER, linger_ms)
-        self.socket.setsockopt(zmq.SNDHWM, high_water_mark)
+        self.socket.setsockopt(zmq.SNDHWM, _HIGH_WATER_MARK)
         try:
             port = bind(self.socket, address, address.direct_events)
         except AddressError:

@@ -256,8 +256,7 @@ class Publisher:
                 self._composer.close_batches()
             if self._drops:
                 self._composer.report_drops(now_s, at_once=closing)
-            if isinstance(self._link, BusLink):
-                self._link.events_dropped = self._drops.total
+            self._link.events_dropped = self._drops.total
             self._link.receive()
             wait_s = min(self._link.tick(now_s), _CLOSING_WAIT_S if closing else _IDLE_WAIT_S)
             want_write = self._link.send()

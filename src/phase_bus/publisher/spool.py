@@ -61,12 +61,9 @@ class SpoolReport(Struct, frozen=True, kw_only=True):
 
     Attributes:
         path: where the file is now.
-        events: messages that could be read.
-        records: request records in them.
-        known: how many of the messages the bus had already.
-        remaining: how many it did not acknowledge in time.
-        damage: why the rest could not be read, empty if everything could.
-        missing: how many messages could not be read.
+        events: messages that could be read, with ``records`` in them.
+        known: how many of them the bus had already; ``remaining`` it did not acknowledge in time.
+        damage: why ``missing`` messages could not be read, empty if everything could.
     """
 
     path: Path
@@ -146,9 +143,7 @@ def _write(file: BinaryIO, head: SpoolHead, messages: Iterable[Message]) -> None
 class SpoolReader:
     """The messages of a spool file, in order, up to its end or its first damage.
 
-    Attributes:
-        head: the file's head.
-        damage: after iterating, why the rest could not be read; empty if everything could.
+    After iterating, ``damage`` says why the rest could not be read; it is empty if everything could.
 
     Raises:
         SpoolError: if the file cannot be read, or is not a spool file.
@@ -246,8 +241,9 @@ def deliver_spool(path: str | Path, address: str, timeout_s: float = 30.0) -> Sp
         outbox.restore(message)
     events, records = len(outbox), sum(message.records for message in outbox)
     known = _deliver(outbox, parsed, reader.head.name, timeout_s) if events else 0
-    report = SpoolReport(
-        path=reader.path,
+    delivered = not len(outbox) and not reader.damage
+    return SpoolReport(
+        path=_mark_delivered(reader.path) if delivered else reader.path,
         events=events,
         records=records,
         known=known,
@@ -255,7 +251,6 @@ def deliver_spool(path: str | Path, address: str, timeout_s: float = 30.0) -> Sp
         damage=reader.damage,
         missing=reader.head.events - events,
     )
-    return msgspec.structs.replace(report, path=_mark_delivered(reader.path)) if report.complete else report
 
 
 def _deliver(outbox: Outbox, address: Address, name: str, timeout_s: float) -> int:
