@@ -26,7 +26,7 @@ from phase_bus.core.values import ListMode, as_text
 from phase_bus.events import EventBase, PhaseRef, Records, RunStatus
 from phase_bus.publisher.composer import BatchOptions, Completion, Composer, RawRecord
 from phase_bus.publisher.drops import Drops
-from phase_bus.publisher.link import BusLink, DirectLink, Link
+from phase_bus.publisher.link import BusLink, DirectLink
 from phase_bus.publisher.spool import prepare_directory, write_spool
 
 logger = logging.getLogger("phase_bus.publisher")
@@ -118,7 +118,7 @@ class Publisher:
         parsed = Address.parse(bind or address or default_address())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         linger_ms = int(linger_s * 1000)
-        self._link: Link
+        self._link: BusLink | DirectLink
         try:
             if bind is not None or parsed.direct:
                 link = DirectLink(self._context, parsed, self._outbox, linger_ms)
@@ -256,7 +256,8 @@ class Publisher:
                 self._composer.close_batches()
             if self._drops:
                 self._composer.report_drops(now_s, at_once=closing)
-            self._link.events_dropped = self._drops.total
+            if isinstance(self._link, BusLink):
+                self._link.events_dropped = self._drops.total
             self._link.receive()
             wait_s = min(self._link.tick(now_s), _CLOSING_WAIT_S if closing else _IDLE_WAIT_S)
             want_write = self._link.send()
