@@ -8,7 +8,8 @@ import statistics
 import numpy as np
 import pytest
 
-from phase_bus.verification.intervals import Interval, difference, student_t
+from phase_bus.reporting.sweep import student_t
+from phase_bus.verification.intervals import Interval, difference
 
 
 def interval(low_pct: float, high_pct: float) -> Interval:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Sweep:
         self._warmup = warmup
         self._runs: list[dict[str, Any]] = []
         self._variations: dict[bytes, _Variation] = {}
-        self._interval = _student_t()
+        student_t(2)  # which needs scipy
 
     def add(self, journal: Path, run: PastRun) -> None:
         """Add a run; one that is not complete is listed but not counted.
@@ -100,7 +100,7 @@ class Sweep:
             "sweep_id": self.sweep_id,
             "confidence": CONFIDENCE,
             "runs": self._runs,
-            "variations": [v.document(self._interval) for v in _ordered(self._variations.values())],
+            "variations": [v.document() for v in _ordered(self._variations.values())],
         }
 
 
@@ -117,39 +117,39 @@ def identify(start: RunStart) -> tuple[bytes, str]:
 
 
 class _Phase:
-    """One phase over the trials of one variation."""
+    """One phase over the trials of one variation: each statistic's values by metric, and pooled metrics."""
 
     def __init__(self, name: str, kind: str) -> None:
-        self.name = name
-        self.kind = kind
-        self.values: dict[tuple[str, str], list[float]] = {}
-        self.pooled: dict[str, MetricState] = {}
+        self._name = name
+        self._kind = kind
+        self._values: dict[str, dict[str, list[float]]] = {}
+        self._pooled: dict[str, MetricState] = {}
 
     def add(self, summary: Mapping[str, Any], metrics: Mapping[str, MetricState]) -> None:
         for rate in _RATES:
             self._add(rate, "value", summary[rate])
-        for name in _METRICS:
-            if name not in metrics:
-                continue
+        for name in [name for name in _METRICS if name in metrics]:
             for statistic in STATISTICS:
                 self._add(name, statistic, summary["metrics"][name][statistic])
-            self.pooled.setdefault(name, MetricState(metrics[name].options)).merge(metrics[name])
+            self._pooled.setdefault(name, MetricState(metrics[name].options)).merge(metrics[name])
 
-    def document(self, interval: Callable[[int], float]) -> dict[str, Any]:
-        metrics: dict[str, Any] = {}
-        for (name, statistic), values in self.values.items():
-            info = describe(name)
-            title, unit = _RATES.get(name, (info.title, info.unit))
-            pooled = _pooled(self.pooled[name]) if name in self.pooled else None
-            metric = metrics.setdefault(
-                name, {"title": title, "unit": unit, "statistics": {}, "pooled": pooled}
-            )
-            metric["statistics"][statistic] = _over_trials(values, interval)
-        return {"name": self.name, "kind": self.kind, "metrics": metrics}
+    def document(self) -> dict[str, Any]:
+        metrics = {name: self._metric(name, values) for name, values in self._values.items()}
+        return {"name": self._name, "kind": self._kind, "metrics": metrics}
 
-    def _add(self, name: str, statistic: str, value: float | None) -> None:
+    def _add(self, metric: str, statistic: str, value: float | None) -> None:
         if value is not None:
-            self.values.setdefault((name, statistic), []).append(value)
+            self._values.setdefault(metric, {}).setdefault(statistic, []).append(value)
+
+    def _metric(self, name: str, values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+        info = describe(name)
+        title, unit = _RATES.get(name, (info.title, info.unit))
+        return {
+            "title": title,
+            "unit": unit,
+            "statistics": {statistic: _over_trials(found) for statistic, found in values.items()},
+            "pooled": _pooled(self._pooled[name]) if name in self._pooled else None,
+        }
 
 
 class _Variation:
@@ -171,31 +171,33 @@ class _Variation:
             phase = self._phases.setdefault(summary["name"], _Phase(summary["name"], summary["kind"]))
             phase.add(summary, state.metrics)
 
-    def document(self, interval: Callable[[int], float]) -> dict[str, Any]:
+    def document(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "variation": self.varied,
             "trials": self.trials,
             "left_out": self.left_out,
-            "phases": [phase.document(interval) for phase in self._phases.values()],
+            "phases": [phase.document() for phase in self._phases.values()],
         }
 
 
-def _student_t() -> Callable[[int], float]:
-    """Return the function from the number of trials to the quantile of Student's t for an interval."""
+def student_t(n: int, extra: str = "report") -> float:
+    """Return the quantile of Student's t for the two-sided interval of a mean over n values.
+
+    Raises:
+        ConfigError: if scipy is not installed, which comes with this ``extra``.
+    """
     try:
         from scipy.special import stdtrit
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            "--sweep: scipy is missing; install it with: pip install 'phase-bus[report]'"
-        ) from error
-    return lambda n: float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+        raise ConfigError(f"scipy is missing; install it with: pip install 'phase-bus[{extra}]'") from error
+    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
 
 
-def _over_trials(values: Sequence[float], interval: Callable[[int], float]) -> dict[str, Any]:
+def _over_trials(values: Sequence[float]) -> dict[str, Any]:
     n, mean = len(values), statistics.fmean(values)
     std = statistics.stdev(values) if n > 1 else None
-    half = None if std is None else interval(n) * std / math.sqrt(n)
+    half = None if std is None else student_t(n) * std / math.sqrt(n)
     return {
         "n": n,
         "mean": mean,

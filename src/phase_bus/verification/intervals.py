@@ -19,9 +19,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from phase_bus.errors import ConfigError
-
-CONFIDENCE = 0.95
+from phase_bus.reporting.sweep import student_t
 
 Decision: TypeAlias = Literal["same", "felt", "undecided"]
 
@@ -67,19 +65,6 @@ def difference(pairs: Sequence[tuple[float, float]]) -> Interval | None:
         low_pct=_percent(mean - half),
         high_pct=_percent(mean + half),
     )
-
-
-def student_t(n: int) -> float:
-    """Return the quantile of Student's t for the two-sided interval of a mean over n values.
-
-    Raises:
-        ConfigError: if scipy is not installed.
-    """
-    try:
-        from scipy.special import stdtrit
-    except ModuleNotFoundError as error:
-        raise ConfigError("scipy is missing; install it with: pip install 'phase-bus[verify]'") from error
-    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
 
 
 def _percent(log_ratio: float) -> float:

@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeAlias
 from msgspec import Struct
 
 from phase_bus import __version__
-from phase_bus.verification.intervals import CONFIDENCE, Decision, Interval, difference
+from phase_bus.reporting.sweep import CONFIDENCE
+from phase_bus.verification.intervals import Decision, Interval, difference
 from phase_bus.verification.measures import CPU, MEASURES, Measure, load_psutil
 from phase_bus.verification.plan import FELT_MODES, MODES, Mode
 from phase_bus.verification.trial import Run

@@ -12,8 +12,8 @@ import msgspec
 from phase_bus.errors import ConfigError, PhaseBusError
 from phase_bus.harness.config import Config
 from phase_bus.harness.signals import signals_to
+from phase_bus.reporting.sweep import student_t
 from phase_bus.verification.command import Interrupt
-from phase_bus.verification.intervals import student_t
 from phase_bus.verification.measures import load_psutil
 from phase_bus.verification.plan import MODES, Mode, orders
 from phase_bus.verification.trial import Bench, Run
@@ -47,7 +47,7 @@ class Session:
         say: Callable[[str], None],
     ) -> None:
         load_psutil()  # before anything is started rather than at the end
-        student_t(2)
+        student_t(2, "verify")
         for consumer in config.consumers:
             if consumer.title in _OUR_NAMES:
                 raise ConfigError(f"consumer {consumer.title!r}: give it another 'name' for verify")
