@@ -46,13 +46,10 @@ _TOPICS = (
 
 
 class AttachReport(NamedTuple):
-    """The result of following a run.
+    """The result of following a run: its id on the bus, how it ended and why, and how many phases it had.
 
-    Attributes:
-        run_id: the run's id on the bus; made up, since AIPerf's event bus does not give it.
-        status: how it ended, None if AIPerf was never heard.
-        reason: why, if the status alone does not say.
-        phases: how many phases were seen.
+    The id is made up unless it was given, since AIPerf's event bus does not tell it. ``status`` is None if
+    AIPerf was never heard.
     """
 
     run_id: str

@@ -85,11 +85,18 @@ class RunExporter:
         """Publish a request's record, or the events that follow from a phase's stats."""
         # Not Fence.around: this runs for every request, and that would cost as much as the work.
         try:
-            if record.record_type == "metric_records":
-                self._process_request(record)
-            else:
+            if record.record_type != "metric_records":
                 for event in self._log.update(record):
                     self._publisher.publish(event)
+            elif not self._finalized or self._end.record(time.monotonic()):
+                metadata, error = record.metadata, record.error
+                self._record(
+                    self._run_id,
+                    self._log.ref(metadata),
+                    record.metrics,
+                    record_fields(metadata),
+                    None if error is None else record_error(error),
+                )
         except Exception as error:
             self._fence.catch("process_record", error)
 
@@ -109,19 +116,6 @@ class RunExporter:
                     self._listener.stop()
                 self._fence.report()
                 await self._close()
-
-    def _process_request(self, record: Any) -> None:
-        if self._finalized and not self._end.record(time.monotonic()):
-            return
-        metadata = record.metadata
-        error = record.error
-        self._record(
-            self._run_id,
-            self._log.ref(metadata),
-            record.metrics,
-            record_fields(metadata),
-            None if error is None else record_error(error),
-        )
 
     # ---- the end; from the listener's thread as well ----
 

@@ -50,11 +50,8 @@ class BusListener:
     with its own ZeroMQ context: it neither keeps the process alive nor touches AIPerf's sockets. An
     exception of a callback is logged, once for each kind, and goes no further.
 
-    Args:
-        address: the backend of the event bus.
-        topics: AIPerf's message types, such as ``credit_phase_start``.
-        on_message: called with the message type and its JSON.
-        on_tick: called at least every ``POLL_S`` seconds.
+    ``topics`` are AIPerf's message types, such as ``credit_phase_start``; ``on_message`` is called with one
+    of them and the message's JSON, ``on_tick`` at least every ``POLL_S`` seconds.
     """
 
     def __init__(

@@ -251,23 +251,20 @@ def run_start(run: Any, version: str) -> RunStart:
         sweep_id=_read(lambda: run.sweep_id, None),
         trial=_read(lambda: run.trial, None),
         label=_read(lambda: run.label or None, None),
-        variation=_read(lambda: _plain(run.variation), {}),
+        variation=_read(
+            lambda: msgspec.to_builtins(
+                {"label": run.variation.label, **run.variation.values}, enc_hook=str
+            ),
+            {},
+        ),
     )
 
 
 def _read(get: Any, default: Any) -> Any:
     try:
         return get()
-    except Exception:  # another AIPerf may name it differently: less is known, and nothing breaks
+    except Exception:  # not there, or named differently by another AIPerf: less is known, nothing breaks
         return default
-
-
-def _plain(variation: Any) -> dict[str, Any]:
-    if variation is None:
-        return {}
-    values = {"label": variation.label, **variation.values}
-    plain: dict[str, Any] = msgspec.to_builtins(values, enc_hook=str)
-    return plain
 
 
 def record_fields(metadata: Any) -> Mapping[str, Any]:
@@ -325,8 +322,7 @@ def outcome(results: Results | None) -> Outcome:
     or not one successful request. With results that it calls incomplete it exits with 0: they are given
     as a reason.
     """
-    profile = results.results if results is not None else None
-    if results is None or profile is None:
+    if results is None or (profile := results.results) is None:
         return Outcome("failed", "AIPerf had no results")
     reason = profile.incomplete_reason or ""
     if profile.was_cancelled:

@@ -84,11 +84,7 @@ class SpoolReport(Struct, frozen=True, kw_only=True):
 
 
 def prepare_directory(directory: Path) -> None:
-    """Make the directory if need be.
-
-    Raises:
-        OSError: if it cannot be made or written to.
-    """
+    """Make the directory if need be; raise OSError if it cannot be made or written to."""
     directory.mkdir(parents=True, exist_ok=True)
     if not os.access(directory, os.W_OK | os.X_OK):
         raise PermissionError(f"{str(directory)!r} cannot be written to")

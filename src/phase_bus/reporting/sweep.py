@@ -238,10 +238,7 @@ def _why_left_out(run: PastRun) -> str:
 def _ordered(variations: Iterable[_Variation]) -> list[_Variation]:
     """Return variations sorted by their parameters if these are numbers, else in the order of the runs."""
     found = list(variations)
-    if all(_are_numbers(v.varied.values()) for v in found) and len({tuple(v.varied) for v in found}) == 1:
+    numbers = all(isinstance(value, int | float) for v in found for value in v.varied.values())
+    if numbers and len({tuple(v.varied) for v in found}) == 1:
         return sorted(found, key=lambda v: tuple(v.varied.values()))
     return found
-
-
-def _are_numbers(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, int | float) for value in values)
