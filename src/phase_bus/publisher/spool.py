@@ -94,10 +94,8 @@ def write_spool(directory: Path, name: str, outbox: Outbox) -> tuple[Path, Spool
     """Write all that is not acknowledged into a new file, and return the file and its head.
 
     Nothing is synchronised to the disk: what is written survives the process, and a process at its end
-    has no time for more. A power cut within seconds may cut the file short.
-
-    Raises:
-        OSError: if the file cannot be written; nothing is left of it then.
+    has no time for more. A power cut within seconds may cut the file short. If it cannot be written, which
+    raises OSError, nothing is left of it.
     """
     head = SpoolHead(
         source=outbox.source,
