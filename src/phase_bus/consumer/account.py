@@ -29,8 +29,6 @@ class RunAccount(Struct):
     """What one consumer received of one run.
 
     Attributes:
-        run_id: which run.
-        topics: the counts, by topic.
         worst_lag_ns: the longest time from an event's happening to its being handled.
     """
 

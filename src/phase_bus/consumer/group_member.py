@@ -41,10 +41,7 @@ class GroupMember(Member):
 
     Args:
         build: makes an instance of the consumer, named after the group.
-        group: the group's name.
-        address: where the bus is.
         settings: what this member runs, in words; members that run something else cannot be in the group.
-        high_water_mark: events queued in this process at most.
         on_ready: called once the member has its first assignment, and its subscriptions are in force.
 
     Attributes:

@@ -22,10 +22,7 @@ class Option(Struct, frozen=True):
     """A constructor parameter of a consumer, as an option.
 
     Attributes:
-        name: its name.
         type: its type hint; without one that of its default, or ``Any``.
-        default: its default.
-        required: whether it has no default.
     """
 
     name: str
@@ -76,9 +73,7 @@ def build_object(cls: type, owner: str, values: Mapping[str, Any], prefix: str =
     """Make an object with options given as text or as values.
 
     Args:
-        cls: its class.
         owner: the consumer that it is or belongs to, for messages.
-        values: the options by name.
         prefix: what users write before the options' names.
 
     Raises:

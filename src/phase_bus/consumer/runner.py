@@ -11,8 +11,7 @@ import msgspec
 
 from phase_bus.consumer.consumer import Consumer, context_of, named
 from phase_bus.consumer.member import FLUSH_S, Member
-from phase_bus.consumer.origin import Origin
-from phase_bus.consumer.share import Share
+from phase_bus.consumer.share import Origin, Share
 from phase_bus.consumer.view import View
 from phase_bus.core.address import Address, default_address
 from phase_bus.core.control import EVENTS, Beat, Heard, Hello, Role, Welcome
@@ -30,14 +29,11 @@ class ConsumerRunner(Member):
 
     Args:
         consumer: the consumer, built and named.
-        address: where the bus is.
-        high_water_mark: events queued in this process at most.
         receipts: whether to publish a receipt at the end of each run, and to keep a checkpoint; an onlooker
             does neither.
         topics: take these prefixes instead of those the handlers ask for.
         origin: where to begin: at the ``checkpoint`` of the consumer's name (or the start, if there is
             none), at the ``start`` of the journal, with what comes from ``now`` on, or after an offset.
-        on_ready: called once all subscriptions are in force.
     """
 
     def __init__(

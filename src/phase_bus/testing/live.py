@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from phase_bus.consumer.consumer import handlers_of, subscriptions_of
-from phase_bus.consumer.origin import Origin
 from phase_bus.consumer.runner import ConsumerRunner
+from phase_bus.consumer.share import Origin
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import ClientInfo, DeadLetterNote, Status

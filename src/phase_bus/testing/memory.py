@@ -8,8 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from phase_bus.consumer.dispatcher import ATTEMPTS
-from phase_bus.consumer.origin import Origin
-from phase_bus.consumer.share import Share
+from phase_bus.consumer.share import Origin, Share
 from phase_bus.consumer.view import View
 from phase_bus.events import EventBase, Receipt, RunStatus
 from phase_bus.testing.group import GroupOutcome, MemoryGroup
