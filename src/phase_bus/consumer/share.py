@@ -218,7 +218,7 @@ class Share:
         return self.checkpoint < offset <= self.follower.offset
 
     async def flush(self) -> bool:
-        """Let the instance write out; if it could, give receipts and make a commit; return whether it did."""
+        """Let the instance write out; if it could, give receipts and make a commit; return whether so."""
         if not await self.dispatcher.flush():
             return False
         await self.give_receipts()
