@@ -201,13 +201,9 @@ class Dispatcher:
 
     def _account(self, topic: bytes) -> tuple[RunAccount, TopicCounts]:
         """Return the account of a topic's run, and the topic's counts in it: looked up once a topic."""
-        found = self._of_topic.get(topic)
-        if found is None:
-            run_id = parse_topic(topic).run_id
-            account = self._accounts.get(run_id)
-            if account is None:
-                account = self._accounts[run_id] = RunAccount(run_id)
-            found = self._of_topic[topic] = (account, account.counts(topic))
+        run_id = parse_topic(topic).run_id
+        account = self._accounts.setdefault(run_id, RunAccount(run_id))
+        found = self._of_topic[topic] = (account, account.counts(topic))
         return found
 
     async def _try_again(

@@ -15,7 +15,7 @@ from functools import partial
 
 import msgspec
 
-from phase_bus.consumer.consumer import Consumer, context_of
+from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.holdings import Holdings
 from phase_bus.consumer.member import FLUSH_S, Member
 from phase_bus.consumer.share import Share
@@ -186,8 +186,7 @@ class GroupMember(Member):
         if kept is None:
             return False
         consumer = self._build()
-        context = context_of(consumer)
-        context.journal_id, context.publish = self._journal_id, self.publish
+        consumer.context.journal_id, consumer.context.publish = self._journal_id, self.publish
         view = View.in_group(consumer, self.name, number, assigned.shares[number])
         share = Share(consumer, view, self.client_id, self._give_receipt)
         await share.start()
@@ -280,8 +279,9 @@ class GroupMember(Member):
 
     async def _flush(self, share: Share) -> None:
         """Let a share's instance write out, and commit that, if the share is still this member's."""
-        if self._is_ours(share) and await share.flush() and share.leads:
-            self._holdings.note_handled()
+        flushed, leader = self._is_ours(share) and await share.flush(), self._holdings.leader
+        if flushed and share.leads and leader is not None:
+            leader.committed()
 
     # ---- what the bus says and is told ----
 

@@ -128,11 +128,6 @@ class Holdings:
             commits=commits,
         )
 
-    def note_handled(self) -> None:
-        """Note that what the leader has handled by now is in its share's commit."""
-        if self.leader is not None:
-            self.leader.committed()
-
     def take_ack(self, heard: Heard) -> bool:
         """Take in which commits the bus has kept or refused; return whether it is to be told more now."""
         news = False

@@ -39,8 +39,6 @@ class Option(Struct, frozen=True):
 
 def options_of(cls: type) -> dict[str, Option]:
     """Return the options of a consumer class: the parameters of its constructor."""
-    if cls.__init__ is object.__init__:  # type: ignore[misc]
-        return {}
     try:
         hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
     except (NameError, TypeError) as error:  # such as a name imported for type checkers only
@@ -153,8 +151,6 @@ def _is_object(value: Any) -> bool:
 
 
 def _parameters(cls: type) -> list[inspect.Parameter]:
-    if cls.__init__ is object.__init__:  # type: ignore[misc]
-        return []
     return list(inspect.signature(cls).parameters.values())
 
 

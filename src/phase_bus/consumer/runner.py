@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from phase_bus.consumer.consumer import Consumer, context_of, named
+from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.member import FLUSH_S, Member
 from phase_bus.consumer.share import Origin, Share
 from phase_bus.consumer.view import View
@@ -61,7 +61,7 @@ class ConsumerRunner(Member):
         Raises:
             PhaseBusError, OSError: if the consumer cannot start, or cannot write out at its end.
         """
-        context_of(self.share.consumer).publish = self.publish
+        self.share.consumer.context.publish = self.publish
         control: asyncio.Task[None] | None = None
         try:
             await self.share.start()
@@ -122,7 +122,7 @@ class ConsumerRunner(Member):
             waiting.cancel()
             if stopping.done():
                 return
-        context_of(self.share.consumer).journal_id = welcome.journal_id
+        self.share.consumer.context.journal_id = welcome.journal_id
         kept = None if welcome.checkpoint is None else Checkpoint(welcome.checkpoint, welcome.state)
         head, journaled = Head(welcome.offset, welcome.event_number), welcome.replay is not None
         await self.share.begin(

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Literal, TypeAlias
 
 from phase_bus.consumer.account import RunAccount
-from phase_bus.consumer.consumer import Consumer, context_of
+from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.dispatcher import ATTEMPTS, Dispatcher
 from phase_bus.consumer.follower import Verdict
 from phase_bus.consumer.view import View
@@ -81,7 +81,6 @@ class Share:
         *,
         attempts: int = ATTEMPTS,
     ) -> None:
-        context_of(consumer)
         self.consumer = consumer
         self.view = view
         self.name = checkpoint_name(view.group, view.number) if view.group else consumer.name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from phase_bus.consumer.consumer import Consumer, Handler, context_of, handlers_of, subscriptions_of
+from phase_bus.consumer.consumer import Consumer, Handler, handlers_of, subscriptions_of
 from phase_bus.consumer.follower import DirectFollower, Follower, PartitionFollower
 from phase_bus.core.control import EVENTS
 from phase_bus.core.wire import partition_prefix, topic_prefix
@@ -84,7 +84,7 @@ class View(Struct, frozen=True, kw_only=True):
             topics = EVENT_TOPICS
             follower: Follower = Follower(records=False)
         else:
-            context, name = context_of(consumer), checkpoint_name(group, number)
+            context, name = consumer.context, checkpoint_name(group, number)
             context.name, context.partition, context.log = name, number, context.log.bind(consumer=name)
             handlers = {Records.kind: handlers.get(Records.kind) or handlers["*"]}
             wanted = topics = (partition_prefix(number),)

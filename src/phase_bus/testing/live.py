@@ -15,7 +15,6 @@ from typing import Any, Self
 
 import msgspec
 
-from phase_bus.consumer.consumer import handlers_of, subscriptions_of
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.consumer.share import Origin
 from phase_bus.core.address import Address
@@ -169,13 +168,12 @@ class LiveRun(RunningOutcome[C]):
     def __init__(self, bus: LiveBus, consumer: C, origin: Origin) -> None:
         super().__init__(consumer)
         self._bus = bus
-        handlers = handlers_of(consumer)
-        self._wanted = (*(t.encode() for t in subscriptions_of(handlers)), _RUN_COMPLETE)
         self._origin = origin
         self._ready = asyncio.Event()
         self._runner = ConsumerRunner(
             consumer, Address.parse(bus.address), origin=origin, on_ready=self._ready.set
         )
+        self._wanted = (*self._runner.share.view.wanted, _RUN_COMPLETE)
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
 

@@ -12,7 +12,7 @@ from phase_bus.consumer.dispatcher import ATTEMPTS
 from phase_bus.consumer.share import Share
 from phase_bus.consumer.view import View
 from phase_bus.core.control import DeadLetterNote
-from phase_bus.core.outbox import Message, Outbox
+from phase_bus.core.outbox import Outbox
 from phase_bus.core.values import ListMode
 from phase_bus.core.wire import parse_topic, topic_prefix, unpack_header
 from phase_bus.events import EventBase, PhaseRef, Receipt, RunStatus
@@ -76,15 +76,18 @@ class MessageStore(Bus):
             self.checkpoints[share.name] = Checkpoint(commit.position, commit.saved)
             share.confirm(commit.position)
 
-    def take(self, message: Message) -> None:
-        """Take a publisher's message in, and give it its place, as the bus does."""
-        topic, header_frame, payload = message.frames
-        header = unpack_header(header_frame, topic)._replace(
-            offset=len(self.messages) + 1,
-            event_number=self.head.event_number + (not topic.startswith(_RECORDS)),
-        )
-        self.messages.append(StoredMessage(topic, header, payload))
-        self._runs.count(topic, parse_topic(topic), header, payload)
+    def take(self, outbox: Outbox) -> None:
+        """Take in all that an outbox has, and give each message its place, as the bus does."""
+        while (message := outbox.peek()) is not None:
+            outbox.sent()
+            outbox.acknowledge(message.seq)
+            topic, header_frame, payload = message.frames
+            header = unpack_header(header_frame, topic)._replace(
+                offset=len(self.messages) + 1,
+                event_number=self.head.event_number + (not topic.startswith(_RECORDS)),
+            )
+            self.messages.append(StoredMessage(topic, header, payload))
+            self._runs.count(topic, parse_topic(topic), header, payload)
 
     def end_runs(self, source: bytes) -> None:
         """End the runs that a publisher leaves open: as the bus does, ``lost``."""
@@ -92,7 +95,7 @@ class MessageStore(Bus):
             end = run.lost("its publisher left without ending it")
             self._outbox.put(end)
             self._runs.end(run, end)
-        deliver(self._outbox, self)
+        self.take(self._outbox)
 
 
 class MemoryPublisher:
@@ -133,7 +136,7 @@ class MemoryPublisher:
             TypeError, ValueError, OverflowError: it holds something that cannot travel.
         """
         self._composer.add(event)
-        self._deliver()
+        self._store.take(self._outbox)
 
     def record(
         self,
@@ -149,34 +152,23 @@ class MemoryPublisher:
             TypeError, ValueError: it is no record.
         """
         self._composer.batcher.add((run_id, phase, metrics, fields, error))
-        self._deliver()
+        self._store.take(self._outbox)
 
     def complete_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
         """Publish the run's last event, with the count of all that was published of it."""
         self._composer.complete(Completion(run_id, status, reason))
-        self._deliver()
+        self._store.take(self._outbox)
 
     def flush(self, timeout_s: float = 0.0) -> bool:  # noqa: ARG002 - as the real one has it
         """Close the open batches of records; return True."""
         self._composer.batcher.close_all()
-        self._deliver()
+        self._store.take(self._outbox)
         return True
 
     def close(self, timeout_s: float = 0.0) -> None:
         """Close the open batches of records; a run that was not completed ends as ``lost``."""
         self.flush(timeout_s)
         self._store.end_runs(self._outbox.source)
-
-    def _deliver(self) -> None:
-        deliver(self._outbox, self._store)
-
-
-def deliver(outbox: Outbox, store: MessageStore) -> None:
-    """Move all messages from an outbox to a store."""
-    while (message := outbox.peek()) is not None:
-        outbox.sent()
-        outbox.acknowledge(message.seq)
-        store.take(message)
 
 
 class MemoryOutcome(Outcome[C]):
