@@ -7,7 +7,6 @@ its instance, and the end of a run only when every partition has come to it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -83,16 +82,14 @@ class GroupMember(Member):
             PhaseBusError, OSError: if a consumer cannot start, or the bus keeps no journal.
         """
         control = self._start_link()
-        stopping = asyncio.create_task(self._stop.wait())
         try:
             self._live.subscribe((_HEARTBEAT, _RUN_COMPLETE))
             while not self._stop.is_set():
-                await self._step(stopping)
+                await self._step()
             self.state = "stopping"
             for share in self._holdings.held:
                 await self._flush(share)
         finally:
-            stopping.cancel()
             try:
                 for share in self.shares.values():
                     await share.stop()
@@ -101,7 +98,7 @@ class GroupMember(Member):
         if self._failure is not None:
             raise self._failure
 
-    async def _step(self, stopping: asyncio.Task[bool]) -> None:
+    async def _step(self) -> None:
         if not self._is_member():
             await self._pause(_LOOK_S)
             return
@@ -117,7 +114,7 @@ class GroupMember(Member):
             wait_s = min(FLUSH_S, max(self._next_flush_s - time.monotonic(), 0.0))
             if self._holdings.leader is not None:
                 wait_s = min(wait_s, self._holdings.leader.look_s)
-            await self._live.readable.wait(stopping, timeout_s=wait_s)
+            await self._wait(wait_s)
         elif self._replay is None:
             await self._pause(_LOOK_S)
         self._live.ask_again()

@@ -101,6 +101,12 @@ class Member(ABC):
     def stop(self) -> None:
         """Ask :meth:`run` to finish. Call it from the event loop."""
         self._stop.set()
+        self._live.readable.look_again()
+
+    async def _wait(self, timeout_s: float) -> None:
+        """Wait for a live event, for what ends such a wait, or for a time, unless asked to stop."""
+        if not self._stop.is_set():
+            await self._live.readable.wait(timeout_s)
 
     async def _pause(self, seconds: float) -> None:
         """Wait for a while, unless asked to stop."""

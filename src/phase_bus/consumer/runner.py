@@ -55,6 +55,11 @@ class ConsumerRunner(Member):
         self._welcomed = asyncio.Event()
         self._moved = False  # whether it followed another stream before this one
 
+    def stop(self) -> None:
+        """Ask :meth:`run` to finish, though there may be no bus yet."""
+        super().stop()
+        self._welcomed.set()
+
     async def run(self) -> None:
         """Start the consumer, handle events until stopped, then finish and flush.
 
@@ -80,17 +85,13 @@ class ConsumerRunner(Member):
 
     async def _receive(self) -> None:
         self._live.subscribe(self.share.view.topics)
-        stopping = asyncio.create_task(self._stop.wait())
-        try:
-            if self.address.direct:
-                self._live.connect(self.address.direct_events)
-                self._become_ready()
-            while not self._stop.is_set():
-                await self._step(stopping)
-            if not self.share.follower.replaying:
-                await self._drain_rest()
-        finally:
-            stopping.cancel()
+        if self.address.direct:
+            self._live.connect(self.address.direct_events)
+            self._become_ready()
+        while not self._stop.is_set():
+            await self._step()
+        if not self.share.follower.replaying:
+            await self._drain_rest()
 
     # ---- its place in the stream ----
 
@@ -99,29 +100,27 @@ class ConsumerRunner(Member):
         """Whether the next event comes from the journal."""
         return self.share.follower.replaying and self._replay is not None and self.state != "starting"
 
-    async def _step(self, stopping: asyncio.Task[bool]) -> None:
+    async def _step(self) -> None:
         """Read on: from the journal while something is missing there, else what has come live."""
         if not self.share.placed:
-            await self._find_place(stopping)
+            await self._find_place()
         if not self._reads_journal:
             await self._drain()
         if self._reads_journal:  # maybe since what was live showed that something is missing
             await self._fetch(self.share, lambda: self.share.placed)
         else:
-            await self._live.readable.wait(stopping, timeout_s=FLUSH_S)
+            await self._wait(FLUSH_S)
             if self.state == "starting":
                 self._live.ask_again()
         await self._flush_when_due()
 
-    async def _find_place(self, stopping: asyncio.Task[bool]) -> None:
+    async def _find_place(self) -> None:
         """Wait for the bus, and decide from which event on this consumer reads."""
         while (welcome := self._link.session.welcome) is None:
-            self._welcomed.clear()
-            waiting = asyncio.create_task(self._welcomed.wait())
-            await asyncio.wait((waiting, stopping), return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            if stopping.done():
+            if self._stop.is_set():
                 return
+            self._welcomed.clear()
+            await self._welcomed.wait()
         self.share.consumer.context.journal_id = welcome.journal_id
         kept = None if welcome.checkpoint is None else Checkpoint(welcome.checkpoint, welcome.state)
         head, journaled = Head(welcome.offset, welcome.event_number), welcome.replay is not None
