@@ -95,14 +95,14 @@ def test_our_own_consumers_are_found_without_an_installation(plugin: Plugin) -> 
 @pytest.mark.parametrize("name", ["logging", "metrics", "aggregator", "alerting"])
 def test_every_built_in_name_resolves(name: str) -> None:
     """Each name of our registry leads to a consumer class."""
-    assert issubclass(Registry.load().resolve(name), Consumer)
+    assert issubclass(Registry.load().class_of("consumer", name), Consumer)
 
 
 @pytest.mark.parametrize("name", ["logging", "metrics", "aggregator", "alerting"])
 def test_our_registry_lists_the_options_that_there_are(name: str) -> None:
     """``config_params`` of our registry is what the class takes."""
     rows = yaml.safe_load(Path(phase_bus_consumers.__path__[0], "registry.yaml").read_text())
-    options = options_of(Registry.load().resolve(name))
+    options = options_of(Registry.load().class_of("consumer", name))
     assert rows["consumers"][name]["config_params"] == list(options)
 
 
@@ -113,7 +113,7 @@ def test_a_plugins_consumer(plugin: Plugin) -> None:
     assert next(iter(found.consumers)) == "shout"
     assert found.consumers["shout"].plugin == "acme_loud"
     assert "acme_loud" not in sys.modules  # listing imports nothing
-    assert found.resolve("shout").__name__ == "Shout"
+    assert found.class_of("consumer", "shout").__name__ == "Shout"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_plugin_that_fails_to_import_hurts_only_who_uses_it(plugin: Plugin) ->
     found = Registry.load()
     assert "shout" in found.consumers
     with pytest.raises(ConsumerNotFoundError, match="RuntimeError: two lines") as caught:
-        found.resolve("shout")
+        found.class_of("consumer", "shout")
     assert "\n" not in str(caught.value)
 
 
@@ -246,7 +246,7 @@ def test_all_that_load_without_being_named(plugin: Plugin) -> None:
 def test_an_unknown_name_gets_a_suggestion() -> None:
     """A typing error is answered with the name that was meant."""
     with pytest.raises(ConsumerNotFoundError, match="did you mean 'alerting'"):
-        Registry.load().resolve("alertin")
+        Registry.load().class_of("consumer", "alertin")
 
 
 def test_module_and_class_from_the_working_directory(
@@ -255,7 +255,7 @@ def test_module_and_class_from_the_working_directory(
     """A class in a file next to the user needs no installation."""
     (tmp_path / "next_to_me.py").write_text(CONSUMER)
     monkeypatch.chdir(tmp_path)
-    assert Registry({}).resolve("next_to_me:Shout").__name__ == "Shout"
+    assert Registry({}).class_of("consumer", "next_to_me:Shout").__name__ == "Shout"
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_a_class_that_cannot_be_used(
     (tmp_path / "bad_syntax.py").write_text("def (:")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConsumerNotFoundError, match=reason) as caught:
-        Registry({}).resolve(name)
+        Registry({}).class_of("consumer", name)
     assert caught.value.name == name
 
 

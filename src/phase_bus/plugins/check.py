@@ -62,12 +62,7 @@ def check_installed() -> list[Finding]:
 
 
 class _Checker:
-    """Checks one file.
-
-    Attributes:
-        findings: what is wrong.
-        names: what it names: kind, name, line.
-    """
+    """Checks one file: finds what is wrong, and the kind, name and line of what the file names."""
 
     def __init__(self, path: Path) -> None:
         self.findings: list[Finding] = []

@@ -80,19 +80,8 @@ class Registry(Struct, frozen=True):
         """Return everything: consumers, hooks, processors, each in the order of priority."""
         return [entry for kind in SECTIONS.values() for entry in self.of(kind).values()]
 
-    def resolve(self, name: str) -> type[Consumer]:
-        """Return the class of a consumer, given by its name or as ``module:Class``.
-
-        Raises:
-            ConsumerNotFoundError: if nothing has that name, or its class cannot be used.
-        """
-        cls: type[Consumer] = self.class_of("consumer", name)
-        return cls
-
     def class_of(self, kind: Kind, name: str) -> Any:
-        """Return the class of something, given by its name or as ``module:Class``.
-
-        Modules are also looked for in the current working directory.
+        """Return the class of a name or ``module:Class``; modules may be in the working directory too.
 
         Raises:
             ConsumerNotFoundError: if nothing has that name, or the class cannot be imported, or is of
@@ -118,11 +107,7 @@ class Registry(Struct, frozen=True):
 
 
 def load_class(kind: Kind, name: str, target: str) -> Any:
-    """Import a class of a kind.
-
-    Raises:
-        ConsumerNotFoundError: if it cannot be imported, or is of another kind.
-    """
+    """Import a class of a kind; see :meth:`Registry.class_of`."""
     wanted, what = _KINDS[kind]
     return import_class(name, target, wanted=wanted, what=what)
 
