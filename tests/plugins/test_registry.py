@@ -17,7 +17,7 @@ from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.options import options_of
 from phase_bus.errors import ConfigError, ConsumerNotFoundError
 from phase_bus.harness.config import load_config
-from phase_bus.plugins import file as plugin_file
+from phase_bus.plugins import registry
 from phase_bus.plugins.registry import Registry
 
 Plugin = Callable[..., str]
@@ -51,7 +51,7 @@ def points() -> list[EntryPoint]:
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, points: list[EntryPoint]) -> Plugin:
     """Make plugin packages, and the entry points they would be installed with."""
-    monkeypatch.setattr(plugin_file, "entry_points", lambda group: EntryPoints(points).select(group=group))
+    monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints(points).select(group=group))
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def make(name: str, content: str, init: str = "") -> str:
@@ -60,7 +60,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, points: list[EntryPo
         (package / "__init__.py").write_text(init)
         (package / "loud.py").write_text(CONSUMER)
         (package / "registry.yaml").write_text(content)
-        points.append(EntryPoint(name, f"{name}:registry.yaml", plugin_file.GROUP))
+        points.append(EntryPoint(name, f"{name}:registry.yaml", registry.GROUP))
         return name
 
     return make
@@ -207,18 +207,18 @@ post_processors:
 @pytest.mark.parametrize(
     ("group", "value"),
     [
-        (plugin_file.GROUP, "acme_hooks:registry.yaml"),
-        (plugin_file.GROUP, "acme_hooks : registry.yaml"),
-        (plugin_file.GROUP, "acme_hooks"),
-        (plugin_file.AIPERF_GROUP, "acme_hooks:registry.yaml"),
-        (plugin_file.AIPERF_GROUP, "acme_hooks"),
+        (registry.GROUP, "acme_hooks:registry.yaml"),
+        (registry.GROUP, "acme_hooks : registry.yaml"),
+        (registry.GROUP, "acme_hooks"),
+        (registry.AIPERF_GROUP, "acme_hooks:registry.yaml"),
+        (registry.AIPERF_GROUP, "acme_hooks"),
     ],
 )
 def test_hooks_and_processors(group: str, value: str, plugin: Plugin, points: list[EntryPoint]) -> None:
     """They are found by whichever entry point, in the order of priority; what is not said has a default."""
     name = plugin("acme_hooks", yaml_for("acme_hooks", extra=HOOKS))
     points[:] = [EntryPoint(name, value, group), EntryPoint("x", "aiperf.plugin:plugins.yaml", group)]
-    if group == plugin_file.GROUP:
+    if group == registry.GROUP:
         del points[1]
     found = Registry.load()
     assert [n for n, entry in found.hooks.items() if entry.plugin == name] == ["first", "second"]
