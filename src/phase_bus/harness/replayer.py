@@ -23,7 +23,7 @@ _BUFFER_BYTES = 8 << 20  # read ahead of what the bus has acknowledged
 _TURN_EVERY = 64  # events between two looks at the socket, while there is room
 _LINGER_MS = 500
 _LONGEST_IDLE_S = 1.0  # between runs nothing happens, and nobody wants to wait for it
-PATIENCE_S = 30.0  # with a bus that acknowledges nothing
+PATIENCE_S = 30.0
 
 
 class Replayer:
@@ -64,8 +64,8 @@ class Replayer:
         """Publish events, and return when the bus has acknowledged all of them.
 
         Raises:
-            PhaseBusError: if the bus takes nothing for longer than the patience lasts, or a run is to get
-                another id and an event is of a kind that this version cannot write.
+            PhaseBusError: if the bus acknowledges nothing for ``PATIENCE_S``, or a run is to get another id
+                and an event is of a kind that this version cannot write.
         """
         for past in events:
             self._wait_until_due(past)

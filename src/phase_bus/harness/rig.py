@@ -29,12 +29,8 @@ _RUN_END_GRACE_S = 2.0  # for a run_complete that is still under way when its co
 class Rig:
     """Runs a bus and consumers as processes, and shows on a console how the runs go.
 
-    Use it as an async context manager: inside, everything is ready.
-
-    Args:
-        config: the bus and consumers.
-        console: where to show things.
-        quiet: show only what the processes print, and what goes wrong.
+    Use it as an async context manager: inside, everything is ready. A quiet one shows only what the
+    processes print, and what goes wrong.
 
     Attributes:
         address: the address to give to others.
@@ -163,20 +159,22 @@ class Rig:
     async def settle(self, reason: str) -> None:
         """Wait until every run has ended and every living consumer has handled that.
 
-        Args:
-            reason: why runs that are still open after a moment are ended as lost.
+        Runs that are still open after a moment are ended as lost, for this reason.
         """
         deadline_s = time.monotonic() + _RUN_END_GRACE_S
-        status = await self.status()
-        while status is not None and _open_runs(status) and time.monotonic() < deadline_s:
+        while await self._has_open_runs():
+            if time.monotonic() > deadline_s:
+                try:
+                    await asyncio.to_thread(self._client.end_runs, reason)
+                except BusUnreachableError:
+                    self.progress.note("[red]the bus does not answer; runs cannot be ended[/]")
+                break
             await asyncio.sleep(_LOOK_S)
-            status = await self.status()
-        if status is not None and _open_runs(status):
-            try:
-                await asyncio.to_thread(self._client.end_runs, reason)
-            except BusUnreachableError:
-                self.progress.note("[red]the bus does not answer; runs cannot be ended[/]")
         await self._wait_handled()
+
+    async def _has_open_runs(self) -> bool:
+        status = await self.status()
+        return status is not None and any(run.status == "running" for run in status.runs)
 
     async def _wait_handled(self) -> None:
         deadline_s = time.monotonic() + self.config.drain_timeout_s
@@ -218,7 +216,3 @@ class Rig:
                     f"[red]consumer {child.name} did not handle everything of run {run_id}[/]; "
                     "its lines above say what"
                 )
-
-
-def _open_runs(status: Status) -> bool:
-    return any(run.status == "running" for run in status.runs)

@@ -123,11 +123,7 @@ def draw_records(
     """Yield made-up requests, as arguments of :meth:`~phase_bus.publisher.publisher.Publisher.record`.
 
     Args:
-        random: what the numbers are drawn from.
-        run_id: their run.
-        phase: their phase.
         first: the number of the first one within its phase.
-        count: how many.
         error_rate: the share that fails, 0 to 1.
         ttft_ms: the median time to the first token.
         clock: gives the Unix time in ns at which the next one ends.

@@ -19,12 +19,8 @@ _WAIT_S = 0.5  # before a dead worker is replaced
 class WorkerPool:
     """Keeps a number of workers running.
 
-    The others take over what a worker that dies was working on, until there is another in its place.
-
-    Args:
-        arguments: those of ``phase-bus`` for one worker.
-        workers: how many.
-        say: called with the worker's name and each line that it prints, and of deaths with ``""``.
+    The others take over what a worker that dies was working on, until there is another in its place. Each
+    line that a worker prints is said with its name, and its death with ``""``.
     """
 
     def __init__(self, arguments: Sequence[str], workers: int, say: Callable[[str, str], None]) -> None:

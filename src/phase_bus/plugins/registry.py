@@ -236,9 +236,7 @@ def installed_sources() -> list[str]:
 def path_of(source: str) -> Path:
     """Return the path of a plugin's file, without importing its package.
 
-    Raises:
-        ModuleNotFoundError: if there is no such package; finding it may raise anything else too, since the
-            parents of a package are imported.
+    Its package may be missing, and finding it may raise anything: the parents of a package are imported.
     """
     package, _, file = source.partition(":")
     spec = find_spec(package)
