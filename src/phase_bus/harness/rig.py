@@ -58,7 +58,12 @@ class Rig:
 
     async def __aenter__(self) -> Self:
         try:
-            status = await self._start()
+            await self._bus.start()
+            await asyncio.gather(*(child.start() for child in self._consumers))
+            status = await self._wait_ready()
+            for child in (self._bus, *self._consumers):
+                child.speak()
+                self._watchers.append(asyncio.create_task(self._watch(child)))
             if self.config.address:
                 self.address = status.addresses[0]
             if not self._quiet:
@@ -90,21 +95,8 @@ class Rig:
 
     # ---- beginning and end ----
 
-    async def _start(self) -> Status:
-        """Start everything and wait until each consumer is ready; return the bus's status.
-
-        Raises:
-            PhaseBusError: if a process ended instead, or was not ready in time.
-        """
-        await self._bus.start()
-        await asyncio.gather(*(child.start() for child in self._consumers))
-        status = await self._wait_ready()
-        for child in (self._bus, *self._consumers):
-            child.speak()
-            self._watchers.append(asyncio.create_task(self._watch(child)))
-        return status
-
     async def _wait_ready(self) -> Status:
+        """Wait until each consumer is ready; raise why a process ended instead, or who was not in time."""
         timeout_s = self.config.ready_timeout_s
         waiting = list(self._consumers)
         try:
@@ -128,9 +120,13 @@ class Rig:
             self._tell_death(child, describe_exit(child.returncode))
 
     def _tell_death(self, child: Child, how: str) -> None:
-        self.whole = False
         what = "the bus" if child is self._bus else f"consumer {child.name}"
-        self.progress.note(f"[red]{what} {how}[/]; the benchmark goes on without it")
+        self._warn(f"{what} {how}", "the benchmark goes on without it")
+
+    def _warn(self, what: str, remark: str) -> None:
+        """Show what keeps the run from having been handled as a whole."""
+        self.whole = False
+        self.progress.note(f"[red]{what}[/]; {remark}")
 
     async def _start_display(self) -> None:
         ready = asyncio.Event()
@@ -186,16 +182,13 @@ class Rig:
             if self._bus.returncode is not None:
                 break
             if time.monotonic() > deadline_s:
-                self.whole = False
+                within = f"within {self.config.drain_timeout_s:g} s"
                 for child, run_id in unfinished:
-                    self.progress.note(
-                        f"[red]consumer {child.name} has not handled the end of run {run_id} within "
-                        f"{self.config.drain_timeout_s:g} s[/]; stopping it"
-                    )
+                    what = f"consumer {child.name} has not handled the end of run {run_id} {within}"
+                    self._warn(what, "stopping it")
                 return
             await asyncio.sleep(_LOOK_S)
-        self.whole = False
-        self.progress.note("[red]the bus does not answer: what consumers have handled is unknown[/]")
+        self._warn("the bus does not answer", "what consumers have handled is unknown")
 
     def _unfinished(self, status: Status) -> Iterator[tuple[Child, str]]:
         runs = [run.run_id for run in status.runs if run.status != "running"][-REMEMBERED_RUNS:]
@@ -211,8 +204,5 @@ class Rig:
         for child in self._consumers:
             info = child.standing(status)
             for run_id in info.incomplete_runs if info else ():
-                self.whole = False
-                self.progress.note(
-                    f"[red]consumer {child.name} did not handle everything of run {run_id}[/]; "
-                    "its lines above say what"
-                )
+                what = f"consumer {child.name} did not handle everything of run {run_id}"
+                self._warn(what, "its lines above say what")

@@ -177,11 +177,7 @@ def _line(node: yaml.Node) -> int:
 
 
 def _value(node: yaml.Node) -> Any:
-    loader = yaml.SafeLoader("")
-    try:
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
+    return yaml.SafeLoader("").construct_document(node)
 
 
 def _let_be_found(path: Path) -> None:
