@@ -6,15 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from phase_bus.core.records import Column, RecordBatch
 from phase_bus.events import Records
-
-_INSTALL = "pip install 'phase-bus[parquet]'"
-try:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-except ModuleNotFoundError as _error:
-    raise ModuleNotFoundError(f"pyarrow is missing; install it with: {_INSTALL}") from _error
 
 _OURS = {
     "run_id": pa.string(),

@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from phase_bus.errors import ConfigError
+from phase_bus.core.classes import import_extra
 
 CONFIDENCE = 0.95
 
@@ -73,11 +73,7 @@ def student_t(n: int) -> float:
     Raises:
         ConfigError: if scipy is not installed.
     """
-    try:
-        from scipy.special import stdtrit
-    except ModuleNotFoundError as error:
-        raise ConfigError("scipy is missing; install it with: pip install 'phase-bus[verify]'") from error
-    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+    return float(import_extra("scipy.special", "verify").stdtrit(n - 1, (1 + CONFIDENCE) / 2))
 
 
 def _percent(log_ratio: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from phase_bus.errors import ConfigError
+from phase_bus.core.classes import import_extra
 
 EXPORT = "profile_export_aiperf.json"
 
@@ -99,16 +99,8 @@ def cpu_s_of(pid: int) -> float | None:
 
 
 def load_psutil() -> Any:
-    """Return the module psutil.
-
-    Raises:
-        ConfigError: if it is not installed.
-    """
-    try:
-        import psutil
-    except ModuleNotFoundError as error:
-        raise ConfigError("psutil is missing; install it with: pip install 'phase-bus[verify]'") from error
-    return psutil
+    """Return the module psutil; raise a ConfigError if it is not installed."""
+    return import_extra("psutil", "verify")
 
 
 def _statistic(export: dict[str, Any], metric: str, statistic: str) -> float | None:
