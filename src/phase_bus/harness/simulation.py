@@ -62,13 +62,13 @@ class Simulation:
                 run_id=run_id, producer="phase-bus simulate", models=("simulated",), **self.sweep
             )
         )
-        counts = [self.warmup, self.requests] if self.warmup else [self.requests]
-        kinds: list[events.PhaseKind] = ["warmup", "profiling"]
-        plans = [
+        counts: dict[events.PhaseKind, int] = {"warmup": self.warmup} if self.warmup else {}
+        counts["profiling"] = self.requests
+        plans = tuple(
             events.PhasePlan(phase=events.PhaseRef(kind, kind, index), expected_requests=count or None)
-            for index, (kind, count) in enumerate(zip(kinds[-len(counts) :], counts, strict=True))
-        ]
-        publish(events.PhasesConfigured(run_id=run_id, phases=tuple(plans)))
+            for index, (kind, count) in enumerate(counts.items())
+        )
+        publish(events.PhasesConfigured(run_id=run_id, phases=plans))
         for plan in plans:
             self._run_phase(plan.phase, plan.expected_requests or 0)
 

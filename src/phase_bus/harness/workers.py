@@ -70,15 +70,14 @@ class WorkerPool:
     async def _watch(self, child: Child, stopping: asyncio.Task[bool]) -> str | None:
         """Wait for a worker's end; return why it ended, None if it was asked to."""
         ended = asyncio.create_task(child.wait())
-        up = asyncio.create_task(asyncio.sleep(_STARTED_S))
         try:
-            await asyncio.wait((ended, up, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if up.done():
+            first = asyncio.FIRST_COMPLETED
+            done, _ = await asyncio.wait((ended, stopping), timeout=_STARTED_S, return_when=first)
+            if not done:
                 child.speak()
-            await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((ended, stopping), return_when=first)
             return await child.failure() if ended.done() and not stopping.done() else None
         finally:
-            up.cancel()
             if not await child.stop():
                 self._say("", f"{child.name} did not finish in time and was killed")
             await ended
