@@ -17,8 +17,17 @@ from phase_bus.reporting.receipts import is_whole, ledger, ledger_table
 
 NOT_WHOLE = 3
 _COLUMNS = (
-    "RUN", "STATUS", "STARTED", "DURATION", "EVENTS", "RECORDS", "SIZE", "PUBLISHER", "SWEEP", "JOURNAL",
-)  # fmt: skip
+    "RUN",
+    "STATUS",
+    "STARTED",
+    "DURATION",
+    "EVENTS",
+    "RECORDS",
+    "SIZE",
+    "PUBLISHER",
+    "SWEEP",
+    "JOURNAL",
+)
 
 
 def runs(*, data: DataOption = None, json: JsonOption = False) -> None:
