@@ -37,7 +37,6 @@ class PhaseState:
 
     def __init__(self, phase: PhaseRef, options: Options = Options()) -> None:  # noqa: B008 - frozen
         self.phase = phase
-        self.options = options
         self.requests = 0
         self.cancelled = 0
         self.errors: Counter[tuple[str, int | None]] = Counter()

@@ -56,12 +56,6 @@ class Windows:
         self._new_failed: list[IntArray] = []
         self._new_values: dict[str, list[tuple[IntArray, npt.NDArray[Any]]]] = {}
 
-    @property
-    def width_ns(self) -> int:
-        """The width of a window in ns."""
-        self._settle()
-        return WIDTH_NS << self._level
-
     def update(self, batch: RecordBatch) -> None:
         """Add a batch of records."""
         windows = _windows_of(batch)
