@@ -20,8 +20,9 @@ from benchmarks import shapes
 from benchmarks.harness import Plan, Report, Table, directory, run, spread
 from phase_bus.aggregation.state import RunState
 from phase_bus.bus.stream import Incoming, Stream
-from phase_bus.consumer.consumer import Consumer, handlers_of
+from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.dispatcher import Dispatcher
+from phase_bus.consumer.view import View
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.records import RecordBatch
 from phase_bus.core.wire import Header, decode_event, encode_event, parse_topic, partition_of, topic_of
@@ -139,7 +140,7 @@ class _Taker(Consumer):
 
 def _consumer() -> Iterator[tuple[str, str, float]]:
     consumer = _Taker()
-    dispatcher = Dispatcher(consumer, handlers_of(consumer), (b"",), "0" * 32)
+    dispatcher = Dispatcher(consumer, View.whole(consumer, topics=("",)), "0" * 32)
     seq = 0
 
     def take() -> object:

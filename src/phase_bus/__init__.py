@@ -10,112 +10,71 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from phase_bus.consumer.consumer import Consumer
-    from phase_bus.consumer.runner import run_consumer
-    from phase_bus.core.address import ADDRESS_VARIABLE
-    from phase_bus.core.files import check_writable, write_whole
-    from phase_bus.core.records import Column, RecordBatch
-    from phase_bus.errors import ConfigError, OptionError, PhaseBusError
-    from phase_bus.events import (
-        Drop,
-        Event,
-        EventBase,
-        PhaseComplete,
-        PhaseEvent,
-        PhaseKind,
-        PhasePlan,
-        PhaseProgress,
-        PhaseRef,
-        PhasesConfigured,
-        PhaseSendingComplete,
-        PhaseStart,
-        PhaseStats,
-        PhaseTimeout,
-        Receipt,
-        RecordError,
-        Records,
-        RunComplete,
-        RunStart,
-        RunStatus,
-        Summary,
-    )
-    from phase_bus.publisher.hooks import (
-        BasePhaseLifecycleHook,
-        EventHook,
-        PhaseLifecycleHook,
-        PhaseTracker,
-        PublisherHook,
-    )
-    from phase_bus.publisher.publisher import Publisher
+if TYPE_CHECKING:  # with 'as', which makes each name ours for type checkers too
+    from phase_bus.consumer.consumer import Consumer as Consumer
+    from phase_bus.consumer.runner import run_consumer as run_consumer
+    from phase_bus.core.address import ADDRESS_VARIABLE as ADDRESS_VARIABLE
+    from phase_bus.core.files import check_writable as check_writable
+    from phase_bus.core.files import write_whole as write_whole
+    from phase_bus.core.records import Column as Column
+    from phase_bus.core.records import RecordBatch as RecordBatch
+    from phase_bus.errors import ConfigError as ConfigError
+    from phase_bus.errors import OptionError as OptionError
+    from phase_bus.errors import PhaseBusError as PhaseBusError
+    from phase_bus.events import Drop as Drop
+    from phase_bus.events import Event as Event
+    from phase_bus.events import EventBase as EventBase
+    from phase_bus.events import PhaseComplete as PhaseComplete
+    from phase_bus.events import PhaseEvent as PhaseEvent
+    from phase_bus.events import PhaseKind as PhaseKind
+    from phase_bus.events import PhasePlan as PhasePlan
+    from phase_bus.events import PhaseProgress as PhaseProgress
+    from phase_bus.events import PhaseRef as PhaseRef
+    from phase_bus.events import PhasesConfigured as PhasesConfigured
+    from phase_bus.events import PhaseSendingComplete as PhaseSendingComplete
+    from phase_bus.events import PhaseStart as PhaseStart
+    from phase_bus.events import PhaseStats as PhaseStats
+    from phase_bus.events import PhaseTimeout as PhaseTimeout
+    from phase_bus.events import Receipt as Receipt
+    from phase_bus.events import RecordError as RecordError
+    from phase_bus.events import Records as Records
+    from phase_bus.events import RunComplete as RunComplete
+    from phase_bus.events import RunStart as RunStart
+    from phase_bus.events import RunStatus as RunStatus
+    from phase_bus.events import Summary as Summary
+    from phase_bus.publisher.hooks import BasePhaseLifecycleHook as BasePhaseLifecycleHook
+    from phase_bus.publisher.hooks import EventHook as EventHook
+    from phase_bus.publisher.hooks import PhaseLifecycleHook as PhaseLifecycleHook
+    from phase_bus.publisher.hooks import PhaseTracker as PhaseTracker
+    from phase_bus.publisher.hooks import PublisherHook as PublisherHook
+    from phase_bus.publisher.publisher import Publisher as Publisher
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "ADDRESS_VARIABLE",
-    "BasePhaseLifecycleHook",
-    "Column",
-    "ConfigError",
-    "Consumer",
-    "Drop",
-    "Event",
-    "EventBase",
-    "EventHook",
-    "OptionError",
-    "PhaseBusError",
-    "PhaseComplete",
-    "PhaseEvent",
-    "PhaseKind",
-    "PhaseLifecycleHook",
-    "PhasePlan",
-    "PhaseProgress",
-    "PhaseRef",
-    "PhaseSendingComplete",
-    "PhaseStart",
-    "PhaseStats",
-    "PhaseTimeout",
-    "PhaseTracker",
-    "PhasesConfigured",
-    "Publisher",
-    "PublisherHook",
-    "Receipt",
-    "RecordBatch",
-    "RecordError",
-    "Records",
-    "RunComplete",
-    "RunStart",
-    "RunStatus",
-    "Summary",
-    "check_writable",
-    "run_consumer",
-    "write_whole",
-]
-
-# Where the names are that are not in phase_bus.events.
-_MODULES = {
-    "ADDRESS_VARIABLE": "core.address",
-    "BasePhaseLifecycleHook": "publisher.hooks",
-    "Column": "core.records",
-    "ConfigError": "errors",
-    "Consumer": "consumer.consumer",
-    "EventHook": "publisher.hooks",
-    "OptionError": "errors",
-    "PhaseBusError": "errors",
-    "PhaseLifecycleHook": "publisher.hooks",
-    "PhaseTracker": "publisher.hooks",
-    "Publisher": "publisher.publisher",
-    "PublisherHook": "publisher.hooks",
-    "RecordBatch": "core.records",
-    "check_writable": "core.files",
-    "run_consumer": "consumer.runner",
-    "write_whole": "core.files",
+_NAMES = {  # by the modules that they are loaded from
+    "consumer.consumer": "Consumer",
+    "consumer.runner": "run_consumer",
+    "core.address": "ADDRESS_VARIABLE",
+    "core.files": "check_writable write_whole",
+    "core.records": "Column RecordBatch",
+    "errors": "ConfigError OptionError PhaseBusError",
+    "events": (
+        "Drop Event EventBase PhaseComplete PhaseEvent PhaseKind PhasePlan PhaseProgress PhaseRef "
+        "PhaseSendingComplete PhaseStart PhaseStats PhaseTimeout PhasesConfigured Receipt "
+        "RecordError Records RunComplete RunStart RunStatus Summary"
+    ),
+    "publisher.hooks": "BasePhaseLifecycleHook EventHook PhaseLifecycleHook PhaseTracker PublisherHook",
+    "publisher.publisher": "Publisher",
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'events')}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from phase_bus.consumer.origin import Origin, begin_at
+from phase_bus.consumer.share import Origin, begin_at
 from phase_bus.journal.rows import Checkpoint
 
 KEPT = Checkpoint(5, b"state")

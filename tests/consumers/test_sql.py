@@ -137,7 +137,7 @@ def test_options_come_as_text() -> None:
     """They are checked before anything is opened."""
     sink = build_consumer(SqlSink, "sql", {"batch_rows": "10", "prefix": ""})
     assert isinstance(sink, SqlSink)
-    assert set(handlers_of(sink)) == {"records", "*"}
+    assert set(handlers_of(sink)) == {"*"}  # events of all kinds, records too
     for option, value in (("batch_rows", "0"), ("prefix", "a;b")):
         with pytest.raises(OptionError, match=option):
             build_consumer(SqlSink, "sql", {option: value})
@@ -149,7 +149,7 @@ def test_what_is_not_installed_is_named() -> None:
         "import asyncio, sys\n"
         "sys.modules[sys.argv[1]] = None\n"
         "from phase_bus.plugins.registry import Registry\n"
-        "cls = Registry.load().resolve('sql')\n"
+        "cls = Registry.load().class_of('consumer', 'sql')\n"
         "asyncio.run(cls('postgresql://h/db').start())\n"
     )
     for module in ("sqlalchemy", "psycopg"):

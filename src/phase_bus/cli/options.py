@@ -17,7 +17,7 @@ from phase_bus.errors import ConfigError, PhaseBusError
 from phase_bus.journal.rows import Limits
 
 if TYPE_CHECKING:
-    from phase_bus.consumer.origin import Origin
+    from phase_bus.consumer.share import Origin
     from phase_bus.publisher.publisher import Publisher
 
 AddressOption: TypeAlias = Annotated[

@@ -29,8 +29,6 @@ class RunAccount(Struct):
     """What one consumer received of one run.
 
     Attributes:
-        run_id: which run.
-        topics: the counts, by topic.
         worst_lag_ns: the longest time from an event's happening to its being handled.
     """
 
@@ -40,10 +38,7 @@ class RunAccount(Struct):
 
     def counts(self, topic: bytes) -> TopicCounts:
         """Return a topic's counts."""
-        counts = self.topics.get(topic)
-        if counts is None:
-            counts = self.topics[topic] = TopicCounts()
-        return counts
+        return self.topics.setdefault(topic, TopicCounts())
 
     def joined(self, parts: Iterable[RunAccount]) -> RunAccount:
         """Return one account of what this and others received, each on topics of its own."""

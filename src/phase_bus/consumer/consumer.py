@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
 
 import structlog
@@ -22,15 +23,11 @@ _ANY = "on_event"
 
 
 class Context(Struct):
-    """What the host of a consumer gives it.
+    """What the host of a consumer gives it: see the properties of :class:`Consumer`.
 
     Attributes:
         name: what the user calls the consumer; in a group, that and the partition.
-        log: a structlog logger.
-        offset: while a handler runs, its event's place in the bus's journal; 0 without one.
         journal_id: which journal offsets belong to; empty without one.
-        partition: in a group, the partition whose records the instance gets; None for the leader.
-        publish: puts an event on the bus; never blocks, never raises.
     """
 
     name: str = ""
@@ -51,7 +48,6 @@ class Consumer:
     first line of the class's docstring describes it.
 
     Attributes:
-        context: what the process around the consumer gives it, before :meth:`start`.
         group: the group that processes of this class form unless the user names another; empty for none.
             In a group, processes share the work of one consumer: each partition of the records has an
             instance in one of them, and one more instance, the leader, has all events that are not records.
@@ -59,9 +55,13 @@ class Consumer:
             process reads all events since then again.
     """
 
-    context: Context = Context()
     group: str = ""
     holds_checkpoint: bool = False
+
+    @cached_property
+    def context(self) -> Context:
+        """What the process around the consumer gives it, before :meth:`start`."""
+        return Context()
 
     @property
     def name(self) -> str:
@@ -181,13 +181,6 @@ def named(consumer: C, name: str) -> C:
     consumer.context = Context(name=name, log=log)
     handlers_of(consumer)
     return consumer
-
-
-def context_of(consumer: Consumer) -> Context:
-    """Return a consumer's context; one that nobody has named yet gets its own."""
-    if "context" not in vars(consumer):
-        consumer.context = Context()
-    return consumer.context
 
 
 def subscriptions_of(handlers: Mapping[str, Handler]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from tenacity import AsyncRetrying, stop_after_attempt, wait_random_exponential
 
 from phase_bus.consumer.account import RunAccount, TopicCounts
 from phase_bus.consumer.consumer import Consumer, Handler
+from phase_bus.consumer.view import View
 from phase_bus.core.control import REMEMBERED_RUNS, DeadLetterNote
 from phase_bus.core.wire import Header, decode_event, parse_topic
 from phase_bus.errors import WireError
@@ -25,13 +26,7 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 
 
 class Saved(Struct):
-    """What is kept in a consumer's checkpoint.
-
-    Attributes:
-        accounts: the accounts of runs, by run.
-        handled: the runs whose end is handled, and whether everything was.
-        state: the consumer's own state, if it has one.
-    """
+    """What is kept in a consumer's checkpoint; for ``handled`` see :class:`Dispatcher`."""
 
     accounts: dict[str, RunAccount]
     handled: dict[str, bool]
@@ -60,29 +55,14 @@ class Dispatcher:
     When a handler raises it is called again, after growing waits; if it goes on raising, the event becomes
     a dead letter and the next one is handled.
 
-    Args:
-        consumer: whose handlers they are.
-        handlers: the handlers by kind.
-        wanted: the topic prefixes that the consumer itself wants.
-        client_id: the consumer process's id.
-        attempts: how often a handler is tried.
-
     Attributes:
         done_offset: up to here the consumer has everything already, so handlers are not called.
-        received: events received.
         failed: dead letters and malformed events.
         handled: the runs whose end is handled and written out, and whether everything was.
         dead_letters: those that the bus has not taken over yet.
     """
 
-    def __init__(
-        self,
-        consumer: Consumer,
-        handlers: dict[str, Handler],
-        wanted: tuple[bytes, ...],
-        client_id: str,
-        attempts: int = ATTEMPTS,
-    ) -> None:
+    def __init__(self, consumer: Consumer, view: View, client_id: str, attempts: int = ATTEMPTS) -> None:
         self.done_offset = 0
         self.received = 0
         self.failed = 0
@@ -90,9 +70,9 @@ class Dispatcher:
         self.dead_letters: list[DeadLetterNote] = []
         self._consumer = consumer
         self._context = consumer.context
-        self._handlers = handlers
-        self._any = handlers.get("*")
-        self._wanted = wanted
+        self._handlers = view.handlers
+        self._any = view.handlers.get("*")
+        self._wanted = view.wanted
         self._client_id = client_id
         self._attempts = attempts
         self._accounts: dict[str, RunAccount] = {}
@@ -171,12 +151,7 @@ class Dispatcher:
             self.dead_letters = [each for each in self.dead_letters if each.offset not in offsets]
 
     def receipt(self, end: RunComplete, parts: Iterable[RunAccount] = ()) -> Receipt:
-        """Return the receipt of a run that has ended, and complain of what is missing.
-
-        Args:
-            end: its end.
-            parts: what other members of the group have received of it.
-        """
+        """Return the receipt of a run that has ended, other members' parts included; complain of losses."""
         account = self._accounts[end.run_id].joined(parts)
         receipt = account.receipt(end, self._wanted, self._context.name, self._client_id)
         for line in account.complaints(receipt):
@@ -226,13 +201,9 @@ class Dispatcher:
 
     def _account(self, topic: bytes) -> tuple[RunAccount, TopicCounts]:
         """Return the account of a topic's run, and the topic's counts in it: looked up once a topic."""
-        found = self._of_topic.get(topic)
-        if found is None:
-            run_id = parse_topic(topic).run_id
-            account = self._accounts.get(run_id)
-            if account is None:
-                account = self._accounts[run_id] = RunAccount(run_id)
-            found = self._of_topic[topic] = (account, account.counts(topic))
+        run_id = parse_topic(topic).run_id
+        account = self._accounts.setdefault(run_id, RunAccount(run_id))
+        found = self._of_topic[topic] = (account, account.counts(topic))
         return found
 
     async def _try_again(

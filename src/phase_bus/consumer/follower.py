@@ -22,10 +22,7 @@ class Verdict(Enum):
 class Follower:
     """Follows the stream from an offset on, live where it can, from the journal where it must.
 
-    A reader that wants records must see every offset; one that does not must see every event number.
-
-    Args:
-        records: whether it wants batches of records.
+    A reader that wants ``records`` must see every offset; one that does not must see every event number.
 
     Attributes:
         offset: all up to here is handled, or of no interest.
@@ -37,7 +34,7 @@ class Follower:
 
     direct: ClassVar[bool] = False
 
-    def __init__(self, *, records: bool) -> None:
+    def __init__(self, *, records: bool = True) -> None:
         self.records = records
         self.journaled = True
         self.offset = 0
@@ -46,13 +43,7 @@ class Follower:
         self.missed = 0
 
     def stand_at(self, offset: int, event_number: int | None = None, *, replay: bool = True) -> None:
-        """Begin after an offset.
-
-        Args:
-            offset: the offset.
-            event_number: the event number there, None if it is not known.
-            replay: whether later events may have been published already.
-        """
+        """Begin after an offset; ``replay`` if later events may have been published already."""
         self.offset = offset
         self.event_number = event_number if offset else 0
         self.replaying = replay
@@ -67,7 +58,7 @@ class Follower:
                 return Verdict.HOLE
             self.missed += max(self._distance(header) - 1, 0)
             self.replaying = False
-        self.offset, self.event_number = header.offset, header.event_number
+        self._advance(header)
         return Verdict.HANDLE
 
     def replayed(self, header: Header) -> Verdict:
@@ -96,6 +87,7 @@ class Follower:
         self.replaying = False
 
     def _distance(self, header: Header) -> int:
+        """Return how many events after the last one it is, as far as this reader can tell."""
         if self.records:
             return header.offset - self.offset
         if self.event_number is None:
@@ -113,7 +105,7 @@ class DirectFollower(Follower):
     direct = True
 
     def __init__(self) -> None:
-        super().__init__(records=True)
+        super().__init__()
         self.replaying = self.journaled = False
 
     def live(self, header: Header) -> Verdict:  # noqa: ARG002 - as all followers have it
@@ -131,33 +123,12 @@ class PartitionFollower(Follower):
     one before it in the partition, and a heartbeat the last one: by these it sees what is missing.
     """
 
-    def __init__(self) -> None:
-        super().__init__(records=True)
-
-    def live(self, header: Header) -> Verdict:
-        """Judge a live message. A hole changes to replaying; nothing else does."""
-        if header.offset <= self.offset:
-            return Verdict.REPETITION
-        if header.previous > self.offset:
-            self.replaying = True
-            return Verdict.HOLE
-        self.offset = header.offset
-        return Verdict.HANDLE
-
-    def replayed(self, header: Header) -> Verdict:
-        """Judge a message from the journal. A hole there is for good; the account counts it."""
-        if header.offset <= self.offset:
-            return Verdict.REPETITION
-        self.offset = header.offset
-        return Verdict.HANDLE
-
     def heartbeat(self, header: Header) -> None:
-        """Take in where the stream and the partition stand: after this nothing older can come.
-
-        Args:
-            header: the heartbeat's, with the offset of the partition's last records as ``previous``.
-        """
+        """Take in where the stream and, as ``previous``, the partition stand: nothing older can come."""
         if header.previous > self.offset:
             self.replaying = True
         elif not self.replaying:
             self.offset = max(self.offset, header.offset)
+
+    def _distance(self, header: Header) -> int:
+        return 1 if header.previous <= self.offset else 2  # how many are between, nobody knows

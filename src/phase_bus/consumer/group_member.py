@@ -7,7 +7,6 @@ its instance, and the end of a run only when every partition has come to it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -15,7 +14,7 @@ from functools import partial
 
 import msgspec
 
-from phase_bus.consumer.consumer import Consumer, context_of
+from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.holdings import Holdings
 from phase_bus.consumer.member import FLUSH_S, Member
 from phase_bus.consumer.share import Share
@@ -41,10 +40,7 @@ class GroupMember(Member):
 
     Args:
         build: makes an instance of the consumer, named after the group.
-        group: the group's name.
-        address: where the bus is.
         settings: what this member runs, in words; members that run something else cannot be in the group.
-        high_water_mark: events queued in this process at most.
         on_ready: called once the member has its first assignment, and its subscriptions are in force.
 
     Attributes:
@@ -86,16 +82,14 @@ class GroupMember(Member):
             PhaseBusError, OSError: if a consumer cannot start, or the bus keeps no journal.
         """
         control = self._start_link()
-        stopping = asyncio.create_task(self._stop.wait())
         try:
             self._live.subscribe((_HEARTBEAT, _RUN_COMPLETE))
             while not self._stop.is_set():
-                await self._step(stopping)
+                await self._step()
             self.state = "stopping"
             for share in self._holdings.held:
                 await self._flush(share)
         finally:
-            stopping.cancel()
             try:
                 for share in self.shares.values():
                     await share.stop()
@@ -104,7 +98,7 @@ class GroupMember(Member):
         if self._failure is not None:
             raise self._failure
 
-    async def _step(self, stopping: asyncio.Task[bool]) -> None:
+    async def _step(self) -> None:
         if not self._is_member():
             await self._pause(_LOOK_S)
             return
@@ -120,7 +114,7 @@ class GroupMember(Member):
             wait_s = min(FLUSH_S, max(self._next_flush_s - time.monotonic(), 0.0))
             if self._holdings.leader is not None:
                 wait_s = min(wait_s, self._holdings.leader.look_s)
-            await self._live.readable.wait(stopping, timeout_s=wait_s)
+            await self._wait(wait_s)
         elif self._replay is None:
             await self._pause(_LOOK_S)
         self._live.ask_again()
@@ -189,8 +183,7 @@ class GroupMember(Member):
         if kept is None:
             return False
         consumer = self._build()
-        context = context_of(consumer)
-        context.journal_id, context.publish = self._journal_id, self.publish
+        consumer.context.journal_id, consumer.context.publish = self._journal_id, self.publish
         view = View.in_group(consumer, self.name, number, assigned.shares[number])
         share = Share(consumer, view, self.client_id, self._give_receipt)
         await share.start()
@@ -283,8 +276,9 @@ class GroupMember(Member):
 
     async def _flush(self, share: Share) -> None:
         """Let a share's instance write out, and commit that, if the share is still this member's."""
-        if self._is_ours(share) and await share.flush() and share.leads:
-            self._holdings.note_handled()
+        flushed, leader = self._is_ours(share) and await share.flush(), self._holdings.leader
+        if flushed and share.leads and leader is not None:
+            leader.committed()
 
     # ---- what the bus says and is told ----
 

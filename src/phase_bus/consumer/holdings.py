@@ -22,9 +22,6 @@ class Client(Protocol):
 class Holdings:
     """The shares of one member, and their commits until the bus has confirmed them.
 
-    Args:
-        group: the group's name.
-
     Attributes:
         shares: what the member works on, by number; also what it has lost, until that is dropped.
         leader: what it does as the group's leader, None while it is not.
@@ -88,8 +85,7 @@ class Holdings:
     def begin_anew(self, *, lose_all: bool) -> None:
         """Wait for another assignment: it shows whether the shares are still this member's.
 
-        Args:
-            lose_all: they are not: another bus has given nothing to anybody yet.
+        With ``lose_all`` they are not: another bus has given nothing to anybody yet.
         """
         self.assigned, self.generation = None, 0
         if lose_all:
@@ -131,11 +127,6 @@ class Holdings:
             shares=tuple(share.view.number for share in held),
             commits=commits,
         )
-
-    def note_handled(self) -> None:
-        """Note that what the leader has handled by now is in its share's commit."""
-        if self.leader is not None:
-            self.leader.committed()
 
     def take_ack(self, heard: Heard) -> bool:
         """Take in which commits the bus has kept or refused; return whether it is to be told more now."""

@@ -22,17 +22,12 @@ _LOOK_AT_END_S = 0.05  # likewise while the end of a run waits for them
 class GroupLeader:
     """Leads a group: knows what the partitions have committed, and when they have come to a run's end.
 
-    Args:
-        group: the group's name.
-        share: the share of events, with the instance that leads.
-
     Attributes:
-        share: the same.
+        share: that of events, with the instance that leads.
         positions: how far each partition has come, by its last commit.
         held_back: the end of a run that waits for the partitions, and its offset.
         handled: the runs whose end is handled, by a commit that the bus has kept: members let go of no
             run before.
-        next_look_s: when to look at the partitions again.
     """
 
     def __init__(self, group: str, share: Share) -> None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 import zmq
 
 from phase_bus.core.address import Address
-from phase_bus.core.control import Assigned, Beat, Goodbye, Heard, Hello, Refused, Welcome
+from phase_bus.core.control import Beat, Goodbye, Hello, Refused, Reply
 from phase_bus.core.readable import Readable
 from phase_bus.core.session import Session
 from phase_bus.core.sockets import dealer
@@ -25,14 +25,7 @@ _COMPLAIN_AFTER_S = 3.0
 class ControlLink:
     """Keeps the bus informed of one client, and finds it again when it was restarted.
 
-    Args:
-        context: the ZeroMQ context.
-        address: where the bus is.
-        hello: makes the hello, anew each time.
-        beat: makes the beat, anew each time.
-        on_welcome: told of each welcome.
-        on_ack: told of each ack of a beat.
-        on_assigned: told what to work on, as a member of a group.
+    ``hello`` and ``beat`` make these anew each time; ``on_reply`` is told what the bus answers.
     """
 
     def __init__(
@@ -42,17 +35,13 @@ class ControlLink:
         *,
         hello: Callable[[], Hello],
         beat: Callable[[], Beat],
-        on_welcome: Callable[[Welcome], None],
-        on_ack: Callable[[Heard], None],
-        on_assigned: Callable[[Assigned], None],
+        on_reply: Callable[[Reply], None],
     ) -> None:
         self.session = Session(hello, beat, time.monotonic())
         self._context = context
         self._address = address
         self._beat = beat
-        self._on_welcome = on_welcome
-        self._on_ack = on_ack
-        self._on_assigned = on_assigned
+        self._on_reply = on_reply
         self._readable: Readable | None = None
         self._refusal = ""  # why the bus refuses this client, if it does
 
@@ -101,14 +90,11 @@ class ControlLink:
             except WireError as error:
                 logger.warning("%s; skipped", error)
                 continue
-            if isinstance(reply, Heard):
-                self._on_ack(reply)
-            elif isinstance(reply, Refused):
+            self.session.heard(reply, time.monotonic())
+            if isinstance(reply, Refused):
                 self._complain(reply.reason)
-            elif isinstance(reply, Assigned):
-                self._on_assigned(reply)
-            if self.session.heard(reply, time.monotonic()) and isinstance(reply, Welcome):
-                self._on_welcome(reply)
+            else:
+                self._on_reply(reply)
 
     def _complain(self, reason: str) -> None:
         if reason != self._refusal:

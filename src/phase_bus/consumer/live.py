@@ -20,13 +20,9 @@ class LiveQueue:
     it is in force then.
 
     Args:
-        context: the ZeroMQ context.
-        client_id: whose queue it is.
         high_water_mark: events queued at most.
 
     Attributes:
-        socket: where to receive the events.
-        readable: waits until there is something.
         endpoint: where it is connected to, empty for nowhere yet.
         greeted: whether all subscriptions are in force.
     """

@@ -24,7 +24,7 @@ from phase_bus.consumer.live import READY, LiveQueue
 from phase_bus.consumer.replay import Piece, ReplayClient
 from phase_bus.consumer.share import Share
 from phase_bus.core.address import Address
-from phase_bus.core.control import Assigned, Beat, Heard, Hello, State, Welcome
+from phase_bus.core.control import Assigned, Beat, Heard, Hello, Reply, State, Welcome
 from phase_bus.core.wire import (
     WIRE_VERSION,
     Header,
@@ -52,14 +52,11 @@ class Member(ABC):
     """The process around one consumer, or around one member of a consumer group.
 
     Args:
-        name: what the bus and its users call it.
-        address: where the bus is.
         high_water_mark: events queued in this process at most.
         on_ready: called once all subscriptions are in force.
 
     Attributes:
         client_id: 32 hex digits that name this process on the bus.
-        state: its lifecycle state.
     """
 
     _noun: ClassVar[str] = "consumer"  # what it calls itself in the log
@@ -90,9 +87,7 @@ class Member(ABC):
             address,
             hello=self._hello,
             beat=self._beat,
-            on_welcome=self._on_welcome,
-            on_ack=self._on_ack,
-            on_assigned=self._on_assigned,
+            on_reply=self._on_reply,
         )
 
     @abstractmethod
@@ -106,11 +101,18 @@ class Member(ABC):
     def stop(self) -> None:
         """Ask :meth:`run` to finish. Call it from the event loop."""
         self._stop.set()
+        self._live.readable.look_again()
+
+    async def _wait(self, timeout_s: float) -> None:
+        """Wait for a live event, for what ends such a wait, or for a time, unless asked to stop."""
+        if not self._stop.is_set():
+            await self._live.readable.wait(timeout_s)
 
     async def _pause(self, seconds: float) -> None:
         """Wait for a while, unless asked to stop."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
 
     # ---- reading on ----
 
@@ -192,15 +194,7 @@ class Member(ABC):
             return None
 
     async def _fetch(self, share: Share, goes_on: Callable[[], bool]) -> Piece | None:
-        """Handle the next piece of the journal, breath by breath.
-
-        Args:
-            share: whose.
-            goes_on: whether it may go on; asked after each event.
-
-        Returns:
-            The piece; None if the bus could give none.
-        """
+        """Handle the next piece of the journal while it may; return it, None if the bus could give none."""
         view, follower = share.view, share.follower
         piece = await self._read_journal(
             lambda replay: replay.fetch(follower.offset, records=view.records, partition=view.partition)
@@ -253,15 +247,20 @@ class Member(ABC):
 
     def _on_welcome(self, welcome: Welcome) -> None:
         self._live.connect(self.address.endpoint(welcome.events))
-        if welcome.replay is not None:
-            endpoint = self.address.endpoint(welcome.replay)
-            if self._replay is None:
-                self._replay = ReplayClient(self._context, endpoint)
-            else:
-                self._replay.connect(endpoint)
-        elif self._replay is not None:
+        if self._replay is not None:
             self._replay.close()
             self._replay = None
+        if welcome.replay is not None:
+            self._replay = ReplayClient(self._context, self.address.endpoint(welcome.replay))
+
+    def _on_reply(self, reply: Reply) -> None:
+        match reply:
+            case Heard():
+                self._on_ack(reply)
+            case Welcome():
+                self._on_welcome(reply)
+            case Assigned():
+                self._on_assigned(reply)
 
     @abstractmethod
     def _on_ack(self, heard: Heard) -> None:

@@ -22,10 +22,7 @@ class Option(Struct, frozen=True):
     """A constructor parameter of a consumer, as an option.
 
     Attributes:
-        name: its name.
         type: its type hint; without one that of its default, or ``Any``.
-        default: its default.
-        required: whether it has no default.
     """
 
     name: str
@@ -42,8 +39,6 @@ class Option(Struct, frozen=True):
 
 def options_of(cls: type) -> dict[str, Option]:
     """Return the options of a consumer class: the parameters of its constructor."""
-    if cls.__init__ is object.__init__:  # type: ignore[misc]
-        return {}
     try:
         hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
     except (NameError, TypeError) as error:  # such as a name imported for type checkers only
@@ -76,9 +71,7 @@ def build_object(cls: type, owner: str, values: Mapping[str, Any], prefix: str =
     """Make an object with options given as text or as values.
 
     Args:
-        cls: its class.
         owner: the consumer that it is or belongs to, for messages.
-        values: the options by name.
         prefix: what users write before the options' names.
 
     Raises:
@@ -158,8 +151,6 @@ def _is_object(value: Any) -> bool:
 
 
 def _parameters(cls: type) -> list[inspect.Parameter]:
-    if cls.__init__ is object.__init__:  # type: ignore[misc]
-        return []
     return list(inspect.signature(cls).parameters.values())
 
 

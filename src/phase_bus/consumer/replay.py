@@ -23,8 +23,7 @@ class Piece(NamedTuple):
 
     Attributes:
         events: topic, header and payload of each event, in order.
-        offset: where a reader stands that has handled them.
-        event_number: the event number there.
+        offset: where a reader stands that has handled them; likewise the event number.
         end: whether there was nothing more when it was read.
     """
 
@@ -35,33 +34,19 @@ class Piece(NamedTuple):
 
 
 class ReplayClient:
-    """Fetches past events, in the event loop of its caller.
-
-    Args:
-        context: the ZeroMQ context.
-        endpoint: the replay socket's.
-    """
+    """Fetches past events, in the event loop of its caller."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
         self._context = context
-        self._endpoint = ""
-        self._dealer: zmq.Socket[bytes] | None = None
-        self.connect(endpoint)
-
-    def connect(self, endpoint: str) -> None:
-        """Connect, anew if need be: answers to older questions must not be taken for new ones."""
-        self.close()
         self._endpoint = endpoint
-        self._dealer = dealer(self._context, endpoint, immediate=False)
+        self._connect()
+
+    def _connect(self) -> None:
+        self._dealer: zmq.Socket[bytes] | None = dealer(self._context, self._endpoint, immediate=False)
         self._readable = Readable(self._dealer)
 
     async def fetch(self, after: int, *, records: bool, partition: int | None = None) -> Piece:
-        """Return what comes after an offset.
-
-        Args:
-            after: the offset.
-            records: whether batches of records are wanted too.
-            partition: only the records of this partition.
+        """Return what comes after an offset: with records or without, or one partition's records alone.
 
         Raises:
             BusUnreachableError: if no answer comes in time.
@@ -76,7 +61,6 @@ class ReplayClient:
         """Return a group's checkpoints by share, in the order of the shares.
 
         Args:
-            group: the group's name.
             after: by partition the offset that is known already; a checkpoint not beyond it is left out.
             only: this share alone; by default all partitions.
 
@@ -102,17 +86,16 @@ class ReplayClient:
             raise BusUnreachableError(self._endpoint, 0.0)
         sock.send(encode_control(request))
         deadline_s = time.monotonic() + _TIMEOUT_S
-        while (left_s := deadline_s - time.monotonic()) > 0 and sock is self._dealer:
+        while (left_s := deadline_s - time.monotonic()) > 0:
             await self._readable.wait(timeout_s=left_s)
-            if sock is not self._dealer:
-                break
+            if self._dealer is None:
+                raise BusUnreachableError(self._endpoint, _TIMEOUT_S)
             try:
-                frames = receive_frames(sock)
+                return receive_frames(sock)
             except zmq.Again:
                 continue
-            return frames
-        if sock is self._dealer:
-            self.connect(self._endpoint)
+        self.close()  # the answer to this question must not be taken for one to the next
+        self._connect()
         raise BusUnreachableError(self._endpoint, _TIMEOUT_S)
 
     def close(self) -> None:

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from phase_bus.consumer.consumer import Consumer, context_of, named
+from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.member import FLUSH_S, Member
-from phase_bus.consumer.origin import Origin
-from phase_bus.consumer.share import Share
+from phase_bus.consumer.share import Origin, Share
 from phase_bus.consumer.view import View
 from phase_bus.core.address import Address, default_address
 from phase_bus.core.control import EVENTS, Beat, Heard, Hello, Role, Welcome
@@ -30,14 +29,11 @@ class ConsumerRunner(Member):
 
     Args:
         consumer: the consumer, built and named.
-        address: where the bus is.
-        high_water_mark: events queued in this process at most.
         receipts: whether to publish a receipt at the end of each run, and to keep a checkpoint; an onlooker
             does neither.
         topics: take these prefixes instead of those the handlers ask for.
         origin: where to begin: at the ``checkpoint`` of the consumer's name (or the start, if there is
             none), at the ``start`` of the journal, with what comes from ``now`` on, or after an offset.
-        on_ready: called once all subscriptions are in force.
     """
 
     def __init__(
@@ -59,13 +55,18 @@ class ConsumerRunner(Member):
         self._welcomed = asyncio.Event()
         self._moved = False  # whether it followed another stream before this one
 
+    def stop(self) -> None:
+        """Ask :meth:`run` to finish, though there may be no bus yet."""
+        super().stop()
+        self._welcomed.set()
+
     async def run(self) -> None:
         """Start the consumer, handle events until stopped, then finish and flush.
 
         Raises:
             PhaseBusError, OSError: if the consumer cannot start, or cannot write out at its end.
         """
-        context_of(self.share.consumer).publish = self.publish
+        self.share.consumer.context.publish = self.publish
         control: asyncio.Task[None] | None = None
         try:
             await self.share.start()
@@ -84,17 +85,13 @@ class ConsumerRunner(Member):
 
     async def _receive(self) -> None:
         self._live.subscribe(self.share.view.topics)
-        stopping = asyncio.create_task(self._stop.wait())
-        try:
-            if self.address.direct:
-                self._live.connect(self.address.direct_events)
-                self._become_ready()
-            while not self._stop.is_set():
-                await self._step(stopping)
-            if not self.share.follower.replaying:
-                await self._drain_rest()
-        finally:
-            stopping.cancel()
+        if self.address.direct:
+            self._live.connect(self.address.direct_events)
+            self._become_ready()
+        while not self._stop.is_set():
+            await self._step()
+        if not self.share.follower.replaying:
+            await self._drain_rest()
 
     # ---- its place in the stream ----
 
@@ -103,30 +100,28 @@ class ConsumerRunner(Member):
         """Whether the next event comes from the journal."""
         return self.share.follower.replaying and self._replay is not None and self.state != "starting"
 
-    async def _step(self, stopping: asyncio.Task[bool]) -> None:
+    async def _step(self) -> None:
         """Read on: from the journal while something is missing there, else what has come live."""
         if not self.share.placed:
-            await self._find_place(stopping)
+            await self._find_place()
         if not self._reads_journal:
             await self._drain()
         if self._reads_journal:  # maybe since what was live showed that something is missing
             await self._fetch(self.share, lambda: self.share.placed)
         else:
-            await self._live.readable.wait(stopping, timeout_s=FLUSH_S)
+            await self._wait(FLUSH_S)
             if self.state == "starting":
                 self._live.ask_again()
         await self._flush_when_due()
 
-    async def _find_place(self, stopping: asyncio.Task[bool]) -> None:
+    async def _find_place(self) -> None:
         """Wait for the bus, and decide from which event on this consumer reads."""
         while (welcome := self._link.session.welcome) is None:
-            self._welcomed.clear()
-            waiting = asyncio.create_task(self._welcomed.wait())
-            await asyncio.wait((waiting, stopping), return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            if stopping.done():
+            if self._stop.is_set():
                 return
-        context_of(self.share.consumer).journal_id = welcome.journal_id
+            self._welcomed.clear()
+            await self._welcomed.wait()
+        self.share.consumer.context.journal_id = welcome.journal_id
         kept = None if welcome.checkpoint is None else Checkpoint(welcome.checkpoint, welcome.state)
         head, journaled = Head(welcome.offset, welcome.event_number), welcome.replay is not None
         await self.share.begin(

@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from phase_bus.consumer.account import RunAccount
-from phase_bus.consumer.consumer import Consumer, context_of
+from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.dispatcher import ATTEMPTS, Dispatcher
 from phase_bus.consumer.follower import Verdict
-from phase_bus.consumer.origin import Origin, begin_at
 from phase_bus.consumer.view import View
 from phase_bus.core.control import EVENTS, Commit
 from phase_bus.core.wire import Header, topic_prefix
@@ -27,27 +26,44 @@ from phase_bus.journal.rows import Checkpoint, Head, checkpoint_name
 logger = logging.getLogger("phase_bus.consumer")
 
 GiveReceipt: TypeAlias = Callable[[Receipt], Awaitable[None]]
+Origin: TypeAlias = Literal["checkpoint", "start", "now"] | int
 
 _RUN_COMPLETE = topic_prefix(RunComplete.kind)  # every consumer learns of the end of runs
 _IDLE_S = 5.0
+
+
+def begin_at(
+    kept: Checkpoint | None, stored: int | None, *, origin: Origin = "checkpoint", head: int = 0
+) -> Checkpoint:
+    """Return the offset after which to begin, and the state to begin with.
+
+    Args:
+        kept: the checkpoint of the consumer's name; None for none.
+        stored: the offset up to which it keeps everything with its data, None if it does not say.
+        origin: where its user wants it to begin.
+        head: the offset of the last event that there is.
+    """
+    if isinstance(origin, int):
+        return Checkpoint(origin, None)
+    if origin == "now":
+        return Checkpoint(head, None)
+    if origin == "start" or kept is None or (stored is not None and stored < kept.offset):
+        # Never here before, or its data were set back to before the checkpoint: there is no account of
+        # what it stored, so all is counted anew, but handled only after that.
+        return Checkpoint(0, None)
+    return kept
 
 
 class Share:
     """One instance of a consumer, with its place in the stream.
 
     Args:
-        consumer: the instance.
-        view: which part of the stream it is for.
-        client_id: its process's.
         give: publishes a receipt, and waits until the bus has it; None for an onlooker, which gives no
             receipts and keeps no checkpoint.
         attempts: how often a handler is tried before an event becomes a dead letter.
 
     Attributes:
-        view: the same.
         name: what its checkpoint is kept under.
-        follower: where it stands in the stream.
-        dispatcher: gives the instance its events.
         placed: whether it has a place in the stream of the bus that it is connected to.
         checkpoint: the offset of its last commit.
         commit: what the bus is to keep and has not confirmed.
@@ -65,12 +81,11 @@ class Share:
         *,
         attempts: int = ATTEMPTS,
     ) -> None:
-        context_of(consumer)
         self.consumer = consumer
         self.view = view
         self.name = checkpoint_name(view.group, view.number) if view.group else consumer.name
         self.follower = view.follower
-        self.dispatcher = Dispatcher(consumer, view.handlers, view.wanted, client_id, attempts)
+        self.dispatcher = Dispatcher(consumer, view, client_id, attempts)
         self.placed = view.follower.direct
         self.checkpoint = 0
         self.commit: Commit | None = None
@@ -118,8 +133,6 @@ class Share:
         """Find the place in the stream from which the instance reads.
 
         Args:
-            kept: its checkpoint; None for none.
-            origin: where its user wants it to begin.
             head: where the stream ends now, if that is known.
             journaled: whether what is past can be read; else it begins at the head.
 
@@ -148,12 +161,7 @@ class Share:
     # ---- events ----
 
     def heartbeat(self, header: Header, last_offsets: Mapping[int, int]) -> None:
-        """Take in where the stream stands.
-
-        Args:
-            header: the heartbeat's.
-            last_offsets: the offset of the last records in each partition.
-        """
+        """Take in where the stream stands, and the offset of the last records in each partition."""
         self.follower.heartbeat(header._replace(previous=last_offsets.get(self.view.number, 0)))
 
     async def handle(
@@ -196,11 +204,8 @@ class Share:
     def is_due(self, ends_at: int = 0) -> bool:
         """Return whether there is something to flush and commit.
 
-        In a group it is also committed that a run's end was passed, and now and then that others' events
-        went by, so that the leader does not wait after a loss for what never comes.
-
-        Args:
-            ends_at: the offset of the last end of a run.
+        In a group it is also committed that a run's end, ``ends_at``, was passed, and now and then that
+        others' events went by, so that the leader does not wait after a loss for what never comes.
         """
         if self.dispatcher.received != self._flushed_events or self._changed:
             return True
@@ -212,11 +217,7 @@ class Share:
         return self.checkpoint < offset <= self.follower.offset
 
     async def flush(self) -> bool:
-        """Let the instance write out; if it could, give the receipts that are due and make a commit of it.
-
-        Returns:
-            Whether it could.
-        """
+        """Let the instance write out; if it could, give receipts and make a commit; return whether so."""
         if not await self.dispatcher.flush():
             return False
         await self.give_receipts()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from phase_bus.consumer.consumer import Consumer, Handler, context_of, handlers_of, subscriptions_of
+from phase_bus.consumer.consumer import Consumer, Handler, handlers_of, subscriptions_of
 from phase_bus.consumer.follower import DirectFollower, Follower, PartitionFollower
 from phase_bus.core.control import EVENTS
 from phase_bus.core.wire import partition_prefix, topic_prefix
@@ -21,11 +21,9 @@ class View(Struct, frozen=True, kw_only=True):
     """What a share sees of the stream.
 
     Attributes:
-        handlers: the handlers of its consumer, by kind.
-        wanted: the topic prefixes that they ask for.
+        wanted: the topic prefixes that the handlers ask for.
         topics: the topic prefixes that are subscribed to, so that no loss can hide.
         records: whether records are read with all other events.
-        follower: tells the next message from a repetition and a hole.
         group: the group's name, empty for a consumer on its own.
         number: the partition, or :data:`~phase_bus.core.control.EVENTS` for everything else.
         epoch: that of the assignment in a group.
@@ -52,7 +50,6 @@ class View(Struct, frozen=True, kw_only=True):
         """Return the view of a consumer on its own: everything.
 
         Args:
-            consumer: the consumer.
             topics: take these prefixes instead of those that the handlers ask for.
             direct: the stream is that of a publisher in direct mode.
         """
@@ -77,12 +74,6 @@ class View(Struct, frozen=True, kw_only=True):
     def in_group(cls, consumer: Consumer, group: str, number: int, epoch: int = 0) -> View:
         """Return the view of a group's instance, which is told which partition it is for.
 
-        Args:
-            consumer: the instance.
-            group: the group's name.
-            number: the partition, or :data:`~phase_bus.core.control.EVENTS` for the leader.
-            epoch: that of the assignment.
-
         Raises:
             ConfigError: if the consumer takes no records.
         """
@@ -93,7 +84,7 @@ class View(Struct, frozen=True, kw_only=True):
             topics = EVENT_TOPICS
             follower: Follower = Follower(records=False)
         else:
-            context, name = context_of(consumer), checkpoint_name(group, number)
+            context, name = consumer.context, checkpoint_name(group, number)
             context.name, context.partition, context.log = name, number, context.log.bind(consumer=name)
             handlers = {Records.kind: handlers.get(Records.kind) or handlers["*"]}
             wanted = topics = (partition_prefix(number),)

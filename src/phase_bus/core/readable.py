@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import zmq
 
@@ -21,19 +22,18 @@ class Readable:
         self._fd = int(sock.getsockopt(zmq.FD))
         self._watching: asyncio.AbstractEventLoop | None = None
 
-    async def wait(self, other: asyncio.Task[bool] | None = None, timeout_s: float | None = None) -> None:
-        """Return when the socket may be readable, when ``other`` is done, or after a time."""
+    async def wait(self, timeout_s: float) -> None:
+        """Return when the socket may be readable, when told to look again, or after a time."""
         self._event.clear()
         if int(self._sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             return
         self._watching = loop = asyncio.get_running_loop()
         loop.add_reader(self._fd, self._event.set)
-        waiting = asyncio.ensure_future(self._event.wait())
-        others = () if other is None else (other,)
         try:
-            await asyncio.wait((waiting, *others), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):  # wait_for may swallow being cancelled
+                    await self._event.wait()
         finally:
-            waiting.cancel()
             self._unwatch()
 
     def look_again(self) -> None:

@@ -28,14 +28,11 @@ class Child:
 
     It has a process group of its own, so that a Ctrl-C meant for the benchmark does not reach it, and ends
     by itself when its standard input ends, that is when this process is gone.
-
-    Attributes:
-        ending: whether it was asked to end, so that its end is no surprise.
     """
 
     def __init__(self, name: str, arguments: Sequence[str], say: Say, stop_s: float = STOP_S) -> None:
         self.name = name
-        self.ending = False
+        self.ending = False  # whether it was asked to end, so that its end is no surprise
         self._stop_s = stop_s
         self._arguments = arguments
         self._say = say
@@ -102,8 +99,7 @@ class Child:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
             try:
-                async with asyncio.timeout(self._stop_s):
-                    await process.wait()
+                await asyncio.wait_for(process.wait(), self._stop_s)
             except TimeoutError:
                 finished = False
                 process.kill()

@@ -23,7 +23,7 @@ from phase_bus.errors import (
 from phase_bus.events import Event
 from phase_bus.harness.config import ConsumerConfig
 from phase_bus.journal.reader import JournalReader
-from phase_bus.journal.rows import Checkpoint, DeadLetter, parse_checkpoint_name
+from phase_bus.journal.rows import DeadLetter, parse_checkpoint_name
 from phase_bus.journal.writer import Journal
 from phase_bus.plugins.build import build
 from phase_bus.plugins.registry import Registry
@@ -53,7 +53,6 @@ class Retrier:
     """Runs consumers for their dead letters alone.
 
     Args:
-        reader: the journal.
         settle: how to take a dead letter out of it, with the consumer's new state.
         status: that of the bus that has the journal, None if none has.
     """
@@ -66,10 +65,7 @@ class Retrier:
     async def retry(self, name: str, use: str, letters: Sequence[DeadLetter]) -> int:
         """Run one consumer for some of its dead letters; return how many it failed on again.
 
-        Args:
-            name: what the consumer was called.
-            use: what it is, with its options, as for ``--with``.
-            letters: the dead letters.
+        ``name`` is what it was called, ``use`` what it is, with its options, as for ``--with``.
 
         Raises:
             PhaseBusError: it cannot be built, cannot start, or must not be run so.
@@ -88,7 +84,7 @@ class Retrier:
         try:
             await share.start()
             try:
-                return await self._give(share, self._reader.checkpoint(name), letters)
+                return await self._give(share, letters)
             finally:
                 await share.stop()
         except OSError as error:
@@ -103,8 +99,9 @@ class Retrier:
         if "starting" in states or "ready" in states:
             raise ConfigError(f"consumer {group!r} is running; stop it first, since it would not know")
 
-    async def _give(self, share: Share, kept: Checkpoint | None, letters: Sequence[DeadLetter]) -> int:
+    async def _give(self, share: Share, letters: Sequence[DeadLetter]) -> int:
         consumer, name = share.consumer, share.name
+        kept = self._reader.checkpoint(name)
         if await consumer.position() is not None:
             raise ConfigError(
                 f"consumer {name!r} keeps its position with its data, and takes no event twice; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import socket
 import time
@@ -122,6 +123,13 @@ class BusLink:
             with suppress(zmq.Again):  # not connected; the session repeats it
                 self.socket.send(encode_control(request), zmq.NOBLOCK)
         return self._session.wait_s(now_s)
+
+    def turn(self, longest_s: float) -> None:
+        """Send, wait for a reply or until something is due, and take replies in: for who has no loop."""
+        wait_s = min(longest_s, self.tick(time.monotonic()))
+        flags = zmq.POLLIN | zmq.POLLOUT if self.send() else zmq.POLLIN
+        self.socket.poll(math.ceil(wait_s * 1000), flags)
+        self.receive()
 
     def close(self) -> None:
         """Say goodbye and close the socket."""

@@ -12,7 +12,7 @@ import msgspec
 
 from phase_bus.aggregation.metric import MetricState
 from phase_bus.aggregation.units import describe
-from phase_bus.errors import ConfigError
+from phase_bus.core.classes import import_extra
 from phase_bus.events import RunStart
 from phase_bus.reporting.source import PastRun
 
@@ -49,7 +49,7 @@ class Sweep:
         self._warmup = warmup
         self._runs: list[dict[str, Any]] = []
         self._variations: dict[bytes, _Variation] = {}
-        student_t(2)  # which needs scipy
+        import_extra("scipy.special", "report", "--sweep: ")  # before any run is read
 
     def add(self, journal: Path, run: PastRun) -> None:
         """Add a run; one that is not complete is listed but not counted.
@@ -181,17 +181,13 @@ class _Variation:
         }
 
 
-def student_t(n: int, extra: str = "report") -> float:
+def student_t(n: int) -> float:
     """Return the quantile of Student's t for the two-sided interval of a mean over n values.
 
     Raises:
-        ConfigError: if scipy is not installed, which comes with this ``extra``.
+        ConfigError: if scipy is not installed.
     """
-    try:
-        from scipy.special import stdtrit
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"scipy is missing; install it with: pip install 'phase-bus[{extra}]'") from error
-    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+    return float(import_extra("scipy.special", "report").stdtrit(n - 1, (1 + CONFIDENCE) / 2))
 
 
 def _over_trials(values: Sequence[float]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from phase_bus.events import (
 from phase_bus.harness.simulation import draw_records
 from phase_bus.publisher.composer import RawRecord
 from phase_bus.publisher.hooks import to_ref
-from phase_bus.testing.store import MessageStore
+from phase_bus.testing.memory import MemoryBus
 
 RUN_ID = "run-1"
 T0_NS = 1_800_000_000_000_000_000
@@ -104,12 +104,12 @@ def make_records(
         )
     else:
         rows = [(run_id, ref, metrics, {}, None) for metrics in records]
-    store = MessageStore(batch_records=max(len(rows), 1))
-    publisher = store.publisher("factory")
+    bus = MemoryBus(batch_records=max(len(rows), 1))
+    publisher = bus.publisher("factory")
     for row in rows:
         publisher.record(*row)
     publisher.flush()
-    made = store.events(Records) or [Records(run_id=run_id, phase=ref, count=0)]
+    made = bus.events(Records) or [Records(run_id=run_id, phase=ref, count=0)]
     return msgspec.structs.replace(made[0], ts_ns=ts_ns, **values)
 
 
@@ -135,8 +135,8 @@ def make_run(
         seed: what the requests are drawn from: the same run for the same seed.
     """
     random, clock = np.random.default_rng(seed), _clock()
-    store = MessageStore(batch_records=batch_records)
-    publisher = store.publisher("factory")
+    bus = MemoryBus(batch_records=batch_records)
+    publisher = bus.publisher("factory")
     refs = _refs(phases)
     wanted = {ref.name: records if isinstance(records, int) else records.get(ref.name, 0) for ref in refs}
     plans = tuple(PhasePlan(phase=ref, expected_requests=wanted[ref.name] or None) for ref in refs)
@@ -164,7 +164,7 @@ def make_run(
         stats = msgspec.structs.replace(stats, end_ns=clock())
         publish(PhaseComplete, phase=ref, stats=stats)
     publisher.complete_run(run_id, status)
-    return [_at_fixed_time(event, clock) for event in store.events()]
+    return [_at_fixed_time(event, clock) for event in bus.events()]
 
 
 def _defaults(run_id: str) -> dict[type[EventBase], dict[str, Any]]:

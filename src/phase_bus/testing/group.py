@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
-from typing import Generic
 
 from phase_bus.consumer.account import RunAccount
 from phase_bus.consumer.dispatcher import Saved, decode_saved
@@ -12,49 +10,33 @@ from phase_bus.consumer.share import Share
 from phase_bus.consumer.view import View
 from phase_bus.core.control import EVENTS, PARTITIONS
 from phase_bus.core.wire import partition_of, topic_prefix
-from phase_bus.events import EventBase, Receipt
-from phase_bus.testing.outcome import C, Outcome
-from phase_bus.testing.store import MessageStore, StoredMessage
+from phase_bus.testing.outcome import C, StoredMessage
+from phase_bus.testing.store import MemoryOutcome, MessageStore
 
 _RUN_COMPLETE = topic_prefix("run_complete")
 
 
-class GroupOutcome(Outcome[C]):
+class GroupOutcome(MemoryOutcome[C]):
     """What a group did; ``consumer`` is the leader.
+
+    Which processes the instances are in makes no difference to them: here they are all in one.
 
     Attributes:
         partitions: the other instances, by the partition whose records each gets.
     """
 
-    def __init__(self, leader: C, partitions: dict[int, C]) -> None:
-        super().__init__(leader)
-        self.partitions = partitions
-
-
-class MemoryGroup(Generic[C]):
-    """Runs a group over all that is on a bus, from where one of its name stood, to the end.
-
-    Which processes the instances are in makes no difference to them: here they are all in one.
-
-    Args:
-        bus: the bus.
-        build: makes an instance.
-        name: the group's name.
-    """
-
     def __init__(self, bus: MessageStore, build: Callable[[], C], name: str) -> None:
-        self._bus = bus
-        self._name = name
-        self._publisher = bus.publisher(f"{name} (results)")
-        self._shares: dict[int, Share] = {}
-        self._merged: dict[int, bytes | None] = {}
-        leader = self._take_up(build(), EVENTS)
-        partitions = {number: self._take_up(build(), number) for number in range(PARTITIONS)}
-        self.outcome = GroupOutcome(leader, partitions)
+        super().__init__(bus, build(), name)
+        self.partitions = {number: build() for number in range(PARTITIONS)}
+        self._shares = {
+            number: self._share(consumer, View.in_group(consumer, name, number))
+            for number, consumer in ((EVENTS, self.consumer), *self.partitions.items())
+        }
         self._shares[EVENTS].parts = self._parts
+        self._merged: dict[int, bytes | None] = {}
 
-    async def run(self) -> GroupOutcome[C]:
-        """Start all instances, give each its events, let them flush and stop."""
+    async def _run(self) -> None:
+        """Start all instances, give each its events from its checkpoint on, let them flush and stop."""
         started: list[Share] = []
         try:
             for share in self._shares.values():
@@ -68,14 +50,6 @@ class MemoryGroup(Generic[C]):
         finally:
             for share in started:
                 await share.stop()
-        return self.outcome
-
-    def _take_up(self, consumer: C, number: int) -> C:
-        """Make a share with its instance."""
-        consumer.context.publish, consumer.context.journal_id = self._publish, self._bus.journal_id
-        view = View.in_group(consumer, self._name, number)
-        self._shares[number] = Share(consumer, view, uuid.uuid4().hex, self._give_receipt)
-        return consumer
 
     async def _hand_out(self, message: StoredMessage) -> None:
         """Give an event to its share, unless that handled it in an earlier run of the group."""
@@ -100,14 +74,7 @@ class MemoryGroup(Generic[C]):
                 if state is not None and state != self._merged.get(number):
                     changed[number] = self._merged[number] = state
         if changed:
-            await self.outcome.consumer.merge(changed)
-
-    async def _flush(self, share: Share) -> bool:
-        """Let an instance write out, and keep its checkpoint if it could; return whether it could."""
-        self.outcome._take_dead_letters(share)
-        flushed = await share.flush()
-        self._bus.keep(share)
-        return flushed
+            await self.consumer.merge(changed)
 
     def _saved(self, share: Share) -> Saved:
         return decode_saved(self._bus.checkpoints[share.name].state or b"")
@@ -117,11 +84,3 @@ class MemoryGroup(Generic[C]):
         shares = [s for s in self._shares.values() if not s.leads and s.name in self._bus.checkpoints]
         accounts = [self._saved(share).accounts for share in shares]
         return [runs[run_id] for runs in accounts if run_id in runs]
-
-    def _publish(self, event: EventBase) -> None:
-        self.outcome.published.append(event)
-        self._publisher.publish(event)
-
-    async def _give_receipt(self, receipt: Receipt) -> None:
-        self.outcome.receipts[receipt.run_id] = receipt
-        self._publisher.publish(receipt)

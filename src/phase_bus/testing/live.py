@@ -9,33 +9,33 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self
 
-from phase_bus.consumer.consumer import handlers_of, subscriptions_of
-from phase_bus.consumer.origin import Origin
+import msgspec
+
 from phase_bus.consumer.runner import ConsumerRunner
+from phase_bus.consumer.share import Origin
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import ClientInfo, DeadLetterNote, Status
-from phase_bus.core.wire import decode_event, topic_prefix
-from phase_bus.events import Event, EventBase, Receipt, RunStatus
+from phase_bus.core.wire import topic_prefix
+from phase_bus.events import EventBase, Receipt, RunStatus
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Entry
 from phase_bus.publisher.publisher import Publisher
-from phase_bus.testing.outcome import C, Outcome, prepare
+from phase_bus.testing.outcome import Bus, C, RunningOutcome, prepare
 from phase_bus.testing.process import BusProcess
 from phase_bus.testing.waiting import DEADLINE_S
 
 logger = logging.getLogger("phase_bus.testing")
 
-_E = TypeVar("_E", bound=EventBase)
 _RUN_COMPLETE = topic_prefix("run_complete")
 _LOOK_S = 0.02
 
 
-class LiveBus:
+class LiveBus(Bus):
     """A real bus in a process of its own, with the methods of :class:`~phase_bus.testing.MemoryBus`.
 
     Use it as a context manager: inside, the bus is ready; at its end the process and its directory are
@@ -55,7 +55,6 @@ class LiveBus:
         self.address = f"ipc://{self.directory}/bus"
         options = ("--heartbeat-s", "0.1", "--data", str(self.directory / "journal"), *options)
         self._process = BusProcess(self.directory / "bus.log", self.address, options=options)
-        self._own: Publisher | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -82,7 +81,7 @@ class LiveBus:
 
     def close(self) -> None:
         """End the process and remove its directory."""
-        if self._own is not None:
+        if "_own" in vars(self):
             self._own.close()
         if self._process.runs:
             try:
@@ -104,30 +103,16 @@ class LiveBus:
         Raises:
             AssertionError: the bus did not acknowledge them in time.
         """
-        publisher = self._publisher()
         for event in events:
-            publisher.publish(event)
-        _check_flushed(publisher)
+            self._own.publish(event)
+        self._check_flushed()
 
     def complete_run(self, run_id: str, status: RunStatus = "completed", reason: str = "") -> None:
         """End a run, with the count of all that :meth:`publish` published of it."""
-        self._publisher().complete_run(run_id, status, reason)
-        _check_flushed(self._publisher())
+        self._own.complete_run(run_id, status, reason)
+        self._check_flushed()
 
     # ---- what is on the bus ----
-
-    @overload
-    def events(self) -> list[Event]: ...
-
-    @overload
-    def events(self, kind: type[_E]) -> list[_E]: ...
-
-    def events(self, kind: type[_E] | None = None) -> list[Event] | list[_E]:
-        """Return all events in the journal, or those of one kind."""
-        decoded = [decode_event(entry.topic, entry.payload) for entry in self._entries()]
-        return [
-            event for event in decoded if event is not None and (kind is None or isinstance(event, kind))
-        ]
 
     def status(self) -> Status:
         """Return who is on the bus and how the runs are.
@@ -153,16 +138,6 @@ class LiveBus:
         """
         return LiveRun(self, prepare(consumer, name, options), origin)
 
-    async def run_consumer(self, consumer: C | type[C], **options: Any) -> Outcome[C]:
-        """Start a consumer, give it all events, let it flush and stop; return what it did."""
-        async with self.consumer(consumer, **options) as run:
-            await run.catch_up()
-        return run
-
-    def run_consumer_sync(self, consumer: C | type[C], **options: Any) -> Outcome[C]:
-        """Do the same in a test that is not async."""
-        return asyncio.run(self.run_consumer(consumer, **options))
-
     def offsets(self, topics: tuple[bytes, ...]) -> list[int]:
         """Return the offsets of the events on topics that begin so."""
         return [entry.offset for entry in self._entries() if entry.topic.startswith(topics)]
@@ -178,49 +153,41 @@ class LiveBus:
                 found += more
         return found
 
-    def _publisher(self) -> Publisher:
-        if self._own is None:
-            self._own = self.publisher("test")
-        return self._own
+    @cached_property
+    def _own(self) -> Publisher:
+        return self.publisher("test")
+
+    def _check_flushed(self) -> None:
+        if not self._own.flush(DEADLINE_S):
+            raise AssertionError(f"the bus at {self.address} did not acknowledge everything in time")
 
 
-class LiveRun(Outcome[C]):
+class LiveRun(RunningOutcome[C]):
     """A consumer on a real bus, with its process's whole machinery, in this process."""
 
     def __init__(self, bus: LiveBus, consumer: C, origin: Origin) -> None:
         super().__init__(consumer)
         self._bus = bus
-        handlers = handlers_of(consumer)
-        self._wanted = (*(t.encode() for t in subscriptions_of(handlers)), _RUN_COMPLETE)
         self._origin = origin
         self._ready = asyncio.Event()
         self._runner = ConsumerRunner(
             consumer, Address.parse(bus.address), origin=origin, on_ready=self._ready.set
         )
+        self._wanted = (*self._runner.share.view.wanted, _RUN_COMPLETE)
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
 
     async def __aenter__(self) -> Self:
         self._keep_published()
         self._task = asyncio.create_task(self._runner.run())
-        ready = asyncio.create_task(self._ready.wait())
-        done, _ = await asyncio.wait(
-            (self._task, ready), timeout=DEADLINE_S, return_when=asyncio.FIRST_COMPLETED
-        )
-        ready.cancel()
-        if self._task in done:
-            await self._task  # raises what kept it from starting
-        if not done:
+        try:
+            await self._until(self._ready.is_set, "was not ready in time")
+        except BaseException:
             await self._end(self._task.cancel)
-            raise AssertionError(f"consumer {self.consumer.name!r} was not ready within {DEADLINE_S:g} s")
+            raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         if not self._stopped:
             await self._end(self._runner.stop)
         self._collect()
@@ -234,7 +201,7 @@ class LiveRun(Outcome[C]):
         target = -1
         while target != (last := self._last_offset()):  # it may have published something itself meanwhile
             target = last
-            await self._until(self._is_at, target)
+            await self._until(partial(self._is_at, target), "did not catch up")
         self._collect()
 
     async def crash(self) -> None:
@@ -243,15 +210,15 @@ class LiveRun(Outcome[C]):
         self._stopped = True
         await self._end(self._task.cancel)
 
-    async def _until(self, condition: Callable[[int], bool], offset: int) -> None:
+    async def _until(self, condition: Callable[[], bool], failure: str) -> None:
         assert self._task is not None
         deadline_s = time.monotonic() + DEADLINE_S
-        while not await asyncio.to_thread(condition, offset):
+        while not await asyncio.to_thread(condition):
             if self._task.done():
-                await self._task
+                await self._task  # raises what ended it
                 raise AssertionError(f"consumer {self.consumer.name!r} has ended")
             if time.monotonic() > deadline_s:
-                raise AssertionError(f"consumer {self.consumer.name!r} did not catch up: {self._info()}")
+                raise AssertionError(f"consumer {self.consumer.name!r} {failure}: {self._info()}")
             await asyncio.sleep(_LOOK_S)
 
     def _last_offset(self) -> int:
@@ -304,11 +271,6 @@ class LiveRun(Outcome[C]):
                     if receipt.consumer_id == self._runner.client_id:
                         self.receipts[run.run_id] = receipt
             self.dead_letters = [
-                DeadLetterNote(**{name: getattr(letter, name) for name in DeadLetterNote.__struct_fields__})
+                msgspec.convert(letter, DeadLetterNote, from_attributes=True)
                 for letter in reader.dead_letters(self.consumer.name)
             ]
-
-
-def _check_flushed(publisher: Publisher) -> None:
-    if not publisher.flush(DEADLINE_S):
-        raise AssertionError(f"the bus at {publisher.address} did not acknowledge everything in time")

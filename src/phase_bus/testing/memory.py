@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from types import TracebackType
 from typing import Any, Self
 
 from phase_bus.consumer.dispatcher import ATTEMPTS
-from phase_bus.consumer.origin import Origin
-from phase_bus.consumer.share import Share
+from phase_bus.consumer.share import Origin
 from phase_bus.consumer.view import View
-from phase_bus.events import EventBase, Receipt, RunStatus
-from phase_bus.testing.group import GroupOutcome, MemoryGroup
-from phase_bus.testing.outcome import C, Outcome, prepare
-from phase_bus.testing.store import MessageStore
+from phase_bus.events import EventBase, RunStatus
+from phase_bus.testing.group import GroupOutcome
+from phase_bus.testing.outcome import C, Outcome, RunningOutcome, prepare
+from phase_bus.testing.store import MemoryOutcome, MessageStore
 
 
 class MemoryBus(MessageStore):
@@ -63,19 +60,6 @@ class MemoryBus(MessageStore):
         """
         return MemoryRun(self, prepare(consumer, name, options), origin, attempts)
 
-    async def run_consumer(self, consumer: C | type[C], **options: Any) -> Outcome[C]:
-        """Start a consumer, give it all events, let it flush and stop; return what it did.
-
-        Arguments are those of :meth:`consumer`.
-        """
-        async with self.consumer(consumer, **options) as run:
-            await run.catch_up()
-        return run
-
-    def run_consumer_sync(self, consumer: C | type[C], **options: Any) -> Outcome[C]:
-        """Do the same in a test that is not async."""
-        return asyncio.run(self.run_consumer(consumer, **options))
-
     async def run_group(self, consumer: type[C], *, name: str = "", **options: Any) -> GroupOutcome[C]:
         """Run a consumer as a group: an instance for each partition of the records, and the leader.
 
@@ -88,80 +72,59 @@ class MemoryBus(MessageStore):
             ConfigError: it takes no records.
         """
         group = name or consumer.group or consumer.__name__
-        return await MemoryGroup(self, lambda: prepare(consumer, group, options), group).run()
+        outcome = GroupOutcome(self, lambda: prepare(consumer, group, options), group)
+        await outcome._run()
+        return outcome
 
 
-class MemoryRun(Outcome[C]):
+class MemoryRun(MemoryOutcome[C], RunningOutcome[C]):
     """A consumer on an in-memory bus: started when ``async with`` begins, stopped when that ends.
 
     Handlers run in :meth:`catch_up`, and nowhere else: a test decides when.
     """
 
     def __init__(self, bus: MemoryBus, consumer: C, origin: Origin, attempts: int) -> None:
-        super().__init__(consumer)
-        self._bus = bus
-        self._publisher = bus.publisher(f"{consumer.name} (results)")
+        super().__init__(bus, consumer, consumer.name)
         self._origin = origin
-        consumer.context.publish, consumer.context.journal_id = self._publish, bus.journal_id
-        client_id = uuid.uuid4().hex
-        self._share = Share(
-            consumer, View.whole(consumer), client_id, self._give_receipt, attempts=attempts
-        )
+        self._whole = self._share(consumer, View.whole(consumer), attempts)
         self._read = 0  # how many messages of the bus it has been given
         self._runs = False
 
     async def __aenter__(self) -> Self:
-        await self._share.start()
+        await self._whole.start()
         self._runs = True
-        kept = self._bus.checkpoints.get(self._share.name)
-        await self._share.begin(kept, origin=self._origin, head=self._bus.head)
-        self._read = self._share.follower.offset
+        kept = self._bus.checkpoints.get(self._whole.name)
+        await self._whole.begin(kept, origin=self._origin, head=self._bus.head)
+        self._read = self._whole.follower.offset
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         if not self._runs:
             return
         self._runs = False
         try:
             await self.flush()
-            await self._share.give_receipts()  # also for what could not be written out: they say so
+            await self._whole.give_receipts()  # also for what could not be written out: they say so
         finally:
-            await self._share.stop()
+            await self._whole.stop()
 
     async def catch_up(self) -> None:
         """Let the consumer handle all that was published so far, what it publishes itself included."""
         while self._read < len(self._bus.messages):
             topic, header, payload = self._bus.messages[self._read]
             self._read += 1
-            if not topic.startswith(self._share.view.topics):
+            if not topic.startswith(self._whole.view.topics):
                 continue
-            if await self._share.handle(topic, header, payload, replayed=False) is not None:
+            if await self._whole.handle(topic, header, payload, replayed=False) is not None:
                 await self.flush()
 
     async def flush(self) -> bool:
         """Let the consumer write out, and keep its checkpoint if it could; return whether it could."""
-        new = self._take_dead_letters(self._share)
-        self._bus.dead_letters.setdefault(self._share.name, []).extend(new)
-        flushed = await self._share.flush()
-        self._bus.keep(self._share)
-        return flushed
+        return await self._flush(self._whole)
 
     async def crash(self) -> None:
         """End as by SIGKILL: neither flush nor stop is called, and the checkpoint stays where it was."""
         self._runs = False
-
-    def _publish(self, event: EventBase) -> None:
-        self.published.append(event)
-        self._publisher.publish(event)
-
-    async def _give_receipt(self, receipt: Receipt) -> None:
-        self.receipts[receipt.run_id] = receipt
-        self._publisher.publish(receipt)
 
 
 async def run_consumer(

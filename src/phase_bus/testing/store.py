@@ -5,35 +5,29 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self, TypeVar, overload
+from typing import Any, Self
 
 from phase_bus.bus.runs import Runs
+from phase_bus.consumer.dispatcher import ATTEMPTS
 from phase_bus.consumer.share import Share
+from phase_bus.consumer.view import View
 from phase_bus.core.control import DeadLetterNote
-from phase_bus.core.outbox import Message, Outbox
+from phase_bus.core.outbox import Outbox
 from phase_bus.core.values import ListMode
-from phase_bus.core.wire import Header, decode_event, parse_topic, topic_prefix, unpack_header
-from phase_bus.events import Event, EventBase, PhaseRef, RunStatus
+from phase_bus.core.wire import parse_topic, topic_prefix, unpack_header
+from phase_bus.events import EventBase, PhaseRef, Receipt, RunStatus
 from phase_bus.journal.rows import Checkpoint, Head
 from phase_bus.publisher.composer import BatchOptions, Completion, Composer
 from phase_bus.publisher.drops import Drops
+from phase_bus.testing.outcome import Bus, C, Outcome, StoredMessage
 
 logger = logging.getLogger("phase_bus.testing")
 
-_E = TypeVar("_E", bound=EventBase)
 _RECORDS = topic_prefix("records")
 _NO_LIMIT = 1 << 62
 
 
-class StoredMessage(NamedTuple):
-    """An event as it is on the bus: its three frames, the header unpacked."""
-
-    topic: bytes
-    header: Header
-    payload: bytes
-
-
-class MessageStore:
+class MessageStore(Bus):
     """Keeps messages in the order in which they came, as a bus's journal does.
 
     Args:
@@ -61,18 +55,8 @@ class MessageStore:
         """Return a publisher on this bus, with everything that a real one is called for."""
         return MemoryPublisher(self, name, self._lists, self._batch_records)
 
-    @overload
-    def events(self) -> list[Event]: ...
-
-    @overload
-    def events(self, kind: type[_E]) -> list[_E]: ...
-
-    def events(self, kind: type[_E] | None = None) -> list[Event] | list[_E]:
-        """Return all events so far, decoded, or those of one kind: ``bus.events(Summary)``."""
-        decoded = [decode_event(message.topic, message.payload) for message in self.messages]
-        return [
-            event for event in decoded if event is not None and (kind is None or isinstance(event, kind))
-        ]
+    def _entries(self) -> list[StoredMessage]:
+        return self.messages
 
     @property
     def head(self) -> Head:
@@ -80,21 +64,31 @@ class MessageStore:
         header = self.messages[-1].header if self.messages else None
         return Head(header.offset, header.event_number) if header else Head(0, 0)
 
+    def take_dead_letters(self, share: Share) -> list[DeadLetterNote]:
+        """Take over a share's new dead letters, as the bus does; return them."""
+        new = share.dispatcher.dead_letters
+        self.dead_letters.setdefault(share.name, []).extend(new)
+        share.dispatcher.forget_dead_letters(tuple(letter.offset for letter in new))
+        return new
+
     def keep(self, share: Share) -> None:
         """Keep a share's checkpoint, as the bus does, and confirm it."""
         if (commit := share.tell()) is not None:
             self.checkpoints[share.name] = Checkpoint(commit.position, commit.saved)
             share.confirm(commit.position)
 
-    def take(self, message: Message) -> None:
-        """Take a publisher's message in, and give it its place, as the bus does."""
-        topic, header_frame, payload = message.frames
-        header = unpack_header(header_frame, topic)._replace(
-            offset=len(self.messages) + 1,
-            event_number=self.head.event_number + (not topic.startswith(_RECORDS)),
-        )
-        self.messages.append(StoredMessage(topic, header, payload))
-        self._runs.count(topic, parse_topic(topic), header, payload)
+    def take(self, outbox: Outbox) -> None:
+        """Take in all that an outbox has, and give each message its place, as the bus does."""
+        while (message := outbox.peek()) is not None:
+            outbox.sent()
+            outbox.acknowledge(message.seq)
+            topic, header_frame, payload = message.frames
+            header = unpack_header(header_frame, topic)._replace(
+                offset=len(self.messages) + 1,
+                event_number=self.head.event_number + (not topic.startswith(_RECORDS)),
+            )
+            self.messages.append(StoredMessage(topic, header, payload))
+            self._runs.count(topic, parse_topic(topic), header, payload)
 
     def end_runs(self, source: bytes) -> None:
         """End the runs that a publisher leaves open: as the bus does, ``lost``."""
@@ -102,7 +96,7 @@ class MessageStore:
             end = run.lost("its publisher left without ending it")
             self._outbox.put(end)
             self._runs.end(run, end)
-        deliver(self._outbox, self)
+        self.take(self._outbox)
 
 
 class MemoryPublisher:
@@ -137,7 +131,7 @@ class MemoryPublisher:
             TypeError, ValueError, OverflowError: it holds something that cannot travel.
         """
         self._composer.add(event)
-        self._deliver()
+        self._store.take(self._outbox)
 
     def record(
         self,
@@ -153,17 +147,17 @@ class MemoryPublisher:
             TypeError, ValueError: it is no record.
         """
         self._composer.add_record((run_id, phase, metrics, fields, error))
-        self._deliver()
+        self._store.take(self._outbox)
 
     def complete_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
         """Publish the run's last event, with the count of all that was published of it."""
         self._composer.complete(Completion(run_id, status, reason))
-        self._deliver()
+        self._store.take(self._outbox)
 
     def flush(self, timeout_s: float = 0.0) -> bool:  # noqa: ARG002 - as the real one has it
         """Close the open batches of records; return True."""
         self._composer.close_batches()
-        self._deliver()
+        self._store.take(self._outbox)
         return True
 
     def close(self, timeout_s: float = 0.0) -> None:
@@ -171,13 +165,30 @@ class MemoryPublisher:
         self.flush(timeout_s)
         self._store.end_runs(self._outbox.source)
 
-    def _deliver(self) -> None:
-        deliver(self._outbox, self._store)
 
+class MemoryOutcome(Outcome[C]):
+    """What a consumer or a group did on an in-memory bus, which its shares are hosted on here."""
 
-def deliver(outbox: Outbox, store: MessageStore) -> None:
-    """Move all messages from an outbox to a store."""
-    while (message := outbox.peek()) is not None:
-        outbox.sent()
-        outbox.acknowledge(message.seq)
-        store.take(message)
+    def __init__(self, bus: MessageStore, consumer: C, name: str) -> None:
+        super().__init__(consumer)
+        self._bus = bus
+        self._publisher = bus.publisher(f"{name} (results)")
+
+    def _share(self, consumer: C, view: View, attempts: int = ATTEMPTS) -> Share:
+        consumer.context.publish, consumer.context.journal_id = self._publish, self._bus.journal_id
+        return Share(consumer, view, uuid.uuid4().hex, self._give_receipt, attempts=attempts)
+
+    async def _flush(self, share: Share) -> bool:
+        """Let an instance write out, and keep its checkpoint if it could; return whether it could."""
+        self.dead_letters += self._bus.take_dead_letters(share)
+        flushed = await share.flush()
+        self._bus.keep(share)
+        return flushed
+
+    def _publish(self, event: EventBase) -> None:
+        self.published.append(event)
+        self._publisher.publish(event)
+
+    async def _give_receipt(self, receipt: Receipt) -> None:
+        self.receipts[receipt.run_id] = receipt
+        self._publisher.publish(receipt)

@@ -48,11 +48,9 @@ class Interval(Struct, frozen=True, kw_only=True):
 
 
 def difference(pairs: Sequence[tuple[float, float]]) -> Interval | None:
-    """Return the difference between paired values, None for fewer than two pairs.
+    """Return the difference of a mode from pairs of each round's value with the bus off and in the mode.
 
-    Args:
-        pairs: for each round the value with the bus off, and the value in the mode; a pair that is not of
-            positive values has no ratio and is left out.
+    A pair that is not of positive values has no ratio and is left out; fewer than two give None.
     """
     logs = [math.log(value / off) for off, value in pairs if off > 0 and value > 0]
     if len(logs) < 2:

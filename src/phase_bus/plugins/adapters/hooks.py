@@ -24,9 +24,6 @@ class HookConsumer(Consumer):
     Each run has hooks of its own, made when its first phase begins, so that what a hook keeps is of one
     run. A hook that raises does not keep the event from the others; the event is tried again, and becomes
     a dead letter if need be, for that hook alone.
-
-    Args:
-        parts: the hooks, in order.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:

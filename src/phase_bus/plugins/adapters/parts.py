@@ -7,15 +7,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phase_bus.consumer.options import build_object
 from phase_bus.core.classes import one_line
 from phase_bus.errors import ConsumerDefinitionError, ConsumerNotFoundError, OptionError, PhaseBusError
-from phase_bus.plugins.file import PRIORITY, Kind
-
-if TYPE_CHECKING:
-    from phase_bus.plugins.registry import Registry
+from phase_bus.plugins.registry import PRIORITY, Kind, Registry
 
 logger = logging.getLogger("phase_bus.consumer")
 
@@ -39,11 +36,7 @@ class Part:
     _prepared: Any = None
 
     def prepare(self) -> None:
-        """Make the first one, so that what is wrong shows before anything runs.
-
-        Raises:
-            PhaseBusError: if an option is wrong, or the constructor fails.
-        """
+        """Make the first one, so that what is wrong shows before anything runs; see :meth:`make`."""
         self._prepared = self.make()
 
     def make(self) -> Any:
@@ -77,15 +70,9 @@ def choose(
     """
     word, _, names = use.partition(":")
     kind: Kind = "hook" if word.startswith("hook") else "processor"
-    if names:
-        parts = _named(registry, kind, names.split(","), owner)
-        _share_out(parts, owner, values)
-        for part in parts:
-            part.prepare()
-    else:
-        parts = _loaded(registry, kind, owner)
-        _share_out(parts, owner, values)
-        parts = [part for part in parts if _can_be_prepared(part)]
+    parts = _named(registry, kind, names.split(","), owner) if names else _loaded(registry, kind, owner)
+    _share_out(parts, owner, values)
+    parts = [part for part in parts if _is_prepared(part, named=bool(names))]
     if not parts:
         raise ConsumerNotFoundError(
             use,
@@ -121,12 +108,12 @@ def _loaded(registry: Registry, kind: Kind, owner: str) -> list[Part]:
     return parts
 
 
-def _can_be_prepared(part: Part) -> bool:
-    """Prepare a part that nobody named; report one that cannot be, unless it was given options."""
+def _is_prepared(part: Part, *, named: bool) -> bool:
+    """Prepare a part; report one that cannot be, if nobody named it or gave it options."""
     try:
         part.prepare()
     except PhaseBusError as error:
-        if part.options:
+        if named or part.options:
             raise
         logger.warning("%s; %r is left out", error, part.name)
         return False

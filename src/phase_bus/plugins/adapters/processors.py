@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -25,14 +28,14 @@ class TooLateError(PhaseBusError):
     """Something came after the processors had its phase or run."""
 
 
+@dataclass
 class _Phase:
     """A phase whose run goes on; ``requests`` is None until it is over."""
 
-    def __init__(self, ref: PhaseRef) -> None:
-        self.ref = ref
-        self.results = PhaseResults()
-        self.requests: int | None = None
-        self.processed = False
+    ref: PhaseRef
+    results: PhaseResults = field(default_factory=PhaseResults)
+    requests: int | None = None
+    processed: bool = False
 
     @property
     def whole(self) -> bool:
@@ -50,9 +53,7 @@ class _Run:
 
     def phase(self, ref: PhaseRef) -> _Phase:
         """Return a phase."""
-        if ref.name not in self._phases:
-            self._phases[ref.name] = _Phase(ref)
-        return self._phases[ref.name]
+        return self._phases.setdefault(ref.name, _Phase(ref))
 
     def phases(self) -> list[_Phase]:
         """Return the phases, first to last."""
@@ -73,9 +74,6 @@ class ProcessorConsumer(Consumer):
 
     Each run has processors of its own. One that raises is not called again for that phase, and does not
     keep it from the others; the event becomes a dead letter.
-
-    Args:
-        parts: the processors, in order.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -160,11 +158,9 @@ class ProcessorConsumer(Consumer):
 
     async def _process_whole_ones(self, event: EventBase, run: _Run) -> None:
         failures: list[Exception] = []
-        for phase in run.phases():
-            if not phase.processed:
-                if not phase.whole:
-                    break
-                failures += await self._process(event.run_id, run, phase, final=True)
+        left = (phase for phase in run.phases() if not phase.processed)
+        for phase in takewhile(attrgetter("whole"), left):
+            failures += await self._process(event.run_id, run, phase, final=True)
         self._tell(event, failures)
 
     async def _process(self, run_id: str, run: _Run, phase: _Phase, *, final: bool) -> list[Exception]:
