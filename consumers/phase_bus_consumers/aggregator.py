@@ -41,10 +41,8 @@ _REMEMBERED = 100
 class _Run(RunResult):
     """A run whose summary is not final yet."""
 
-    def __init__(self, state: RunState) -> None:
-        super().__init__(state)
-        self.summarized_s: float | None = None  # when its summary was last made, monotonic
-        self.changed = True  # whether it has changed since then
+    summarized_s: float | None = None  # when its summary was last made, monotonic
+    changed = True  # whether it has changed since then
 
 
 class _Saved(Struct):
@@ -201,7 +199,6 @@ class ResultsAggregator(Consumer):
                 self._finish(run)
         elif self._due(run):
             self._publish_summary(run)
-            self._write()
 
     def _due(self, run: _Run) -> bool:
         """Return whether the interval since a run's last summary, or since its first event, is over."""
@@ -221,12 +218,12 @@ class ResultsAggregator(Consumer):
         summary = self._summarize(run)
         run_id = run.state.run_id
         self.publish(Summary(run_id=run_id, producer=self.name, final=run.final, result=summary))
+        self._write()
 
     def _finish(self, run: _Run) -> None:
         """Publish the result at a run's end; keep a run that is not complete for late records, and a lost
         one, since its publisher may come back."""
         self._publish_summary(run)
-        self._write()
         if run.final and run.end is not None and run.end.status != "lost":
             self.forget(run.state.run_id)
 
