@@ -6,7 +6,6 @@ import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from typing import Self
 
 import msgspec
 import zmq
@@ -23,7 +22,7 @@ _BUFFER_BYTES = 8 << 20  # read ahead of what the bus has acknowledged
 _TURN_EVERY = 64  # events between two looks at the socket, while there is room
 _LINGER_MS = 500
 _LONGEST_IDLE_S = 1.0  # between runs nothing happens, and nobody wants to wait for it
-PATIENCE_S = 30.0
+_PATIENCE_S = 30.0  # for how long the bus may acknowledge nothing before it is given up
 
 
 class Replayer:
@@ -33,10 +32,8 @@ class Replayer:
     except for the end of a run, whose counts become those of what was published here.
 
     Args:
-        address: where the bus is.
         speed: by how much to divide the time between events; None for as fast as the bus takes them.
         run_id: what to call the run instead.
-        patience_s: how long the bus may acknowledge nothing, in seconds, before it is given up.
         on_sent: called with the number of events so far.
     """
 
@@ -46,7 +43,6 @@ class Replayer:
         *,
         speed: float | None = 1.0,
         run_id: str | None = None,
-        patience_s: float = PATIENCE_S,
         on_sent: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.events = 0
@@ -54,7 +50,6 @@ class Replayer:
         self._address = address
         self._speed = speed
         self._run_id = run_id
-        self._patience_s = patience_s
         self._on_sent = on_sent
         self._outbox = Outbox(uuid.uuid4().bytes, _BUFFER_BYTES)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -65,37 +60,28 @@ class Replayer:
         self._going_on: set[str] = set()
         self._due_s = 0.0
         self._last_ns: int | None = None
-        self._next_seq = 1
-        self._moved_s = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
 
     def publish(self, events: Iterable[Entry]) -> None:
-        """Publish events, and return when the bus has acknowledged all of them.
+        """Publish events until the bus has acknowledged all of them, and leave it; open runs end then.
 
         Raises:
-            PhaseBusError: if the bus takes nothing for longer than the patience lasts, or a run is to get
-                another id and an event is of a kind that this version cannot write.
+            PhaseBusError: if the bus takes nothing for too long, or a run is to get another id and an
+                event is of a kind that this version cannot write.
         """
-        for past in events:
-            self._wait_until_due(past)
-            while self._outbox.size_bytes > _BUFFER_BYTES:
-                self._turn(self._patience_s)
-            self._put(past)
-            if self.events % _TURN_EVERY == 0:
-                self._turn(0.0)
-        while len(self._outbox):
-            self._turn(self._patience_s)
-        self._on_sent(self.events)
-
-    def close(self) -> None:
-        """Leave the bus, which ends runs that are still open."""
-        self._link.close()
-        self._context.term()
+        try:
+            for past in events:
+                self._wait_until_due(past)
+                while self._outbox.size_bytes > _BUFFER_BYTES:
+                    self._turn(_PATIENCE_S)
+                self._put(past)
+                if self.events % _TURN_EVERY == 0:
+                    self._turn(0.0)
+            while len(self._outbox):
+                self._turn(_PATIENCE_S)
+            self._on_sent(self.events)
+        finally:
+            self._link.close()
+            self._context.term()
 
     def _put(self, past: Entry) -> None:
         key = past.source, parse_topic(past.topic).run_id
@@ -145,22 +131,12 @@ class Replayer:
             self._turn(left_s)
 
     def _turn(self, longest_s: float) -> None:
-        """Give the link its turn: send, and wait a while for acknowledgements."""
-        wait_s = min(longest_s, self._link.tick(time.monotonic()))
-        want_write = self._link.send()
-        flags = zmq.POLLIN | (zmq.POLLOUT if want_write else 0)
-        self._link.socket.poll(int(wait_s * 1000) + (wait_s > 0), flags)
-        self._link.receive()
-        self._on_sent(self.events - len(self._outbox))
-        self._check_patience()
-
-    def _check_patience(self) -> None:
-        now_s = time.monotonic()
-        if not len(self._outbox) or self._outbox.next_seq != self._next_seq:
-            self._next_seq, self._moved_s = self._outbox.next_seq, now_s
-        elif now_s - self._moved_s > self._patience_s:
+        """Give the link its turn; give the bus up if it has taken nothing for too long."""
+        silent_s = self._link.turn(longest_s)
+        delivered = self.events - len(self._outbox)
+        self._on_sent(delivered)
+        if silent_s > _PATIENCE_S:
             raise PhaseBusError(
-                f"the bus at {self._address} has acknowledged nothing for {self._patience_s:g} s; "
-                f"{self.events - len(self._outbox)} events were delivered; see whether it is running and "
-                "its disk has space"
+                f"the bus at {self._address} has acknowledged nothing for {_PATIENCE_S:g} s; "
+                f"{delivered} events were delivered; see whether it is running and its disk has space"
             )

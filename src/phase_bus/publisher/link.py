@@ -56,7 +56,8 @@ class Link:
 class BusLink(Link):
     """Acknowledged delivery to a bus: go-back-N over a DEALER, resumed after a reconnection.
 
-    ZeroMQ may keep trying to send for ``linger_ms`` after :meth:`close`.
+    ZeroMQ may keep trying to send for ``linger_ms`` after :meth:`close`. Who has no loop of its own calls
+    :meth:`turn` instead of :meth:`send`, :meth:`receive` and :meth:`tick`.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class BusLink(Link):
         self._session = Session(self._hello, self._beat, time.monotonic())
         self._was_connected = False
         self._stale = False  # whether the socket's connection is given up
+        self._next_seq = 0
+        self._moved_s = time.monotonic()
 
     @property
     def connected(self) -> bool:
@@ -147,6 +150,17 @@ class BusLink(Link):
             with suppress(zmq.Again):  # not connected; the session repeats it
                 self.socket.send(encode_control(request), zmq.NOBLOCK)
         return self._session.wait_s(now_s)
+
+    def turn(self, longest_s: float) -> float:
+        """Send, and wait a while for acknowledgements; return for how long none that is due has come."""
+        wait_s = min(longest_s, self.tick(time.monotonic()))
+        events = zmq.POLLIN | zmq.POLLOUT if self.send() else zmq.POLLIN
+        self.socket.poll(int(wait_s * 1000) + (wait_s > 0), events)
+        self.receive()
+        now_s, next_seq = time.monotonic(), self._outbox.next_seq
+        if not len(self._outbox) or next_seq != self._next_seq:
+            self._next_seq, self._moved_s = next_seq, now_s
+        return now_s - self._moved_s
 
     def close(self) -> None:
         """Say goodbye and close the socket."""

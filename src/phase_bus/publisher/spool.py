@@ -290,17 +290,10 @@ def _deliver(outbox: Outbox, address: Address, name: str, timeout_s: float) -> i
     known: int | None = None
     try:
         link = BusLink(context, address, outbox, name, _LINGER_MS)
-        total = left = len(outbox)
-        deadline_s = time.monotonic() + timeout_s
-        while len(outbox) and (now_s := time.monotonic()) < deadline_s:
-            wait_s = min(link.tick(now_s), deadline_s - now_s)
-            events = zmq.POLLIN | zmq.POLLOUT if link.send() else zmq.POLLIN
-            link.socket.poll(max(int(wait_s * 1000), 1), events)
-            link.receive()
+        total = len(outbox)
+        while len(outbox) and link.turn(timeout_s) < timeout_s:
             if known is None and link.connected:
                 known = total - len(outbox)  # nothing has been sent yet
-            if len(outbox) < left:
-                left, deadline_s = len(outbox), time.monotonic() + timeout_s
         link.close()
     finally:
         context.destroy()
