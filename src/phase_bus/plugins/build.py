@@ -14,7 +14,6 @@ def build(registry: Registry, use: str, name: str, values: Mapping[str, Any]) ->
     """Make what ``--with`` or ``consume`` name, ready to run.
 
     Args:
-        registry: where names are looked up.
         use: ``NAME`` or ``module:Class`` of a consumer; ``hook:...`` or ``processor:...`` with one or
             several of these, separated by commas; or ``hooks`` or ``processors`` for all that are loaded
             without being named.

@@ -59,15 +59,10 @@ class Registry(Struct, frozen=True):
                 continue
             name = file.plugin.name
             if plugins.setdefault(name, source) != source:
-                logger.warning(
-                    "plugin %r (%s) is left out: %s has that name too, and comes first; "
-                    "give it another 'name' in its file",
-                    name,
-                    source,
-                    plugins[name],
-                )
-                continue
-            _add(file, found)
+                what = f"plugin {name!r} ({source})"
+                _warn_taken(what, plugins[name], "give it another 'name' in its file")
+            else:
+                _add(file, found)
         ordered = sorted(found.values(), key=attrgetter("priority", "name"))
         return cls(*({e.name: e for e in ordered if e.kind == kind} for kind in SECTIONS.values()))
 
@@ -81,21 +76,15 @@ class Registry(Struct, frozen=True):
         return [entry for kind in SECTIONS.values() for entry in self.of(kind).values()]
 
     def resolve(self, name: str) -> type[Consumer]:
-        """Return the class of a consumer, given by its name or as ``module:Class``.
-
-        Raises:
-            ConsumerNotFoundError: if nothing has that name, or its class cannot be used.
-        """
+        """Return the class of a consumer, as :meth:`class_of` does."""
         cls: type[Consumer] = self.class_of("consumer", name)
         return cls
 
     def class_of(self, kind: Kind, name: str) -> Any:
-        """Return the class of something, given by its name or as ``module:Class``.
-
-        Modules are also looked for in the current working directory.
+        """Return the class of something, given by its name, or as ``module:Class``, from here too.
 
         Raises:
-            ConsumerNotFoundError: if nothing has that name, or the class cannot be imported, or is of
+            ConsumerNotFoundError: if nothing has that name, or its class cannot be imported, or is of
                 another kind.
         """
         shown = name if kind == "consumer" else f"{kind}:{name}"
@@ -118,11 +107,7 @@ class Registry(Struct, frozen=True):
 
 
 def load_class(kind: Kind, name: str, target: str) -> Any:
-    """Import a class of a kind.
-
-    Raises:
-        ConsumerNotFoundError: if it cannot be imported, or is of another kind.
-    """
+    """Import a class, or raise a ConsumerNotFoundError if it cannot be imported or is of another kind."""
     wanted, what = _KINDS[kind]
     return import_class(name, target, wanted=wanted, what=what)
 
@@ -165,13 +150,10 @@ def _add(file: PluginFile, found: dict[tuple[str, str], Entry]) -> None:
         entry = Entry(name=name, kind=kind, plugin=file.plugin.name, **fields)
         taken = found.setdefault((kind, name), entry)
         if taken is not entry:
-            logger.warning(
-                "%s %r of plugin %r is left out: plugin %r has that name too, and comes first; "
-                "use it as %s%s",
-                WORDS[kind],
-                name,
-                entry.plugin,
-                taken.plugin,
-                "" if kind == "consumer" else f"{kind}:",
-                entry.target,
-            )
+            what = f"{WORDS[kind]} {name!r} of plugin {entry.plugin!r}"
+            prefix = "" if kind == "consumer" else f"{kind}:"
+            _warn_taken(what, f"plugin {taken.plugin!r}", f"use it as {prefix}{entry.target}")
+
+
+def _warn_taken(what: str, first: str, remedy: str) -> None:
+    logger.warning("%s is left out: %s has that name too, and comes first; %s", what, first, remedy)

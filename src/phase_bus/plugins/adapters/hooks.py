@@ -24,9 +24,6 @@ class HookConsumer(Consumer):
     Each run has hooks of its own, made when its first phase begins, so that what a hook keeps is of one
     run. A hook that raises does not keep the event from the others; the event is tried again, and becomes
     a dead letter if need be, for that hook alone.
-
-    Args:
-        parts: the hooks, in order.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -72,9 +69,8 @@ class HookConsumer(Consumer):
         self._runs.pop(event.run_id, None)
 
     def _hooks(self, run_id: str) -> list[Any]:
-        hooks = self._runs.get(run_id)
-        if hooks is None:
-            hooks = self._runs[run_id] = [part.make() for part in self._parts]
+        if run_id not in self._runs:
+            self._runs[run_id] = [part.make() for part in self._parts]
             if len(self._runs) > _KEPT_RUNS:  # phases that trail their run's end
                 del self._runs[next(iter(self._runs))]
-        return hooks
+        return self._runs[run_id]

@@ -37,7 +37,7 @@ class _Phase:
     @property
     def whole(self) -> bool:
         """Whether it is over and each of its requests has its record."""
-        return bool(self.requests) and len(self.results) >= (self.requests or 0)
+        return self.requests is not None and 0 < self.requests <= len(self.results)
 
 
 class _Run:
@@ -50,9 +50,7 @@ class _Run:
 
     def phase(self, ref: PhaseRef) -> _Phase:
         """Return a phase."""
-        if ref.name not in self._phases:
-            self._phases[ref.name] = _Phase(ref)
-        return self._phases[ref.name]
+        return self._phases.setdefault(ref.name, _Phase(ref))
 
     def phases(self) -> list[_Phase]:
         """Return the phases, first to last."""
@@ -73,9 +71,6 @@ class ProcessorConsumer(Consumer):
 
     Each run has processors of its own. One that raises is not called again for that phase, and does not
     keep it from the others; the event becomes a dead letter.
-
-    Args:
-        parts: the processors, in order.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:

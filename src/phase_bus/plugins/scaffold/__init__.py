@@ -60,11 +60,7 @@ def write_consumer(name: str, directory: Path) -> list[Path]:
 
 
 def _check_name(name: str) -> str:
-    """Return the name of the package for a consumer.
-
-    Raises:
-        ConfigError: if the consumer cannot have this name.
-    """
+    """Return the name of the package for a consumer; raise a ConfigError if it cannot have this name."""
     package = name.replace("-", "_")
     if not _NAME.fullmatch(name) or keyword.iskeyword(package) or len(name) > _LONGEST_NAME:
         raise ConfigError(
