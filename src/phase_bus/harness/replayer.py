@@ -30,11 +30,7 @@ class Replayer:
 
     It has no thread and drops nothing: it reads no further than the bus takes. Payloads stay as they are,
     except for the end of a run, whose counts become those of what was published here.
-
-    Args:
-        speed: by how much to divide the time between events; None for as fast as the bus takes them.
-        run_id: what to call the run instead.
-        on_sent: called with the number of events so far.
+    The time between events is divided by ``speed``; None is for as fast as the bus takes them.
     """
 
     def __init__(

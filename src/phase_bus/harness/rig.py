@@ -29,12 +29,8 @@ _RUN_END_GRACE_S = 2.0  # for a run_complete that is still under way when its co
 class Rig:
     """Runs a bus and consumers as processes, and shows on a console how the runs go.
 
-    Use it as an async context manager: inside, everything is ready.
-
-    Args:
-        config: the bus and consumers.
-        console: where to show things.
-        quiet: show only what the processes print, and what goes wrong.
+    Use it as an async context manager: inside, everything is ready. If ``quiet``, it shows only what the
+    processes print, and what goes wrong.
 
     Attributes:
         address: the address to give to others.
@@ -95,11 +91,7 @@ class Rig:
     # ---- beginning and end ----
 
     async def _start(self) -> Status:
-        """Start everything and wait until each consumer is ready; return the bus's status.
-
-        Raises:
-            PhaseBusError: if a process ended instead, or was not ready in time.
-        """
+        """Start everything and wait until each consumer is ready; return the bus's status."""
         await self._bus.start()
         await asyncio.gather(*(child.start() for child in self._consumers))
         status = await self._wait_ready()
@@ -163,8 +155,7 @@ class Rig:
     async def settle(self, reason: str) -> None:
         """Wait until every run has ended and every living consumer has handled that.
 
-        Args:
-            reason: why runs that are still open after a moment are ended as lost.
+        Runs that are still open after a moment are ended as lost, for this reason.
         """
         deadline_s = time.monotonic() + _RUN_END_GRACE_S
         status = await self.status()
@@ -203,11 +194,8 @@ class Rig:
         runs = [run.run_id for run in status.runs if run.status != "running"][-REMEMBERED_RUNS:]
         for child in self._consumers:
             info = child.standing(status)
-            if child.returncode is not None or info is None:
-                continue
-            for run_id in runs:
-                if run_id not in info.handled_runs:
-                    yield child, run_id
+            if child.returncode is None and info is not None:
+                yield from ((child, run_id) for run_id in runs if run_id not in info.handled_runs)
 
     def _tell_incomplete(self, status: Status) -> None:
         for child in self._consumers:

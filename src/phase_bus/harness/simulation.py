@@ -62,13 +62,13 @@ class Simulation:
                 run_id=run_id, producer="phase-bus simulate", models=("simulated",), **self.sweep
             )
         )
-        counts = [self.warmup, self.requests] if self.warmup else [self.requests]
-        kinds: list[events.PhaseKind] = ["warmup", "profiling"]
-        plans = [
+        counts: dict[events.PhaseKind, int] = {"warmup": self.warmup} if self.warmup else {}
+        counts["profiling"] = self.requests
+        plans = tuple(
             events.PhasePlan(phase=events.PhaseRef(kind, kind, index), expected_requests=count or None)
-            for index, (kind, count) in enumerate(zip(kinds[-len(counts) :], counts, strict=True))
-        ]
-        publish(events.PhasesConfigured(run_id=run_id, phases=tuple(plans)))
+            for index, (kind, count) in enumerate(counts.items())
+        )
+        publish(events.PhasesConfigured(run_id=run_id, phases=plans))
         for plan in plans:
             self._run_phase(plan.phase, plan.expected_requests or 0)
 
@@ -123,11 +123,7 @@ def draw_records(
     """Yield made-up requests, as arguments of :meth:`~phase_bus.publisher.publisher.Publisher.record`.
 
     Args:
-        random: what the numbers are drawn from.
-        run_id: their run.
-        phase: their phase.
         first: the number of the first one within its phase.
-        count: how many.
         error_rate: the share that fails, 0 to 1.
         ttft_ms: the median time to the first token.
         clock: gives the Unix time in ns at which the next one ends.

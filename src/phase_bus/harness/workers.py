@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from phase_bus.errors import ConfigError
-from phase_bus.harness.children import Child, describe_exit
+from phase_bus.harness.children import Child, Say, describe_exit
 
 _STARTED_S = 1.0  # after this its output is shown as it comes
 _LASTED_S = 20.0  # a worker that fails by itself before that has not worked
@@ -20,14 +20,11 @@ class WorkerPool:
     """Keeps a number of workers running.
 
     The others take over what a worker that dies was working on, until there is another in its place.
-
-    Args:
-        arguments: those of ``phase-bus`` for one worker.
-        workers: how many.
-        say: called with the worker's name and each line that it prints, and of deaths with ``""``.
+    ``arguments`` are those of ``phase-bus`` for one worker; ``say`` is called with a worker's name and each
+    line that it prints, and of deaths with ``""``.
     """
 
-    def __init__(self, arguments: Sequence[str], workers: int, say: Callable[[str, str], None]) -> None:
+    def __init__(self, arguments: Sequence[str], workers: int, say: Say) -> None:
         self._arguments = arguments
         self._workers = workers
         self._say = say

@@ -35,11 +35,7 @@ def build(registry: Registry, use: str, name: str, values: Mapping[str, Any]) ->
 
 
 def group_of(registry: Registry, use: str) -> str:
-    """Return the group that processes of what ``use`` names form by themselves, empty for none.
-
-    Raises:
-        ConsumerNotFoundError: if there is no such consumer.
-    """
+    """Return the group that processes of what ``use`` names form by themselves, empty for none."""
     return "" if is_adapted(use) else registry.resolve(use).group
 
 

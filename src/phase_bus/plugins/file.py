@@ -58,14 +58,6 @@ class PluginFile(Struct, frozen=True):
     phase_hooks: dict[str, Row] | None = None
     post_processors: dict[str, Row] | None = None
 
-    def rows(self) -> list[tuple[Kind, str, Row]]:
-        """Return all that the file offers: kind, name, and the rest."""
-        return [
-            (kind, name, row)
-            for section, kind in SECTIONS.items()
-            for name, row in (getattr(self, section) or {}).items()
-        ]
-
 
 def installed_sources() -> list[str]:
     """Return where the files of installed plugins are, as ``package:file``: ours first, then by name.

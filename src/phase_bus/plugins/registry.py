@@ -145,14 +145,16 @@ def _read(source: str) -> PluginFile | None:
 
 
 def _add(file: PluginFile, found: dict[tuple[str, str], Entry]) -> None:
-    for kind, name, row in file.rows():
-        fields: dict[str, Any] = msgspec.structs.asdict(row)
-        entry = Entry(name=name, kind=kind, plugin=file.plugin.name, **fields)
-        taken = found.setdefault((kind, name), entry)
-        if taken is not entry:
-            what = f"{WORDS[kind]} {name!r} of plugin {entry.plugin!r}"
-            prefix = "" if kind == "consumer" else f"{kind}:"
-            _warn_taken(what, f"plugin {taken.plugin!r}", f"use it as {prefix}{entry.target}")
+    for section, kind in SECTIONS.items():
+        rows: dict[str, Row] = getattr(file, section) or {}
+        for name, row in rows.items():
+            fields = msgspec.structs.asdict(row)
+            entry = Entry(name=name, kind=kind, plugin=file.plugin.name, **fields)
+            taken = found.setdefault((kind, name), entry)
+            if taken is not entry:
+                what = f"{WORDS[kind]} {name!r} of plugin {entry.plugin!r}"
+                prefix = "" if kind == "consumer" else f"{kind}:"
+                _warn_taken(what, f"plugin {taken.plugin!r}", f"use it as {prefix}{entry.target}")
 
 
 def _warn_taken(what: str, first: str, remedy: str) -> None:

@@ -48,11 +48,7 @@ class Part:
         return True
 
     def make(self) -> Any:
-        """Return the prepared one the first time, then a new one each time.
-
-        Raises:
-            PhaseBusError: if an option is wrong, or the constructor fails.
-        """
+        """Return the prepared one the first time, then a new one each time."""
         if self._prepared is not None:
             prepared, self._prepared = self._prepared, None
             return prepared

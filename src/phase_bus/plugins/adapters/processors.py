@@ -131,11 +131,7 @@ class ProcessorConsumer(Consumer):
         self._tell(event, failures)
 
     def _run(self, event: EventBase) -> _Run:
-        """Return an event's run; raise again what the processors raised on this event.
-
-        Raises:
-            TooLateError: if the run is over.
-        """
+        """Return an event's run unless that is over; raise again what its processors raised on the event."""
         if self._failed is not None and self._failed[0] is event:
             self._tell(*self._failed)
         if event.run_id in self._ended:
@@ -198,10 +194,7 @@ def _document(outcome: Any, count: int) -> dict[str, Any]:
     """Return a processor's result as the plain dict of a ``summary`` event.
 
     A ``ProcessingResult`` is anything with ``success``, as an attribute or key; a dict without it is
-    taken for the metrics.
-
-    Raises:
-        TypeError: if it is neither.
+    taken for the metrics, and anything else is a TypeError.
     """
     if isinstance(outcome, Mapping):
         fields = outcome if "success" in outcome else {"success": True, "metrics": outcome}

@@ -24,11 +24,7 @@ _TEMPLATES = Path(__file__).with_name("consumer")
 
 
 def write_consumer(name: str, directory: Path) -> list[Path]:
-    """Write a package that has one consumer; return its files.
-
-    Args:
-        name: what users will call the consumer; the package and the class are called after it.
-        directory: where to; it must not exist.
+    """Write a package that has one consumer, called after it, into a new directory; return its files.
 
     Raises:
         ConfigError: if the name or the directory cannot be used, or the files cannot be written.
