@@ -147,7 +147,9 @@ def test_messages_not_understood_do_no_harm(
 
 def test_nobody_there(tmp_path: Path) -> None:
     sink = Sink()
-    report = run_attach(ipc_address(tmp_path / "none"), sink, wait_s=0.1)
+    stop = threading.Event()
+    threading.Timer(0.1, stop.set).start()
+    report = run_attach(ipc_address(tmp_path / "none"), sink, stop=stop)
     assert report.status is None
     assert sink.events == []
     assert sink.ends == []

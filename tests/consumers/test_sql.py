@@ -149,7 +149,7 @@ def test_what_is_not_installed_is_named() -> None:
         "import asyncio, sys\n"
         "sys.modules[sys.argv[1]] = None\n"
         "from phase_bus.plugins.registry import Registry\n"
-        "cls = Registry.load().resolve('sql')\n"
+        "cls = Registry.load().class_of('consumer', 'sql')\n"
         "asyncio.run(cls('postgresql://h/db').start())\n"
     )
     for module in ("sqlalchemy", "psycopg"):

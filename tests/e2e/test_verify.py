@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from phase_bus.verification.plan import MODES
+from phase_bus.verification.trial import MODES
 from tests.support.workplace import Workplace, wait_for
 
 # Publishes a run as the plugin does, takes a second, and leaves results in AIPerf's form. Its run is called

@@ -17,7 +17,7 @@ from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.options import options_of
 from phase_bus.errors import ConfigError, ConsumerNotFoundError
 from phase_bus.harness.config import load_config
-from phase_bus.plugins import file as plugin_file
+from phase_bus.plugins import registry
 from phase_bus.plugins.registry import Registry
 
 Plugin = Callable[..., str]
@@ -51,7 +51,7 @@ def points() -> list[EntryPoint]:
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, points: list[EntryPoint]) -> Plugin:
     """Make plugin packages, and the entry points they would be installed with."""
-    monkeypatch.setattr(plugin_file, "entry_points", lambda group: EntryPoints(points).select(group=group))
+    monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints(points).select(group=group))
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def make(name: str, content: str, init: str = "") -> str:
@@ -60,7 +60,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, points: list[EntryPo
         (package / "__init__.py").write_text(init)
         (package / "loud.py").write_text(CONSUMER)
         (package / "registry.yaml").write_text(content)
-        points.append(EntryPoint(name, f"{name}:registry.yaml", plugin_file.GROUP))
+        points.append(EntryPoint(name, f"{name}:registry.yaml", registry.GROUP))
         return name
 
     return make
@@ -95,14 +95,14 @@ def test_our_own_consumers_are_found_without_an_installation(plugin: Plugin) -> 
 @pytest.mark.parametrize("name", ["logging", "metrics", "aggregator", "alerting"])
 def test_every_built_in_name_resolves(name: str) -> None:
     """Each name of our registry leads to a consumer class."""
-    assert issubclass(Registry.load().resolve(name), Consumer)
+    assert issubclass(Registry.load().class_of("consumer", name), Consumer)
 
 
 @pytest.mark.parametrize("name", ["logging", "metrics", "aggregator", "alerting"])
 def test_our_registry_lists_the_options_that_there_are(name: str) -> None:
     """``config_params`` of our registry is what the class takes."""
     rows = yaml.safe_load(Path(phase_bus_consumers.__path__[0], "registry.yaml").read_text())
-    options = options_of(Registry.load().resolve(name))
+    options = options_of(Registry.load().class_of("consumer", name))
     assert rows["consumers"][name]["config_params"] == list(options)
 
 
@@ -113,7 +113,7 @@ def test_a_plugins_consumer(plugin: Plugin) -> None:
     assert next(iter(found.consumers)) == "shout"
     assert found.consumers["shout"].plugin == "acme_loud"
     assert "acme_loud" not in sys.modules  # listing imports nothing
-    assert found.resolve("shout").__name__ == "Shout"
+    assert found.class_of("consumer", "shout").__name__ == "Shout"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_plugin_that_fails_to_import_hurts_only_who_uses_it(plugin: Plugin) ->
     found = Registry.load()
     assert "shout" in found.consumers
     with pytest.raises(ConsumerNotFoundError, match="RuntimeError: two lines") as caught:
-        found.resolve("shout")
+        found.class_of("consumer", "shout")
     assert "\n" not in str(caught.value)
 
 
@@ -207,18 +207,18 @@ post_processors:
 @pytest.mark.parametrize(
     ("group", "value"),
     [
-        (plugin_file.GROUP, "acme_hooks:registry.yaml"),
-        (plugin_file.GROUP, "acme_hooks : registry.yaml"),
-        (plugin_file.GROUP, "acme_hooks"),
-        (plugin_file.AIPERF_GROUP, "acme_hooks:registry.yaml"),
-        (plugin_file.AIPERF_GROUP, "acme_hooks"),
+        (registry.GROUP, "acme_hooks:registry.yaml"),
+        (registry.GROUP, "acme_hooks : registry.yaml"),
+        (registry.GROUP, "acme_hooks"),
+        (registry.AIPERF_GROUP, "acme_hooks:registry.yaml"),
+        (registry.AIPERF_GROUP, "acme_hooks"),
     ],
 )
 def test_hooks_and_processors(group: str, value: str, plugin: Plugin, points: list[EntryPoint]) -> None:
     """They are found by whichever entry point, in the order of priority; what is not said has a default."""
     name = plugin("acme_hooks", yaml_for("acme_hooks", extra=HOOKS))
     points[:] = [EntryPoint(name, value, group), EntryPoint("x", "aiperf.plugin:plugins.yaml", group)]
-    if group == plugin_file.GROUP:
+    if group == registry.GROUP:
         del points[1]
     found = Registry.load()
     assert [n for n, entry in found.hooks.items() if entry.plugin == name] == ["first", "second"]
@@ -246,7 +246,7 @@ def test_all_that_load_without_being_named(plugin: Plugin) -> None:
 def test_an_unknown_name_gets_a_suggestion() -> None:
     """A typing error is answered with the name that was meant."""
     with pytest.raises(ConsumerNotFoundError, match="did you mean 'alerting'"):
-        Registry.load().resolve("alertin")
+        Registry.load().class_of("consumer", "alertin")
 
 
 def test_module_and_class_from_the_working_directory(
@@ -255,7 +255,7 @@ def test_module_and_class_from_the_working_directory(
     """A class in a file next to the user needs no installation."""
     (tmp_path / "next_to_me.py").write_text(CONSUMER)
     monkeypatch.chdir(tmp_path)
-    assert Registry({}).resolve("next_to_me:Shout").__name__ == "Shout"
+    assert Registry({}).class_of("consumer", "next_to_me:Shout").__name__ == "Shout"
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_a_class_that_cannot_be_used(
     (tmp_path / "bad_syntax.py").write_text("def (:")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConsumerNotFoundError, match=reason) as caught:
-        Registry({}).resolve(name)
+        Registry({}).class_of("consumer", name)
     assert caught.value.name == name
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 import pytest
 from rich.console import Console
 
+from phase_bus.harness.config import Config, ConsumerConfig
 from phase_bus.verification.measures import CPU, MEASURES
-from phase_bus.verification.plan import MODES, Mode
 from phase_bus.verification.result import Verification, conclude
+from phase_bus.verification.session import Session
 from phase_bus.verification.text import tables
-from phase_bus.verification.trial import Run
+from phase_bus.verification.trial import MODES, Mode, Run
 
 JITTER = (0.998, 1.0, 1.003, 1.001)
 
@@ -37,15 +39,12 @@ def made(rounds: int = 4, **factors: float) -> list[Run]:
 
 
 def verified(runs: Sequence[Run], *, tolerance_pct: float = 5.0, interrupted: bool = False) -> Verification:
-    return conclude(
-        runs,
-        command=("aiperf", "profile"),
-        consumers=("logging",),
-        seed=1,
-        tolerance_pct=tolerance_pct,
-        rounds=4,
-        interrupted=interrupted,
-    )
+    config = Config(consumers=(ConsumerConfig("logging"),))
+    session = Session(("aiperf", "profile"), config, rounds=4, seed=1, directory=Path("-"), say=print)
+    session.runs += runs
+    if interrupted:
+        session.interrupt.asked.set()
+    return conclude(session, tolerance_pct)
 
 
 def shown(result: Verification) -> str:

@@ -21,7 +21,7 @@ from phase_bus.aiperf.mapping import (
 )
 from phase_bus.aiperf.phase_log import PhaseLog
 from phase_bus.events import PhasesConfigured, RunStart, RunStatus, Summary
-from phase_bus.publisher.event_publisher import EventPublisher
+from phase_bus.publisher.hooks import EventPublisher
 
 DEFAULT_PORT = 5664
 SILENCE_S = 20.0  # AIPerf's services send heartbeats every 5 s
@@ -76,7 +76,6 @@ def run_attach(
     publisher: EventPublisher,
     *,
     run_id: str | None = None,
-    wait_s: float | None = None,
     timeout_s: float = SILENCE_S,
     stop: threading.Event | None = None,
 ) -> AttachReport:
@@ -88,9 +87,7 @@ def run_attach(
 
     Args:
         address: AIPerf's event bus (:func:`ipc_address`, :func:`tcp_address`); it may come later.
-        publisher: where the events go.
         run_id: the run's id, by default ``attach-<hex>``.
-        wait_s: how long to wait for AIPerf's first message, in seconds; None for ever.
         timeout_s: after how many seconds of silence AIPerf is taken for lost.
         stop: set it to stop following; the run then counts as lost.
     """
@@ -98,7 +95,7 @@ def run_attach(
     listener = BusListener(address, _TOPICS, run.on_message)
     listener.start()
     try:
-        how = _follow(run, wait_s, timeout_s, stop or threading.Event())
+        how = _follow(run, timeout_s, stop or threading.Event())
     finally:
         listener.stop(1.0)
     if how is None:
@@ -107,19 +104,11 @@ def run_attach(
     return AttachReport(run.run_id, how.status, how.reason, run.phases)
 
 
-def _follow(
-    run: _FollowedRun, wait_s: float | None, timeout_s: float, stop: threading.Event
-) -> Outcome | None:
-    began_s = time.monotonic()
-    while not stop.is_set():
-        if run.over.wait(0.05):
-            break
-        now_s = time.monotonic()
+def _follow(run: _FollowedRun, timeout_s: float, stop: threading.Event) -> Outcome | None:
+    while not stop.is_set() and not run.over.wait(0.05):
         if run.heard_s is None:
-            if wait_s is not None and now_s - began_s > wait_s:
-                return None
             continue
-        silence_s = now_s - run.heard_s
+        silence_s = time.monotonic() - run.heard_s
         if run.outcome is not None and silence_s > _AFTER_RESULTS_S:
             break
         if silence_s > timeout_s:

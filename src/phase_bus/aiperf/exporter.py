@@ -7,13 +7,12 @@ nothing waits except :meth:`RunExporter.stop`, for less than AIPerf waits there 
 from __future__ import annotations
 
 import asyncio
-import functools
 import importlib.metadata
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec
+from collections.abc import Callable
+from typing import Any
 
 from phase_bus.aiperf.ending import RunEnd
 from phase_bus.aiperf.listener import BusListener, Fence
@@ -44,24 +43,6 @@ _STEP_S = 0.01
 _MIB = 1 << 20
 
 
-_P = ParamSpec("_P")
-
-
-def _fenced(
-    method: Callable[_P, Coroutine[Any, Any, None]],
-) -> Callable[_P, Coroutine[Any, Any, None]]:
-    """Let no exception out of a method, except the cancellation of its task."""
-
-    @functools.wraps(method)
-    async def fenced(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        try:
-            await method(*args, **kwargs)
-        except Exception as error:
-            args[0]._fence.catch(method.__name__, error)  # type: ignore[attr-defined]
-
-    return fenced
-
-
 class RunExporter:
     """Publishes one run of AIPerf: its start, its phases, its records, its end.
 
@@ -88,21 +69,21 @@ class RunExporter:
         self._record = self._publisher.record
         self._listener = _listener(run, self._on_message, self._on_tick)
 
-    @_fenced
     async def initialize(self) -> None:
         """Publish the run's start and the phases to come."""
-        if self._listener is not None:
-            self._listener.start()
-        self._publisher.publish(self._start)
-        if self._plans:
-            self._publisher.publish(PhasesConfigured(run_id=self._run_id, phases=self._plans))
+        with self._fence.around("initialize"):
+            if self._listener is not None:
+                self._listener.start()
+            self._publisher.publish(self._start)
+            if self._plans:
+                self._publisher.publish(PhasesConfigured(run_id=self._run_id, phases=self._plans))
 
     async def start(self) -> None:
         """Do nothing: :meth:`initialize` has done everything."""
 
     async def process_record(self, record: Any) -> None:
         """Publish a request's record, or the events that follow from a phase's stats."""
-        # Not @_fenced: this runs for every request, and a wrapper would cost as much as the work.
+        # Not Fence.around: this runs for every request, and that would cost as much as the work.
         try:
             if record.record_type == "metric_records":
                 self._process_request(record)
@@ -112,23 +93,22 @@ class RunExporter:
         except Exception as error:
             self._fence.catch("process_record", error)
 
-    @_fenced
     async def finalize(self) -> None:
         """Note that records are late from now on, without waiting for anything."""
         self._finalized = True
 
-    @_fenced
     async def stop(self) -> None:
         """End the run with what is known, and deliver what the bus takes within ``DELIVER_S``."""
-        try:
-            await self._settle()
-            self._complete(self._end.take(time.monotonic(), self._best_guess()))
-            self._report_late()
-        finally:
-            if self._listener is not None:
-                self._listener.stop()
-            self._fence.report()
-            await self._close()
+        with self._fence.around("stop"):
+            try:
+                await self._settle()
+                self._complete(self._end.take(time.monotonic(), self._best_guess()))
+                self._report_late()
+            finally:
+                if self._listener is not None:
+                    self._listener.stop()
+                self._fence.report()
+                await self._close()
 
     def _process_request(self, record: Any) -> None:
         if self._finalized and not self._end.record(time.monotonic()):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import zmq
 
@@ -27,6 +28,14 @@ class Fence:
         if self.caught[kind] == 1:
             logger.warning("phase-bus: %s failed, the benchmark goes on: %r", where, error, exc_info=error)
 
+    @contextmanager
+    def around(self, where: str) -> Iterator[None]:
+        """Let no exception out, except the cancellation of a task."""
+        try:
+            yield
+        except Exception as error:
+            self.catch(where, error)
+
     def report(self) -> None:
         """Log how often each kind came more than once."""
         repeated = {kind: count for kind, count in self.caught.items() if count > 1}
@@ -42,7 +51,7 @@ class BusListener:
     exception of a callback is logged, once for each kind, and goes no further.
 
     Args:
-        address: the backend of AIPerf's event bus.
+        address: the backend of the event bus.
         topics: AIPerf's message types, such as ``credit_phase_start``.
         on_message: called with the message type and its JSON.
         on_tick: called at least every ``POLL_S`` seconds.
@@ -74,12 +83,13 @@ class BusListener:
             self._thread.join(timeout_s)
 
     def _main(self) -> None:
-        try:
-            with zmq.Context() as context, context.socket(zmq.SUB) as socket:
-                context.linger = socket.linger = 0
-                self._listen(socket)
-        except Exception as error:
-            self._fence.catch("listening to AIPerf's event bus", error)
+        with (
+            self._fence.around("listening to AIPerf's event bus"),
+            zmq.Context() as context,
+            context.socket(zmq.SUB) as socket,
+        ):
+            context.linger = socket.linger = 0
+            self._listen(socket)
 
     def _listen(self, socket: zmq.Socket[bytes]) -> None:
         for topic in self._topics:
@@ -89,16 +99,12 @@ class BusListener:
         while not self._stopping.is_set():
             if socket.poll(int(POLL_S * 1000)):
                 self._receive(socket)
-            self._call(self._on_tick)
+            with self._fence.around("watching for the end of AIPerf's run"):
+                self._on_tick()
 
     def _receive(self, socket: zmq.Socket[bytes]) -> None:
         frames = socket.recv_multipart(zmq.NOBLOCK)
         if len(frames) == 2:
             topic = frames[0].removesuffix(b"$").decode(errors="replace")
-            self._call(lambda: self._on_message(topic, frames[1]))
-
-    def _call(self, callback: Callable[[], None]) -> None:
-        try:
-            callback()
-        except Exception as error:
-            self._fence.catch("handling a message of AIPerf's event bus", error)
+            with self._fence.around("handling a message of AIPerf's event bus"):
+                self._on_message(topic, frames[1])

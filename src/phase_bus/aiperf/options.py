@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,31 +31,21 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     spool_dir: str = ""
 
 
-def read_options(variables: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
-    """Return the options; the environment overrides AIPerf's YAML.
+def read_options(variables: Any, environ: Mapping[str, str]) -> Options:
+    """Return the options in the variables of AIPerf's ``BenchmarkRun``; the environment overrides them.
 
     Raises:
-        msgspec.ValidationError: if an option does not exist, or is of the wrong type.
+        Exception: if an option does not exist, or is of the wrong type; AIPerf goes on without the plugin.
     """
-    given = variables.get("phase_bus") or {}
+    given = (variables.get("phase_bus") if isinstance(variables, dict) else None) or {}
     if isinstance(given, dict):
         given = {str(name): value for name, value in given.items()}
         for name in Options.__struct_fields__:
             value = environ.get(f"PHASE_BUS_{name.upper()}")
             if value:
                 given[name] = value
-    return msgspec.convert(given, Options, strict=False)
-
-
-def options_of(run: Any) -> Options:
-    """Return the options of AIPerf's ``BenchmarkRun``.
-
-    Raises:
-        Exception: if they are wrong; AIPerf goes on without the plugin.
-    """
-    variables = getattr(run, "variables", None)
     try:
-        return read_options(variables if isinstance(variables, dict) else {}, os.environ)
+        return msgspec.convert(given, Options, strict=False)
     except msgspec.ValidationError as error:
         raise refused(f"its options are wrong: {error}") from None
 

@@ -6,9 +6,10 @@ is an address, before the benchmark begins.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from phase_bus.aiperf.options import disabled, options_of
+from phase_bus.aiperf.options import disabled, read_options
 
 
 class PhaseBusExporter:
@@ -22,7 +23,7 @@ class PhaseBusExporter:
 
     def __new__(cls, *, run: Any, **_others: Any) -> Any:
         """Return the exporter; it is of another class."""
-        options = options_of(run)
+        options = read_options(getattr(run, "variables", None), os.environ)
         if not options.address:
             raise disabled("phase-bus: no address is set")
         from phase_bus.aiperf.exporter import RunExporter

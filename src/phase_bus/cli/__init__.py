@@ -27,7 +27,7 @@ _COMMANDS = {
     "simulate": ("simulate:simulate", "Publish a synthetic run, for trying things without AIPerf."),
     "runs": ("runs:runs", "List past runs."),
     "report": ("report:report", "Show the result of a past run."),
-    "receipts": ("receipts:receipts", "Show what each consumer handled of a past run."),
+    "receipts": ("runs:receipts", "Show what each consumer handled of a past run."),
     "replay": ("replay:replay", "Publish past runs again, on another bus."),
     "journal": ("", "Look at a bus's journal: info, verify, prune, export."),
     "dead-letters": ("", "Look at events that a consumer failed on, and retry them."),
@@ -37,7 +37,7 @@ _COMMANDS = {
 }
 _SUBCOMMANDS = {
     "new": {
-        "consumer": ("new:consumer", "Write a package with a consumer, its registry, tests and README.")
+        "consumer": ("consumers:new", "Write a package with a consumer, its registry, tests and README.")
     },
     "journal": {
         "info": ("journal:info", "Say what a journal holds, and how far each consumer has come."),

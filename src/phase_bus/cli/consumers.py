@@ -1,11 +1,13 @@
-"""``phase-bus consumers``."""
+"""``phase-bus consumers`` and ``phase-bus new consumer``."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
+from cyclopts import Parameter
 
 from phase_bus.cli.options import JsonOption
 from phase_bus.cli.output import configure_logging, print_json, print_table
@@ -95,3 +97,31 @@ def _validate(files: tuple[Path, ...], json: bool) -> int:
         for finding in findings:
             print(finding)
     return SOMETHING_WRONG if findings else 0
+
+
+def new(
+    name: str, /, *, directory: Annotated[Path | None, Parameter(name=["--directory", "-d"])] = None
+) -> None:
+    """Write a package for a consumer of your own: code, registry, options, tests, README.
+
+    It works as it is, and passes its own tests, mypy and ruff; change it into what you need.
+
+    For example:
+
+        phase-bus new consumer slow-requests
+        phase-bus new consumer slow-requests --directory src/slow-requests
+
+    Args:
+        name: What users will call it: lower-case letters, digits and '-'.
+        directory: Where to write it; must not exist. Default: NAME in the current directory.
+    """
+    from phase_bus.plugins.scaffold import write_consumer
+
+    where = directory if directory is not None else Path(name)
+    for path in write_consumer(name, where):
+        print(f"wrote {path}")
+    place = shlex.quote(str(where))
+    print(
+        f"\nNext:\n  pip install -e {place}'[dev]'\n  pytest {place}\n"
+        f"  phase-bus exec --with {name} -- phase-bus simulate"
+    )

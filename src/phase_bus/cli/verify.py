@@ -85,24 +85,13 @@ def verify(
         check_writable(json, "--json")
     seed = random.SystemRandom().randrange(2**16) if seed is None else seed
     console = make_console(stderr=True)
-    session = Session(
-        benchmark,
-        loaded,
-        rounds=rounds,
-        seed=seed,
-        directory=_new_directory(output),
-        say=lambda line: console.print(f"phase-bus: {line}", markup=False, soft_wrap=True),
-    )
+
+    def tell(line: str) -> None:
+        console.print(f"phase-bus: {line}", markup=False, soft_wrap=True)
+
+    session = Session(benchmark, loaded, rounds, seed, _new_directory(output), tell)
     asyncio.run(session.run())
-    result = conclude(
-        session.runs,
-        command=benchmark,
-        consumers=tuple(consumer.title for consumer in loaded.consumers),
-        seed=seed,
-        tolerance_pct=tolerance_pct,
-        rounds=rounds,
-        interrupted=session.interrupted,
-    )
+    result = conclude(session, tolerance_pct)
     for part in tables(result):
         make_console().print(part)
     if json is not None:

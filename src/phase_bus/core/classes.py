@@ -1,4 +1,4 @@
-"""Importing a class that is given as ``module:Class``."""
+"""Importing a class that is given as ``module:Class``, and what only an extra installs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from phase_bus.errors import ConsumerNotFoundError, suggest
+from phase_bus.errors import ConfigError, ConsumerNotFoundError, suggest
 
 Check: TypeAlias = Callable[[type], bool]
 
@@ -47,6 +47,19 @@ def import_class(name: str, target: str, *, wanted: Check | None = None, what: s
     if not fits(cls):
         raise ConsumerNotFoundError(name, f"{target} is not {what}")
     return cls
+
+
+def import_extra(module: str, extra: str, what_for: str = "") -> Any:
+    """Return a module that an extra of ours installs.
+
+    Raises:
+        ConfigError: if it is not installed; the message begins with ``what_for``.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        remedy = f"install it with: pip install 'phase-bus[{extra}]'"
+        raise ConfigError(f"{what_for}{error.name} is missing; {remedy}") from error
 
 
 def look_here_too() -> None:

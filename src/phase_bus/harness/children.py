@@ -99,8 +99,7 @@ class Child:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
             try:
-                async with asyncio.timeout(self._stop_s):
-                    await process.wait()
+                await asyncio.wait_for(process.wait(), self._stop_s)
             except TimeoutError:
                 finished = False
                 process.kill()

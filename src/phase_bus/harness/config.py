@@ -85,12 +85,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def load_config(
     path: Path | None, extra: Sequence[str], addresses: Sequence[str], workers: Sequence[str] = ()
 ) -> Config:
-    """Return the configuration of a file, with what the command line adds.
+    """Return the configuration of a YAML file, if any, with what the command line adds.
 
-    Args:
-        extra: further consumers, as :meth:`ConsumerConfig.parse` reads them.
-        addresses: addresses that replace the file's, if any.
-        workers: how many processes a consumer has, as ``NAME=N``.
+    That is: further consumers, as :meth:`ConsumerConfig.parse` reads them, addresses that replace the
+    file's, and how many processes a consumer has, as ``NAME=N``.
 
     Raises:
         ConfigError: if the file cannot be read, has an unknown key or a wrong value, two consumers have

@@ -30,16 +30,12 @@ class Replayer:
 
     It has no thread and drops nothing: it reads no further than the bus takes. Payloads stay as they are,
     except for the end of a run, whose counts become those of what was published here.
-    The time between events is divided by ``speed``; None is for as fast as the bus takes them.
+    The time between events is divided by ``speed``; None is for as fast as the bus takes them. ``on_sent``
+    is called with the number of events that the bus has.
     """
 
     def __init__(
-        self,
-        address: Address,
-        *,
-        speed: float | None = 1.0,
-        run_id: str | None = None,
-        on_sent: Callable[[int], None] = lambda _: None,
+        self, address: Address, *, speed: float | None, run_id: str | None, on_sent: Callable[[int], None]
     ) -> None:
         self.events = 0
         self.records = 0

@@ -29,7 +29,7 @@ _RUN_END_GRACE_S = 2.0  # for a run_complete that is still under way when its co
 class Rig:
     """Runs a bus and consumers as processes, and shows on a console how the runs go.
 
-    Use it as an async context manager: inside, everything is ready. If ``quiet``, it shows only what the
+    Use it as an async context manager: inside, everything is ready. A quiet one shows only what the
     processes print, and what goes wrong.
 
     Attributes:
@@ -58,7 +58,12 @@ class Rig:
 
     async def __aenter__(self) -> Self:
         try:
-            status = await self._start()
+            await self._bus.start()
+            await asyncio.gather(*(child.start() for child in self._consumers))
+            status = await self._wait_ready()
+            for child in (self._bus, *self._consumers):
+                child.speak()
+                self._watchers.append(asyncio.create_task(self._watch(child)))
             if self.config.address:
                 self.address = status.addresses[0]
             if not self._quiet:
@@ -90,17 +95,8 @@ class Rig:
 
     # ---- beginning and end ----
 
-    async def _start(self) -> Status:
-        """Start everything and wait until each consumer is ready; return the bus's status."""
-        await self._bus.start()
-        await asyncio.gather(*(child.start() for child in self._consumers))
-        status = await self._wait_ready()
-        for child in (self._bus, *self._consumers):
-            child.speak()
-            self._watchers.append(asyncio.create_task(self._watch(child)))
-        return status
-
     async def _wait_ready(self) -> Status:
+        """Wait until each consumer is ready; raise why a process ended instead, or who was not in time."""
         timeout_s = self.config.ready_timeout_s
         waiting = list(self._consumers)
         try:
@@ -124,9 +120,13 @@ class Rig:
             self._tell_death(child, describe_exit(child.returncode))
 
     def _tell_death(self, child: Child, how: str) -> None:
-        self.whole = False
         what = "the bus" if child is self._bus else f"consumer {child.name}"
-        self.progress.note(f"[red]{what} {how}[/]; the benchmark goes on without it")
+        self._warn(f"{what} {how}", "the benchmark goes on without it")
+
+    def _warn(self, what: str, remark: str) -> None:
+        """Show what keeps the run from having been handled as a whole."""
+        self.whole = False
+        self.progress.note(f"[red]{what}[/]; {remark}")
 
     async def _start_display(self) -> None:
         ready = asyncio.Event()
@@ -158,16 +158,19 @@ class Rig:
         Runs that are still open after a moment are ended as lost, for this reason.
         """
         deadline_s = time.monotonic() + _RUN_END_GRACE_S
-        status = await self.status()
-        while status is not None and _open_runs(status) and time.monotonic() < deadline_s:
+        while await self._has_open_runs():
+            if time.monotonic() > deadline_s:
+                try:
+                    await asyncio.to_thread(self._client.end_runs, reason)
+                except BusUnreachableError:
+                    self.progress.note("[red]the bus does not answer; runs cannot be ended[/]")
+                break
             await asyncio.sleep(_LOOK_S)
-            status = await self.status()
-        if status is not None and _open_runs(status):
-            try:
-                await asyncio.to_thread(self._client.end_runs, reason)
-            except BusUnreachableError:
-                self.progress.note("[red]the bus does not answer; runs cannot be ended[/]")
         await self._wait_handled()
+
+    async def _has_open_runs(self) -> bool:
+        status = await self.status()
+        return status is not None and any(run.status == "running" for run in status.runs)
 
     async def _wait_handled(self) -> None:
         deadline_s = time.monotonic() + self.config.drain_timeout_s
@@ -179,16 +182,13 @@ class Rig:
             if self._bus.returncode is not None:
                 break
             if time.monotonic() > deadline_s:
-                self.whole = False
+                within = f"within {self.config.drain_timeout_s:g} s"
                 for child, run_id in unfinished:
-                    self.progress.note(
-                        f"[red]consumer {child.name} has not handled the end of run {run_id} within "
-                        f"{self.config.drain_timeout_s:g} s[/]; stopping it"
-                    )
+                    what = f"consumer {child.name} has not handled the end of run {run_id} {within}"
+                    self._warn(what, "stopping it")
                 return
             await asyncio.sleep(_LOOK_S)
-        self.whole = False
-        self.progress.note("[red]the bus does not answer: what consumers have handled is unknown[/]")
+        self._warn("the bus does not answer", "what consumers have handled is unknown")
 
     def _unfinished(self, status: Status) -> Iterator[tuple[Child, str]]:
         runs = [run.run_id for run in status.runs if run.status != "running"][-REMEMBERED_RUNS:]
@@ -201,12 +201,5 @@ class Rig:
         for child in self._consumers:
             info = child.standing(status)
             for run_id in info.incomplete_runs if info else ():
-                self.whole = False
-                self.progress.note(
-                    f"[red]consumer {child.name} did not handle everything of run {run_id}[/]; "
-                    "its lines above say what"
-                )
-
-
-def _open_runs(status: Status) -> bool:
-    return any(run.status == "running" for run in status.runs)
+                what = f"consumer {child.name} did not handle everything of run {run_id}"
+                self._warn(what, "its lines above say what")

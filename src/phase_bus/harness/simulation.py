@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 
 from phase_bus import events
-from phase_bus.publisher.batcher import RawRecord
-from phase_bus.publisher.event_publisher import EventPublisher
+from phase_bus.publisher.composer import RawRecord
+from phase_bus.publisher.hooks import EventPublisher
 
 _CHUNK = 64
 _PENDING_LIMIT = 4096

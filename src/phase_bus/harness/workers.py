@@ -19,9 +19,8 @@ _WAIT_S = 0.5  # before a dead worker is replaced
 class WorkerPool:
     """Keeps a number of workers running.
 
-    The others take over what a worker that dies was working on, until there is another in its place.
-    ``arguments`` are those of ``phase-bus`` for one worker; ``say`` is called with a worker's name and each
-    line that it prints, and of deaths with ``""``.
+    The others take over what a worker that dies was working on, until there is another in its place. Each
+    line that a worker prints is said with its name, and its death with ``""``.
     """
 
     def __init__(self, arguments: Sequence[str], workers: int, say: Say) -> None:
@@ -71,15 +70,14 @@ class WorkerPool:
     async def _watch(self, child: Child, stopping: asyncio.Task[bool]) -> str | None:
         """Wait for a worker's end; return why it ended, None if it was asked to."""
         ended = asyncio.create_task(child.wait())
-        up = asyncio.create_task(asyncio.sleep(_STARTED_S))
         try:
-            await asyncio.wait((ended, up, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if up.done():
+            first = asyncio.FIRST_COMPLETED
+            done, _ = await asyncio.wait((ended, stopping), timeout=_STARTED_S, return_when=first)
+            if not done:
                 child.speak()
-            await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((ended, stopping), return_when=first)
             return await child.failure() if ended.done() and not stopping.done() else None
         finally:
-            up.cancel()
             if not await child.stop():
                 self._say("", f"{child.name} did not finish in time and was killed")
             await ended

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from phase_bus.core.classes import import_extra
 from phase_bus.core.files import replacing
 from phase_bus.core.records import to_plain
 from phase_bus.core.wire import decode_event
@@ -38,6 +39,7 @@ def export_parquet(reader: JournalReader, run_id: str | None, output: Path) -> i
         JournalError, WireError: if the journal cannot be read.
         ConfigError: if pyarrow is not installed, or the file cannot be written.
     """
+    import_extra("pyarrow", "parquet", "--format parquet: ")
     from phase_bus.journal.parquet import record_schema, write_parquet
 
     until = reader.head.offset  # for two passes over the same: a bus may be adding to it

@@ -6,17 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from phase_bus.core.records import Column, RecordBatch
-from phase_bus.errors import ConfigError
-from phase_bus.events import Records
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-try:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-except ModuleNotFoundError as _error:
-    raise ConfigError(
-        "--format parquet: pyarrow is missing; install it with: pip install 'phase-bus[parquet]'"
-    ) from _error
+from phase_bus.core.records import Column, RecordBatch
+from phase_bus.events import Records
 
 _OURS = {
     "run_id": pa.string(),

@@ -11,20 +11,17 @@ from phase_bus.plugins.registry import Registry
 
 
 def build(registry: Registry, use: str, name: str, values: Mapping[str, Any]) -> Consumer:
-    """Make what ``--with`` or ``consume`` name, ready to run.
+    """Make what ``--with`` or ``consume`` name, ready to run, with its name on the bus and its options.
 
-    Args:
-        use: ``NAME`` or ``module:Class`` of a consumer; ``hook:...`` or ``processor:...`` with one or
-            several of these, separated by commas; or ``hooks`` or ``processors`` for all that are loaded
-            without being named.
-        name: what to call it on the bus.
-        values: its options, as text or as values.
+    ``use`` is ``NAME`` or ``module:Class`` of a consumer; ``hook:...`` or ``processor:...`` with one or
+    several of these, separated by commas; or ``hooks`` or ``processors`` for all that are loaded without
+    being named.
 
     Raises:
         PhaseBusError: if there is no such thing, or an option is wrong.
     """
     if not is_adapted(use):
-        return build_consumer(registry.resolve(use), name, values)
+        return build_consumer(registry.class_of("consumer", use), name, values)
     # Only here, since they take long to load.
     from phase_bus.plugins.adapters.hooks import HookConsumer
     from phase_bus.plugins.adapters.parts import choose
@@ -36,7 +33,7 @@ def build(registry: Registry, use: str, name: str, values: Mapping[str, Any]) ->
 
 def group_of(registry: Registry, use: str) -> str:
     """Return the group that processes of what ``use`` names form by themselves, empty for none."""
-    return "" if is_adapted(use) else registry.resolve(use).group
+    return "" if is_adapted(use) else str(registry.class_of("consumer", use).group)
 
 
 def is_adapted(use: str) -> bool:

@@ -14,8 +14,15 @@ from msgspec import Struct
 from phase_bus.consumer.options import options_of
 from phase_bus.core.classes import look_here_too, one_line
 from phase_bus.errors import PhaseBusError, suggest
-from phase_bus.plugins.file import SECTIONS, Kind, PluginInfo, Row, installed_sources, path_of
-from phase_bus.plugins.registry import load_class
+from phase_bus.plugins.registry import (
+    SECTIONS,
+    Kind,
+    PluginInfo,
+    Row,
+    installed_sources,
+    load_class,
+    path_of,
+)
 
 _RESERVED = ("consumers", "hooks", "processors")
 
@@ -164,11 +171,7 @@ def _line(node: yaml.Node) -> int:
 
 
 def _value(node: yaml.Node) -> Any:
-    loader = yaml.SafeLoader("")
-    try:
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
+    return yaml.SafeLoader("").construct_document(node)
 
 
 def _let_be_found(path: Path) -> None:

@@ -11,21 +11,79 @@ with one name the first counts; the other is left out and reported.
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from operator import attrgetter
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
+from msgspec.structs import asdict, replace
 
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.classes import Check, import_class, look_here_too, one_line
 from phase_bus.errors import ConsumerNotFoundError, suggest
-from phase_bus.plugins.file import SECTIONS, Kind, PluginFile, Row, installed_sources, path_of
 
 logger = logging.getLogger(__name__)
 
+Kind: TypeAlias = Literal["consumer", "hook", "processor"]
+
+GROUP = "phase_bus.plugins"
+AIPERF_GROUP = "aiperf.plugins"  # where a plugin of the developer guide says that it is there
+DEFAULT_FILE = "registry.yaml"
+OURS = f"phase_bus_consumers:{DEFAULT_FILE}"
+PRIORITY = 50
+
+# The section of the file that a kind of component stands in.
+SECTIONS: dict[str, Kind] = {"consumers": "consumer", "phase_hooks": "hook", "post_processors": "processor"}
 _METHODS = ("on_phase_start", "on_phase_sending_complete", "on_phase_complete", "on_phase_timeout")
 WORDS = {"hook": "phase hook", "processor": "post-processor", "consumer": "consumer"}
+
+
+class PluginInfo(Struct, frozen=True):
+    """Who offers something; one that is not ``enabled`` is left out."""
+
+    name: str
+    version: str = ""
+    description: str = ""
+    author: str = ""
+    enabled: bool = True
+
+
+class Row(Struct, frozen=True):
+    """One consumer, hook or processor.
+
+    Attributes:
+        target: its class, as ``module:Class``; ``class`` in the file.
+        priority: its place among those of its kind, lowest first.
+        auto_load: whether it is loaded without being named.
+        config_params: the names of its options.
+    """
+
+    target: str = field(name="class")
+    description: str = ""
+    priority: int = PRIORITY
+    tags: tuple[str, ...] = ()
+    auto_load: bool = True
+    config_params: tuple[str, ...] = ()
+
+
+class PluginFile(Struct, frozen=True):
+    """A whole file. Unknown keys are ignored: a newer phase-bus may know them."""
+
+    plugin: PluginInfo
+    consumers: dict[str, Row] | None = None
+    phase_hooks: dict[str, Row] | None = None
+    post_processors: dict[str, Row] | None = None
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield all that the file offers."""
+        for section, kind in SECTIONS.items():
+            for name, row in (getattr(self, section) or {}).items():
+                yield Entry(name=name, kind=kind, plugin=self.plugin.name, **asdict(row))
 
 
 class Entry(Row, frozen=True, kw_only=True):
@@ -75,13 +133,8 @@ class Registry(Struct, frozen=True):
         """Return everything: consumers, hooks, processors, each in the order of priority."""
         return [entry for kind in SECTIONS.values() for entry in self.of(kind).values()]
 
-    def resolve(self, name: str) -> type[Consumer]:
-        """Return the class of a consumer, as :meth:`class_of` does."""
-        cls: type[Consumer] = self.class_of("consumer", name)
-        return cls
-
     def class_of(self, kind: Kind, name: str) -> Any:
-        """Return the class of something, given by its name, or as ``module:Class``, from here too.
+        """Return the class of a name or ``module:Class``; modules may be in the working directory too.
 
         Raises:
             ConsumerNotFoundError: if nothing has that name, or its class cannot be imported, or is of
@@ -107,7 +160,7 @@ class Registry(Struct, frozen=True):
 
 
 def load_class(kind: Kind, name: str, target: str) -> Any:
-    """Import a class, or raise a ConsumerNotFoundError if it cannot be imported or is of another kind."""
+    """Import a class of a kind; see :meth:`Registry.class_of`."""
     wanted, what = _KINDS[kind]
     return import_class(name, target, wanted=wanted, what=what)
 
@@ -145,17 +198,46 @@ def _read(source: str) -> PluginFile | None:
 
 
 def _add(file: PluginFile, found: dict[tuple[str, str], Entry]) -> None:
-    for section, kind in SECTIONS.items():
-        rows: dict[str, Row] = getattr(file, section) or {}
-        for name, row in rows.items():
-            fields = msgspec.structs.asdict(row)
-            entry = Entry(name=name, kind=kind, plugin=file.plugin.name, **fields)
-            taken = found.setdefault((kind, name), entry)
-            if taken is not entry:
-                what = f"{WORDS[kind]} {name!r} of plugin {entry.plugin!r}"
-                prefix = "" if kind == "consumer" else f"{kind}:"
-                _warn_taken(what, f"plugin {taken.plugin!r}", f"use it as {prefix}{entry.target}")
+    for entry in file.entries():
+        taken = found.setdefault((entry.kind, entry.name), entry)
+        if taken is not entry:
+            what = f"{WORDS[entry.kind]} {entry.name!r} of plugin {entry.plugin!r}"
+            remedy = f"use it as {replace(entry, name=entry.target).use}"
+            _warn_taken(what, f"plugin {taken.plugin!r}", remedy)
 
 
 def _warn_taken(what: str, first: str, remedy: str) -> None:
     logger.warning("%s is left out: %s has that name too, and comes first; %s", what, first, remedy)
+
+
+# ---- files ----
+
+
+def installed_sources() -> list[str]:
+    """Return where the files of installed plugins are, as ``package:file``: ours first, then by name.
+
+    The value of an entry point is ``package:file``, or ``package`` alone for its ``registry.yaml``. In
+    AIPerf's own group only a ``registry.yaml`` counts: AIPerf's plugins have another kind of file there.
+    """
+    found = {_source(point.value) for point in entry_points(group=GROUP)}
+    theirs = {_source(point.value) for point in entry_points(group=AIPERF_GROUP)}
+    found |= {source for source in theirs if Path(source.partition(":")[2]).name == DEFAULT_FILE}
+    # Ours even if it is only on the path, not installed.
+    return [OURS, *sorted(found - {OURS})]
+
+
+def path_of(source: str) -> Path:
+    """Return the path of a plugin's file, without importing its package.
+
+    Its package may be missing, and finding it may raise anything: the parents of a package are imported.
+    """
+    package, _, file = source.partition(":")
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"there is no package {package!r}")
+    return Path(os.fspath(next(iter(spec.submodule_search_locations)))) / file
+
+
+def _source(value: str) -> str:
+    package, _, file = value.replace(" ", "").partition(":")
+    return f"{package}:{file or DEFAULT_FILE}"

@@ -7,14 +7,33 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from msgspec import Struct
 
+from phase_bus.core.control import PARTITIONS
 from phase_bus.core.outbox import Outbox
-from phase_bus.core.values import as_text
-from phase_bus.events import EventBase, PhaseProgress, Records, RunComplete, RunStatus
-from phase_bus.publisher.batcher import Batcher, BatchOptions
+from phase_bus.core.values import ListMode, as_text
+from phase_bus.events import EventBase, PhaseProgress, PhaseRef, Records, RunComplete, RunStatus
 from phase_bus.publisher.drops import Drops
+from phase_bus.publisher.record_builder import RecordBuilder
+
+RawRecord: TypeAlias = tuple[
+    str, PhaseRef, Mapping[str, Any], Mapping[str, Any], tuple[str, str, int | None] | None
+]
+"""Run id, phase, metrics, fields, error. A plain tuple: making one costs a quarter of a NamedTuple."""
+
+_NOBODY: Any = object()
+
+
+class BatchOptions(Struct, frozen=True):
+    """How a :class:`~phase_bus.Publisher` batches records; its arguments of these names say more."""
+
+    lists: ListMode = "summary"
+    batch_records: int = 256
+    batch_s: float = 0.1
+    field_names: Sequence[str] | None = None
 
 
 class Completion(Struct, frozen=True):  # not a tuple: those are records
@@ -26,19 +45,44 @@ class Completion(Struct, frozen=True):  # not a tuple: those are records
 
 
 class Composer:
-    """Puts events and records into an outbox, in order. Not for several threads.
+    """Puts events, and the records of each run and phase in batches, into an outbox, in order.
 
-    Attributes:
-        batcher: the batches of records that are still open; records are added to it.
+    A batch is closed at a size, at an age (``due_s`` is when the oldest is due), or before the next event.
+    Not for several threads.
     """
 
     def __init__(self, outbox: Outbox, drops: Drops, options: BatchOptions) -> None:
-        self.batcher = Batcher(options, self._put, drops)
+        self.due_s: float | None = None
+        self._options = options
+        self._batch_records = options.batch_records
         self._drops = drops
         self._outbox = outbox
-        # What was published of each run: events by topic, and records.
+        # What was published of each run: events by topic, records, and batches of them.
         self._published: defaultdict[str, Counter[bytes]] = defaultdict(Counter)
         self._records: Counter[str] = Counter()
+        self._batches: Counter[str] = Counter()
+        self._builders: dict[tuple[str, PhaseRef], RecordBuilder] = {}
+        self._add_to_batch: Callable[..., int]  # of the builder of the last record's run and phase
+        self._last_run: str = _NOBODY
+        self._last_phase: PhaseRef = _NOBODY
+
+    @property
+    def open_records(self) -> int:
+        """How many records are in open batches; from any thread."""
+        return sum(map(len, list(self._builders.values())))
+
+    def add_record(self, record: RawRecord) -> None:
+        """Add a record to its batch, and close the batch if it is full.
+
+        Raises:
+            TypeError, ValueError: if it is malformed.
+        """
+        run_id, phase, metrics, fields, error = record
+        # Nearly always those of the record before: compared by identity, without a hash.
+        if run_id is not self._last_run or phase is not self._last_phase:
+            self._turn_to(run_id, phase)
+        if self._add_to_batch(metrics, fields, error) >= self._batch_records:
+            self._close(run_id, phase)
 
     def add(self, event: EventBase) -> None:
         """Put an event after everything that came before it.
@@ -47,17 +91,34 @@ class Composer:
             TypeError, ValueError, OverflowError: if it holds something that cannot be encoded.
         """
         if not isinstance(event, PhaseProgress):
-            self.batcher.close_all()  # what came before an event goes before it
+            self.close_batches()  # what came before an event goes before it
         self._put(event)
 
     def complete(self, end: Completion) -> None:
-        """Put a run's last event, with the counts of everything published of it."""
-        self.batcher.close_all()
+        """Put a run's last event, with the counts of everything published of it, and forget the run."""
+        self.close_batches()
         self.report_drops(time.monotonic(), at_once=True)
         self._put(self._run_complete(end))
-        self._published.pop(end.run_id, None)
-        self._records.pop(end.run_id, None)
-        self.batcher.end_run(end.run_id)
+        for counts in (self._published, self._records, self._batches):
+            counts.pop(end.run_id, None)
+        self._last_run = self._last_phase = _NOBODY
+        for key in [key for key, builder in self._builders.items() if key[0] == end.run_id and not builder]:
+            del self._builders[key]
+
+    def close_batches(self) -> None:
+        """Close all batches, whatever their size and age."""
+        for run_id, phase in [key for key, builder in self._builders.items() if builder]:
+            self._close(run_id, phase)
+
+    def close_due(self, now_s: float) -> None:
+        """Close all batches if the oldest is due."""
+        if self.due_s is None:
+            if self.open_records:
+                self.due_s = now_s + self._options.batch_s
+        elif now_s >= self.due_s:
+            # The clock goes on while records come, so that they need not wake the thread.
+            self.due_s = now_s + self._options.batch_s if self.open_records else None
+            self.close_batches()
 
     def report_drops(self, now_s: float, *, at_once: bool = False) -> None:
         """Put events that report what was dropped, if they are due."""
@@ -72,7 +133,42 @@ class Composer:
         elif type(item) is tuple and len(item) > 1:
             self._drops.add_records(item[0], item[1], 1, reason)
 
+    def _turn_to(self, run_id: str, phase: PhaseRef) -> None:
+        builder = self._builders.get((run_id, phase))
+        if builder is None:
+            builder = RecordBuilder(self._options.lists, self._options.field_names)
+            self._builders[run_id, phase] = builder
+        self._add_to_batch, self._last_run, self._last_phase = builder.add, run_id, phase
+
+    def _close(self, run_id: str, phase: PhaseRef) -> None:
+        builder = self._builders[run_id, phase]
+        count = len(builder)
+        try:
+            self._put_batch(run_id, phase, builder, count)
+        except Exception as error:
+            # Nothing is known to lead here, but one bad batch must not end publishing.
+            self._drops.warn("batch", f"a batch of records could not be encoded: {error!r}")
+            self._drops.add_records(run_id, phase, count, "it could not be encoded")
+
+    def _put_batch(self, run_id: str, phase: PhaseRef, builder: RecordBuilder, count: int) -> None:
+        metrics, fields, errors, unusable = builder.build()
+        if unusable:
+            names = ", ".join(sorted(unusable))
+            self._drops.warn(f"unusable {names}", f"values that are not numbers were left out: {names}")
+        batch = Records(
+            run_id=run_id,
+            phase=phase,
+            partition=self._batches[run_id] % PARTITIONS,
+            count=count,
+            metrics=metrics,
+            fields=fields,
+            errors=errors,
+        )
+        if self._put(batch):
+            self._batches[run_id] += 1
+
     def _put(self, event: EventBase) -> bool:
+        """Put an event into the outbox, and return whether there was room."""
         topic = self._outbox.put(event)
         if topic is None:
             self._drops.add(event, f"the buffer of {self._outbox.limit_bytes} bytes is full")

@@ -10,9 +10,6 @@ from phase_bus.core import threads
 from phase_bus.core.wire import topic_of
 from phase_bus.events import Drop, EventBase, PhaseRef, Records
 
-Warn = Callable[[str, str], None]
-"""Logs a warning, once for each key: ``warn(key, text)``."""
-
 DROP_EVERY_S = 1.0
 
 
@@ -20,10 +17,10 @@ class Drops:
     """Counts what is dropped, by run and topic, and reports it in at most one event a second for each run.
 
     All methods but :meth:`refuse` are for the publisher's thread only; ``refusal`` says in words why that
-    one is called.
+    one is called. ``warn(key, text)`` logs a warning, once for each key.
     """
 
-    def __init__(self, name: str, refusal: str, warn: Warn) -> None:
+    def __init__(self, name: str, refusal: str, warn: Callable[[str, str], None]) -> None:
         self.total = 0
         self._name = name
         self._refusal = refusal

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import numbers
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from phase_bus.events import (
+    EventBase,
     PhaseComplete,
     PhaseEvent,
     PhaseKind,
@@ -28,7 +29,6 @@ from phase_bus.events import (
     RunStart,
     RunStatus,
 )
-from phase_bus.publisher.event_publisher import EventPublisher
 
 logger = logging.getLogger("phase_bus.hooks")
 
@@ -119,6 +119,30 @@ class EventHook(BasePhaseLifecycleHook):
         else:
             ref, stats = self.ref(phase), to_stats(tracker)
             self.take(kind(run_id=self.run_id, phase=ref, stats=stats, **more))
+
+
+class EventPublisher(Protocol):
+    """A :class:`~phase_bus.Publisher`, or one of the in-memory bus of :mod:`phase_bus.testing`."""
+
+    @property
+    def pending(self) -> int:
+        """How many events and records wait to be sent or acknowledged."""
+
+    def publish(self, event: EventBase) -> None:
+        """Publish an event."""
+
+    def record(
+        self,
+        run_id: str,
+        phase: PhaseRef,
+        metrics: Mapping[str, Any],
+        fields: Mapping[str, Any],
+        error: tuple[str, str, int | None] | None = None,
+    ) -> None:
+        """Publish a request's record, in a batch with others."""
+
+    def complete_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
+        """Publish the run's last event, with the counts of everything published of it."""
 
 
 class PublisherHook(EventHook):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import socket
 import time
@@ -24,36 +25,11 @@ logger = logging.getLogger("phase_bus.publisher")
 
 _NOBLOCK = int(zmq.NOBLOCK)
 _REFUSED_WAIT_S = 1.0
+_HIGH_WATER_MARK = 10_000  # messages queued for each subscriber in direct mode
 WINDOW_BYTES = 8 << 20  # sent and not yet acknowledged: bounds what a lost connection sends again
 
 
-class Link:
-    """A way out of the process, here one on which nobody answers. Used by the publisher's thread only."""
-
-    socket: zmq.Socket[bytes]
-
-    @property
-    def connected(self) -> bool:
-        """Whether messages can leave now."""
-        return True
-
-    def send(self) -> bool:
-        """Send what the outbox has; return True if the socket must become writable for the rest."""
-        raise NotImplementedError
-
-    def receive(self) -> None:
-        """Take in all replies that have arrived."""
-
-    def tick(self, now_s: float) -> float:  # noqa: ARG002 - of those on which somebody answers
-        """Do what is due; return in how many seconds to call again."""
-        return 1.0
-
-    def close(self) -> None:
-        """Say goodbye and close the socket."""
-        self.socket.close()
-
-
-class BusLink(Link):
+class BusLink:
     """Acknowledged delivery to a bus: go-back-N over a DEALER, resumed after a reconnection.
 
     ZeroMQ may keep trying to send for ``linger_ms`` after :meth:`close`. Who has no loop of its own calls
@@ -75,7 +51,7 @@ class BusLink(Link):
         self._name = name
         self._linger_ms = linger_ms
         self._client_id = outbox.source.hex()
-        self.events_dropped = 0
+        self.events_dropped = 0  # as the caller says, for the bus's list of clients
         self._refused = ""
         self._resume_s = 0.0  # the bus cannot keep anything until then
         self.socket = self._connect()
@@ -155,7 +131,7 @@ class BusLink(Link):
         """Send, and wait a while for acknowledgements; return for how long none that is due has come."""
         wait_s = min(longest_s, self.tick(time.monotonic()))
         events = zmq.POLLIN | zmq.POLLOUT if self.send() else zmq.POLLIN
-        self.socket.poll(int(wait_s * 1000) + (wait_s > 0), events)
+        self.socket.poll(math.ceil(wait_s * 1000), events)
         self.receive()
         now_s, next_seq = time.monotonic(), self._outbox.next_seq
         if not len(self._outbox) or next_seq != self._next_seq:
@@ -198,7 +174,7 @@ class BusLink(Link):
         )
 
 
-class DirectLink(Link):
+class DirectLink:
     """A plain PUB that consumers connect to: no bus, no acknowledgement, best effort.
 
     A subscriber that falls behind the publisher by more than the high-water mark loses messages; it sees
@@ -214,19 +190,23 @@ class DirectLink(Link):
         address: Address,
         outbox: Outbox,
         linger_ms: int,
-        high_water_mark: int = 10_000,
     ) -> None:
         self._outbox = outbox
         self._lock = lock_directory(address) if address.scheme == "ipc" else None
         self.socket = context.socket(zmq.PUB)
         self.socket.setsockopt(zmq.LINGER, linger_ms)
-        self.socket.setsockopt(zmq.SNDHWM, high_water_mark)
+        self.socket.setsockopt(zmq.SNDHWM, _HIGH_WATER_MARK)
         try:
             port = bind(self.socket, address, address.direct_events)
         except AddressError:
             self.close()
             raise
         self.address = Address(address.scheme, address.directory, address.host, port, direct=True)
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can leave now."""
+        return True
 
     def send(self) -> bool:
         """Send what the outbox has; return True if the socket must become writable for the rest."""
@@ -236,8 +216,15 @@ class DirectLink(Link):
             self._outbox.acknowledge(message.seq)
         return False
 
+    def receive(self) -> None:
+        """Do nothing: nobody answers."""
+
+    def tick(self, now_s: float) -> float:  # noqa: ARG002 - as the other has it
+        """Return in how many seconds to call again."""
+        return 1.0
+
     def close(self) -> None:
         """Close the socket, and unlock the directory it was in."""
-        super().close()
+        self.socket.close()
         if self._lock is not None:
             unlock_directory(self._lock)

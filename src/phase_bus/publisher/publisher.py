@@ -6,11 +6,12 @@ import atexit
 import logging
 import math
 import os
+import shlex
 import threading
 import time
 import uuid
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -23,11 +24,10 @@ from phase_bus.core.outbox import Outbox
 from phase_bus.core.threads import Waker
 from phase_bus.core.values import ListMode, as_text
 from phase_bus.events import EventBase, PhaseRef, Records, RunStatus
-from phase_bus.publisher.batcher import BatchOptions, RawRecord
-from phase_bus.publisher.composer import Completion, Composer
+from phase_bus.publisher.composer import BatchOptions, Completion, Composer, RawRecord
 from phase_bus.publisher.drops import Drops
-from phase_bus.publisher.link import BusLink, DirectLink, Link
-from phase_bus.publisher.spool import prepare_directory, spool_rest
+from phase_bus.publisher.link import BusLink, DirectLink
+from phase_bus.publisher.spool import prepare_directory, write_spool
 
 logger = logging.getLogger("phase_bus.publisher")
 
@@ -75,6 +75,10 @@ class Publisher:
             nobody acknowledges anything. A full buffer still drops records: the file is written at the
             end, and is no larger than the buffer.
 
+    Attributes:
+        undelivered: after :meth:`close`, how many events of each topic the bus never acknowledged.
+        spooled: after :meth:`close`, the file that holds them, if there is one.
+
     Raises:
         AddressError: if the address is malformed, or cannot be bound.
     """
@@ -103,19 +107,18 @@ class Publisher:
         self._drops = Drops(self.name, refusal, self._warn_once)
         options = BatchOptions(lists, batch_records, batch_s, field_names)
         self._composer = Composer(self._outbox, self._drops, options)
-        self._batcher = self._composer.batcher
         self._flushes: list[tuple[int, _Flush]] = []
         self._warned: set[str] = set()
         self._deadline_s: float | None = None
         self._sleep = _AWAKE
         self._broken = False
         self._spool_dir: Path | None = None
-        self._spooled: Path | None = None
-        self._undelivered: Counter[str] = Counter()
+        self.spooled: Path | None = None
+        self.undelivered: dict[str, int] = {}
         parsed = Address.parse(bind or address or default_address())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         linger_ms = int(linger_s * 1000)
-        self._link: Link
+        self._link: BusLink | DirectLink
         try:
             if bind is not None or parsed.direct:
                 link = DirectLink(self._context, parsed, self._outbox, linger_ms)
@@ -153,17 +156,7 @@ class Publisher:
 
         While nobody waits in :meth:`flush` or :meth:`close`, acknowledgements are read every 0.1 s.
         """
-        return len(self._inbox) + len(self._outbox) + len(self._batcher)
-
-    @property
-    def undelivered(self) -> dict[str, int]:
-        """After :meth:`close`: how many events of each topic the bus never acknowledged."""
-        return dict(self._undelivered)
-
-    @property
-    def spooled(self) -> Path | None:
-        """After :meth:`close`: the file that holds them, if there is one."""
-        return self._spooled
+        return len(self._inbox) + len(self._outbox) + self._composer.open_records
 
     def publish(self, event: EventBase) -> None:
         """Publish an event. Never blocks, never raises; the order of calls is kept."""
@@ -258,9 +251,9 @@ class Publisher:
             now_s = time.monotonic()
             closing = self._deadline_s is not None
             self._take_inbox(self._inbox)
-            self._batcher.close_due(now_s)
+            self._composer.close_due(now_s)
             if closing:
-                self._batcher.close_all()
+                self._composer.close_batches()
             if self._drops:
                 self._composer.report_drops(now_s, at_once=closing)
             if isinstance(self._link, BusLink):
@@ -276,9 +269,9 @@ class Publisher:
             elif len(self._outbox):
                 wait_s = min(wait_s, _REPLIES_S)
             self._sleep = _IDLE
-            if self._batcher.due_s is not None:
+            if self._composer.due_s is not None:
                 self._sleep = _UNTIL_BATCH_IS_DUE
-                wait_s = min(wait_s, self._batcher.due_s - now_s)
+                wait_s = min(wait_s, self._composer.due_s - now_s)
             if self._inbox:  # it came before the flag was up, so nobody will wake us
                 wait_s = 0.0
             ready = zmq.zmq_poll(wakers, math.ceil(max(wait_s, 0.0) * 1000))
@@ -289,11 +282,11 @@ class Publisher:
     def _finished(self) -> bool:
         if self._deadline_s is None:
             return False
-        pending = self._inbox or self._batcher or self._drops or len(self._outbox)
+        pending = self._inbox or self._composer.open_records or self._drops or len(self._outbox)
         return not pending or time.monotonic() >= self._deadline_s
 
     def _take_inbox(self, inbox: _Inbox) -> None:
-        add_record = self._batcher.add
+        add_record = self._composer.add_record
         while inbox:
             item = inbox.popleft()
             try:
@@ -313,7 +306,7 @@ class Publisher:
         if isinstance(item, Completion):
             self._composer.complete(item)
         elif isinstance(item, _Flush):
-            self._batcher.close_all()
+            self._composer.close_batches()
             self._flushes.append((self._outbox.last_seq, item))
         else:
             self._composer.add(item)
@@ -337,15 +330,15 @@ class Publisher:
         waiting, self._inbox = self._inbox, deque(maxlen=0)  # from now on everything is discarded
         if self._spool_dir is not None:
             self._spool(self._spool_dir, waiting)
-        self._undelivered = self._outbox.remaining()
-        not_encoded = sum(not isinstance(item, _Flush) for item in waiting) + len(self._batcher)
-        if self._spooled is None and (self._undelivered or not_encoded):
+        self.undelivered = dict(self._outbox.remaining())
+        not_encoded = sum(not isinstance(item, _Flush) for item in waiting) + self._composer.open_records
+        if self.spooled is None and (self.undelivered or not_encoded):
             logger.warning(
                 "phase-bus publisher %r: closed before %s had acknowledged everything; "
                 "not delivered: %s, and %d not yet encoded",
                 self.name,
                 self.address,
-                dict(self._undelivered) or "no events",
+                self.undelivered or "no events",
                 not_encoded,
             )
         for flush in (*(flush for _, flush in self._flushes), *waiting):
@@ -358,9 +351,22 @@ class Publisher:
     def _spool(self, directory: Path, waiting: _Inbox) -> None:
         try:
             self._take_inbox(waiting)
-            self._batcher.close_all()
+            self._composer.close_batches()
             self._composer.report_drops(time.monotonic(), at_once=True)
-            self._spooled = spool_rest(directory, self.name, self.address, self._outbox)
+            if len(self._outbox):
+                self.spooled, head = write_spool(directory, self.name, self._outbox)
+                logger.warning(
+                    "phase-bus publisher %r: closed before %s had acknowledged everything; %d events, with "
+                    "%d request records in them, are in %s; deliver them with: phase-bus replay %s "
+                    "--address %s",
+                    self.name,
+                    self.address,
+                    head.events,
+                    head.records,
+                    self.spooled,
+                    shlex.quote(str(self.spooled)),
+                    shlex.quote(self.address),
+                )
         except Exception as error:
             logger.error("phase-bus publisher %r: nothing could be left on disk: %s", self.name, error)
 

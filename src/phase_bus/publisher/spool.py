@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shlex
 import struct
 import time
 import zlib
@@ -62,12 +61,9 @@ class SpoolReport(Struct, frozen=True, kw_only=True):
 
     Attributes:
         path: where the file is now.
-        events: messages that could be read.
-        records: request records in them.
-        known: how many of the messages the bus had already.
-        remaining: how many it did not acknowledge in time.
-        damage: why the rest could not be read, empty if everything could.
-        missing: how many messages could not be read.
+        events: messages that could be read, with ``records`` in them.
+        known: how many of them the bus had already; ``remaining`` it did not acknowledge in time.
+        damage: why ``missing`` messages could not be read, empty if everything could.
     """
 
     path: Path
@@ -96,31 +92,6 @@ def prepare_directory(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if not os.access(directory, os.W_OK | os.X_OK):
         raise PermissionError(f"{str(directory)!r} cannot be written to")
-
-
-def spool_rest(directory: Path, name: str, address: str, outbox: Outbox) -> Path | None:
-    """Write what the bus has not acknowledged into a new file, and log how to deliver it.
-
-    Returns None if everything is acknowledged.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    if not len(outbox):
-        return None
-    path, head = write_spool(directory, name, outbox)
-    logger.warning(
-        "phase-bus publisher %r: closed before %s had acknowledged everything; %d events, with %d "
-        "request records in them, are in %s; deliver them with: phase-bus replay %s --address %s",
-        name,
-        address,
-        head.events,
-        head.records,
-        path,
-        shlex.quote(str(path)),
-        shlex.quote(address),
-    )
-    return path
 
 
 def write_spool(directory: Path, name: str, outbox: Outbox) -> tuple[Path, SpoolHead]:
@@ -172,9 +143,7 @@ def _write(file: BinaryIO, head: SpoolHead, messages: Iterable[Message]) -> None
 class SpoolReader:
     """The messages of a spool file, in order, up to its end or its first damage.
 
-    Attributes:
-        head: the file's head.
-        damage: after iterating, why the rest could not be read; empty if everything could.
+    After iterating, ``damage`` says why the rest could not be read; it is empty if everything could.
 
     Raises:
         SpoolError: if the file cannot be read, or is not a spool file.
@@ -272,8 +241,9 @@ def deliver_spool(path: str | Path, address: str, timeout_s: float = 30.0) -> Sp
         outbox.restore(message)
     events, records = len(outbox), sum(message.records for message in outbox)
     known = _deliver(outbox, parsed, reader.head.name, timeout_s) if events else 0
-    report = SpoolReport(
-        path=reader.path,
+    delivered = not len(outbox) and not reader.damage
+    return SpoolReport(
+        path=_mark_delivered(reader.path) if delivered else reader.path,
         events=events,
         records=records,
         known=known,
@@ -281,7 +251,6 @@ def deliver_spool(path: str | Path, address: str, timeout_s: float = 30.0) -> Sp
         damage=reader.damage,
         missing=reader.head.events - events,
     )
-    return msgspec.structs.replace(report, path=_mark_delivered(reader.path)) if report.complete else report
 
 
 def _deliver(outbox: Outbox, address: Address, name: str, timeout_s: float) -> int:

@@ -14,7 +14,7 @@ import msgspec
 from phase_bus import __version__
 from phase_bus.aggregation.text import cell, in_reading_order, inexact, losses, row, with_overall
 from phase_bus.aggregation.units import format_number
-from phase_bus.errors import ConfigError
+from phase_bus.core.classes import import_extra
 from phase_bus.reporting.figures import LATENCY, run_figures
 from phase_bus.reporting.source import PastRun
 from phase_bus.reporting.sweep_figures import sweep_figures
@@ -84,23 +84,18 @@ def sweep_html(sweep: Mapping[str, Any]) -> str:
 
 
 def _render(template: str, figures: Sequence[Figure], **values: Any) -> str:
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-        from plotly.offline import get_plotlyjs
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"--format html: {error.name} is missing; install it with: pip install 'phase-bus[report]'"
-        ) from error
-    environment = Environment(
-        loader=PackageLoader("phase_bus.reporting"),
+    jinja2 = import_extra("jinja2", "report", "--format html: ")
+    plotly = import_extra("plotly.offline", "report", "--format html: ")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("phase_bus.reporting"),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["count"] = lambda number: f"{number:,}"
-    scripts = [get_plotlyjs(), _read("page.js")] if figures else []
-    return environment.get_template(template).render(
+    scripts = [plotly.get_plotlyjs(), _read("page.js")] if figures else []
+    page: str = environment.get_template(template).render(
         **values,
         version=__version__,
         style=_read("page.css"),
@@ -111,6 +106,7 @@ def _render(template: str, figures: Sequence[Figure], **values: Any) -> str:
         policy="default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src "
         + (" ".join(map(_hash, scripts)) or "'none'"),
     )
+    return page
 
 
 def _read(name: str) -> str:

@@ -12,7 +12,7 @@ import msgspec
 
 from phase_bus.aggregation.metric import MetricState
 from phase_bus.aggregation.units import describe
-from phase_bus.errors import ConfigError
+from phase_bus.core.classes import import_extra
 from phase_bus.events import RunStart
 from phase_bus.reporting.source import PastRun
 
@@ -182,13 +182,12 @@ class _Variation:
 
 
 def _student_t() -> Callable[[int], float]:
-    """Return the function from the number of trials to the quantile of Student's t for an interval."""
-    try:
-        from scipy.special import stdtrit
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "--sweep: scipy is missing; install it with: pip install 'phase-bus[report]'"
-        ) from error
+    """Return the function from the number of trials to the quantile of Student's t for an interval.
+
+    Raises:
+        ConfigError: if scipy is not installed.
+    """
+    stdtrit = import_extra("scipy.special", "report", "--sweep: ").stdtrit
     return lambda n: float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
 
 

@@ -31,7 +31,7 @@ from phase_bus.events import (
     Summary,
 )
 from phase_bus.harness.simulation import draw_records
-from phase_bus.publisher.batcher import RawRecord
+from phase_bus.publisher.composer import RawRecord
 from phase_bus.publisher.hooks import to_ref
 from phase_bus.testing.memory import MemoryBus
 

@@ -17,8 +17,7 @@ from phase_bus.core.values import ListMode
 from phase_bus.core.wire import parse_topic, topic_prefix, unpack_header
 from phase_bus.events import EventBase, PhaseRef, Receipt, RunStatus
 from phase_bus.journal.rows import Checkpoint, Head
-from phase_bus.publisher.batcher import BatchOptions
-from phase_bus.publisher.composer import Completion, Composer
+from phase_bus.publisher.composer import BatchOptions, Completion, Composer
 from phase_bus.publisher.drops import Drops
 from phase_bus.testing.outcome import Bus, C, Outcome, StoredMessage
 
@@ -123,7 +122,7 @@ class MemoryPublisher:
     @property
     def pending(self) -> int:
         """How many records wait for their batch to be closed."""
-        return len(self._composer.batcher)
+        return self._composer.open_records
 
     def publish(self, event: EventBase) -> None:
         """Publish an event.
@@ -147,7 +146,7 @@ class MemoryPublisher:
         Raises:
             TypeError, ValueError: it is no record.
         """
-        self._composer.batcher.add((run_id, phase, metrics, fields, error))
+        self._composer.add_record((run_id, phase, metrics, fields, error))
         self._store.take(self._outbox)
 
     def complete_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
@@ -157,7 +156,7 @@ class MemoryPublisher:
 
     def flush(self, timeout_s: float = 0.0) -> bool:  # noqa: ARG002 - as the real one has it
         """Close the open batches of records; return True."""
-        self._composer.batcher.close_all()
+        self._composer.close_batches()
         self._store.take(self._outbox)
         return True
 

@@ -25,12 +25,7 @@ _END_S = 15.0  # what AIPerf gets to end by itself, once it was interrupted
 
 
 class Ended(Struct, frozen=True, kw_only=True):
-    """How a command ended.
-
-    Attributes:
-        exit_code: negative for a signal.
-        cpu_s: the CPU time of it and of all processes below it that were waited for.
-    """
+    """How a command ended; ``cpu_s`` is of all processes below it too that were waited for."""
 
     exit_code: int
     duration_s: float

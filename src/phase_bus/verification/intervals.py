@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from phase_bus.errors import ConfigError
+from phase_bus.core.classes import import_extra
 
 CONFIDENCE = 0.95
 
@@ -50,11 +50,9 @@ class Interval(Struct, frozen=True, kw_only=True):
 
 
 def difference(pairs: Sequence[tuple[float, float]]) -> Interval | None:
-    """Return the difference between paired values, None for fewer than two pairs.
+    """Return the difference of a mode from pairs of each round's value with the bus off and in the mode.
 
-    Args:
-        pairs: for each round the value with the bus off, and the value in the mode; a pair that is not of
-            positive values has no ratio and is left out.
+    A pair that is not of positive values has no ratio and is left out; fewer than two give None.
     """
     logs = [math.log(value / off) for off, value in pairs if off > 0 and value > 0]
     if len(logs) < 2:
@@ -75,11 +73,7 @@ def student_t(n: int) -> float:
     Raises:
         ConfigError: if scipy is not installed.
     """
-    try:
-        from scipy.special import stdtrit
-    except ModuleNotFoundError as error:
-        raise ConfigError("scipy is missing; install it with: pip install 'phase-bus[verify]'") from error
-    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+    return float(import_extra("scipy.special", "verify").stdtrit(n - 1, (1 + CONFIDENCE) / 2))
 
 
 def _percent(log_ratio: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from phase_bus.errors import ConfigError
+from phase_bus.core.classes import import_extra
 
 EXPORT = "profile_export_aiperf.json"
 
@@ -53,7 +53,7 @@ class Results(Struct, frozen=True, kw_only=True):
     """AIPerf's results of a run: ``values`` by :attr:`Measure.key`, as far as it measured them."""
 
     values: dict[str, float]
-    duration_s: float
+    profiling_s: float
     requests: int
     errors: int
 
@@ -69,14 +69,10 @@ def read_results(artifacts: Path) -> Results | str:
         return f"{path} cannot be read: {error}"
     if export.get("was_cancelled"):
         return "AIPerf says that the run was cancelled"
-    values = {}
-    for measure in MEASURES:
-        value = _statistic(export, measure.metric, measure.statistic)
-        if value is not None:
-            values[measure.key] = value
+    values = {m.key: _statistic(export, m.metric, m.statistic) for m in MEASURES}
     return Results(
-        values=values,
-        duration_s=_statistic(export, "benchmark_duration", "avg") or 0.0,
+        values={key: value for key, value in values.items() if value is not None},
+        profiling_s=_statistic(export, "benchmark_duration", "avg") or 0.0,
         requests=int(_statistic(export, "request_count", "avg") or 0),
         errors=int(_statistic(export, "error_request_count", "avg") or 0),
     )
@@ -103,16 +99,8 @@ def cpu_s_of(pid: int) -> float | None:
 
 
 def load_psutil() -> Any:
-    """Return the module psutil.
-
-    Raises:
-        ConfigError: if it is not installed.
-    """
-    try:
-        import psutil
-    except ModuleNotFoundError as error:
-        raise ConfigError("psutil is missing; install it with: pip install 'phase-bus[verify]'") from error
-    return psutil
+    """Return the module psutil; raise a ConfigError if it is not installed."""
+    return import_extra("psutil", "verify")
 
 
 def _statistic(export: dict[str, Any], metric: str, statistic: str) -> float | None:

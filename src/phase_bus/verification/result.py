@@ -13,8 +13,8 @@ from msgspec import Struct
 from phase_bus import __version__
 from phase_bus.verification.intervals import CONFIDENCE, Decision, Interval, difference
 from phase_bus.verification.measures import CPU, MEASURES, Measure, load_psutil
-from phase_bus.verification.plan import FELT_MODES, MODES, Mode
-from phase_bus.verification.trial import Run
+from phase_bus.verification.session import Session
+from phase_bus.verification.trial import FELT_MODES, MODES, Mode, Run
 
 Verdict: TypeAlias = Literal["not felt", "not decided", "felt", "failed"]
 
@@ -67,34 +67,25 @@ class Verification(Struct, frozen=True, kw_only=True):
     runs: tuple[Run, ...]
 
 
-def conclude(
-    runs: Sequence[Run],
-    *,
-    command: tuple[str, ...],
-    consumers: tuple[str, ...],
-    seed: int,
-    tolerance_pct: float,
-    rounds: int,
-    interrupted: bool,
-) -> Verification:
-    """Return what the runs come to, without those that were cut short; see :class:`Verification`."""
-    counted = [run for run in runs if run.round > 0]
+def conclude(session: Session, tolerance_pct: float) -> Verification:
+    """Return what a session's runs come to."""
+    counted = [run for run in session.runs if run.round > 0]
     comparisons = tuple(_comparisons(counted, tolerance_pct))
     problems = tuple(f"round {run.round}, {run.mode}: {run.problem}" for run in counted if run.problem)
     return Verification(
-        command=command,
-        consumers=consumers,
-        seed=seed,
+        command=session.command,
+        consumers=tuple(consumer.title for consumer in session.config.consumers),
+        seed=session.seed,
         tolerance_pct=tolerance_pct,
         confidence=CONFIDENCE,
         machine=_machine(),
-        rounds_wanted=rounds,
-        interrupted=interrupted,
+        rounds_wanted=session.rounds,
+        interrupted=session.interrupted,
         verdict=_verdict(comparisons, problems),
         problems=problems,
         comparisons=comparisons,
         cpu_s={mode: _cpu_s([run for run in counted if run.mode == mode]) for mode in MODES},
-        runs=tuple(runs),
+        runs=tuple(session.runs),
     )
 
 

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from phase_bus.verification.measures import CPU, MEASURES
-from phase_bus.verification.plan import FELT_MODES, MODES, WHAT
 from phase_bus.verification.result import Comparison, Verification
+from phase_bus.verification.trial import FELT_MODES, MODES, WHAT
 
 _TITLES = {(measure.metric, measure.statistic): measure.title for measure in MEASURES}
 _MARKS = {"same": ("=", "green"), "felt": ("!", "bold red"), "undecided": ("?", "yellow"), None: ("", "")}

@@ -9,11 +9,12 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from rich.console import Console
 
 from phase_bus.harness.children import describe_exit, environment
@@ -21,8 +22,17 @@ from phase_bus.harness.config import Config
 from phase_bus.harness.rig import Rig
 from phase_bus.verification.command import Ended, Interrupt, run_benchmark
 from phase_bus.verification.measures import CPU, DURATION, cpu_s_of, load_psutil, processes_of, read_results
-from phase_bus.verification.plan import Mode
 
+Mode: TypeAlias = Literal["off", "on", "stalled", "killed"]
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+FELT_MODES = MODES[1:]  # those that are held against the first
+WHAT = {
+    "off": "no bus, the plugin disabled",
+    "on": "bus and consumers, as 'phase-bus exec' runs them",
+    "stalled": "the first consumer suspended from before the run to its end",
+    "killed": "the first consumer killed in the middle of the profiling phase",
+}
 _WIDE = 200
 
 
@@ -62,13 +72,13 @@ class Run(Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
+@dataclass(frozen=True)
 class Bench:
     """Runs the benchmark in any mode; the first of the consumers is the one that is suspended or killed."""
 
-    def __init__(self, command: tuple[str, ...], config: Config, interrupt: Interrupt) -> None:
-        self.interrupt = interrupt
-        self._command = command
-        self._config = config
+    command: tuple[str, ...]
+    config: Config
+    interrupt: Interrupt
 
     async def check(self, directory: Path) -> None:
         """Start the bus and the consumers once, before a benchmark is run for nothing."""
@@ -76,11 +86,9 @@ class Bench:
             pass
 
     async def run(self, run: Run, kill_after_s: float) -> Run:
-        """Run the benchmark as a run says, in its directory, and return the run with what was measured.
+        """Run the benchmark in a run's mode and directory; return the run with what was measured.
 
-        Args:
-            run: round, mode, place and directory.
-            kill_after_s: when in the profiling phase to kill the consumer in the mode ``killed``.
+        In the mode ``killed`` the consumer is killed so many seconds into the profiling phase.
         """
         directory = Path(run.directory)
         directory.mkdir(parents=True)  # noqa: ASYNC240 - nothing else waits
@@ -95,7 +103,7 @@ class Bench:
     async def _rig(self, directory: Path) -> AsyncIterator[Rig]:
         """Have a bus and consumers as ``exec`` has, but for the journal, which is not kept."""
         journal = directory / "journal"
-        config = replace(self._config, data=str(journal))
+        config = replace(self.config, data=str(journal))
         with (directory / "phase-bus.log").open("w") as log:
             try:
                 async with Rig(config, Console(file=log, width=_WIDE, highlight=False)) as rig:
@@ -105,7 +113,7 @@ class Bench:
 
     async def _run_with(self, rig: Rig, run: Run, kill_after_s: float) -> Run:
         before_s = _cpu_s(rig)
-        victim = rig.pids[self._config.consumers[0].title]
+        victim = rig.pids[self.config.consumers[0].title]
         killing = asyncio.create_task(_kill(rig, victim, kill_after_s)) if run.mode == "killed" else None
         try:
             with _suspended(victim) if run.mode == "stalled" else nullcontext():
@@ -119,7 +127,7 @@ class Bench:
         status = await rig.status()
         after_s = _cpu_s(rig)
         if killed is not None and killed.spent_s is not None:
-            after_s[self._config.consumers[0].title] = killed.spent_s
+            after_s[self.config.consumers[0].title] = killed.spent_s
         spent_s = {name: after_s[name] - before_s[name] for name in after_s if name in before_s}
         run = replace(
             _measured(run, ended, {**spent_s, "display": display_s}),
@@ -133,7 +141,7 @@ class Bench:
         """Run the command; return how it ended, and the CPU time that this process spent meanwhile."""
         before_s = time.process_time()
         log = directory / "aiperf.log"
-        ended = await run_benchmark(self._command, directory / "aiperf", environ, log, self.interrupt)
+        ended = await run_benchmark(self.command, directory / "aiperf", environ, log, self.interrupt)
         return ended, time.process_time() - before_s
 
 
@@ -179,22 +187,15 @@ def _cpu_s(rig: Rig) -> dict[str, float]:
 
 def _measured(run: Run, ended: Ended, cpu_s: dict[str, float]) -> Run:
     """Return the run with how its command ended and what AIPerf measured."""
-    found = read_results(Path(run.directory) / "aiperf")
-    problem = found if isinstance(found, str) else ""
+    run = replace(run, exit_code=ended.exit_code, cpu_s={"aiperf": ended.cpu_s, **cpu_s})
     if ended.exit_code:
         problem = f"AIPerf {describe_exit(ended.exit_code)}; see {run.directory}/aiperf.log"
-    cpu_s = {"aiperf": ended.cpu_s, **cpu_s}
-    if problem or isinstance(found, str):
-        return replace(run, exit_code=ended.exit_code, cpu_s=cpu_s, problem=problem)
-    return replace(
-        run,
-        exit_code=ended.exit_code,
-        values={**found.values, DURATION.key: ended.duration_s, CPU.key: ended.cpu_s},
-        cpu_s=cpu_s,
-        requests=found.requests,
-        errors=found.errors,
-        profiling_s=found.duration_s,
-    )
+        return replace(run, problem=problem)
+    found = read_results(Path(run.directory) / "aiperf")
+    if isinstance(found, str):
+        return replace(run, problem=found)
+    run = replace(run, **asdict(found))
+    return replace(run, values={**run.values, DURATION.key: ended.duration_s, CPU.key: ended.cpu_s})
 
 
 def _not_as_meant(run: Run) -> str:

@@ -7,15 +7,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phase_bus.consumer.options import build_object
 from phase_bus.core.classes import one_line
 from phase_bus.errors import ConsumerDefinitionError, ConsumerNotFoundError, OptionError, PhaseBusError
-from phase_bus.plugins.file import PRIORITY, Kind
-
-if TYPE_CHECKING:
-    from phase_bus.plugins.registry import Registry
+from phase_bus.plugins.registry import PRIORITY, Kind, Registry
 
 logger = logging.getLogger("phase_bus.consumer")
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -25,14 +28,14 @@ class TooLateError(PhaseBusError):
     """Something came after the processors had its phase or run."""
 
 
+@dataclass
 class _Phase:
     """A phase whose run goes on; ``requests`` is None until it is over."""
 
-    def __init__(self, ref: PhaseRef) -> None:
-        self.ref = ref
-        self.results = PhaseResults()
-        self.requests: int | None = None
-        self.processed = False
+    ref: PhaseRef
+    results: PhaseResults = field(default_factory=PhaseResults)
+    requests: int | None = None
+    processed: bool = False
 
     @property
     def whole(self) -> bool:
@@ -131,7 +134,7 @@ class ProcessorConsumer(Consumer):
         self._tell(event, failures)
 
     def _run(self, event: EventBase) -> _Run:
-        """Return an event's run unless that is over; raise again what its processors raised on the event."""
+        """Return an event's run unless that is over; raise again what processors raised on the event."""
         if self._failed is not None and self._failed[0] is event:
             self._tell(*self._failed)
         if event.run_id in self._ended:
@@ -151,11 +154,9 @@ class ProcessorConsumer(Consumer):
 
     async def _process_whole_ones(self, event: EventBase, run: _Run) -> None:
         failures: list[Exception] = []
-        for phase in run.phases():
-            if not phase.processed:
-                if not phase.whole:
-                    break
-                failures += await self._process(event.run_id, run, phase, final=True)
+        left = (phase for phase in run.phases() if not phase.processed)
+        for phase in takewhile(attrgetter("whole"), left):
+            failures += await self._process(event.run_id, run, phase, final=True)
         self._tell(event, failures)
 
     async def _process(self, run_id: str, run: _Run, phase: _Phase, *, final: bool) -> list[Exception]:

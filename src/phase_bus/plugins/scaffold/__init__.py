@@ -24,7 +24,9 @@ _TEMPLATES = Path(__file__).with_name("consumer")
 
 
 def write_consumer(name: str, directory: Path) -> list[Path]:
-    """Write a package that has one consumer, called after it, into a new directory; return its files.
+    """Write a package that has one consumer into a new directory; return its files.
+
+    Package and class are called after the consumer.
 
     Raises:
         ConfigError: if the name or the directory cannot be used, or the files cannot be written.
@@ -56,7 +58,7 @@ def write_consumer(name: str, directory: Path) -> list[Path]:
 
 
 def _check_name(name: str) -> str:
-    """Return the name of the package for a consumer; raise a ConfigError if it cannot have this name."""
+    """Return the name of the package for a consumer, if the consumer can have this name."""
     package = name.replace("-", "_")
     if not _NAME.fullmatch(name) or keyword.iskeyword(package) or len(name) > _LONGEST_NAME:
         raise ConfigError(

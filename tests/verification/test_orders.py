@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from phase_bus.verification.plan import MODES, orders
+from phase_bus.verification.session import orders
+from phase_bus.verification.trial import MODES
 
 
 @pytest.mark.parametrize("seed", range(20))
