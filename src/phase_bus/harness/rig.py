@@ -132,9 +132,8 @@ class Rig:
         ready = asyncio.Event()
         self._runner = ConsumerRunner(self.progress, self._own, receipts=False, on_ready=ready.set)
         self._display = asyncio.create_task(self._runner.run())
-        waiting = asyncio.create_task(ready.wait())
-        await asyncio.wait((waiting, self._display), return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
+        self._display.add_done_callback(lambda _: ready.set())  # it may fail before it is ready
+        await ready.wait()
 
     async def _close(self) -> None:
         """End the display, the consumers, then the bus."""
