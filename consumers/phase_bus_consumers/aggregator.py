@@ -122,8 +122,10 @@ class ResultsAggregator(Consumer):
 
     def state(self) -> bytes:
         # In a group, the partitions keep the records' statistics.
-        states = [run.state.without_parts() if self._grouped else run.state for run in self._runs.values()]
-        runs = [(s.to_dict(), run.end) for s, run in zip(states, self._runs.values(), strict=True)]
+        runs = []
+        for run in self._runs.values():
+            state = run.state.without_parts() if self._grouped else run.state
+            runs.append((state.to_dict(), run.end))
         return msgspec.msgpack.encode(_Saved(runs, list(self._done)))
 
     def restore(self, state: bytes) -> None:
@@ -181,10 +183,7 @@ class ResultsAggregator(Consumer):
         self._finish(run)
 
     def _run(self, run_id: str) -> _Run:
-        run = self._runs.get(run_id)
-        if run is None:
-            run = self._runs[run_id] = _Run(RunState(run_id, self._options))
-        return run
+        return self._runs.setdefault(run_id, _Run(RunState(run_id, self._options)))
 
     async def _take_times(self, event: PhaseEvent) -> None:
         if event.run_id not in self._done:

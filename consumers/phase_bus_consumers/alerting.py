@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import signal
-import time
 import urllib.request
 from collections import Counter
 from collections.abc import Coroutine
@@ -22,9 +21,18 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
-from phase_bus import ConfigError, Consumer, Drop, PhaseComplete, PhaseTimeout, RunComplete
+from phase_bus import (
+    ConfigError,
+    Consumer,
+    Drop,
+    EventBase,
+    PhaseComplete,
+    PhaseEvent,
+    PhaseTimeout,
+    RunComplete,
+)
 
 _WEBHOOK_ATTEMPTS = 2  # a dropped connection deserves a second try; more would need a real back-off
 
@@ -34,7 +42,7 @@ AlertKind: TypeAlias = Literal[
 ]
 
 
-class Alert(Struct, frozen=True, kw_only=True):
+class Alert(Struct, frozen=True):
     """An alert: what happened when (Unix time in ns), and the numbers behind it, with units in their names.
 
     ``phase`` is empty if it concerns the whole run.
@@ -43,9 +51,9 @@ class Alert(Struct, frozen=True, kw_only=True):
     kind: AlertKind
     message: str
     run_id: str
-    phase: str = ""
-    ts_ns: int = field(default_factory=time.time_ns)
-    details: dict[str, Any] = {}
+    phase: str
+    ts_ns: int
+    details: dict[str, Any]
 
 
 class PhaseAlerts(Consumer):
@@ -104,22 +112,21 @@ class PhaseAlerts(Consumer):
 
     async def on_phase_complete(self, event: PhaseComplete) -> None:
         stats, duration_s = event.stats, event.stats.duration_s
-        where = {"run_id": event.run_id, "phase": event.phase.name, "ts_ns": event.ts_ns}
         if duration_s is not None and duration_s > self.threshold_s:
             self._alert(
+                event,
                 "slow_phase",
                 f"phase {event.phase} took {duration_s:.1f} s, more than {self.threshold_s:g} s",
-                where,
                 duration_s=duration_s,
                 threshold_s=self.threshold_s,
             )
         rate = stats.errors / stats.completed if stats.completed else 0.0
         if self.max_error_rate is not None and rate > self.max_error_rate:
             self._alert(
+                event,
                 "error_rate",
                 f"phase {event.phase}: {stats.errors} of {stats.completed} requests failed "
                 f"({rate:.1%}, more than {self.max_error_rate:.1%})",
-                where,
                 errors=stats.errors,
                 completed=stats.completed,
                 error_rate=rate,
@@ -130,9 +137,9 @@ class PhaseAlerts(Consumer):
         grace_s = event.stats.grace_period_s
         period = "its grace period" if grace_s is None else f"its grace period of {grace_s:g} s"
         self._alert(
+            event,
             "phase_timeout",
             f"phase {event.phase} timed out: {event.requests_cut} requests cut at the end of {period}",
-            {"run_id": event.run_id, "phase": event.phase.name, "ts_ns": event.ts_ns},
             requests_cut=event.requests_cut,
             grace_period_s=grace_s,
         )
@@ -142,30 +149,27 @@ class PhaseAlerts(Consumer):
         self._drops.setdefault(event.run_id, Counter()).update(event.events)
 
     async def on_run_complete(self, event: RunComplete) -> None:
-        where = {"run_id": event.run_id, "ts_ns": event.ts_ns}
-        if event.status in ("failed", "lost"):
-            reason = f": {event.reason}" if event.reason else ""
-            self._alert(
-                "run_failed" if event.status == "failed" else "run_lost",
-                f"run {event.run_id} {'failed' if event.status == 'failed' else 'was lost'}{reason}",
-                where,
-                reason=event.reason,
-            )
+        reason = f": {event.reason}" if event.reason else ""
+        if event.status == "failed":
+            self._alert(event, "run_failed", f"run {event.run_id} failed{reason}", reason=event.reason)
+        elif event.status == "lost":
+            self._alert(event, "run_lost", f"run {event.run_id} was lost{reason}", reason=event.reason)
         # The publisher's own drops are reported in both places, the bus's only in drop events.
         dropped = self._drops.pop(event.run_id, Counter()) | Counter(event.dropped)
         if dropped:
             self._alert(
+                event,
                 "events_dropped",
                 f"run {event.run_id} ended with {dropped.total()} events dropped: "
                 "results computed from them are not whole",
-                where,
                 events=dict(dropped),
             )
 
     # ---- delivery ----
 
-    def _alert(self, kind: AlertKind, message: str, where: dict[str, Any], **details: Any) -> None:
-        alert = Alert(kind=kind, message=message, details=details, **where)
+    def _alert(self, event: EventBase, kind: AlertKind, message: str, **details: Any) -> None:
+        phase = event.phase.name if isinstance(event, PhaseEvent) else ""
+        alert = Alert(kind, message, event.run_id, phase, event.ts_ns, details)
         self.log.warning(message, alert=kind, run_id=alert.run_id)
         body = msgspec.json.encode(alert)
         if self.command is not None:

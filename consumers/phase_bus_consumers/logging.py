@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from datetime import datetime
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import msgspec
-import structlog
 
 from phase_bus import (
     Consumer,
@@ -55,13 +55,6 @@ class PhaseLogger(Consumer):
         if self.log_file is not None:
             check_writable(self.log_file, "log_file")
             self._file = self.log_file.open("a", encoding="utf-8")
-        # Flushes each line, so that 'tail -f' shows it at once.
-        self._lines = structlog.WriteLogger(self._file or sys.stdout)
-        self._objects = structlog.wrap_logger(
-            self._lines,
-            processors=[structlog.processors.JSONRenderer()],
-            wrapper_class=structlog.BoundLogger,
-        )
 
     async def stop(self) -> None:
         if self._file is not None:
@@ -69,10 +62,13 @@ class PhaseLogger(Consumer):
 
     async def _write(self, event: EventBase) -> None:
         if self.json:
-            fields = msgspec.to_builtins(event)
-            self._objects.info(event.kind, timestamp=clock(event.ts_ns), **fields)
+            fields = {"timestamp": clock(event.ts_ns), **msgspec.to_builtins(event), "event": event.kind}
+            line = json.dumps(fields)
         else:
-            self._lines.info(describe(event, self.verbose))
+            line = describe(event, self.verbose)
+        out = self._file or sys.stdout
+        out.write(line + "\n")
+        out.flush()  # so that 'tail -f' shows the line at once
 
     async def _write_if_verbose(self, event: EventBase) -> None:
         if self.verbose:

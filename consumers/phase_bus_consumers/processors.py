@@ -151,7 +151,7 @@ class ExampleResultsAggregator:
             return ProcessingResult(True, overall.total, metrics)
         try:
             self.output_file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.output_file, _json(metrics))
+            write_whole(self.output_file, msgspec.json.format(msgspec.json.encode(metrics)).decode())
         except OSError as error:
             return ProcessingResult(False, overall.total, metrics, f"cannot write: {error}")
         return ProcessingResult(True, overall.total, metrics, output_file=str(self.output_file))
@@ -179,7 +179,3 @@ def _failure(result: Result) -> str | None:
         return str(error.get("type", "error") if isinstance(error, Mapping) else error)
     status = result.get("status")
     return None if status in (None, "success") else str(status)
-
-
-def _json(metrics: Mapping[str, Any]) -> str:
-    return msgspec.json.format(msgspec.json.encode(metrics)).decode()

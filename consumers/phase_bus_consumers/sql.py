@@ -20,7 +20,7 @@ from tenacity import (
 )
 from tenacity.stop import stop_base
 
-from phase_bus import ConfigError, Consumer, EventBase, PhaseBusError, Records
+from phase_bus import ConfigError, Consumer, EventBase, PhaseBusError
 
 try:
     import sqlalchemy as sa
@@ -30,7 +30,7 @@ except ModuleNotFoundError as _error:
     ) from _error
 
 from phase_bus_consumers.sql_database import append, error_line, insert_missing, open_database, upsert
-from phase_bus_consumers.sql_rows import Batch, Tables, record_rows
+from phase_bus_consumers.sql_rows import Batch, Tables
 
 _FLUSH_S = 10.0  # how long a flush tries before it fails
 _MOST_WAIT_S = 5.0
@@ -91,18 +91,12 @@ class SqlSink(Consumer):
         if self._engine is not None:
             await asyncio.to_thread(self._engine.dispose)
 
-    async def on_records(self, event: Records) -> None:
-        offset = await self._offset()
-        if offset > self._batch.last:
-            rows = record_rows(self._batch.journal_id, offset, event)
-            self._batch.add_records(offset, event, rows)
-            await self._write_if_full()
-
     async def on_event(self, event: EventBase) -> None:
         offset = await self._offset()
         if offset > self._batch.last:
             self._batch.add(offset, event)
-            await self._write_if_full()
+            if len(self._batch) >= self._batch_rows:
+                await self._write(stop_never)
 
     async def _offset(self) -> int:
         if self._bus_journal != self.journal_id:
@@ -110,10 +104,6 @@ class SqlSink(Consumer):
         return self.offset if self.journal_id else self._batch.last + 1
 
     # ---- writing: in a thread, repeated until it succeeds ----
-
-    async def _write_if_full(self) -> None:
-        if len(self._batch) >= self._batch_rows:
-            await self._write(stop_never)
 
     async def _write(self, stop: stop_base) -> None:
         async with self._lock:

@@ -15,6 +15,7 @@ from phase_bus import (
     Column,
     EventBase,
     PhaseEvent,
+    PhaseRef,
     PhasesConfigured,
     PhaseStats,
     PhaseTimeout,
@@ -156,18 +157,18 @@ class Batch:
     def __len__(self) -> int:
         return len(self.events) + len(self.records)
 
-    def add_records(self, offset: int, event: Records, rows: list[Row]) -> None:
-        """Add a batch of records, as rows from ``record_rows``, and what it says of its run and phase."""
-        self._run(event.run_id)
-        self._phase(event.run_id, event.phase.name, kind=event.phase.kind, phase_index=event.phase.index)
-        self.records += rows
-        self.last = offset
-
     def add(self, offset: int, event: EventBase) -> None:
-        """Add any other event, and what it says about its run and phases."""
-        phase = event.phase.name if isinstance(event, PhaseEvent) else None
-        row = (self.journal_id, offset, event.run_id, event.kind, event.ts_ns, phase)
-        self.events.append((*map(fit, row), json_text(event)))
+        """Add an event, or a batch of records, and what it says about its run and phases.
+
+        Raises:
+            WireError: if the batch is damaged; nothing of it is added.
+        """
+        if isinstance(event, Records):
+            self.records += _record_rows(self.journal_id, offset, event)
+        else:
+            phase = event.phase.name if isinstance(event, PhaseEvent) else None
+            row = (self.journal_id, offset, event.run_id, event.kind, event.ts_ns, phase)
+            self.events.append((*map(fit, row), json_text(event)))
         self.last = offset
         self._note(event)
 
@@ -177,6 +178,8 @@ class Batch:
         plain = msgspec.structs.asdict(event)
         run = self._run(run_id)
         match event:
+            case Records():
+                self._phase(run_id, event.phase)
             case RunStart():
                 run.update({name: plain[name] for name in _KNOWN_AT_START}, started_ns=event.ts_ns)
             case RunComplete():
@@ -184,14 +187,12 @@ class Batch:
             case PhasesConfigured():
                 for plan in event.phases:
                     limits = msgspec.structs.asdict(plan)
-                    ref = limits.pop("phase")
-                    self._phase(run_id, ref.name, kind=ref.kind, phase_index=ref.index, **limits)
+                    self._phase(run_id, limits.pop("phase"), **limits)
             case PhaseEvent():
                 known = msgspec.structs.asdict(event.stats)
                 if isinstance(event, PhaseTimeout):
                     known["requests_cut"] = event.requests_cut
-                known.update(kind=event.phase.kind, phase_index=event.phase.index)
-                self._phase(run_id, event.phase.name, state=_STATES.get(event.kind), **known)
+                self._phase(run_id, event.phase, state=_STATES.get(event.kind), **known)
             case Summary():
                 row = {name: plain[name] for name in ("run_id", "producer", "ts_ns", "final", "result")}
                 self.summaries[run_id, event.producer] = {"journal_id": self.journal_id, **row}
@@ -199,19 +200,15 @@ class Batch:
     def _run(self, run_id: str) -> dict[str, Any]:
         return self.runs.setdefault(run_id, {"journal_id": self.journal_id, "run_id": run_id})
 
-    def _phase(self, run_id: str, name: str, **known: Any) -> None:
-        row = self.phases.setdefault(
-            (run_id, name), {"journal_id": self.journal_id, "run_id": run_id, "phase": name}
-        )
-        row.update({key: value for key, value in known.items() if value is not None})
+    def _phase(self, run_id: str, ref: PhaseRef, **known: Any) -> None:
+        key = {"journal_id": self.journal_id, "run_id": run_id, "phase": ref.name}
+        row = self.phases.setdefault((run_id, ref.name), key)
+        row.update(kind=ref.kind, phase_index=ref.index)
+        row.update({name: value for name, value in known.items() if value is not None})
 
 
-def record_rows(journal_id: str, offset: int, event: Records) -> list[Row]:
-    """Return a batch of records as rows of the ``records`` table.
-
-    Raises:
-        WireError: if it is damaged.
-    """
+def _record_rows(journal_id: str, offset: int, event: Records) -> list[Row]:
+    """Return a batch of records as rows of the ``records`` table."""
     count, ref, batch = event.count, event.phase, RecordBatch(event)
     fields, other_fields = _split(count, batch.field_columns(), _FIELDS)
     metrics, other_metrics = _split(count, batch.metric_columns(), _METRICS)

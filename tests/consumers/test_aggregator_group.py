@@ -13,8 +13,8 @@ import pytest
 
 from phase_bus.aggregation import metric
 from phase_bus.aggregation.options import Options
-from phase_bus.aggregation.result import RunResult
 from phase_bus.aggregation.state import RunState
+from phase_bus.aggregation.summary import RunResult
 from phase_bus.consumer.options import build_consumer
 from phase_bus.events import (
     EventBase,

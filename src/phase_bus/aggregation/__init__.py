@@ -3,10 +3,9 @@
 from phase_bus.aggregation.metric import MetricState
 from phase_bus.aggregation.options import EXACT_LIMIT, WINDOW_METRICS, Options
 from phase_bus.aggregation.phase import PhaseState
-from phase_bus.aggregation.result import RunResult
 from phase_bus.aggregation.sketch import RELATIVE_ERROR, DDSketch
 from phase_bus.aggregation.state import RunState
-from phase_bus.aggregation.summary import summarize
+from phase_bus.aggregation.summary import RunResult, summarize
 from phase_bus.aggregation.text import render_text
 
 __all__ = [

@@ -174,7 +174,8 @@ class MetricState:
         for part in parts:
             self._set_aside += part._set_aside
             self._moments.merge(part._moments)
-            self._min, self._max = least(self._min, part._min), most(self._max, part._max)
+        self._min = least(self._min, *(part._min for part in parts))
+        self._max = most(self._max, *(part._max for part in parts))
 
     def settled(self) -> MetricState:
         """Return this state for reading: itself, or a copy if values still wait to be summed."""
@@ -265,15 +266,11 @@ class MetricState:
         return self._sketch
 
 
-def least(a: _Number | None, b: _Number | None) -> _Number | None:
-    """Return the smaller of two numbers, either of which may be missing."""
-    if a is None or b is None:
-        return b if a is None else a
-    return min(a, b)
+def least(*numbers: _Number | None) -> _Number | None:
+    """Return the smallest of the numbers that are not None, None if all are."""
+    return min([number for number in numbers if number is not None], default=None)
 
 
-def most(a: _Number | None, b: _Number | None) -> _Number | None:
-    """Return the larger of two numbers, either of which may be missing."""
-    if a is None or b is None:
-        return b if a is None else a
-    return max(a, b)
+def most(*numbers: _Number | None) -> _Number | None:
+    """Return the largest of the numbers that are not None, None if all are."""
+    return max([number for number in numbers if number is not None], default=None)

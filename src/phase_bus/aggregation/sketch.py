@@ -119,12 +119,11 @@ class Bins:
     def from_dict(cls, data: Mapping[str, Any], limit: int) -> Bins:
         """Return the bins that :meth:`to_dict` gave as ``data``."""
         bins = cls(limit)
-        bins.lowest = data["lowest"]
         keys, counts = unpack_counts(data["counts"])
         if len(keys):
-            bins.offset = int(keys[0])
-            bins.counts = np.zeros(int(keys[-1]) - bins.offset + 1, dtype=np.int64)
-            bins.counts[keys - bins.offset] = counts
+            dense = np.zeros(int(keys[-1] - keys[0]) + 1, dtype=np.int64)
+            dense[keys - keys[0]] = counts
+            bins.absorb(int(keys[0]), dense, data["lowest"])
         return bins
 
 
@@ -232,10 +231,8 @@ class DDSketch:
     def ranges(self) -> tuple[FloatArray, FloatArray, IntArray]:
         """Return the lower and upper ends of the non-empty bins, ascending, and their counts."""
         negative, positive, end = self._negative.keys, self._positive.keys, self._bins.upper_ends
-        low, high = (
-            _ascending(end(negative), end(positive - 1)),
-            _ascending(end(negative - 1), end(positive)),
-        )
+        low = _ascending(end(negative), end(positive - 1))
+        high = _ascending(end(negative - 1), end(positive))
         counts = self._counts()
         return low[counts > 0], high[counts > 0], counts[counts > 0]
 

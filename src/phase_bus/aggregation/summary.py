@@ -1,4 +1,4 @@
-"""From a run's state to the document that people and other consumers read."""
+"""From a run's events and state to the document that people and other consumers read."""
 
 from __future__ import annotations
 
@@ -8,11 +8,47 @@ from phase_bus.aggregation.metric import MetricState
 from phase_bus.aggregation.phase import PhaseState
 from phase_bus.aggregation.state import RunState, Span
 from phase_bus.aggregation.units import describe
-from phase_bus.events import RunComplete
+from phase_bus.core.records import RecordBatch
+from phase_bus.events import (
+    EventBase,
+    PhaseComplete,
+    PhaseProgress,
+    PhaseStart,
+    Records,
+    RunComplete,
+)
 
 # AIPerf's list.
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 _OF_METRIC = ("count", "set_aside", "sum", "mean", "std", "min", "max")
+
+
+class RunResult:
+    """The result of a run's events, whether they come live or from a journal."""
+
+    def __init__(self, state: RunState) -> None:
+        self.state = state
+        self.end: RunComplete | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether as many records were counted as the run announced at its end."""
+        return self.end is not None and self.state.records == self.end.records
+
+    def take(self, event: EventBase) -> None:
+        """Add an event; most kinds do not change the result."""
+        if isinstance(event, Records):
+            self.state.update(RecordBatch(event))
+        elif isinstance(event, RunComplete):
+            self.end = event
+        elif isinstance(event, PhaseStart | PhaseProgress | PhaseComplete):
+            span = self.state.span(event.phase)
+            span.start_ns = span.start_ns if event.stats.start_ns is None else event.stats.start_ns
+            span.end_ns = span.end_ns if event.stats.end_ns is None else event.stats.end_ns
+
+    def summary(self, recent_windows: int | None = None) -> dict[str, Any]:
+        """Return the document of :func:`summarize`."""
+        return summarize(self.state, final=self.final, end=self.end, recent_windows=recent_windows)
 
 
 def summarize(

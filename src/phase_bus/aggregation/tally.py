@@ -8,6 +8,8 @@ import numpy as np
 
 from phase_bus.aggregation.packing import IntArray
 
+_NONE: IntArray = np.empty(0, dtype=np.int64)
+
 
 class Tally:
     """How often each of some integers was added: the ascending keys, and a count for each.
@@ -15,24 +17,18 @@ class Tally:
     It suits keys that grow with time: only what lies beyond the smallest new key is sorted again.
     """
 
-    def __init__(self) -> None:
-        self._size = 0
-        self._keys: IntArray = np.empty(0, dtype=np.int64)  # the first _size are used
-        self._counts: IntArray = np.empty(0, dtype=np.int64)
+    def __init__(self, keys: IntArray = _NONE, counts: IntArray = _NONE) -> None:
+        self._keys, self._counts = keys, counts  # of which the first _size are used
+        self._size = len(keys)
 
     @classmethod
     def of(cls, keys: IntArray, counts: IntArray) -> Tally:
         """Return a tally of keys in any order, shape (n,), and the count of each."""
-        tally = cls()
-        tally._keys, tally._counts = _sums(keys, counts)
-        tally._size = len(tally._keys)
-        return tally
+        return cls(*_sums(keys, counts))
 
     @classmethod
     def union(cls, tallies: Sequence[Tally]) -> Tally:
-        """Return the sum of several tallies."""
-        if not tallies:
-            return cls()
+        """Return the sum of tallies, at least one."""
         return cls.of(
             np.concatenate([tally.keys for tally in tallies]),
             np.concatenate([tally.counts for tally in tallies]),
@@ -62,23 +58,16 @@ class Tally:
                 np.concatenate([self._counts[start : self._size], counts]),
             )
         self._size = start + len(keys)
-        self._reserve(self._size, start)
+        if self._size > len(self._keys):
+            room = np.empty(2 * self._size - start, dtype=np.int64)
+            self._keys = np.concatenate([self._keys[:start], room])
+            self._counts = np.concatenate([self._counts[:start], room])
         self._keys[start : self._size], self._counts[start : self._size] = keys, counts
 
     def since(self, key: int) -> Tally:
         """Return a tally of the keys from this one on."""
         start = int(np.searchsorted(self.keys, key))
-        tally = Tally()
-        tally._keys, tally._counts = self.keys[start:].copy(), self.counts[start:].copy()
-        tally._size = len(tally._keys)
-        return tally
-
-    def _reserve(self, needed: int, kept: int) -> None:
-        if needed > len(self._keys):
-            for name in ("_keys", "_counts"):
-                grown = np.empty(2 * needed, dtype=np.int64)
-                grown[:kept] = getattr(self, name)[:kept]
-                setattr(self, name, grown)
+        return Tally(self.keys[start:].copy(), self.counts[start:].copy())
 
 
 def _starts(ordered: IntArray) -> IntArray:

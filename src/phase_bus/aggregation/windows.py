@@ -46,7 +46,7 @@ class Windows:
         self._options = options
         self.unplaced = 0
         self._level = 0  # the width is WIDTH_NS << level
-        self._range: tuple[int, int] | None = None  # the first and last window
+        self._range: tuple[int, int] | None = None  # the first and last window, of level 0
         self._requests = Tally()
         self._failed = Tally()
         self._metrics: dict[str, Tally] = {}
@@ -55,12 +55,6 @@ class Windows:
         self._new: list[IntArray] = []
         self._new_failed: list[IntArray] = []
         self._new_values: dict[str, list[tuple[IntArray, npt.NDArray[Any]]]] = {}
-
-    @property
-    def width_ns(self) -> int:
-        """The width of a window in ns."""
-        self._settle()
-        return WIDTH_NS << self._level
 
     def update(self, batch: RecordBatch) -> None:
         """Add a batch of records."""
@@ -74,7 +68,7 @@ class Windows:
         names = self._options.window_metrics
         for name in batch.metrics if "*" in names else names:
             column = _numbers(batch, name)
-            if column is not None and column.lengths is None:
+            if column is not None:
                 at = windows if column.rows is None else windows[column.rows]
                 # A copy, since a view would keep all of the batch in memory.
                 self._new_values.setdefault(name, []).append((at, column.values.copy()))
@@ -88,20 +82,14 @@ class Windows:
         for part in parts:
             part._settle()
         self.unplaced = sum(part.unplaced for part in parts)
-        parts = [part for part in parts if part._range is not None]
-        if not parts:
+        ranges = [part._range for part in parts if part._range is not None]
+        if not ranges:
             return
-        level = max(part._level for part in parts)
-        shifts = [level - part._level for part in parts]
-        ranges = [
-            (part._range[0] >> shift, part._range[1] >> shift)
-            for part, shift in zip(parts, shifts, strict=True)
-            if part._range is not None
-        ]
-        level, first, last = _fit(level, min(r[0] for r in ranges), max(r[1] for r in ranges))
-        cut = None if recent is None else max(first, last - recent + 1)
+        first, last = min(r[0] for r in ranges), max(r[1] for r in ranges)
+        level = _fit(max(part._level for part in parts), first, last)
+        cut = None if recent is None else max(first >> level, (last >> level) - recent + 1)
         parts = [part._at_level(level, cut) for part in parts]
-        self._level, self._range = level, (first if cut is None else cut, last)
+        self._level, self._range = level, (first if cut is None else cut << level, last)
         self._requests = Tally.union([part._requests for part in parts])
         self._failed = Tally.union([part._failed for part in parts])
         tallies: dict[str, list[Tally]] = {}
@@ -121,7 +109,7 @@ class Windows:
         self._settle()
         if self._range is None:
             return None
-        first, last = self._range
+        first, last = (window >> self._level for window in self._range)
         requests, failed = (_dense(t, first, last) for t in (self._requests, self._failed))
         width_s = (WIDTH_NS << self._level) / 1e9
         return {
@@ -141,7 +129,7 @@ class Windows:
         return {
             "unplaced": self.unplaced,
             "level": self._level,
-            "range": self._range,
+            "range": self._range and [window >> self._level for window in self._range],
             "requests": pack_counts(self._requests.keys, self._requests.counts),
             "failed": pack_counts(self._failed.keys, self._failed.counts),
             "metrics": {name: _pack_metric(self._metrics[name]) for name in sorted(self._metrics)},
@@ -152,7 +140,9 @@ class Windows:
         """Return the windows that :meth:`to_dict` wrote as ``data``."""
         windows = cls(options)
         windows.unplaced, windows._level = data["unplaced"], data["level"]
-        windows._range = None if data["range"] is None else (data["range"][0], data["range"][1])
+        if data["range"] is not None:
+            first, last = data["range"]
+            windows._range = (first << windows._level, last << windows._level)
         windows._requests = Tally.of(*unpack_counts(data["requests"]))
         windows._failed = Tally.of(*unpack_counts(data["failed"]))
         windows._metrics = {name: _unpack_metric(m) for name, m in data["metrics"].items()}
@@ -188,10 +178,9 @@ class Windows:
 
     def _make_room(self, first: int, last: int) -> None:
         """Extend the range to windows of level 0, and widen the windows if there would be too many."""
-        first, last = first >> self._level, last >> self._level
         if self._range is not None:
             first, last = min(first, self._range[0]), max(last, self._range[1])
-        level, first, last = _fit(self._level, first, last)
+        level = _fit(self._level, first, last)
         if level > self._level:
             wider = self._at_level(level)
             self._requests, self._failed, self._metrics = wider._requests, wider._failed, wider._metrics
@@ -215,17 +204,17 @@ class Windows:
         return other
 
 
-def _fit(level: int, first: int, last: int) -> tuple[int, int, int]:
-    """Return the lowest level at which a range has few enough windows, and the range there."""
-    while last - first >= MAX_WINDOWS:
-        level, first, last = level + 1, first >> 1, last >> 1
-    return level, first, last
+def _fit(level: int, first: int, last: int) -> int:
+    """Return the lowest level, this one or above, at which a range of level 0 has few enough windows."""
+    while (last >> level) - (first >> level) >= MAX_WINDOWS:
+        level += 1
+    return level
 
 
 def _windows_of(batch: RecordBatch) -> IntArray | None:
     """Return each record's window of level 0, shape (len,), <= 0 without an end time; None if all are."""
     column = _numbers(batch, _END)
-    if column is None or column.lengths is not None:
+    if column is None:
         return None
     ends = column.values
     if ends.dtype.kind == "f":
@@ -238,13 +227,18 @@ def _windows_of(batch: RecordBatch) -> IntArray | None:
     return full
 
 
-def _numbers(batch: RecordBatch, name: str) -> Column | None:
-    """Return a batch's column of a field or metric, None if there is none or it is not numeric."""
+def find_column(batch: RecordBatch, name: str) -> Column | None:
+    """Return a batch's column of a field or metric, None if no record has one."""
     try:
-        column = batch.column(name)
+        return batch.column(name)
     except KeyError:
         return None
-    return column if column.values.dtype.kind in "ifb" else None
+
+
+def _numbers(batch: RecordBatch, name: str) -> Column | None:
+    """Return a batch's column of numbers, None if there is none: neither texts nor lists are."""
+    column = find_column(batch, name)
+    return column if column is not None and column.type in "ifb" else None
 
 
 def _dense(tally: Tally, first: int, last: int) -> IntArray:

@@ -8,8 +8,8 @@ from typing import Any
 from msgspec import Struct
 
 from phase_bus.aggregation.phase import PhaseState
-from phase_bus.aggregation.result import RunResult
 from phase_bus.aggregation.state import RunState
+from phase_bus.aggregation.summary import RunResult
 from phase_bus.core.wire import decode_event
 from phase_bus.errors import ConfigError, suggest
 from phase_bus.events import RunComplete, RunStart, Summary
