@@ -21,7 +21,7 @@ from phase_bus.plugins.scaffold import write_consumer
 from tests.support.workplace import Workplace, json_lines
 
 ROOT = Path(__file__).resolve().parents[2]
-TEMPLATES = ROOT / "src" / "phase_bus" / "scaffold" / "consumer"
+TEMPLATES = ROOT / "src" / "phase_bus" / "plugins" / "scaffold" / "consumer"
 LONG = "a-name-that-is-as-long-as-goes"
 
 

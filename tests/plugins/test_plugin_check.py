@@ -86,7 +86,7 @@ def test_our_own_file_is_right() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "message"),
     [
-        ("plugin: {name: checked, ", "plugin: {", 2, "plugin has no 'name'"),
+        ("plugin: {name: checked, ", "plugin: {", 2, "plugin: has no 'name'"),
         ("plugin: {", "plugins: {", 2, "the file: unknown key 'plugins'; did you mean 'plugin'?"),
         ("enabled: true", "enable: true", 2, "plugin: unknown key 'enable'; did you mean 'enabled'?"),
         ("enabled: true", "enabled: 7", 2, "plugin.enabled: Expected 'bool', got 'int'"),

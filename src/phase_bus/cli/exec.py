@@ -98,7 +98,7 @@ def up(*, setup: Setup = _DEFAULTS) -> None:
 
 
 async def _exec(command: tuple[str, ...], config: Config, quiet: bool) -> int:
-    from phase_bus.harness.children import describe_exit, environment, shell_code
+    from phase_bus.harness.children import describe_exit, environment
     from phase_bus.harness.rig import Rig
 
     console = make_console(stderr=True)
@@ -113,7 +113,7 @@ async def _exec(command: tuple[str, ...], config: Config, quiet: bool) -> int:
                 rig.note("the command published no run; 'phase-bus doctor' may say why")
     if returncode == 0 and not rig.whole:
         return NOT_EVERYTHING_HANDLED
-    return shell_code(returncode)
+    return 128 - returncode if returncode < 0 else returncode  # as a shell reports a signal
 
 
 async def _up(config: Config, quiet: bool) -> None:

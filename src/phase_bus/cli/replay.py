@@ -71,13 +71,13 @@ def replay(
         columns = (TextColumn("replay"), MofNCompleteColumn(), TextColumn("events"), TimeElapsedColumn())
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             task = progress.add_task("replay", total=published.count)
-            with Replayer(
+            replayer = Replayer(
                 where,
                 speed=None if as_fast_as_possible else speed or 1.0,
                 run_id=run_id,
                 on_sent=lambda count: progress.update(task, completed=count),
-            ) as replayer:
-                replayer.publish(published)
+            )
+            replayer.publish(published)
     say(
         f"{counted(len(run_ids), 'run')}, {counted(replayer.events, 'event')}, "
         f"{counted(replayer.records, 'record')} published again at {where}"

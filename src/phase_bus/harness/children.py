@@ -85,15 +85,15 @@ class Child:
             await self._pump
         if self._complaint:
             return self._complaint
-        up = not self._quiet
+        when = " while starting" if self._quiet else ""
         self.speak()
-        return f"{self.name} {describe_exit(self.returncode)}" + ("" if up else " while starting")
+        return f"{self.name} {describe_exit(self.returncode)}{when}"
 
     async def stop(self) -> bool:
         """Ask it to end and wait; kill it if it does not. Return whether it ended by itself."""
         self.ending = True
         process = self._process
-        if process is None:
+        if process is None or self._pump is None or process.stdin is None:
             return True
         finished = True
         if process.returncode is None:
@@ -103,11 +103,8 @@ class Child:
             except TimeoutError:
                 finished = False
                 process.kill()
-        await process.wait()
-        if self._pump is not None:
-            await self._pump
-        if process.stdin is not None:
-            process.stdin.close()
+        await self._pump
+        process.stdin.close()
         return finished
 
     async def _read_output(self, process: asyncio.subprocess.Process) -> None:
@@ -160,10 +157,8 @@ def describe_exit(returncode: int | None) -> str:
     if returncode is None:
         return "is still running"
     if returncode < 0:
-        try:
-            return f"was ended by {signal.Signals(-returncode).name}"
-        except ValueError:
-            return f"was ended by signal {-returncode}"
+        names = {each.value: each.name for each in signal.Signals}
+        return f"was ended by {names.get(-returncode, f'signal {-returncode}')}"
     return f"ended with exit code {returncode}"
 
 
@@ -192,11 +187,6 @@ def _consumer_arguments(consumer: ConsumerConfig, address: str) -> list[str]:
         text = value if isinstance(value, str) else json.dumps(value)
         arguments += ["--set", f"{key}={text}"]
     return arguments
-
-
-def shell_code(returncode: int) -> int:
-    """Return an exit code as a shell reports it: 128 and the signal's number for a signal."""
-    return 128 - returncode if returncode < 0 else returncode
 
 
 def environment(address: str) -> dict[str, str]:

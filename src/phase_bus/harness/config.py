@@ -49,7 +49,7 @@ class ConsumerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         """Read ``NAME`` or ``NAME:key=value,key=value``, where NAME may be ``module:Class``.
 
         Raises:
-            ConfigError: if an option has no ``=``.
+            ConfigError: if there are options without a name before them.
         """
         head, equals, tail = text.partition("=")
         if not equals:
@@ -57,11 +57,8 @@ class ConsumerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         use, colon, first_key = head.rpartition(":")
         if not colon:
             raise ConfigError(f"--with {text!r}: no consumer; write NAME:{text}")
-        options = {}
-        for pair in _OPTION_START.split(f"{first_key}={tail}"):
-            key, equals, value = pair.partition("=")
-            options[key] = value
-        return cls(use, set=options)
+        pairs = (pair.partition("=") for pair in _OPTION_START.split(f"{first_key}={tail}"))
+        return cls(use, set={key: value for key, _, value in pairs})
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,13 +66,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Attributes:
         address: where the bus can be reached: ``ipc://...``, ``tcp://...``, or both.
-        consumers: the consumers to start.
-        bus: how the bus behaves.
-        journal: whether the bus keeps a journal.
         data: the directory of the journal; by default one of the bus's own.
         limits: how much the journal keeps.
-        ready_timeout_s: how long the consumers may take to become ready, in seconds.
-        drain_timeout_s: how long they may take to handle a run's end, in seconds.
+        ready_timeout_s: how long the consumers may take to become ready.
+        drain_timeout_s: how long they may take to handle a run's end.
     """
 
     address: tuple[str, ...] = ()

@@ -36,21 +36,14 @@ class _Phase:
 
 
 class Progress(Consumer):
-    """Shows how the runs on a bus go.
-
-    Attributes:
-        results: final summaries by run.
-        ended: how runs ended.
-        receipts: by run and consumer.
-        profiling: set as soon as a profiling phase has begun.
-    """
+    """Shows how the runs on a bus go."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self.results: dict[str, dict[str, Any]] = {}
+        self.results: dict[str, dict[str, Any]] = {}  # final summaries by run
         self.ended: dict[str, events.RunComplete] = {}
-        self.receipts: dict[tuple[str, str], events.Receipt] = {}
-        self.profiling = asyncio.Event()
+        self.receipts: dict[tuple[str, str], events.Receipt] = {}  # the last by run and consumer
+        self.profiling = asyncio.Event()  # set as soon as a profiling phase has begun
         self._phases: dict[tuple[str, int], _Phase] = {}
         self._runs: list[str] = []
         self._shown_s = time.monotonic()

@@ -6,7 +6,6 @@ import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from typing import Self
 
 import msgspec
 import zmq
@@ -23,7 +22,7 @@ _BUFFER_BYTES = 8 << 20  # read ahead of what the bus has acknowledged
 _TURN_EVERY = 64  # events between two looks at the socket, while there is room
 _LINGER_MS = 500
 _LONGEST_IDLE_S = 1.0  # between runs nothing happens, and nobody wants to wait for it
-PATIENCE_S = 30.0
+_PATIENCE_S = 30.0  # for how long the bus may acknowledge nothing before it is given up
 
 
 class Replayer:
@@ -31,11 +30,8 @@ class Replayer:
 
     It has no thread and drops nothing: it reads no further than the bus takes. Payloads stay as they are,
     except for the end of a run, whose counts become those of what was published here.
-
-    Args:
-        speed: by how much to divide the time between events; None for as fast as the bus takes them.
-        run_id: what to call the run instead.
-        on_sent: called with the number of events that the bus has.
+    The time between events is divided by ``speed``; None is for as fast as the bus takes them. ``on_sent``
+    is called with the number of events that the bus has.
     """
 
     def __init__(
@@ -56,34 +52,28 @@ class Replayer:
         self._going_on: set[str] = set()
         self._due_s = 0.0
         self._last_ns: int | None = None
-        self._next_seq = 1
-        self._moved_s = time.monotonic()
 
     def publish(self, events: Iterable[Entry]) -> None:
-        """Publish events, and return when the bus has acknowledged all of them.
+        """Publish events until the bus has acknowledged all of them, and leave it; open runs end then.
 
         Raises:
-            PhaseBusError: if the bus acknowledges nothing for ``PATIENCE_S``, or a run is to get another id
-                and an event is of a kind that this version cannot write.
+            PhaseBusError: if the bus takes nothing for too long, or a run is to get another id and an
+                event is of a kind that this version cannot write.
         """
-        for past in events:
-            self._wait_until_due(past)
-            while self._outbox.size_bytes > _BUFFER_BYTES:
-                self._turn(PATIENCE_S)
-            self._put(past)
-            if self.events % _TURN_EVERY == 0:
-                self._turn(0.0)
-        while len(self._outbox):
-            self._turn(PATIENCE_S)
-        self._on_sent(self.events)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        """Leave the bus, which ends runs that are still open."""
-        self._link.close()
-        self._context.term()
+        try:
+            for past in events:
+                self._wait_until_due(past)
+                while self._outbox.size_bytes > _BUFFER_BYTES:
+                    self._turn(_PATIENCE_S)
+                self._put(past)
+                if self.events % _TURN_EVERY == 0:
+                    self._turn(0.0)
+            while len(self._outbox):
+                self._turn(_PATIENCE_S)
+            self._on_sent(self.events)
+        finally:
+            self._link.close()
+            self._context.term()
 
     def _put(self, past: Entry) -> None:
         key = past.source, parse_topic(past.topic).run_id
@@ -133,15 +123,12 @@ class Replayer:
             self._turn(left_s)
 
     def _turn(self, longest_s: float) -> None:
-        """Give the link its turn, unless the bus has long acknowledged nothing."""
-        self._link.turn(longest_s)
-        self._on_sent(self.events - len(self._outbox))
-        now_s = time.monotonic()
-        if not len(self._outbox) or self._outbox.next_seq != self._next_seq:
-            self._next_seq, self._moved_s = self._outbox.next_seq, now_s
-        elif now_s - self._moved_s > PATIENCE_S:
+        """Give the link its turn; give the bus up if it has taken nothing for too long."""
+        silent_s = self._link.turn(longest_s)
+        delivered = self.events - len(self._outbox)
+        self._on_sent(delivered)
+        if silent_s > _PATIENCE_S:
             raise PhaseBusError(
-                f"the bus at {self._address} has acknowledged nothing for {PATIENCE_S:g} s; "
-                f"{self.events - len(self._outbox)} events were delivered; see whether it is running and "
-                "its disk has space"
+                f"the bus at {self._address} has acknowledged nothing for {_PATIENCE_S:g} s; "
+                f"{delivered} events were delivered; see whether it is running and its disk has space"
             )

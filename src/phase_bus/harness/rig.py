@@ -132,9 +132,8 @@ class Rig:
         ready = asyncio.Event()
         self._runner = ConsumerRunner(self.progress, self._own, receipts=False, on_ready=ready.set)
         self._display = asyncio.create_task(self._runner.run())
-        waiting = asyncio.create_task(ready.wait())
-        await asyncio.wait((waiting, self._display), return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
+        self._display.add_done_callback(lambda _: ready.set())  # it may fail before it is ready
+        await ready.wait()
 
     async def _close(self) -> None:
         """End the display, the consumers, then the bus."""
@@ -194,11 +193,8 @@ class Rig:
         runs = [run.run_id for run in status.runs if run.status != "running"][-REMEMBERED_RUNS:]
         for child in self._consumers:
             info = child.standing(status)
-            if child.returncode is not None or info is None:
-                continue
-            for run_id in runs:
-                if run_id not in info.handled_runs:
-                    yield child, run_id
+            if child.returncode is None and info is not None:
+                yield from ((child, run_id) for run_id in runs if run_id not in info.handled_runs)
 
     def _tell_incomplete(self, status: Status) -> None:
         for child in self._consumers:

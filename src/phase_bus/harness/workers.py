@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from phase_bus.errors import ConfigError
-from phase_bus.harness.children import Child, describe_exit
+from phase_bus.harness.children import Child, Say, describe_exit
 
 _STARTED_S = 1.0  # after this its output is shown as it comes
 _LASTED_S = 20.0  # a worker that fails by itself before that has not worked
@@ -23,7 +23,7 @@ class WorkerPool:
     line that a worker prints is said with its name, and its death with ``""``.
     """
 
-    def __init__(self, arguments: Sequence[str], workers: int, say: Callable[[str, str], None]) -> None:
+    def __init__(self, arguments: Sequence[str], workers: int, say: Say) -> None:
         self._arguments = arguments
         self._workers = workers
         self._say = say

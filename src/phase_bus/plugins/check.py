@@ -25,8 +25,6 @@ from phase_bus.plugins.registry import (
 )
 
 _RESERVED = ("consumers", "hooks", "processors")
-_PLUGIN = {field.name: field.type for field in msgspec.structs.fields(PluginInfo)}
-_ROW = {field.encode_name: field.type for field in msgspec.structs.fields(Row)}
 
 
 class Finding(Struct, frozen=True):
@@ -46,14 +44,7 @@ def check_files(paths: Sequence[Path]) -> list[Finding]:
     findings: list[Finding] = []
     taken: dict[tuple[str, str], Path] = {}
     for path in paths:
-        checker = _Checker(path)
-        checker.check()
-        findings += checker.findings
-        for kind, name, line in checker.names:
-            first = taken.setdefault((kind, name), path)
-            if first != path:
-                text = f"{kind} {name!r}: {first} has that name too, and keeps it"
-                findings.append(Finding(str(path), line, text))
+        _Checker(path, findings, taken).check()
     return findings
 
 
@@ -69,12 +60,12 @@ def check_installed() -> list[Finding]:
 
 
 class _Checker:
-    """Checks one file: finds what is wrong, and the kind, name and line of what the file names."""
+    """Checks one file, after others that have ``taken`` names, by kind and name."""
 
-    def __init__(self, path: Path) -> None:
-        self.findings: list[Finding] = []
-        self.names: list[tuple[str, str, int]] = []
+    def __init__(self, path: Path, findings: list[Finding], taken: dict[tuple[str, str], Path]) -> None:
         self._path = path
+        self._findings = findings
+        self._taken = taken
 
     def check(self) -> None:
         """Check the file."""
@@ -93,35 +84,31 @@ class _Checker:
         if "plugin" not in sections:
             self._find(None, "has no 'plugin'; write 'plugin:' with a 'name' in it")
         else:
-            self._plugin(sections["plugin"])
+            fields, _ = self._struct(sections["plugin"], PluginInfo, "plugin", "")
+            if "name" in fields:
+                self._name("plugin", str(_value(fields["name"])), fields["name"])
         for section, kind in SECTIONS.items():
             if section in sections and _value(sections[section]) is not None:  # not all commented out
                 for name, row in self._mapping(sections[section], None, section).items():
                     self._row(kind, name, f"{section}.{name}", row)
         return None
 
-    def _plugin(self, node: yaml.Node) -> None:
-        fields = self._mapping(node, _PLUGIN, "plugin")
-        self._types(fields, _PLUGIN, "plugin")
-        if "name" in fields:
-            self.names.append(("plugin", str(_value(fields["name"])), _line(fields["name"])))
-        elif isinstance(node, yaml.MappingNode):
-            self._find(node, "plugin has no 'name'")
+    def _name(self, kind: str, name: str, node: yaml.Node) -> None:
+        first = self._taken.setdefault((kind, name), self._path)
+        if first != self._path:
+            self._find(node, f"{kind} {name!r}: {first} has that name too, and keeps it")
 
     def _row(self, kind: Kind, name: str, where: str, row: yaml.Node) -> None:
-        self.names.append((kind, name, _line(row)))
+        self._name(kind, name, row)
         if name in _RESERVED or set(name) & set(":,.="):
             self._find(
                 row,
                 f"{where}: this name cannot be used: {', '.join(_RESERVED)} mean something else, "
                 "and a name has no ':', ',', '.' or '=' in it",
             )
-        fields = self._mapping(row, _ROW, where)
-        fit = self._types(fields, _ROW, where)
-        if "class" in fields and fit:
+        fields, fit = self._struct(row, Row, where, "; write class: module:Class")
+        if fit:
             self._class(kind, where, fields)
-        elif "class" not in fields and isinstance(row, yaml.MappingNode):
-            self._find(row, f"{where}: has no 'class'; write class: module:Class")
 
     def _class(self, kind: Kind, where: str, fields: dict[str, yaml.Node]) -> None:
         node = fields["class"]
@@ -143,7 +130,7 @@ class _Checker:
         return None
 
     def _mapping(self, node: yaml.Node, known: Iterable[str] | None, where: str) -> dict[str, yaml.Node]:
-        """Return the nodes of a mapping by key."""
+        """Return the nodes of a mapping by key; report keys that are there twice or unknown."""
         found: dict[str, yaml.Node] = {}
         if not isinstance(node, yaml.MappingNode):
             self._find(node, f"{where}: is not a mapping; write 'key: value' lines below it")
@@ -157,19 +144,26 @@ class _Checker:
             found[key] = value
         return found
 
-    def _types(self, fields: dict[str, yaml.Node], types: dict[str, Any], where: str) -> bool:
-        """Return whether the known fields have values of their types."""
-        before = len(self.findings)
-        for name, node in fields.items():
-            if name in types:
-                try:
-                    msgspec.convert(_value(node), types[name])
-                except msgspec.ValidationError as error:
-                    self._find(node, f"{where}.{name}: {str(error).replace('`', chr(39))}")
-        return len(self.findings) == before
+    def _struct(
+        self, node: yaml.Node, struct: type[Struct], where: str, hint: str
+    ) -> tuple[dict[str, yaml.Node], bool]:
+        """Return the nodes of a struct by key, and whether all that is needed is there and of its type."""
+        known = {field.encode_name: field for field in msgspec.structs.fields(struct)}
+        found = self._mapping(node, known, where)
+        before = len(self._findings)
+        for name, field in known.items():
+            if name not in found:
+                if field.required and isinstance(node, yaml.MappingNode):
+                    self._find(node, f"{where}: has no {name!r}{hint}")
+                continue
+            try:
+                msgspec.convert(_value(found[name]), field.type)
+            except msgspec.ValidationError as error:
+                self._find(found[name], f"{where}.{name}: {str(error).replace('`', chr(39))}")
+        return found, isinstance(node, yaml.MappingNode) and len(self._findings) == before
 
     def _find(self, node: yaml.Node | None, text: str) -> None:
-        self.findings.append(Finding(str(self._path), 0 if node is None else _line(node), text))
+        self._findings.append(Finding(str(self._path), 0 if node is None else _line(node), text))
 
 
 def _line(node: yaml.Node) -> int:

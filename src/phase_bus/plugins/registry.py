@@ -117,15 +117,10 @@ class Registry(Struct, frozen=True):
                 continue
             name = file.plugin.name
             if plugins.setdefault(name, source) != source:
-                logger.warning(
-                    "plugin %r (%s) is left out: %s has that name too, and comes first; "
-                    "give it another 'name' in its file",
-                    name,
-                    source,
-                    plugins[name],
-                )
-                continue
-            _add(file, found)
+                what = f"plugin {name!r} ({source})"
+                _warn_taken(what, plugins[name], "give it another 'name' in its file")
+            else:
+                _add(file, found)
         ordered = sorted(found.values(), key=attrgetter("priority", "name"))
         return cls(*({e.name: e for e in ordered if e.kind == kind} for kind in SECTIONS.values()))
 
@@ -142,7 +137,7 @@ class Registry(Struct, frozen=True):
         """Return the class of a name or ``module:Class``; modules may be in the working directory too.
 
         Raises:
-            ConsumerNotFoundError: if nothing has that name, or the class cannot be imported, or is of
+            ConsumerNotFoundError: if nothing has that name, or its class cannot be imported, or is of
                 another kind.
         """
         shown = name if kind == "consumer" else f"{kind}:{name}"
@@ -206,15 +201,13 @@ def _add(file: PluginFile, found: dict[tuple[str, str], Entry]) -> None:
     for entry in file.entries():
         taken = found.setdefault((entry.kind, entry.name), entry)
         if taken is not entry:
-            logger.warning(
-                "%s %r of plugin %r is left out: plugin %r has that name too, and comes first; "
-                "use it as %s",
-                WORDS[entry.kind],
-                entry.name,
-                entry.plugin,
-                taken.plugin,
-                replace(entry, name=entry.target).use,
-            )
+            what = f"{WORDS[entry.kind]} {entry.name!r} of plugin {entry.plugin!r}"
+            remedy = f"use it as {replace(entry, name=entry.target).use}"
+            _warn_taken(what, f"plugin {taken.plugin!r}", remedy)
+
+
+def _warn_taken(what: str, first: str, remedy: str) -> None:
+    logger.warning("%s is left out: %s has that name too, and comes first; %s", what, first, remedy)
 
 
 # ---- files ----

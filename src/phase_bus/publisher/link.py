@@ -32,7 +32,8 @@ WINDOW_BYTES = 8 << 20  # sent and not yet acknowledged: bounds what a lost conn
 class BusLink:
     """Acknowledged delivery to a bus: go-back-N over a DEALER, resumed after a reconnection.
 
-    ZeroMQ may keep trying to send for ``linger_ms`` after :meth:`close`.
+    ZeroMQ may keep trying to send for ``linger_ms`` after :meth:`close`. Who has no loop of its own calls
+    :meth:`turn` instead of :meth:`send`, :meth:`receive` and :meth:`tick`.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class BusLink:
         self._session = Session(self._hello, self._beat, time.monotonic())
         self._was_connected = False
         self._stale = False  # whether the socket's connection is given up
+        self._next_seq = 0
+        self._moved_s = time.monotonic()
 
     @property
     def connected(self) -> bool:
@@ -124,12 +127,16 @@ class BusLink:
                 self.socket.send(encode_control(request), zmq.NOBLOCK)
         return self._session.wait_s(now_s)
 
-    def turn(self, longest_s: float) -> None:
-        """Send, wait for a reply or until something is due, and take replies in: for who has no loop."""
+    def turn(self, longest_s: float) -> float:
+        """Send, and wait a while for acknowledgements; return for how long none that is due has come."""
         wait_s = min(longest_s, self.tick(time.monotonic()))
-        flags = zmq.POLLIN | zmq.POLLOUT if self.send() else zmq.POLLIN
-        self.socket.poll(math.ceil(wait_s * 1000), flags)
+        events = zmq.POLLIN | zmq.POLLOUT if self.send() else zmq.POLLIN
+        self.socket.poll(math.ceil(wait_s * 1000), events)
         self.receive()
+        now_s, next_seq = time.monotonic(), self._outbox.next_seq
+        if not len(self._outbox) or next_seq != self._next_seq:
+            self._next_seq, self._moved_s = next_seq, now_s
+        return now_s - self._moved_s
 
     def close(self) -> None:
         """Say goodbye and close the socket."""

@@ -253,14 +253,10 @@ def _deliver(outbox: Outbox, address: Address, name: str, timeout_s: float) -> i
     known: int | None = None
     try:
         link = BusLink(context, address, outbox, name, _LINGER_MS)
-        total = left = len(outbox)
-        deadline_s = time.monotonic() + timeout_s
-        while len(outbox) and (now_s := time.monotonic()) < deadline_s:
-            link.turn(deadline_s - now_s)
+        total = len(outbox)
+        while len(outbox) and link.turn(timeout_s) < timeout_s:
             if known is None and link.connected:
                 known = total - len(outbox)  # nothing has been sent yet
-            if len(outbox) < left:
-                left, deadline_s = len(outbox), time.monotonic() + timeout_s
         link.close()
     finally:
         context.destroy()

@@ -69,9 +69,8 @@ class HookConsumer(Consumer):
         self._runs.pop(event.run_id, None)
 
     def _hooks(self, run_id: str) -> list[Any]:
-        hooks = self._runs.get(run_id)
-        if hooks is None:
-            hooks = self._runs[run_id] = [part.make() for part in self._parts]
+        if run_id not in self._runs:
+            self._runs[run_id] = [part.make() for part in self._parts]
             if len(self._runs) > _KEPT_RUNS:  # phases that trail their run's end
                 del self._runs[next(iter(self._runs))]
-        return hooks
+        return self._runs[run_id]

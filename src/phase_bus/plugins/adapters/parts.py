@@ -19,32 +19,33 @@ logger = logging.getLogger("phase_bus.consumer")
 
 @dataclass
 class Part:
-    """A hook or processor of a process, which is made anew for each run.
-
-    Attributes:
-        owner: the consumer it belongs to, for messages.
-        options: the parameters of its constructor, as text or as values.
-        prefix: what users write before the options' names.
-    """
+    """A hook or processor of the consumer ``owner``, which is made anew for each run."""
 
     name: str
     cls: Any
     priority: int
     owner: str
     options: dict[str, Any] = field(default_factory=dict)
-    prefix: str = ""
+    prefix: str = ""  # what users write before the options' names
     _prepared: Any = None
 
-    def prepare(self) -> None:
-        """Make the first one, so that what is wrong shows before anything runs; see :meth:`make`."""
-        self._prepared = self.make()
-
-    def make(self) -> Any:
-        """Return the prepared one the first time, then a new one each time.
+    def prepare(self, *, needed: bool) -> bool:
+        """Make the first one, so that what is wrong shows before anything runs; return whether that worked.
 
         Raises:
-            PhaseBusError: if an option is wrong, or the constructor fails.
+            PhaseBusError: if it did not, and the part is needed; otherwise it is only reported.
         """
+        try:
+            self._prepared = self.make()
+        except PhaseBusError as error:
+            if needed:
+                raise
+            logger.warning("%s; %r is left out", error, self.name)
+            return False
+        return True
+
+    def make(self) -> Any:
+        """Return the prepared one the first time, then a new one each time."""
         if self._prepared is not None:
             prepared, self._prepared = self._prepared, None
             return prepared
@@ -70,9 +71,10 @@ def choose(
     """
     word, _, names = use.partition(":")
     kind: Kind = "hook" if word.startswith("hook") else "processor"
-    parts = _named(registry, kind, names.split(","), owner) if names else _loaded(registry, kind, owner)
-    _share_out(parts, owner, values)
-    parts = [part for part in parts if _is_prepared(part, named=bool(names))]
+    named = _named(registry, kind, names.split(","), owner) if names else _loaded(registry, kind, owner)
+    _share_out(named, owner, values)
+    # What nobody named or gave options may be missing.
+    parts = [part for part in named if part.prepare(needed=bool(names or part.options))]
     if not parts:
         raise ConsumerNotFoundError(
             use,
@@ -106,18 +108,6 @@ def _loaded(registry: Registry, kind: Kind, owner: str) -> list[Part]:
             except ConsumerNotFoundError as error:
                 logger.warning("%s; it is left out", error)
     return parts
-
-
-def _is_prepared(part: Part, *, named: bool) -> bool:
-    """Prepare a part; report one that cannot be, if nobody named it or gave it options."""
-    try:
-        part.prepare()
-    except PhaseBusError as error:
-        if named or part.options:
-            raise
-        logger.warning("%s; %r is left out", error, part.name)
-        return False
-    return True
 
 
 def _share_out(parts: Sequence[Part], owner: str, values: Mapping[str, Any]) -> None:

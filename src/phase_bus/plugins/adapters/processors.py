@@ -40,7 +40,7 @@ class _Phase:
     @property
     def whole(self) -> bool:
         """Whether it is over and each of its requests has its record."""
-        return bool(self.requests) and len(self.results) >= (self.requests or 0)
+        return self.requests is not None and 0 < self.requests <= len(self.results)
 
 
 class _Run:
@@ -134,11 +134,7 @@ class ProcessorConsumer(Consumer):
         self._tell(event, failures)
 
     def _run(self, event: EventBase) -> _Run:
-        """Return an event's run; raise again what the processors raised on this event.
-
-        Raises:
-            TooLateError: if the run is over.
-        """
+        """Return an event's run unless that is over; raise again what processors raised on the event."""
         if self._failed is not None and self._failed[0] is event:
             self._tell(*self._failed)
         if event.run_id in self._ended:
@@ -199,10 +195,7 @@ def _document(outcome: Any, count: int) -> dict[str, Any]:
     """Return a processor's result as the plain dict of a ``summary`` event.
 
     A ``ProcessingResult`` is anything with ``success``, as an attribute or key; a dict without it is
-    taken for the metrics.
-
-    Raises:
-        TypeError: if it is neither.
+    taken for the metrics, and anything else is a TypeError.
     """
     if isinstance(outcome, Mapping):
         fields = outcome if "success" in outcome else {"success": True, "metrics": outcome}

@@ -34,11 +34,7 @@ class PhaseResults(Sequence[dict[str, Any]]):
         self._held: tuple[int, list[dict[str, Any]]] = (-1, [])
 
     def add(self, event: Records) -> None:
-        """Add a batch; one that cannot be written leaves no trace.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
+        """Add a batch; one that cannot be written (OSError) leaves no trace."""
         if self._file is None:
             directory = state_directory()
             directory.mkdir(parents=True, exist_ok=True)
