@@ -13,22 +13,11 @@ from typing import TYPE_CHECKING, Any
 from phase_bus import __version__
 
 if TYPE_CHECKING:
-    from phase_bus_consumers.logging import ExampleLoggingHook
-    from phase_bus_consumers.metrics import ExampleMetricsCollectorHook
-    from phase_bus_consumers.processors import (
-        ExampleMetricsProcessor,
-        ExampleResultsAggregator,
-        ProcessingResult,
-    )
-
-__all__ = [
-    "ExampleLoggingHook",
-    "ExampleMetricsCollectorHook",
-    "ExampleMetricsProcessor",
-    "ExampleResultsAggregator",
-    "ProcessingResult",
-    "__version__",
-]
+    from phase_bus_consumers.logging import ExampleLoggingHook as ExampleLoggingHook
+    from phase_bus_consumers.metrics import ExampleMetricsCollectorHook as ExampleMetricsCollectorHook
+    from phase_bus_consumers.processors import ExampleMetricsProcessor as ExampleMetricsProcessor
+    from phase_bus_consumers.processors import ExampleResultsAggregator as ExampleResultsAggregator
+    from phase_bus_consumers.processors import ProcessingResult as ProcessingResult
 
 _MODULES = {
     "ExampleLoggingHook": "logging",
@@ -37,6 +26,7 @@ _MODULES = {
     "ExampleResultsAggregator": "processors",
     "ProcessingResult": "processors",
 }
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
-import msgspec
-
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.holdings import Holdings
 from phase_bus.consumer.member import FLUSH_S, Member
@@ -21,6 +19,7 @@ from phase_bus.consumer.share import Share
 from phase_bus.consumer.view import View, check_shareable
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, Welcome
+from phase_bus.core.session import introduce
 from phase_bus.core.wire import Header, partition_of, topic_prefix
 from phase_bus.errors import ConfigError, PhaseBusError
 
@@ -283,7 +282,8 @@ class GroupMember(Member):
     # ---- what the bus says and is told ----
 
     def _hello(self) -> Hello:
-        return msgspec.structs.replace(super()._hello(), group=self.name, settings=self._settings)
+        settings = self._settings
+        return introduce(self.client_id, "consumer", self.name, group=self.name, settings=settings)
 
     @property
     def _beat(self) -> Callable[[], Beat]:

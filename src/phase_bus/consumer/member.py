@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -26,7 +24,6 @@ from phase_bus.consumer.share import Share
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, Reply, State, Welcome
 from phase_bus.core.wire import (
-    WIRE_VERSION,
     Header,
     decode_event,
     receive_event,
@@ -235,15 +232,9 @@ class Member(ABC):
     def _beat(self) -> Callable[[], Beat]:
         """What makes the beat, which says what the bus is to know now."""
 
+    @abstractmethod
     def _hello(self) -> Hello:
-        return Hello(
-            client_id=self.client_id,
-            role="consumer",
-            name=self.name,
-            pid=os.getpid(),
-            host=socket.gethostname(),
-            wire_version=WIRE_VERSION,
-        )
+        """Return what introduces this process to the bus."""
 
     def _on_welcome(self, welcome: Welcome) -> None:
         self._live.connect(self.address.endpoint(welcome.events))

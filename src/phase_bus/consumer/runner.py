@@ -7,14 +7,13 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
-import msgspec
-
 from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.member import FLUSH_S, Member
 from phase_bus.consumer.share import Origin, Share
 from phase_bus.consumer.view import View
 from phase_bus.core.address import Address, default_address
 from phase_bus.core.control import EVENTS, Beat, Heard, Hello, Role, Welcome
+from phase_bus.core.session import introduce
 from phase_bus.core.wire import Header
 from phase_bus.errors import WireError
 from phase_bus.journal.rows import Checkpoint, Head
@@ -202,11 +201,8 @@ class ConsumerRunner(Member):
             self.share.confirm(heard.kept[EVENTS])
 
     def _hello(self) -> Hello:
-        return msgspec.structs.replace(
-            super()._hello(),
-            role=self._role,
-            subscriptions=tuple(topic.decode() for topic in self.share.view.wanted),
-        )
+        subscriptions = tuple(topic.decode() for topic in self.share.view.wanted)
+        return introduce(self.client_id, self._role, self.name, subscriptions=subscriptions)
 
     @property
     def _beat(self) -> Callable[[], Beat]:

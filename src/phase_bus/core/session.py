@@ -7,12 +7,21 @@ client because it was restarted, it goes back to hello.
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
+from typing import Any
 
-from phase_bus.core.control import Beat, Heard, Hello, Reply, Request, Welcome
+from phase_bus.core.control import Beat, Heard, Hello, Reply, Request, Role, Welcome
 
 FIRST_HELLO_S, LAST_HELLO_S = 0.02, 0.5  # how long to wait for an answer: doubled each time
 SILENT_AFTER_S = 5.0  # or three heartbeats, if that is longer
+
+
+def introduce(client_id: str, role: Role, name: str, **more: Any) -> Hello:
+    """Return the hello of a client in this process."""
+    pid, host = os.getpid(), socket.gethostname()
+    return Hello(client_id=client_id, role=role, name=name, pid=pid, host=host, **more)
 
 
 class Session:

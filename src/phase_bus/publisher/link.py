@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import math
-import os
-import socket
 import time
 from contextlib import suppress
 
@@ -16,9 +14,9 @@ from phase_bus.core.address import FORMS, Address
 from phase_bus.core.control import Ack, Beat, Goodbye, Hello, Refused, Welcome
 from phase_bus.core.files import lock_directory, unlock_directory
 from phase_bus.core.outbox import Outbox
-from phase_bus.core.session import Session
+from phase_bus.core.session import Session, introduce
 from phase_bus.core.sockets import bind, dealer
-from phase_bus.core.wire import WIRE_VERSION, decode_reply, encode_control, receive_frame, send_frames
+from phase_bus.core.wire import decode_reply, encode_control, receive_frame, send_frames
 from phase_bus.errors import AddressError, WireError
 
 logger = logging.getLogger("phase_bus.publisher")
@@ -154,15 +152,7 @@ class BusLink:
             raise AddressError(str(self._address), f"cannot be connected to: {error}", FORMS) from None
 
     def _hello(self) -> Hello:
-        return Hello(
-            client_id=self._client_id,
-            role="publisher",
-            name=self._name,
-            pid=os.getpid(),
-            host=socket.gethostname(),
-            next_seq=self._outbox.next_seq,
-            wire_version=WIRE_VERSION,
-        )
+        return introduce(self._client_id, "publisher", self._name, next_seq=self._outbox.next_seq)
 
     def _beat(self) -> Beat:
         return Beat(
