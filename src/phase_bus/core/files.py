@@ -117,6 +117,18 @@ def replacing(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_output(output: Path) -> Iterator[Path]:
+    """Do the same for the file that the user set by ``--output``; raise a ConfigError if that fails."""
+    try:
+        with replacing(output) as aside:
+            yield aside
+    except OSError as error:
+        raise ConfigError(
+            f"--output {str(output)!r}: cannot be written ({error.strerror or error}); give another file"
+        ) from error
+
+
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
