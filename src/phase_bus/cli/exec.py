@@ -98,7 +98,7 @@ def up(*, setup: Setup = _DEFAULTS) -> None:
 
 
 async def _exec(command: tuple[str, ...], config: Config, quiet: bool) -> int:
-    from phase_bus.harness.children import describe_exit, environment, shell_code
+    from phase_bus.harness.children import describe_exit, environment
     from phase_bus.harness.rig import Rig
 
     console = make_console(stderr=True)
@@ -107,13 +107,17 @@ async def _exec(command: tuple[str, ...], config: Config, quiet: bool) -> int:
         returncode = await run_in_foreground(command, environment(rig.address))
         await rig.settle(f"the command {describe_exit(returncode)} without ending the run")
         if not quiet:
-            _print_results(rig, console)
+            from phase_bus.aggregation.summary import render_text
+
+            for result in rig.progress.results.values():
+                console.print()
+                console.print(render_text(result, brief=True), soft_wrap=True, markup=False)
             _print_ledger(rig, console)
             if not rig.progress.ended:
                 rig.note("the command published no run; 'phase-bus doctor' may say why")
     if returncode == 0 and not rig.whole:
         return NOT_EVERYTHING_HANDLED
-    return shell_code(returncode)
+    return 128 - returncode if returncode < 0 else returncode  # as a shell reports a signal
 
 
 async def _up(config: Config, quiet: bool) -> None:
@@ -130,14 +134,6 @@ async def _up(config: Config, quiet: bool) -> None:
 def _note_ready(rig: Rig, hint: str = "") -> None:
     names = ", ".join(consumer.title for consumer in rig.config.consumers) or "none"
     rig.note(f"bus ready at {rig.address}; consumers ready: {names}{hint}")
-
-
-def _print_results(rig: Rig, console: Console) -> None:
-    from phase_bus.aggregation.summary import render_text
-
-    for result in rig.progress.results.values():
-        console.print()
-        console.print(render_text(result, brief=True), soft_wrap=True, markup=False)
 
 
 def _print_ledger(rig: Rig, console: Console) -> None:

@@ -194,11 +194,6 @@ def _consumer_arguments(consumer: ConsumerConfig, address: str) -> list[str]:
     return arguments
 
 
-def shell_code(returncode: int) -> int:
-    """Return an exit code as a shell reports it: 128 and the signal's number for a signal."""
-    return 128 - returncode if returncode < 0 else returncode
-
-
 def environment(address: str) -> dict[str, str]:
     """Return this process's environment with the bus's address in it."""
     return {**os.environ, "PHASE_BUS_ADDRESS": address}
