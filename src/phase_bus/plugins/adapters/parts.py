@@ -23,7 +23,6 @@ class Part:
 
     Attributes:
         owner: the consumer it belongs to, for messages.
-        options: the parameters of its constructor, as text or as values.
         prefix: what users write before the options' names.
     """
 
