@@ -18,7 +18,7 @@ from phase_bus.core.control import Assigned, Beat, Commit, Heard, Hello, Welcome
 from phase_bus.core.wire import encode_control
 from phase_bus.errors import ConfigError
 from phase_bus.events import PhaseRef, PhaseStart, Receipt, Records, Summary
-from phase_bus.harness.dead_letters import open_retrier
+from phase_bus.harness.dead_letters import open_retry
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import DeadLetter
 from phase_bus.testing.waiting import until
@@ -223,10 +223,10 @@ def letter_retried(kept: DurableBus, letter: DeadLetter) -> list[dict[str, list[
     try:
         with (
             JournalReader(kept.data) as reader,
-            open_retrier(reader, Address.parse(kept.address)) as retrier,
+            open_retry(reader, Address.parse(kept.address)) as again,
         ):
             use = f"{Totals.__module__}:{Totals.__qualname__}"
-            assert asyncio.run(retrier.retry(letter.consumer, use, [letter])) == 0
+            assert asyncio.run(again(letter.consumer, use, [letter])) == 0
             kept_now = reader.checkpoint(letter.consumer)
             assert reader.dead_letters() == []
     finally:

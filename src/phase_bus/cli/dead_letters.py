@@ -98,7 +98,7 @@ def retry(
     Args:
         letter_ids: Their numbers, as 'phase-bus dead-letters list' shows them.
     """
-    from phase_bus.harness.dead_letters import open_retrier
+    from phase_bus.harness.dead_letters import open_retry
 
     if bool(letter_ids) == all_:
         raise ConfigError("give the numbers of dead letters, or --all")
@@ -113,10 +113,10 @@ def retry(
                 f"--with {with_!r}: these are of {', '.join(sorted(consumers))}; choose with --consumer"
             )
         failed = 0
-        with open_retrier(reader, parse_address(address)) as retrier:
+        with open_retry(reader, parse_address(address)) as again:
             for name in names:
                 mine = [letter for letter in letters if letter.consumer == name]
-                failed += asyncio.run(retrier.retry(name, with_ or parse_checkpoint_name(name)[0], mine))
+                failed += asyncio.run(again(name, with_ or parse_checkpoint_name(name)[0], mine))
     say(f"{counted(len(letters) - failed, 'dead letter')} handled, {failed} failed again")
     return 1 if failed else 0
 

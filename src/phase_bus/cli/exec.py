@@ -107,7 +107,11 @@ async def _exec(command: tuple[str, ...], config: Config, quiet: bool) -> int:
         returncode = await run_in_foreground(command, environment(rig.address))
         await rig.settle(f"the command {describe_exit(returncode)} without ending the run")
         if not quiet:
-            _print_results(rig, console)
+            from phase_bus.aggregation.text import render_text
+
+            for result in rig.progress.results.values():
+                console.print()
+                console.print(render_text(result, brief=True), soft_wrap=True, markup=False)
             _print_ledger(rig, console)
             if not rig.progress.ended:
                 rig.note("the command published no run; 'phase-bus doctor' may say why")
@@ -130,14 +134,6 @@ async def _up(config: Config, quiet: bool) -> None:
 def _note_ready(rig: Rig, hint: str = "") -> None:
     names = ", ".join(consumer.title for consumer in rig.config.consumers) or "none"
     rig.note(f"bus ready at {rig.address}; consumers ready: {names}{hint}")
-
-
-def _print_results(rig: Rig, console: Console) -> None:
-    from phase_bus.aggregation.text import render_text
-
-    for result in rig.progress.results.values():
-        console.print()
-        console.print(render_text(result, brief=True), soft_wrap=True, markup=False)
 
 
 def _print_ledger(rig: Rig, console: Console) -> None:

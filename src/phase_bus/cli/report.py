@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from phase_bus.cli.journals import DataOption, find_run, find_sweep
 from phase_bus.cli.options import JsonOption
 from phase_bus.cli.output import format_json, print_json, say
-from phase_bus.core.files import write_whole
+from phase_bus.core.files import replacing_output
 from phase_bus.errors import ConfigError
 
 Format: TypeAlias = Literal["text", "json", "csv", "html"]
@@ -132,10 +132,6 @@ def _put(result: Any, output: Path | None) -> None:
             print_json(result)
         return
     text = result if isinstance(result, str) else format_json(result) + "\n"
-    try:
-        write_whole(output, text)
-    except OSError as error:
-        raise ConfigError(
-            f"--output {str(output)!r}: cannot be written ({error.strerror or error}); give another file"
-        ) from error
+    with replacing_output(output) as aside:
+        aside.write_text(text, encoding="utf-8")
     say(f"written to {output}")

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
@@ -17,9 +17,6 @@ from phase_bus.core.files import check_writable, write_whole
 from phase_bus.errors import ConfigError
 from phase_bus.harness.foreground import check_command
 from phase_bus.verification.command import check_benchmark
-
-if TYPE_CHECKING:
-    from phase_bus.verification.result import Verification
 
 _CONSUMERS = ("aggregator", "logging")
 _INTERRUPTED = 130
@@ -96,10 +93,6 @@ def verify(
         make_console().print(part)
     if json is not None:
         write_whole(json, format_json(result) + "\n")
-    return _exit_code(result, strict)
-
-
-def _exit_code(result: Verification, strict: bool) -> int:
     if result.interrupted:
         return _INTERRUPTED
     return int(result.verdict in ("felt", "failed") or (strict and result.verdict == "not decided"))

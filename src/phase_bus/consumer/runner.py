@@ -229,7 +229,6 @@ async def run_consumer(consumer: Consumer, address: str | None = None, *, name: 
     When that happens, what has arrived is handled and written out first.
 
     Args:
-        consumer: the consumer.
         address: where the bus is; by default the one that the command line would use.
         name: what the bus calls it, and keeps its checkpoint under; by default its class's name.
 

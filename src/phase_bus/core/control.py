@@ -123,8 +123,6 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
     """A client is alive.
 
     Attributes:
-        client_id: which client.
-        state: its lifecycle state.
         handled_runs: for a consumer, the runs whose end it has handled and flushed.
         incomplete_runs: those among them of which it did not handle everything.
         lost_runs: those among them that ended as lost, so that their publishers may still come back.
@@ -167,7 +165,6 @@ class Heard(Struct, frozen=True, kw_only=True, tag_field="op", tag="heard"):
     """The reply to a beat or a goodbye.
 
     Attributes:
-        bus_id: which bus answers.
         known: False asks the client to say hello again.
         dead_letters: the offsets of those that the bus has taken over from the beat.
         kept: the shares whose commits in the beat are kept, with their positions; for a consumer that is in
@@ -207,7 +204,6 @@ class Ack(Struct, frozen=True, kw_only=True, tag_field="op", tag="ack"):
     """The bus has a publisher's events up to and including a source sequence.
 
     Attributes:
-        seq: that sequence.
         resend: True if the one after it is missing: send again from ``seq + 1``.
     """
 
@@ -247,7 +243,6 @@ class Fetched(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched"):
     """The answer's first frame; after it come three frames for each event.
 
     Attributes:
-        after: what was asked.
         offset: how far a reader is that has handled these events.
         event_number: the event number there.
         end: whether there was nothing more.
@@ -269,7 +264,6 @@ class FetchStates(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch_
     """Ask the replay socket for a group's checkpoints.
 
     Attributes:
-        group: the group's name.
         after: by share the offset that is known already; checkpoints not beyond it are left out.
         only: this share alone, None for all partitions.
     """
@@ -305,7 +299,6 @@ class RemoveDeadLetter(Struct, frozen=True, kw_only=True, tag_field="op", tag="r
     """A dead letter was handled after all, by a process that is no consumer on the bus.
 
     Attributes:
-        letter_id: its number.
         saved: the state to keep with the consumer's checkpoint from now on, None to leave it as it is.
     """
 
@@ -372,12 +365,9 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_repl
     """Who is on the bus and how the runs are.
 
     Attributes:
-        addresses: where the bus can be reached.
-        uptime_s: seconds since its start.
         events: events taken in since then.
         dropped: malformed messages, which it skipped.
         offset: the offset of the last event.
-        journal: where the journal is, None without one.
         clients: publishers and consumers, the latest of those that left included.
         runs: the runs, the oldest first, the latest of those that ended included.
         groups: the consumer groups that have members, or had since its start.

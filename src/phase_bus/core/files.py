@@ -110,3 +110,15 @@ def replacing(path: Path) -> Iterator[Path]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_output(output: Path) -> Iterator[Path]:
+    """Do the same for the file that the user set by ``--output``; raise a ConfigError if that fails."""
+    try:
+        with replacing(output) as aside:
+            yield aside
+    except OSError as error:
+        raise ConfigError(
+            f"--output {str(output)!r}: cannot be written ({error.strerror or error}); give another file"
+        ) from error

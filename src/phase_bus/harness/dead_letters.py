@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeAlias
 
 from phase_bus.consumer.share import Share
@@ -30,7 +31,9 @@ from phase_bus.plugins.registry import Registry
 
 logger = logging.getLogger("phase_bus.consumer")
 
+Letters: TypeAlias = Sequence[DeadLetter]
 Settle: TypeAlias = Callable[[int, bytes | None], object]
+Retry: TypeAlias = Callable[[str, str, Letters], Coroutine[None, None, int]]
 
 
 def event_of(reader: JournalReader, letter: DeadLetter) -> Event:
@@ -49,92 +52,88 @@ def event_of(reader: JournalReader, letter: DeadLetter) -> Event:
     return event
 
 
-class Retrier:
-    """Runs consumers for their dead letters alone.
+async def retry(reader: JournalReader, settle: Settle, name: str, use: str, letters: Letters) -> int:
+    """Run one consumer for some of its dead letters alone; return how many it failed on again.
 
-    Args:
-        settle: how to take a dead letter out of it, with the consumer's new state.
-        status: that of the bus that has the journal, None if none has.
+    ``name`` is what it was called, ``use`` what it is, with options, as for ``--with``. ``settle`` takes a
+    dead letter out of the journal and keeps the consumer's new state.
+
+    Raises:
+        PhaseBusError: if it cannot be built, cannot start, or must not be run so.
     """
-
-    def __init__(self, reader: JournalReader, settle: Settle, status: Status | None) -> None:
-        self._reader = reader
-        self._settle = settle
-        self._status = status
-
-    async def retry(self, name: str, use: str, letters: Sequence[DeadLetter]) -> int:
-        """Run one consumer for some of its dead letters; return how many it failed on again.
-
-        ``name`` is what it was called, ``use`` what it is, with its options, as for ``--with``.
-
-        Raises:
-            PhaseBusError: it cannot be built, cannot start, or must not be run so.
-        """
-        self._check_alone(name)
-        config = ConsumerConfig.parse(use)
-        consumer = build(Registry.load(), config.use, name, config.set)
-        group, number = parse_checkpoint_name(name)
-        if number is None:
-            view = View.whole(consumer)
-        else:
-            consumer.context.name = group
-            view = View.in_group(consumer, group, number)
-        consumer.context.journal_id = self._reader.journal_id
-        share = Share(consumer, view, "")
+    config = ConsumerConfig.parse(use)
+    consumer = build(Registry.load(), config.use, name, config.set)
+    group, number = parse_checkpoint_name(name)
+    if number is None:
+        view = View.whole(consumer)
+    else:
+        consumer.context.name = group
+        view = View.in_group(consumer, group, number)
+    consumer.context.journal_id = reader.journal_id
+    share = Share(consumer, view, "")
+    try:
+        await share.start()
         try:
-            await share.start()
-            try:
-                return await self._give(share, letters)
-            finally:
-                await share.stop()
-        except OSError as error:
-            raise ConfigError(
-                f"consumer {name!r}: {error}; check the files and addresses among its options"
-            ) from error
+            return await _give(reader, settle, share, letters)
+        finally:
+            await share.stop()
+    except OSError as error:
+        raise ConfigError(
+            f"consumer {name!r}: {error}; check the files and addresses among its options"
+        ) from error
 
-    def _check_alone(self, name: str) -> None:
-        clients = self._status.clients if self._status is not None else ()
-        group, _ = parse_checkpoint_name(name)
-        states = [c.state for c in clients if c.name in (name, group) and c.role == "consumer"]
-        if "starting" in states or "ready" in states:
-            raise ConfigError(f"consumer {group!r} is running; stop it first, since it would not know")
 
-    async def _give(self, share: Share, letters: Sequence[DeadLetter]) -> int:
-        consumer, name = share.consumer, share.name
-        kept = self._reader.checkpoint(name)
-        if await consumer.position() is not None:
-            raise ConfigError(
-                f"consumer {name!r} keeps its position with its data, and takes no event twice; "
-                "to have it take all again, give it a new place for its data"
-            )
-        await share.begin(kept)
-        failed = 0
-        for letter in letters:
-            if not {letter.kind, "*"} & share.view.handlers.keys():
-                raise ConfigError(f"consumer {name!r} handles no {letter.kind!r}; give another --with")
-            if not await share.retry(event_of(self._reader, letter), letter.offset):
-                failed += 1
-                continue
-            stateful = kept is not None and kept.state is not None and consumer.state() is not None
-            self._settle(letter.id, share.dispatcher.saved() if stateful else None)
-        return failed
+async def _give(reader: JournalReader, settle: Settle, share: Share, letters: Letters) -> int:
+    consumer, name = share.consumer, share.name
+    kept = reader.checkpoint(name)
+    if await consumer.position() is not None:
+        raise ConfigError(
+            f"consumer {name!r} keeps its position with its data, and takes no event twice; "
+            "to have it take all again, give it a new place for its data"
+        )
+    await share.begin(kept)
+    failed = 0
+    for letter in letters:
+        if not {letter.kind, "*"} & share.view.handlers.keys():
+            raise ConfigError(f"consumer {name!r} handles no {letter.kind!r}; give another --with")
+        if not await share.retry(event_of(reader, letter), letter.offset):
+            failed += 1
+            continue
+        stateful = kept is not None and kept.state is not None and consumer.state() is not None
+        settle(letter.id, share.dispatcher.saved() if stateful else None)
+    return failed
 
 
 @contextmanager
-def open_retrier(reader: JournalReader, address: Address) -> Iterator[Retrier]:
+def open_retry(reader: JournalReader, address: Address) -> Iterator[Retry]:
     """Give what retries dead letters of a journal, whether a bus has the journal or none does.
 
+    It takes the consumer's name, what it is, and the dead letters, as :func:`retry` does.
+
     Raises:
-        JournalError: a bus has it that is not at this address, or it cannot be written.
+        JournalError: if a bus has it that is not at this address, or it cannot be written.
     """
     try:
         journal = Journal(reader.path.parent)
     except JournalInUseError as error:
         with BusClient(address) as client:
-            yield Retrier(reader, client.remove_dead_letter, _status(reader, client, error))
+            status = _status(reader, client, error)
+
+            async def retry_beside(name: str, use: str, letters: Letters) -> int:
+                _check_alone(status, name)
+                return await retry(reader, client.remove_dead_letter, name, use, letters)
+
+            yield retry_beside
         return
     with journal:
-        yield Retrier(reader, journal.settle_dead_letter, None)
+        yield partial(retry, reader, journal.settle_dead_letter)
+
+
+def _check_alone(status: Status, name: str) -> None:
+    group, _ = parse_checkpoint_name(name)
+    states = [c.state for c in status.clients if c.name in (name, group) and c.role == "consumer"]
+    if "starting" in states or "ready" in states:
+        raise ConfigError(f"consumer {group!r} is running; stop it first, since it would not know")
 
 
 def _status(reader: JournalReader, client: BusClient, error: JournalError) -> Status:

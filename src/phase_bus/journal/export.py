@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
 from phase_bus.core.classes import import_extra
-from phase_bus.core.files import replacing
+from phase_bus.core.files import replacing_output
 from phase_bus.core.records import to_plain
 from phase_bus.core.wire import decode_event
-from phase_bus.errors import ConfigError
 from phase_bus.events import Event, Records
 from phase_bus.journal.reader import JournalReader
 
@@ -28,7 +26,7 @@ def export_jsonl(reader: JournalReader, run_id: str | None, output: Path | None)
     """
     if output is None:
         return _write_lines(reader, run_id, sys.stdout.buffer)
-    with _writing(output) as path, path.open("wb") as file:
+    with replacing_output(output) as path, path.open("wb") as file:
         return _write_lines(reader, run_id, file)
 
 
@@ -44,7 +42,7 @@ def export_parquet(reader: JournalReader, run_id: str | None, output: Path) -> i
 
     until = reader.head.offset  # for two passes over the same: a bus may be adding to it
     schema = record_schema(_records(reader, run_id, until))
-    with _writing(output) as path:
+    with replacing_output(output) as path:
         return write_parquet(path, schema, _records(reader, run_id, until))
 
 
@@ -75,14 +73,3 @@ def _events(reader: JournalReader, run_id: str | None, until: int | None = None)
 
 def _records(reader: JournalReader, run_id: str | None, until: int) -> Iterator[Records]:
     return (event for event in _events(reader, run_id, until) if isinstance(event, Records))
-
-
-@contextmanager
-def _writing(output: Path) -> Iterator[Path]:
-    try:
-        with replacing(output) as aside:
-            yield aside
-    except OSError as error:
-        raise ConfigError(
-            f"--output {str(output)!r}: cannot be written ({error.strerror or error}); give another file"
-        ) from error

@@ -21,9 +21,6 @@ _E = TypeVar("_E", bound=EventBase)
 class Outcome(Generic[C]):
     """What a consumer did.
 
-    Args:
-        consumer: the consumer.
-
     Attributes:
         consumer: the consumer, to look at what it did by itself.
         published: the events that it published, in order.

@@ -16,13 +16,8 @@ _READY = "bus ready at "
 class PythonProcess:
     """A Python process that can be killed and started again; its output goes to a file.
 
-    As a context manager it is started, and killed at the end.
-
-    Args:
-        log: that file.
-        arguments: those of ``python``.
-        cwd: where it runs.
-        under: a command that runs it in its turn, as ``strace`` does.
+    As a context manager it is started, and killed at the end. ``under`` is a command that runs it in its
+    turn, as ``strace`` does.
     """
 
     def __init__(
@@ -87,12 +82,7 @@ class PythonProcess:
 class BusProcess(PythonProcess):
     """``phase-bus bus`` as a process; it keeps its addresses when it is started again.
 
-    Args:
-        log: where its output goes.
-        addresses: where it is; port 0 takes a free one at the first start.
-        options: more of ``phase-bus bus``.
-        cwd: where it runs.
-        under: a command that runs it.
+    A port 0 takes a free one at the first start; ``options`` are more of the command's.
     """
 
     def __init__(

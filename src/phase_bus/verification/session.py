@@ -91,7 +91,8 @@ class Session:
             if self.interrupt.asked.is_set():
                 return  # what was cut short says nothing
             if run.problem and number == 0:
-                raise PhaseBusError(f"warm-up with the bus {_described(mode)}: {run.problem}")
+                how = mode if mode in ("off", "on") else f"on and a consumer {mode}"
+                raise PhaseBusError(f"warm-up with the bus {how}: {run.problem}")
             self.runs.append(run)
             self._tell(run)
 
@@ -130,7 +131,3 @@ def orders(seed: int) -> Iterator[tuple[Mode, ...]]:
         drawn.shuffle(rows)
         for row in rows:
             yield tuple(modes[index] for index in row)
-
-
-def _described(mode: Mode) -> str:
-    return mode if mode in ("off", "on") else f"on and a consumer {mode}"
