@@ -143,7 +143,8 @@ class Dispatcher:
 
     def repetition(self, topic: bytes) -> None:
         """Count an event that came once more."""
-        self._account(topic)[1].repeated += 1
+        _, counts = self._of_topic.get(topic) or self._account(topic)
+        counts.repeated += 1
 
     def forget_dead_letters(self, offsets: tuple[int, ...]) -> None:
         """Let go of what the bus has taken over."""

@@ -23,13 +23,7 @@ from phase_bus.consumer.replay import Piece, ReplayClient
 from phase_bus.consumer.share import Share
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, Reply, State, Welcome
-from phase_bus.core.wire import (
-    Header,
-    decode_event,
-    receive_event,
-    topic_prefix,
-    unpack_header,
-)
+from phase_bus.core.wire import Header, decode_event, receive_event, topic_prefix, unpack_header
 from phase_bus.errors import BusUnreachableError, JournalUnreadableError, WireError
 from phase_bus.events import EventBase, Heartbeat, Receipt
 from phase_bus.publisher.publisher import Publisher
