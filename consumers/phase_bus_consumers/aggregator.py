@@ -181,7 +181,10 @@ class ResultsAggregator(Consumer):
         self._finish(run)
 
     def _run(self, run_id: str) -> _Run:
-        return self._runs.setdefault(run_id, _Run(RunState(run_id, self._options)))
+        run = self._runs.get(run_id)
+        if run is None:
+            run = self._runs[run_id] = _Run(RunState(run_id, self._options))
+        return run
 
     async def _take_times(self, event: PhaseEvent) -> None:
         if event.run_id not in self._done:
