@@ -13,10 +13,9 @@ from phase_bus.core.address import Address
 from phase_bus.core.control import Endpoint, Reply
 from phase_bus.core.files import lock_directory, unlock_directory
 from phase_bus.core.sockets import bind
-from phase_bus.core.wire import Header, encode_control, receive_frame, send_frames
+from phase_bus.core.wire import READY, Header, encode_control, receive_frame, send_frames
 from phase_bus.errors import AddressError
 
-_READY = b"ready."
 _NO_HEADER = Header(source=bytes(16), source_seq=0, topic_seq=0).pack()
 
 
@@ -77,7 +76,7 @@ class BusSockets:
         shows that all its subscriptions are in force.
         """
         while (message := receive_frame(self.xpub)) is not None:
-            if message[:1] == b"\x01" and message[1:].startswith(_READY):
+            if message[:1] == b"\x01" and message[1:].startswith(READY):
                 send_frames(self.xpub, (message[1:], _NO_HEADER, b""))
 
     def close(self) -> None:

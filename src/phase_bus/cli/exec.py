@@ -10,7 +10,7 @@ import msgspec
 from cyclopts import Parameter
 
 from phase_bus.cli.options import AddressesOption, ConfigOption, WithOption
-from phase_bus.cli.output import configure_logging, make_console
+from phase_bus.cli.output import EXIT_NOT_WHOLE, configure_logging, make_console
 from phase_bus.core.address import default_address
 from phase_bus.harness.foreground import check_command, run_in_foreground
 from phase_bus.harness.signals import signals_to
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from phase_bus.harness.config import Config
     from phase_bus.harness.rig import Rig
-
-NOT_EVERYTHING_HANDLED = 3
 
 
 @Parameter(name="*")
@@ -116,7 +114,7 @@ async def _exec(command: tuple[str, ...], config: Config, quiet: bool) -> int:
             if not rig.progress.ended:
                 rig.note("the command published no run; 'phase-bus doctor' may say why")
     if returncode == 0 and not rig.whole:
-        return NOT_EVERYTHING_HANDLED
+        return EXIT_NOT_WHOLE
     return 128 - returncode if returncode < 0 else returncode  # as a shell reports a signal
 
 

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from rich.filesize import decimal
 
 from phase_bus.cli.journals import OneDataOption, find_run, journal_to_write, one_journal
-from phase_bus.cli.options import DEFAULT_LIMITS, JsonOption, LimitOptions, RunOption
+from phase_bus.cli.options import DEFAULT_LIMITS, JsonOption, LimitOptions, OutputOption, RunOption
 from phase_bus.cli.output import counted, local_time, make_console, print_json, print_table, say
 from phase_bus.errors import ConfigError, JournalDamagedError
 from phase_bus.journal.files import FILE_NAME, size_on_disk
@@ -105,7 +105,7 @@ def export(
     data: OneDataOption = None,
     run: RunOption = None,
     format: Literal["jsonl", "parquet"] = "jsonl",
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    output: OutputOption = None,
 ) -> None:
     """Write a journal's events to a file, for other programs.
 

@@ -51,6 +51,7 @@ WithOption: TypeAlias = Annotated[
         "NAME:key=value,key=value. May be repeated.",
     ),
 ]
+OutputOption: TypeAlias = Annotated[Path | None, Parameter(name=["--output", "-o"])]
 FromOption: TypeAlias = Annotated[str, Parameter(name="--from")]
 RunOption: TypeAlias = Annotated[
     str | None, Parameter(name="--run", help="Only this run, or the 'latest'. Default: all.")

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+EXIT_NOT_WHOLE = 3  # a consumer has not handled everything that was published for it
 _WIDE = 200
 
 
@@ -53,6 +54,11 @@ def say(text: str) -> None:
 def local_time(ts_ns: int) -> str:
     """Return a Unix time in ns as date and time of this time zone, to the second."""
     return f"{datetime.fromtimestamp(ts_ns / 1e9).astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def duration(started_ns: int, ended_ns: int | None) -> str:
+    """Return how long a run took, from Unix times in ns; nothing while it has no end."""
+    return f"{(ended_ns - started_ns) / 1e9:.1f} s" if ended_ns else ""
 
 
 def counted(number: int, word: str) -> str:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
-
-from cyclopts import Parameter
+from typing import Any, Literal, TypeAlias
 
 from phase_bus.cli.journals import DataOption, find_run, find_sweep
-from phase_bus.cli.options import JsonOption
+from phase_bus.cli.options import JsonOption, OutputOption
 from phase_bus.cli.output import format_json, print_json, say
 from phase_bus.core.files import replacing_output
 from phase_bus.errors import ConfigError
@@ -25,7 +23,7 @@ def report(
     by: str | None = None,
     warmup: bool = False,
     format: Format | None = None,
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    output: OutputOption = None,
     data: DataOption = None,
     json: JsonOption = False,
 ) -> None:

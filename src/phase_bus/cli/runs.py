@@ -9,13 +9,12 @@ from rich.filesize import decimal
 
 from phase_bus.cli.journals import DataOption, find_run, find_runs, run_starts, short_name
 from phase_bus.cli.options import JsonOption
-from phase_bus.cli.output import local_time, make_console, print_json, print_table
+from phase_bus.cli.output import EXIT_NOT_WHOLE, duration, local_time, make_console, print_json, print_table
 from phase_bus.errors import ConfigError
 from phase_bus.events import Receipt, RunStart
 from phase_bus.journal.reader import JournalReader
 from phase_bus.reporting.receipts import is_whole, ledger, ledger_table
 
-NOT_WHOLE = 3
 _COLUMNS = (
     "RUN",
     "STATUS",
@@ -60,7 +59,7 @@ def runs(*, data: DataOption = None, json: JsonOption = False) -> None:
             row.run_id,
             row.status,
             local_time(row.started_ns),
-            "" if row.ended_ns is None else f"{(row.ended_ns - row.started_ns) / 1e9:.1f} s",
+            duration(row.started_ns, row.ended_ns),
             row.events,
             row.records,
             decimal(row.size_bytes),
@@ -107,4 +106,4 @@ def receipts(run: str, *, data: DataOption = None, json: JsonOption = False) -> 
         console.print(ledger_table(rows))
         if not whole:
             console.print("not every consumer handled everything that was published for it", style="red")
-    return 0 if whole else NOT_WHOLE
+    return 0 if whole else EXIT_NOT_WHOLE

@@ -7,7 +7,7 @@ from itertools import groupby
 from rich.text import Text
 
 from phase_bus.cli.options import AddressOption, JsonOption, parse_address
-from phase_bus.cli.output import local_time, make_console, print_json, print_table
+from phase_bus.cli.output import duration, local_time, make_console, print_json, print_table
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import EVENTS, ClientInfo, GroupInfo, RunInfo, Status
 
@@ -73,7 +73,7 @@ def _run_row(run: RunInfo, status: Status) -> tuple[object, ...]:
         run.run_id,
         run.status,
         local_time(run.started_ns)[-8:],
-        f"{(run.ended_ns - run.started_ns) / 1e9:.1f} s" if run.ended_ns else "",
+        duration(run.started_ns, run.ended_ns),
         run.events,
         run.publisher,
         ", ".join(who(info) for info in infos if run.run_id in info.handled_runs),

@@ -6,12 +6,10 @@ import asyncio
 import random
 import time
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
-from cyclopts import Parameter
 
-from phase_bus.cli.options import ConfigOption, WithOption
+from phase_bus.cli.options import ConfigOption, OutputOption, WithOption
 from phase_bus.cli.output import format_json, make_console
 from phase_bus.core.files import check_writable, write_whole
 from phase_bus.errors import ConfigError
@@ -30,7 +28,7 @@ def verify(
     with_: WithOption = None,
     seed: int | None = None,
     strict: bool = False,
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    output: OutputOption = None,
     json: Path | None = None,
 ) -> int:
     """Measure whether a benchmark feels the bus.

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import zmq
 
 from phase_bus.core.readable import Readable
+from phase_bus.core.wire import READY
 
-READY = b"ready."  # how the topic of a greeting begins
 _GREETING_S = 1.0  # how long the bus's greeting may take
 
 

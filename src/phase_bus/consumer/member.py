@@ -18,12 +18,12 @@ from typing import ClassVar, TypeVar
 import zmq
 
 from phase_bus.consumer.link import ControlLink
-from phase_bus.consumer.live import READY, LiveQueue
+from phase_bus.consumer.live import LiveQueue
 from phase_bus.consumer.replay import Piece, ReplayClient
 from phase_bus.consumer.share import Share
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, Reply, State, Welcome
-from phase_bus.core.wire import Header, decode_event, receive_event, topic_prefix, unpack_header
+from phase_bus.core.wire import READY, Header, decode_event, receive_event, topic_prefix, unpack_header
 from phase_bus.errors import BusUnreachableError, JournalUnreadableError, WireError
 from phase_bus.events import EventBase, Heartbeat, Receipt
 from phase_bus.publisher.publisher import Publisher
@@ -186,9 +186,9 @@ class Member(ABC):
 
     async def _fetch(self, share: Share, goes_on: Callable[[], bool]) -> Piece | None:
         """Handle the next piece of the journal while it may; return it, None if the bus could give none."""
-        view, follower = share.view, share.follower
+        follower, partition = share.follower, share.view.partition
         piece = await self._read_journal(
-            lambda replay: replay.fetch(follower.offset, records=view.records, partition=view.partition)
+            lambda replay: replay.fetch(follower.offset, records=follower.records, partition=partition)
         )
         if piece is None or not goes_on():
             return piece

@@ -23,7 +23,6 @@ class View(Struct, frozen=True, kw_only=True):
     Attributes:
         wanted: the topic prefixes that the handlers ask for.
         topics: the topic prefixes that are subscribed to, so that no loss can hide.
-        records: whether records are read with all other events.
         group: the group's name, empty for a consumer on its own.
         number: the partition, or :data:`~phase_bus.core.control.EVENTS` for everything else.
         epoch: that of the assignment in a group.
@@ -33,7 +32,6 @@ class View(Struct, frozen=True, kw_only=True):
     wanted: tuple[bytes, ...]
     topics: tuple[bytes, ...]
     follower: Follower
-    records: bool = False
     group: str = ""
     number: int = EVENTS
     epoch: int = 0
@@ -66,7 +64,6 @@ class View(Struct, frozen=True, kw_only=True):
             handlers=handlers,
             wanted=wanted,
             topics=subscribed,
-            records=records,
             follower=DirectFollower() if direct else Follower(records=records),
         )
 

@@ -32,6 +32,7 @@ from phase_bus.events import KINDS, Event, EventBase, Records
 HEADER = struct.Struct("<BxxxI16sQQQQQ")
 TOPIC_END = "$"
 NO_PARTITION = -1  # of events that are no records
+READY = b"ready."  # how the topic begins by which the bus greets a consumer
 
 # As plain numbers: combining pyzmq's enumerations costs more than sending.
 _SNDMORE, _NOBLOCK = int(zmq.SNDMORE), int(zmq.NOBLOCK)
