@@ -18,7 +18,7 @@ from phase_bus.core.classes import import_extra
 from phase_bus.reporting.figures import LATENCY, run_figures
 from phase_bus.reporting.source import PastRun
 from phase_bus.reporting.sweep_figures import sweep_figures
-from phase_bus.reporting.sweep_text import OVERVIEW, heading, notes, overview, rows
+from phase_bus.reporting.sweep_text import COLUMNS, OVERVIEW, heading, notes, overview, rows
 from phase_bus.reporting.theme import Figure
 
 _COLUMNS = ("count", "mean", "std", "min", "p50", "p90", "p95", "p99", "max")
@@ -75,6 +75,7 @@ def sweep_html(sweep: Mapping[str, Any]) -> str:
         sweep=sweep,
         left_out=[run for run in sweep["runs"] if run["left_out"]],
         heading=heading,
+        columns=list(COLUMNS),
         overview_columns=["variation", "trials", *(title for _, _, title in OVERVIEW)],
         overview=list(overview(sweep)),
         rows=rows,

@@ -190,10 +190,15 @@ def student_t(n: int) -> float:
     return float(import_extra("scipy.special", "report").stdtrit(n - 1, (1 + CONFIDENCE) / 2))
 
 
+def mean_half_width(values: Sequence[float]) -> float:
+    """Return half the width of the confidence interval of a mean, over two values or more."""
+    return student_t(len(values)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
 def _over_trials(values: Sequence[float]) -> dict[str, Any]:
     n, mean = len(values), statistics.fmean(values)
     std = statistics.stdev(values) if n > 1 else None
-    half = None if std is None else student_t(n) * std / math.sqrt(n)
+    half = mean_half_width(values) if n > 1 else None
     return {
         "n": n,
         "mean": mean,

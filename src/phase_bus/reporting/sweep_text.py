@@ -20,7 +20,7 @@ OVERVIEW = (
     ("time_to_first_token", "p50", "TTFT p50, ms"),
     ("time_to_first_token", "p99", "TTFT p99, ms"),
 )
-_COLUMNS = ("mean of trials", "95% interval", "n", "pooled")
+COLUMNS = ("mean of trials", "95% interval", "n", "pooled")
 
 
 def sweep_text(sweep: Mapping[str, Any]) -> str:
@@ -29,7 +29,7 @@ def sweep_text(sweep: Mapping[str, Any]) -> str:
     for variation in sweep["variations"]:
         parts.append(f"\n== {heading(variation)} ==")
         for phase in variation["phases"]:
-            parts += [phase["name"], metrics_table(_COLUMNS, rows(phase["metrics"]))]
+            parts += [phase["name"], metrics_table(COLUMNS, rows(phase["metrics"]))]
     return plain_text([*parts, *notes(sweep)])
 
 

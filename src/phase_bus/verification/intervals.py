@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from phase_bus.reporting.sweep import student_t
+from phase_bus.reporting.sweep import mean_half_width
 
 Decision: TypeAlias = Literal["same", "felt", "undecided"]
 
@@ -56,7 +56,7 @@ def difference(pairs: Sequence[tuple[float, float]]) -> Interval | None:
     if len(logs) < 2:
         return None
     mean = statistics.fmean(logs)
-    half = student_t(len(logs)) * statistics.stdev(logs) / math.sqrt(len(logs))
+    half = mean_half_width(logs)
     return Interval(
         rounds=len(logs),
         estimate_pct=_percent(mean),
