@@ -49,6 +49,7 @@ class ConsumerRunner(Member):
         super().__init__(consumer.name, address, high_water_mark=high_water_mark, on_ready=on_ready)
         view = View.whole(consumer, topics=topics, direct=address.direct)
         self.share = Share(consumer, view, self.client_id, self._give_receipt if receipts else None)
+        consumer.context.publish = self.publish
         self._role: Role = "consumer" if receipts else "client"
         self._origin = origin
         self._welcomed = asyncio.Event()
@@ -65,7 +66,6 @@ class ConsumerRunner(Member):
         Raises:
             PhaseBusError, OSError: if the consumer cannot start, or cannot write out at its end.
         """
-        self.share.consumer.context.publish = self.publish
         control: asyncio.Task[None] | None = None
         try:
             await self.share.start()

@@ -147,11 +147,8 @@ class LiveBus(Bus):
         return JournalReader(self.directory / "journal")
 
     def _entries(self) -> list[Entry]:
-        found: list[Entry] = []
         with self.reader() as reader:
-            while more := reader.read(found[-1].offset if found else 0, records=True):
-                found += more
-        return found
+            return list(reader.entries())
 
     @cached_property
     def _own(self) -> Publisher:
@@ -255,13 +252,13 @@ class LiveRun(RunningOutcome[C]):
 
     def _keep_published(self) -> None:
         """Take note of what the consumer publishes."""
-        publish = self.consumer.publish
+        publish = self.consumer.context.publish
 
         def keep(event: EventBase) -> None:
             self.published.append(event)
             publish(event)
 
-        setattr(self.consumer, "publish", keep)  # noqa: B010 - one instance's method
+        self.consumer.context.publish = keep
 
     def _collect(self) -> None:
         """Fetch from the journal what the bus knows of the consumer."""
