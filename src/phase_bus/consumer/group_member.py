@@ -275,9 +275,10 @@ class GroupMember(Member):
 
     async def _flush(self, share: Share) -> None:
         """Let a share's instance write out, and commit that, if the share is still this member's."""
-        flushed, leader = self._is_ours(share) and await share.flush(), self._holdings.leader
-        if flushed and share.leads and leader is not None:
-            leader.committed()
+        if not (self._is_ours(share) and await share.flush()):
+            return
+        if share.leads and self._holdings.leader is not None:
+            self._holdings.leader.committed()
 
     # ---- what the bus says and is told ----
 

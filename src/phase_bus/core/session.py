@@ -78,10 +78,9 @@ class Session:
             self.welcome = reply
             self._next_s = now_s  # let the bus know this client's state at once
             return True
-        match reply:
-            case Heard(known=False):
-                self.lose(now_s)
-            case Heard(bus_id=bus_id) if self.welcome is not None and bus_id != self.welcome.bus_id:
+        if isinstance(reply, Heard):
+            moved = self.welcome is not None and reply.bus_id != self.welcome.bus_id
+            if moved or not reply.known:
                 self.lose(now_s)
         return False
 
