@@ -21,6 +21,7 @@ from phase_bus.aiperf.listener import BusListener
 from phase_bus.aiperf.options import read_options
 from phase_bus.aiperf.plugin import PhaseBusExporter
 from phase_bus.events import EventBase, PhaseRef
+from phase_bus.testing.waiting import until
 
 RECORDS: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "records.json").read_text())
 RESULTS = {
@@ -170,13 +171,6 @@ def published(exporter: RunExporter) -> FakePublisher:
     return publisher
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen in time"
-        await asyncio.sleep(0.005)
-
-
 def test_it_is_off_without_an_address_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(Exception, match="no address is set"):
         PhaseBusExporter(run=run_of())
@@ -227,7 +221,7 @@ async def test_a_whole_run_in_order(exporter: RunExporter, bus: Bus) -> None:
     publisher = published(exporter)
     assert "run_complete" not in publisher.kinds()
     bus.send(RESULTS)
-    await until(lambda: "run_complete" in publisher.kinds())
+    await until(lambda: "run_complete" in publisher.kinds(), 5.0)
     await exporter.stop()
     assert publisher.kinds() == [
         "run_start",
@@ -277,7 +271,7 @@ async def test_records_after_the_end_are_counted_and_told(
     bus.send({"message_type": "all_records_received"})
     bus.send(RESULTS)
     publisher = published(exporter)
-    await until(lambda: "run_complete" in publisher.kinds())
+    await until(lambda: "run_complete" in publisher.kinds(), 5.0)
     await exporter.process_record(record_of("profiling_ok"))
     await exporter.stop()
     assert publisher.kinds()[-2:] == ["run_complete", "drop"]

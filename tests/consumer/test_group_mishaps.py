@@ -246,6 +246,21 @@ async def test_data_that_were_set_back(kept: DurableBus) -> None:
     assert sorted(seen[:16]) == sorted(seen[16:])
 
 
+async def lose(
+    member: Member, lost: list[bytes], loses: Callable[[bytes], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a member reads live, lose the events on topics that it ``loses``; note them in ``lost``."""
+
+    def losing(socket: zmq.Socket[bytes]) -> tuple[bytes, bytes, zmq.Frame]:
+        while loses((message := receive_event(socket))[0]):
+            lost.append(message[0])
+        return message
+
+    await until(lambda: shared_out([member]))
+    await until(lambda: not any(share.follower.replaying for share in member.runner.shares.values()))
+    monkeypatch.setattr("phase_bus.consumer.member.receive_event", losing)
+
+
 async def test_a_loss_while_two_runs_go_on(
     ipc_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,18 +268,8 @@ async def test_a_loss_while_two_runs_go_on(
     kept = DurableBus(ipc_dir, tmp_path / "journal", BusOptions(heartbeat_s=4.0))
     member = Member(kept.address)
     lost: list[bytes] = []
-
-    def losing(socket: zmq.Socket[bytes]) -> tuple[bytes, bytes, zmq.Frame]:
-        message = receive_event(socket)
-        if message[0] == b"records.03.a$" and not lost:
-            lost.append(message[0])
-            message = receive_event(socket)
-        return message
-
     try:
-        await until(lambda: shared_out([member]))
-        await until(lambda: not any(share.follower.replaying for share in member.runner.shares.values()))
-        monkeypatch.setattr("phase_bus.consumer.member.receive_event", losing)
+        await lose(member, lost, lambda topic: topic == b"records.03.a$" and not lost, monkeypatch)
         with Run(kept.address, "a") as a, Run(kept.address, "b") as b:
             for _ in range(3):
                 await a.publish(16 * 7)
@@ -286,18 +291,8 @@ async def test_the_last_of_a_partition_is_lost(
     """Nothing comes after it that could show the hole: the next heartbeat does, and nobody complains."""
     member = Member(kept.address)
     lost: list[bytes] = []
-
-    def losing(socket: zmq.Socket[bytes]) -> tuple[bytes, bytes, zmq.Frame]:
-        message = receive_event(socket)
-        while message[0].startswith(b"records."):
-            lost.append(message[0])
-            message = receive_event(socket)
-        return message
-
     try:
-        await until(lambda: shared_out([member]))
-        await until(lambda: not any(share.follower.replaying for share in member.runner.shares.values()))
-        monkeypatch.setattr("phase_bus.consumer.member.receive_event", losing)
+        await lose(member, lost, lambda topic: topic.startswith(b"records."), monkeypatch)
         with Run(kept.address) as run:
             await run.publish(16 * 7)
             partitions = [share for share in member.runner.shares.values() if not share.leads]
