@@ -263,6 +263,28 @@ def test_dead_letters_are_retried(past: Past, with_bus: bool) -> None:
         past.end(bus)
 
 
+def test_dead_letters_are_found_wherever_they_are(past: Past) -> None:
+    """One more exec, with a journal of its own, hides nothing; by its number a letter is found, too."""
+    (past.directory / "bad.py").write_text(BAD)
+    simulate = (*SIMULATE, "-n", "20", "-r", "0", "--run-id")
+    assert past.run("exec", "--with", "bad:Bad", "--", *simulate, "bad-one").returncode == 3
+    assert past.run("exec", "--with", "logging", "--", *simulate, "good-one").returncode == 0
+    letters = past.json("dead-letters", "list")
+    assert [letter["run_id"] for letter in letters] == ["bad-one"] * 2
+    assert len({letter["journal"] for letter in letters}) == 1
+    assert past.json("dead-letters", "show", str(letters[0]["id"]))["event"]["run_id"] == "bad-one"
+    (past.directory / "fixed").touch()
+    assert past.run("dead-letters", "retry", "--all", "--with", "bad:Bad").returncode == 0
+    assert "no dead letters" in past.run("dead-letters", "list").stdout
+    assert_one_line(*_failed(past.run("report", "lastest")), "'lastest'", "did you mean 'latest'")
+    exported = json_lines(past.run("journal", "export", "good-one").stdout)
+    assert {line["run_id"] for line in exported} == {"good-one"}
+
+
+def _failed(done: Finished) -> tuple[int, str]:
+    return done.returncode, done.stderr
+
+
 def test_where_to_begin(past: Past) -> None:
     """`tail --from start` shows a run that is over; from an offset, what is after it."""
     bus, address = past.bus("data")

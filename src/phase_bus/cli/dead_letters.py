@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
 
-from phase_bus.cli.journals import OneDataOption, one_journal
+from phase_bus.cli.journals import DataOption, one_journal, readable_journals, short_name
 from phase_bus.cli.options import AddressOption, JsonOption, parse_address
 from phase_bus.cli.output import configure_logging, counted, local_time, print_json, print_table, say
 from phase_bus.errors import ConfigError
@@ -20,31 +21,45 @@ _ConsumerOption = Annotated[
 ]
 
 
-def list_(
-    *, consumer: _ConsumerOption = None, data: OneDataOption = None, json: JsonOption = False
-) -> None:
-    """List the dead letters: events that consumers failed on, the oldest first.
+_LettersOption = Annotated[
+    Path | None,
+    Parameter(name="--data", help="The journal: its directory or file. Default: yours that has them."),
+]
+_COLUMNS = ("ID", "CONSUMER", "KIND", "RUN", "WHEN", "ATTEMPTS", "ERROR", "JOURNAL")
+
+
+def list_(*, consumer: _ConsumerOption = None, data: DataOption = None, json: JsonOption = False) -> None:
+    """List the dead letters: events that consumers failed on, by journal, the oldest first.
 
     For example:
 
         phase-bus dead-letters list
         phase-bus dead-letters list --consumer alerting --json
     """
-    with JournalReader(one_journal(data)) as reader:
-        letters = reader.dead_letters(consumer)
-        path = reader.path
+    found = [
+        (reader.path, it) for reader in readable_journals(data) for it in reader.dead_letters(consumer)
+    ]
     if json:
-        print_json(letters)
+        print_json([{**msgspec.to_builtins(it), "journal": str(path)} for path, it in found])
         return
-    empty = f"no dead letters in {path}"
+    empty = "no dead letters" if data is None else f"no dead letters in {data}"
     rows = (
-        (it.id, it.consumer, it.kind, it.run_id, local_time(it.ts_ns), it.attempts, it.error)
-        for it in letters
+        (
+            it.id,
+            it.consumer,
+            it.kind,
+            it.run_id,
+            local_time(it.ts_ns),
+            it.attempts,
+            it.error,
+            short_name(path),
+        )
+        for path, it in found
     )
-    print_table(("ID", "CONSUMER", "KIND", "RUN", "WHEN", "ATTEMPTS", "ERROR"), rows, empty)
+    print_table(_COLUMNS, rows, empty)
 
 
-def show(letter_id: int, /, *, data: OneDataOption = None, json: JsonOption = False) -> None:
+def show(letter_id: int, /, *, data: _LettersOption = None, json: JsonOption = False) -> None:
     """Show a dead letter: the event, and the exception with its traceback.
 
     For example:
@@ -57,7 +72,7 @@ def show(letter_id: int, /, *, data: OneDataOption = None, json: JsonOption = Fa
     from phase_bus.core.records import to_plain
     from phase_bus.harness.dead_letters import event_of
 
-    with JournalReader(one_journal(data)) as reader:
+    with JournalReader(_journal_of(data, (letter_id,), None)) as reader:
         (letter,) = _chosen(reader, (letter_id,), None)
         event = to_plain(event_of(reader, letter))
     if json:
@@ -81,7 +96,7 @@ def retry(
             "Default: by its name, without options.",
         ),
     ] = None,
-    data: OneDataOption = None,
+    data: _LettersOption = None,
     address: AddressOption = None,
 ) -> int:
     """Give events that a consumer failed on to it again; exit with 1 if it fails again.
@@ -103,8 +118,7 @@ def retry(
     if bool(letter_ids) == all_:
         raise ConfigError("give the numbers of dead letters, or --all")
     configure_logging()
-    path = one_journal(data)
-    with JournalReader(path) as reader:
+    with JournalReader(_journal_of(data, letter_ids, consumer)) as reader:
         letters = _chosen(reader, letter_ids, consumer)
         names = sorted({letter.consumer for letter in letters})
         consumers = {parse_checkpoint_name(name)[0] for name in names}
@@ -119,6 +133,21 @@ def retry(
                 failed += asyncio.run(again(name, with_ or parse_checkpoint_name(name)[0], mine))
     say(f"{counted(len(letters) - failed, 'dead letter')} handled, {failed} failed again")
     return 1 if failed else 0
+
+
+def _journal_of(data: Path | None, ids: tuple[int, ...], consumer: str | None) -> Path:
+    """Return the journal given, or the user's one that has dead letters of these numbers, or any."""
+    if data is not None:
+        return data
+    having = []
+    for reader in readable_journals(None):
+        numbers = {letter.id for letter in reader.dead_letters(consumer)}
+        if numbers and numbers.issuperset(ids):
+            having.append(reader.path)
+    if len(having) > 1:
+        where = ", ".join(str(path.parent) for path in having)
+        raise ConfigError(f"{len(having)} journals have such dead letters; choose one by --data: {where}")
+    return having[0] if having else one_journal(None)
 
 
 def _chosen(reader: JournalReader, ids: tuple[int, ...], consumer: str | None) -> list[DeadLetter]:

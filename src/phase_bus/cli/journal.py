@@ -101,9 +101,9 @@ def prune(
 
 
 def export(
+    run: RunOption = None,
     *,
     data: OneDataOption = None,
-    run: RunOption = None,
     format: Literal["jsonl", "parquet"] = "jsonl",
     output: OutputOption = None,
 ) -> None:
@@ -114,7 +114,7 @@ def export(
 
     For example:
 
-        phase-bus journal export --run latest | jq .kind
+        phase-bus journal export latest | jq .kind
         phase-bus journal export --format parquet --output records.parquet
 
     Args:

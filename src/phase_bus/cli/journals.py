@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypeAlias
@@ -25,6 +26,7 @@ OneDataOption: TypeAlias = Annotated[
 ]
 
 LATEST = "latest"
+_SUGGESTED = 10  # of the newest runs, for a word that is none
 
 
 class Found(NamedTuple):
@@ -47,6 +49,21 @@ def one_journal(data: Path | None) -> Path:
     return found[0]
 
 
+def readable_journals(data: Path | None) -> Iterator[JournalReader]:
+    """Yield the journal given, or all of the user's, the one used last first, each open for its turn.
+
+    Of all journals, one that cannot be read is reported and left out.
+    """
+    for path in all_journals() if data is None else [data]:
+        try:
+            with JournalReader(path) as reader:
+                yield reader
+        except JournalError as error:
+            if data is not None:
+                raise
+            say(f"{error}; left out")
+
+
 def journal_to_write(data: Path) -> Path:
     """Return the directory of an existing journal."""
     with JournalReader(data) as reader:  # which fails, rather than begin one, if there is none
@@ -59,19 +76,8 @@ def journal_to_write(data: Path) -> Path:
 
 
 def find_runs(data: Path | None) -> list[Found]:
-    """Return the runs of a journal, or of all journals of the user, the newest last.
-
-    Of all journals, one that cannot be read is reported and left out.
-    """
-    runs = []
-    for path in all_journals() if data is None else [data]:
-        try:
-            with JournalReader(path) as reader:
-                runs += [Found(reader.path, row) for row in reader.runs()]
-        except JournalError as error:
-            if data is not None:
-                raise
-            say(f"{error}; left out")
+    """Return the runs of a journal, or of all journals of the user, the newest last."""
+    runs = [Found(reader.path, row) for reader in readable_journals(data) for row in reader.runs()]
     return sorted(runs, key=lambda found: found.row.started_ns)
 
 
@@ -83,7 +89,7 @@ def find_run(run: str, data: Path | None) -> Found:
     else:
         wanted = [found for found in runs if found.row.run_id == run]
     if not wanted:
-        raise _not_found(f"run {run!r}", data, run, [found.row.run_id for found in runs])
+        raise _not_found(f"run {run!r}", data, run, [*(found.row.run_id for found in runs), LATEST])
     if len(wanted) > 1 and run != LATEST:
         say(
             f"run {run} is in {len(wanted)} journals; this is the newest of them, in "
@@ -111,7 +117,7 @@ def find_sweep(sweep_id: str, data: Path | None) -> tuple[str, list[Found]]:
 
 def _not_found(what: str, data: Path | None, word: str, known: list[str]) -> ConfigError:
     where = f"journal {str(data)!r}" if data else f"any journal in {str(state_directory())!r}"
-    return ConfigError(f"there is no {what} in {where}{suggest(word, known[-10:])}")
+    return ConfigError(f"there is no {what} in {where}{suggest(word, known[-_SUGGESTED:])}")
 
 
 def run_starts(runs: list[Found]) -> list[RunStart | None]:

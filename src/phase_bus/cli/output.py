@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.text import Text
 
 EXIT_NOT_WHOLE = 3  # a consumer has not handled everything that was published for it
 _WIDE = 200
+_WIDEST = 10_000
+
+Table_: TypeAlias = Sequence[Sequence[Text]]
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -23,17 +26,46 @@ def make_console(*, stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDE)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "") -> None:
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    empty: str = "",
+    *,
+    whole: Sequence[str] = (),
+    spare: Sequence[str] = (),
+) -> None:
     """Print a table that looks like those of the other commands, or what to say if it is empty.
 
-    Cells are shown as they are, whatever brackets are in them.
+    Cells are shown as they are, whatever brackets are in them. Columns named ``whole`` are never folded,
+    as people copy from them; in a terminal that is too narrow the ``spare`` ones go, the first one first.
     """
+    cells = [[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row] for row in rows]
+    console = make_console()
+    if empty and not cells:
+        console.print(Text(empty), soft_wrap=True)
+        return
+    left = list(spare)
+    shown = list(columns)
+    while (table := _table(columns, shown, cells, whole)) and left:
+        if (
+            console.measure(table, options=console.options.update(max_width=_WIDEST)).maximum
+            <= console.width
+        ):
+            break
+        shown.remove(left.pop(0))
+    console.print(table)
+
+
+def _table(columns: Sequence[str], shown: Sequence[str], cells: Table_, whole: Sequence[str]) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
-    make_console().print(table if table.rows or not empty else Text(empty), soft_wrap=not table.rows)
+    places = [columns.index(column) for column in shown]
+    for column, place in zip(shown, places, strict=True):
+        kept = column in whole
+        width = max((row[place].cell_len for row in cells), default=0) if kept else None
+        table.add_column(column, overflow="fold", no_wrap=kept, min_width=width)
+    for row in cells:
+        table.add_row(*(row[place] for place in places))
+    return table
 
 
 def format_json(document: Any) -> str:

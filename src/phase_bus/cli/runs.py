@@ -27,6 +27,8 @@ _COLUMNS = (
     "SWEEP",
     "JOURNAL",
 )
+# What a narrow terminal has no room for, the first one first.
+_SPARE = ("JOURNAL", "SIZE", "SWEEP", "PUBLISHER", "RECORDS", "EVENTS", "DURATION", "STARTED")
 
 
 def runs(*, data: DataOption = None, json: JsonOption = False) -> None:
@@ -69,7 +71,7 @@ def runs(*, data: DataOption = None, json: JsonOption = False) -> None:
         )
         for (path, row), start in zip(found, starts, strict=True)
     )
-    print_table(_COLUMNS, rows, "no runs yet")
+    print_table(_COLUMNS, rows, "no runs yet", whole=("RUN",), spare=_SPARE)
 
 
 def _sweep(start: RunStart) -> str:

@@ -41,9 +41,12 @@ def _show(status: Status) -> None:
     columns = ("ROLE", "NAME", "STATE", "PID", "HOST", "EVENTS", "FAILED", *shares, "LAST HEARD")
     clients = sorted(status.clients, key=lambda client: (client.role, client.name))
     rows = (_client_row(client, grouped) for client in clients)
-    print_table(columns, rows, "no publishers or consumers")
+    spare = ("HOST", "LAST HEARD", "PID", "EVENTS")
+    print_table(columns, rows, "no publishers or consumers", whole=("NAME",), spare=spare)
     columns = ("RUN", "STATUS", "STARTED", "DURATION", "EVENTS", "PUBLISHER", "HANDLED BY")
-    print_table(columns, (_run_row(run, status) for run in status.runs), "no runs yet")
+    runs = (_run_row(run, status) for run in status.runs)
+    spare = ("PUBLISHER", "STARTED", "EVENTS", "DURATION")
+    print_table(columns, runs, "no runs yet", whole=("RUN",), spare=spare)
 
 
 def _client_row(client: ClientInfo, grouped: bool) -> tuple[object, ...]:

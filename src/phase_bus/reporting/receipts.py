@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
+from rich.cells import cell_len
 from rich.table import Table
 
 from phase_bus.core.wire import parse_topic
 from phase_bus.events import Receipt, TopicReceipt
 
+_SELDOM = frozenset(("replayed", "repeated", "missed", "failed"))
 _COUNTS = ("received", "replayed", "repeated", "missed", "handled", "written", "failed")
 
 
@@ -56,11 +58,13 @@ def is_whole(receipts: Iterable[Receipt]) -> bool:
 
 
 def ledger_table(rows: Iterable[LedgerRow]) -> Table:
-    """Return a ledger as a table for the terminal."""
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("CONSUMER", overflow="fold", min_width=8)
-    table.add_column("KIND", overflow="fold")
-    for column in ("PUBLISHED", *map(str.upper, _COUNTS), "WORST LAG"):
+    """Return a ledger as a table for the terminal; what went wrong nowhere has no column."""
+    rows = list(rows)
+    counts = [name for name in _COUNTS if name not in _SELDOM or any(getattr(row, name) for row in rows)]
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for column in ("CONSUMER", "KIND"):
+        table.add_column(column, no_wrap=True, overflow="ignore", min_width=_widest(rows, column))
+    for column in ("PUBLISHED", *map(str.upper, counts), "WORST LAG"):
         table.add_column(column, justify="right", no_wrap=True)
     last = ""
     for row in rows:
@@ -70,11 +74,15 @@ def ledger_table(rows: Iterable[LedgerRow]) -> Table:
             row.consumer if first else "",
             row.kind,
             "" if row.published is None else str(row.published),
-            *(str(getattr(row, name)) for name in _COUNTS),
+            *(str(getattr(row, name)) for name in counts),
             f"{row.worst_lag_s:.3f} s" if first else "",
             style=None if row.whole else "red",
         )
     return table
+
+
+def _widest(rows: list[LedgerRow], column: str) -> int:
+    return max((cell_len(getattr(row, column.lower())) for row in rows), default=0)
 
 
 def _last(receipts: Iterable[Receipt]) -> list[Receipt]:
