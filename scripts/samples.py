@@ -23,6 +23,7 @@ from phase_bus.events import (
     Receipt,
     Records,
     RunComplete,
+    RunPart,
     RunStart,
     Summary,
     TopicReceipt,
@@ -200,6 +201,18 @@ STREAM: list[tuple[bytes, str, EventBase]] = [
             },
             records=2,
             dropped={f"records.00.{RUN}$": 2},
+            dropped_records=512,
+            running=1,
+            parts={
+                "30313233343536373839616263646566": RunPart(
+                    status="completed",
+                    publisher="aiperf",
+                    published={f"records.00.{RUN}$": 2},
+                    records=500,
+                    dropped={f"records.00.{RUN}$": 2},
+                    dropped_records=512,
+                )
+            },
         ),
     ),
     (

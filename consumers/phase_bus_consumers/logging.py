@@ -125,7 +125,7 @@ def _parts(event: EventBase) -> tuple[str, dict[str, Any]]:
             return event.run_id, {"Producer": event.producer, "Models": " ".join(event.models)}
         case RunComplete():
             details = {"Status": event.status, "Reason": event.reason, "Records": event.records}
-            return event.run_id, {**details, "Dropped": sum(event.dropped.values()) or None}
+            return event.run_id, {**details, "Dropped": _dropped(event)}
         case Drop():
             lost = sum(event.events.values())
             return event.source, {"Events": lost, "Records": event.records, "Reason": event.reason}
@@ -138,6 +138,12 @@ def _parts(event: EventBase) -> tuple[str, dict[str, Any]]:
                 "Missed": sum(topic.missed for topic in topics),
             }
     return event.run_id, {}
+
+
+def _dropped(end: RunComplete) -> str | None:
+    if not end.dropped:
+        return None
+    return f"{end.dropped_records} records in {sum(end.dropped.values())} events"
 
 
 def _phase_details(event: PhaseEvent) -> dict[str, Any]:

@@ -59,7 +59,7 @@ _STATS: dict[Any, Any] = {
     bool: sa.Boolean,
 }
 _KNOWN_AT_START = ("producer", "models", "urls", "sweep_id", "trial", "label", "variation")
-_KNOWN_AT_END = ("status", "reason", "published", "records", "dropped")
+_KNOWN_AT_END = ("status", "reason", "published", "records", "dropped", "dropped_records")
 _STATES = {
     "phase_start": "sending",
     "phase_sending_complete": "waiting",
@@ -85,7 +85,7 @@ class Tables:
             "runs",
             _keys("journal_id", "run_id"),
             _columns("producer", "status", "reason", "sweep_id", "label"),
-            _columns("trial", "started_ns", "ended_ns", "records", kind=sa.BigInteger),
+            _columns("trial", "started_ns", "ended_ns", "records", "dropped_records", kind=sa.BigInteger),
             _columns("models", "urls", "variation", "published", "dropped", kind=_JSON),
         )
         self.phases = self._table(

@@ -274,15 +274,39 @@ class Records(EventBase, frozen=True, kw_only=True, tag="records"):
     errors: tuple[RecordError, ...] = ()
 
 
+class RunPart(Struct, frozen=True, kw_only=True):
+    """What one of the publishers of a run did: the fields of :class:`RunComplete` for it alone.
+
+    Attributes:
+        status: how it ended; ``running`` if it goes on.
+        publisher: what a person calls it.
+    """
+
+    status: RunStatus | Literal["running"]
+    publisher: str = ""
+    published: dict[str, int] = {}
+    records: int = 0
+    dropped: dict[str, int] = {}
+    dropped_records: int = 0
+
+
 class RunComplete(EventBase, frozen=True, kw_only=True, tag="run_complete"):
     """A run is over; the last event of its publisher.
 
+    If several publishers publish one run, the bus fills in what they published together, and how many of
+    them go on: the run is over when none does. Consumers are handed the run's end only, and if a run
+    goes on after an end, as that of a publisher that was taken for lost, the last end is the one that
+    counts.
+
     Attributes:
-        status: how it ended; ``lost`` if its publisher vanished.
+        status: how it ended; ``lost`` if a publisher vanished. Of several publishers' the worst one.
         reason: why, in words, where the status alone does not say.
-        published: how many events each topic of the run got from its publisher, this one left out.
+        published: how many events each topic of the run got from its publishers, ends of runs left out.
         records: how many request records those events carried.
-        dropped: how many events of each topic the publisher had to drop, if any.
+        dropped: how many events of each topic the publishers had to drop, if any.
+        dropped_records: how many request records the publishers had to drop.
+        running: how many publishers of the run have not ended it yet.
+        parts: what each publisher did, by its source in hex, if the bus has filled this in.
     """
 
     status: RunStatus
@@ -290,6 +314,9 @@ class RunComplete(EventBase, frozen=True, kw_only=True, tag="run_complete"):
     published: dict[str, int] = {}
     records: int = 0
     dropped: dict[str, int] = {}
+    dropped_records: int = 0
+    running: int = 0
+    parts: dict[str, RunPart] = {}
 
 
 class Summary(EventBase, frozen=True, kw_only=True, tag="summary"):

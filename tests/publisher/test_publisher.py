@@ -146,7 +146,7 @@ def test_published_and_dropped_make_up_offered(threads: int) -> None:
     dropped = sum(event.records for event in puts if isinstance(event, Drop))
     assert end.records == sum(event.count for event in puts if isinstance(event, Records))
     assert end.records + dropped == offered
-    assert dropped > 0
+    assert end.dropped_records == dropped > 0
 
 
 class Unknown(EventBase, frozen=True, kw_only=True, tag="unknown"):

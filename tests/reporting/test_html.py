@@ -269,6 +269,7 @@ EMPTY: dict[str, Any] = {
     "records": 0,
     "missing_records": None,
     "dropped": {},
+    "dropped_records": 0,
     "relative_error": 0.005,
     "phases": [],
     "overall": {"windows": None, "successful": 0},

@@ -24,7 +24,11 @@ _OF_METRIC = ("count", "set_aside", "sum", "mean", "std", "min", "max")
 
 
 class RunResult:
-    """The result of a run's events, whether they come live or from a journal."""
+    """The result of a run's events, whether they come live or from a journal.
+
+    Attributes:
+        end: the run's end, None while it goes on: also again after it had ended, or seemed lost.
+    """
 
     def __init__(self, state: RunState) -> None:
         self.state = state
@@ -39,8 +43,10 @@ class RunResult:
         """Add an event; most kinds do not change the result."""
         if isinstance(event, Records):
             self.state.update(RecordBatch(event))
+            if self.end is not None and self.state.records > self.end.records:
+                self.end = None  # these are not late ones that it announced: the run goes on
         elif isinstance(event, RunComplete):
-            self.end = event
+            self.end = None if event.running else event
         elif isinstance(event, PhaseStart | PhaseProgress | PhaseComplete):
             span = self.state.span(event.phase)
             span.start_ns = span.start_ns if event.stats.start_ns is None else event.stats.start_ns
@@ -63,6 +69,10 @@ def summarize(
     Numbers are in the raw units of the bus, named by each metric's ``unit``: latencies are in ``ns``,
     so divide by 1e6 to compare them with AIPerf's export, which is in ms; every other unit is the
     export's. (The text report shows ms.)
+
+    ``final`` says that everything is counted that the run's end announced; ``complete``, that this is also
+    everything there ever was: the publishers dropped nothing (``dropped`` events by topic, and
+    ``dropped_records`` in them), and none of them vanished.
 
     ``phases`` has an entry for each phase, in order, and ``overall`` is one over all of them, each with:
 
@@ -95,16 +105,20 @@ def summarize(
     overall = state.overall(phases, recent_windows)
     overall_span = state.overall_span(phase.phase for phase in phases)
     expected = None if end is None else end.records
+    dropped = {} if end is None else dict(end.dropped)
+    dropped_records = 0 if end is None else end.dropped_records
+    status = "running" if end is None else end.status
     return {
         "version": 1,
         "run_id": state.run_id,
-        "status": "running" if end is None else end.status,
+        "status": status,
         "final": final,
-        "complete": final,
+        "complete": final and status != "lost" and not dropped and not dropped_records,
         "records": state.records,
         "expected_records": expected,
         "missing_records": None if expected is None else max(expected - state.records, 0),
-        "dropped": {} if end is None else dict(end.dropped),
+        "dropped": dropped,
+        "dropped_records": dropped_records,
         "relative_error": state.options.relative_error,
         "phases": [_phase(phase, state.spans.get(phase.phase, Span())) for phase in phases],
         "overall": _phase(overall, overall_span),

@@ -107,9 +107,14 @@ def losses(summary: Mapping[str, Any]) -> list[str]:
     if summary["missing_records"]:
         missing, expected = summary["missing_records"], summary["expected_records"]
         lines.append(f"INCOMPLETE: {missing:,} of {expected:,} published records did not arrive")
-    if summary["dropped"]:
+    if summary["dropped_records"]:
+        dropped, records = summary["dropped_records"], summary["expected_records"]
+        lines.append(f"INCOMPLETE: the publisher had to drop {dropped:,} of {dropped + records:,} records")
+    elif summary["dropped"]:
         dropped = sum(summary["dropped"].values())
         lines.append(f"INCOMPLETE: the publisher had to drop {dropped:,} events")
+    if summary["status"] == "lost":
+        lines.append("INCOMPLETE: a publisher vanished, and what it had not delivered is not known")
     return lines
 
 

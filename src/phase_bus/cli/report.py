@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from phase_bus.cli.journals import DataOption, find_run, find_sweep
 from phase_bus.cli.options import JsonOption, OutputOption
-from phase_bus.cli.output import format_json, print_json, say
+from phase_bus.cli.output import EXIT_NOT_WHOLE, format_json, print_json, say
 from phase_bus.core.files import replacing_output
 from phase_bus.errors import ConfigError
+
+if TYPE_CHECKING:
+    from phase_bus.reporting.source import PastRun
 
 Format: TypeAlias = Literal["text", "json", "csv", "html"]
 
@@ -26,7 +29,7 @@ def report(
     output: OutputOption = None,
     data: DataOption = None,
     json: JsonOption = False,
-) -> None:
+) -> int:
     """Show the result of a past run, or of all runs of a sweep, computed from the journals alone.
 
     The numbers of a run are those of the consumer 'aggregator' with its default options, whether or not
@@ -40,6 +43,9 @@ def report(
     With --sweep, runs of the same variation are repeated trials: for each variation there are the mean
     of the trials' values, its 95% confidence interval by Student's t, and the percentiles over the
     requests of all trials. Runs that are not complete are listed, and count for nothing else.
+
+    The exit code is 3 if the run is over and its result lacks something: records that did not arrive
+    or that its publisher dropped, or what a publisher had that vanished.
 
     For example:
 
@@ -69,16 +75,19 @@ def report(
         raise ConfigError("--warmup is for --sweep; the report of a run has every phase")
     if sweep is not None:
         name, result = _sweep(sweep, data, warmup, form)
+        code = 0
     else:
         assert run is not None
-        name, result = _run(run, data, by, form)
+        name, result, past = _run(run, data, by, form)
+        code = 0 if past.is_whole else EXIT_NOT_WHOLE
     if form == "html" and output is None and sys.stdout.isatty():
         in_a_file_name = re.sub(r"[^\w.-]+", "-", name)
         output = Path(f"phase-bus-{in_a_file_name}.html")
     _put(result, output)
+    return code
 
 
-def _run(run: str, data: Path | None, by: str | None, form: Format) -> tuple[str, Any]:
+def _run(run: str, data: Path | None, by: str | None, form: Format) -> tuple[str, Any, PastRun]:
     from phase_bus.reporting.source import compute, published
 
     found = find_run(run, data)
@@ -88,16 +97,16 @@ def _run(run: str, data: Path | None, by: str | None, form: Format) -> tuple[str
         raise ConfigError(f"--by {by!r}: its summary is in a form of its own; print it with --format json")
     match form:
         case "json":
-            return run_id, past.summary
+            return run_id, past.summary, past
         case "csv":
             from phase_bus.reporting.csv_table import run_csv as render
         case "html":
             from phase_bus.reporting.html import run_html
 
-            return run_id, run_html(past)
+            return run_id, run_html(past), past
         case "text":
             from phase_bus.aggregation.text import render_text as render
-    return run_id, render(past.summary)
+    return run_id, render(past.summary), past
 
 
 def _sweep(sweep: str, data: Path | None, warmup: bool, form: Format) -> tuple[str, Any]:

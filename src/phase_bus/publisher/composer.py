@@ -180,11 +180,13 @@ class Composer:
 
     def _run_complete(self, end: Completion) -> RunComplete:
         published = self._published[end.run_id]
+        dropped, dropped_records = self._drops.end_run(end.run_id)
         return RunComplete(
             run_id=end.run_id,
             status=end.status,
             reason=as_text(end.reason),
             published={topic.decode(): count for topic, count in published.items()},
             records=self._records[end.run_id],
-            dropped=self._drops.end_run(end.run_id),
+            dropped=dropped,
+            dropped_records=dropped_records,
         )

@@ -27,6 +27,7 @@ class Drops:
         self.warn = warn
         self._unreported: dict[str, Drop] = {}
         self._by_run: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._records: Counter[str] = Counter()
         self._next_s = 0.0
         self._refused: Counter[tuple[str, PhaseRef]] = Counter()
         self.renew_lock()
@@ -68,13 +69,17 @@ class Drops:
         reported, self._unreported = self._unreported, {}
         return list(reported.values())
 
-    def end_run(self, run_id: str) -> dict[str, int]:
-        """Return how many events of each topic of a run were dropped, and forget the run."""
-        return dict(self._by_run.pop(run_id, ()))
+    def end_run(self, run_id: str) -> tuple[dict[str, int], int]:
+        """Return how many events of each topic of a run were dropped, and how many request records.
+
+        The run is forgotten then.
+        """
+        return dict(self._by_run.pop(run_id, ())), self._records.pop(run_id, 0)
 
     def _count(self, run_id: str, topic: str, records: int, reason: str) -> None:
         self.total += 1
         self._by_run[run_id][topic] += 1
+        self._records[run_id] += records
         events: dict[str, int] = {}
         if so_far := self._unreported.get(run_id):
             events, records = so_far.events, records + so_far.records

@@ -12,7 +12,7 @@ from phase_bus.aggregation.state import RunState
 from phase_bus.aggregation.summary import RunResult
 from phase_bus.core.wire import decode_event
 from phase_bus.errors import ConfigError, suggest
-from phase_bus.events import RunComplete, RunStart, Summary
+from phase_bus.events import BEGIN_NO_RUN, RunComplete, RunStart, Summary
 from phase_bus.journal.reader import JournalReader
 
 
@@ -36,13 +36,18 @@ class PastRun(Struct, frozen=True, kw_only=True):
     @property
     def is_complete(self) -> bool:
         """Whether the run completed and everything it published is in the summary."""
-        return bool(
-            self.summary["status"] == "completed" and self.summary["final"] and not self.summary["dropped"]
-        )
+        return bool(self.summary["status"] == "completed" and self.summary["complete"])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the run goes on, or everything that there ever was of it is in the summary."""
+        return self.end is None or bool(self.summary.get("complete", True))
 
 
 def compute(journal: Path, run_id: str) -> PastRun:
     """Return a run with the result computed from its events in the journal.
+
+    The last end of the run counts: one that was taken for lost, and came back, went on.
 
     Raises:
         JournalError, WireError: if the journal cannot be read.
@@ -52,12 +57,13 @@ def compute(journal: Path, run_id: str) -> PastRun:
     with JournalReader(journal) as reader:
         for entry in reader.entries(run_id):
             event = decode_event(entry.topic, entry.payload)
+            if event is None or event.kind in BEGIN_NO_RUN:
+                continue
+            result.end = None
             if isinstance(event, RunStart):
                 start = event
-            elif event is not None:
+            else:
                 result.take(event)
-            if result.final:  # nothing changes it any more, nor in the aggregator
-                break
     return PastRun(summary=result.summary(), start=start, end=result.end, phases=result.state.phases())
 
 

@@ -231,7 +231,9 @@ def _why_left_out(run: PastRun) -> str:
         reasons.append(f"{summary['status']}: {reason}" if reason else summary["status"])
     if summary["missing_records"]:
         reasons.append(f"{summary['missing_records']:,} of {summary['expected_records']:,} records missing")
-    if summary["dropped"]:
+    if summary["dropped_records"]:
+        reasons.append(f"{summary['dropped_records']:,} records dropped by the publisher")
+    elif summary["dropped"]:
         reasons.append(f"{sum(summary['dropped'].values()):,} events dropped by the publisher")
     return "; ".join(reasons) or "more records than its end announced"
 
