@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -65,6 +66,7 @@ def test_the_exit_code_is_the_commands(workplace: Workplace, code: int) -> None:
     assert done.stdout == "out\n"
     assert "err\n" in done.stderr
     assert "published no run" in done.stderr
+    assert not list((workplace.directory / "state").glob("*/exec-*")), "a journal without a run is nothing"
 
 
 def test_a_command_that_dies_of_a_signal(workplace: Workplace) -> None:
@@ -211,6 +213,22 @@ class Bad(Consumer):
     assert done.returncode == 3
     assert "no luck today" in done.stderr
     assert "consumer bad:Bad did not handle everything" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_journal_of_a_running_exec_is_not_touched_by_others(workplace: Workplace) -> None:
+    """Others that fail or have no run come and go meanwhile: the run is whole, and is the only result."""
+    process = workplace.phase_bus("exec", *AGGREGATOR, "--", *SIMULATE, "-n", "600", "-r", "200")
+    wait_for(lambda: "profiling started" in workplace.stderr(process), "the run")
+    for _ in range(2):
+        assert workplace.run("exec", "--with", "aggregator:outptu=x", "--", "true").returncode == 2
+        assert "removed" not in workplace.run("exec", "--", "true").stderr
+    done = workplace.finish(process)
+    assert done.returncode == 0, done.stderr
+    (run,) = runs_of(workplace)
+    assert run["complete"]
+    (listed,) = json.loads(workplace.run("runs", "--json").stdout)
+    assert (listed["records"], listed["status"]) == (650, "completed")
 
 
 @pytest.mark.slow

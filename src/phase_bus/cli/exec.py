@@ -10,11 +10,11 @@ import msgspec
 from cyclopts import Parameter
 
 from phase_bus.cli.options import AddressesOption, ConfigOption, WithOption
-from phase_bus.cli.output import EXIT_NOT_WHOLE, configure_logging, make_console
+from phase_bus.cli.output import EXIT_NOT_WHOLE, configure_logging, make_console, say
 from phase_bus.core.address import default_address
 from phase_bus.harness.foreground import check_command, run_in_foreground
 from phase_bus.harness.signals import signals_to
-from phase_bus.journal.paths import exec_journal_directory
+from phase_bus.journal.exec_journals import MAX_AGE_S, MAX_BYTES, ExecJournal
 from phase_bus.reporting.receipts import ledger_in_brief, ledger_table
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Setup:
 
 
 _DEFAULTS = Setup()
+_NAMED = 10  # of the journals that were removed
 
 
 def exec_command(*command: str, setup: Setup = _DEFAULTS) -> int:
@@ -74,9 +75,13 @@ def exec_command(*command: str, setup: Setup = _DEFAULTS) -> int:
     """
     check_command(command)
     loaded = setup.load()
-    if not loaded.data:
-        loaded = msgspec.structs.replace(loaded, data=str(exec_journal_directory()))
-    return asyncio.run(_exec(command, loaded, setup.quiet))
+    if loaded.data:
+        return asyncio.run(_exec(command, loaded, setup.quiet))
+    with ExecJournal() as journal:
+        if journal.removed:
+            say(_tell_removed(journal.removed))
+        loaded = msgspec.structs.replace(loaded, data=str(journal.directory))
+        return asyncio.run(_exec(command, loaded, setup.quiet))
 
 
 def up(*, setup: Setup = _DEFAULTS) -> None:
@@ -93,6 +98,15 @@ def up(*, setup: Setup = _DEFAULTS) -> None:
     if not loaded.address:
         loaded = msgspec.structs.replace(loaded, address=(default_address(),))
     asyncio.run(_up(loaded, setup.quiet))
+
+
+def _tell_removed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return (
+        f"removed the oldest of exec's journals, which together may take {MAX_BYTES >> 30} GiB, and be "
+        f"{MAX_AGE_S / 86400:g} days old: {', '.join(names[:_NAMED])}{more}; "
+        "'data:' in a --config file keeps one elsewhere"
+    )
 
 
 async def _exec(command: tuple[str, ...], config: Config, quiet: bool) -> int:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import time
+from contextlib import suppress
 from pathlib import Path
 
 from phase_bus.core.address import Address
-
-_KEPT_EXEC_JOURNALS = 20
 
 
 def state_directory() -> Path:
@@ -24,15 +21,10 @@ def journal_directory(address: Address) -> Path:
     return state_directory() / re.sub(r"[^\w.-]+", "-", str(address)).strip("-")
 
 
-def exec_journal_directory() -> Path:
-    """Return a new directory for the journal of one ``exec``; only the latest ones are kept."""
-    base = state_directory()
-    for old in sorted(base.glob("exec-*"))[: -_KEPT_EXEC_JOURNALS + 1]:
-        shutil.rmtree(old, ignore_errors=True)
-    return base / f"exec-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-
-
 def all_journals() -> list[Path]:
     """Return the files of all journals in the user's directory, the latest used first."""
-    found = state_directory().glob("*/journal.sqlite")
-    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    found = []
+    for path in state_directory().glob("[!.]*/journal.sqlite"):  # with a dot: about to be removed
+        with suppress(FileNotFoundError):  # so was this one
+            found.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(found, reverse=True)]
