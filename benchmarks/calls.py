@@ -113,7 +113,7 @@ def _bus() -> Iterator[tuple[str, str, float]]:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         stack.callback(context.destroy, linger=0)
         journal = stack.enter_context(Journal(Path(stack.enter_context(directory()))))
-        stream = Stream(context.socket(zmq.XPUB), journal)
+        stream = Stream(context.socket(zmq.XPUB), journal, bytes(16).hex())
 
         def commit() -> None:
             for header in headers:

@@ -37,6 +37,7 @@ _ANSWERS = {
 # Name, offset in bytes, size, what it is (docs/wire.md says more).
 _HEADER = (
     ("wire_version", 0, "u1", "the version of the wire format"),
+    ("stream", 1, "3 bytes", "the beginning of the stream's id, in hex here; zero before the bus has it"),
     ("records", 4, "u4", "how many request records the event carries"),
     ("source", 8, "16 bytes", "names the publishing process, in hex here"),
     ("source_seq", 24, "u8", "the event's number among all of its source, from 1"),
@@ -243,7 +244,8 @@ def _summary(kind: type[msgspec.Struct]) -> str:
 def _header_schema() -> JsonObject:
     properties = {}
     for name, place, size, about in _HEADER:
-        kind = {"type": "string", "pattern": "^[0-9a-f]{32}$"} if name == "source" else {"type": "integer"}
+        digits = {"source": 32, "stream": 6}.get(name)
+        kind = {"type": "string", "pattern": f"^[0-9a-f]{{{digits}}}$"} if digits else {"type": "integer"}
         properties[name] = {**kind, "description": about, "x-zeromq": {"at": place, "size": size}}
     return {
         "title": "Header",

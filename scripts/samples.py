@@ -343,7 +343,7 @@ REQUESTS: list[tuple[str, str, control.Request]] = [
             pid=4242,
             host="node-1",
             next_seq=1,
-            wire_version=2,
+            wire_version=3,
         ),
     ),
     (
@@ -356,7 +356,7 @@ REQUESTS: list[tuple[str, str, control.Request]] = [
             pid=4243,
             host="node-1",
             subscriptions=("records.", "run_complete."),
-            wire_version=2,
+            wire_version=3,
         ),
     ),
     (
@@ -366,7 +366,7 @@ REQUESTS: list[tuple[str, str, control.Request]] = [
             client_id=CONSUMER.hex(),
             role="consumer",
             name="aggregator",
-            wire_version=2,
+            wire_version=3,
             group="aggregator",
             settings="aggregator",
         ),

@@ -15,12 +15,14 @@ from phase_bus.core.records import RecordBatch
 from phase_bus.core.wire import (
     HEADER,
     NO_PARTITION,
+    NO_STREAM,
     WIRE_VERSION,
     Header,
     encode_control,
     encode_event,
     parse_topic,
     partition_of,
+    stream_tag,
     topic_of,
     unpack_header,
 )
@@ -95,7 +97,9 @@ def _stream() -> list[JsonObject]:
                 number += 1
             else:
                 previous, last[partition] = last.get(partition, 0), offset
-        placed = unpack_header(header)._replace(offset=offset, event_number=number, previous=previous)
+        placed = unpack_header(header)._replace(
+            offset=offset, event_number=number, previous=previous, stream=stream_tag(BUS.hex())
+        )
         vectors.append(_event(event.kind, about, topic, placed.pack(), payload))
     return vectors
 
@@ -126,7 +130,14 @@ def _event(name: str, about: str, topic: bytes, header: bytes, payload: bytes) -
 
 def _header(frame: bytes) -> JsonObject:
     header = unpack_header(frame)
-    return {"wire_version": WIRE_VERSION} | header._asdict() | {"source": header.source.hex()}
+    return (
+        {"wire_version": WIRE_VERSION}
+        | header._asdict()
+        | {
+            "source": header.source.hex(),
+            "stream": header.stream.hex(),
+        }
+    )
 
 
 def _hex(*frames: bytes) -> list[str]:
@@ -207,7 +218,7 @@ def _not_for_this_reader() -> list[JsonObject]:
     """Return what is to be skipped, and what is to be refused."""
     start = _sample("phase_start")
     topic, header, payload = topic_of(start), Header(PUBLISHER, 1, 1).pack(), encode_event(start)
-    other_version = HEADER.pack(WIRE_VERSION + 1, 0, PUBLISHER, 1, 1, 0, 0, 0)
+    other_version = HEADER.pack(WIRE_VERSION + 1, NO_STREAM, 0, PUBLISHER, 1, 1, 0, 0, 0)
     unknown = _encode({"kind": "brand_new", "run_id": RUN, "ts_ns": start.ts_ns})
     unread: Sequence[tuple[str, str, str, tuple[bytes, ...]]] = [
         ("new-kind", "skip", "a kind that this version does not know", (b"brand_new.r$", header, unknown)),

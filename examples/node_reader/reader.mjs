@@ -18,7 +18,7 @@ import { decode, encode } from "@msgpack/msgpack";
 import { Dealer, Subscriber } from "zeromq";
 import { plainRecords, toJson } from "./records.mjs";
 
-const WIRE_VERSION = 2;
+const WIRE_VERSION = 3;
 const KINDS = [
   "run_start", "phases_configured", "phase_start", "phase_progress", "phase_sending_complete", "phase_timeout",
   "phase_complete", "records", "run_complete", "summary", "receipt", "drop",
@@ -65,6 +65,7 @@ function parseHeader(frame) {
   const version = frame.readUInt8(0);
   if (version !== WIRE_VERSION) throw new Error(`wire version ${version} is not ${WIRE_VERSION}`);
   return {
+    stream: frame.subarray(1, 4).toString("hex"),
     records: frame.readUInt32LE(4),
     source: frame.subarray(8, 24).toString("hex"),
     sourceSeq: frame.readBigUInt64LE(24),

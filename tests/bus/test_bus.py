@@ -10,7 +10,7 @@ import pytest
 
 from phase_bus.bus.options import BusOptions
 from phase_bus.core.control import Ack, Beat, EndRuns, Goodbye, Heard, Hello, Welcome
-from phase_bus.core.wire import Header, encode_event, topic_of
+from phase_bus.core.wire import Header, encode_event, stream_tag, topic_of
 from phase_bus.errors import AddressError
 from phase_bus.events import PhaseRef, PhaseStart, RunComplete, RunStart
 from phase_bus.publisher.publisher import Publisher
@@ -64,7 +64,8 @@ def test_events_are_acknowledged_and_passed_on(bus: BusThread) -> None:
         assert last_ack(client, 5) == Ack(seq=5)
         events = wait_until(lambda: len(e := subscriber.read()) == 5 and e)
         assert events == [start(seq) for seq in range(1, 6)]
-        assert subscriber.headers[4] == Header(SOURCE, 5, 5, offset=5, event_number=5)
+        stream = stream_tag(bus.bus.bus_id)
+        assert subscriber.headers[4] == Header(SOURCE, 5, 5, offset=5, event_number=5, stream=stream)
         assert greet(client).last_seq == 5
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 from typing import Any, NamedTuple
 
-WIRE_VERSION = 2
-HEADER = struct.Struct("<B3xI16s5Q")
+WIRE_VERSION = 3
+HEADER = struct.Struct("<B3sI16s5Q")
 
 
 class RefusedError(Exception):
@@ -20,6 +20,7 @@ class RefusedError(Exception):
 class Head(NamedTuple):
     """The header frame."""
 
+    stream: bytes
     records: int
     source: bytes
     source_seq: int

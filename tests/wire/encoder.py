@@ -34,4 +34,4 @@ def pack(value: Any) -> bytes:
 
 def header(source: bytes, source_seq: int, topic_seq: int, records: int = 0) -> bytes:
     """Return a publisher's header."""
-    return HEADER.pack(WIRE_VERSION, records, source, source_seq, topic_seq, 0, 0, 0)
+    return HEADER.pack(WIRE_VERSION, bytes(3), records, source, source_seq, topic_seq, 0, 0, 0)

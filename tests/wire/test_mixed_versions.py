@@ -13,7 +13,7 @@ from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
 from phase_bus.core.control import Hello
-from phase_bus.core.wire import HEADER, WIRE_VERSION, Header, encode_event, topic_of
+from phase_bus.core.wire import HEADER, NO_STREAM, WIRE_VERSION, Header, encode_event, topic_of
 from phase_bus.events import PhaseRef, PhaseStart, Receipt, RunComplete
 from phase_bus.testing.waiting import until, wait_until
 from tests.support.buses import BusThread
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 SOURCE = bytes(15) + b"\x07"
 START = PhaseStart(run_id="r", phase=PhaseRef("profiling"))
-OTHER_VERSION = HEADER.pack(WIRE_VERSION + 1, 0, SOURCE, 1, 1, 0, 0, 0)
+OTHER_VERSION = HEADER.pack(WIRE_VERSION + 1, NO_STREAM, 0, SOURCE, 1, 1, 0, 0, 0)
 REFUSAL = f"wire version {WIRE_VERSION + 1} is not {WIRE_VERSION}; use the same phase-bus on both sides"
 
 

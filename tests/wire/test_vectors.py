@@ -59,7 +59,11 @@ def test_foreign_reader_reads_events(vector: Vector) -> None:
         "run_id": event.run_id,
         "partition": event.partition,
     } == vector["topic"]
-    head = event.head._asdict() | {"source": event.head.source.hex(), "wire_version": decoder.WIRE_VERSION}
+    head = event.head._asdict() | {
+        "source": event.head.source.hex(),
+        "stream": event.head.stream.hex(),
+        "wire_version": decoder.WIRE_VERSION,
+    }
     assert head == vector["header"]
     assert same(as_json(event.payload), vector["payload"])
 

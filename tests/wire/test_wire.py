@@ -103,7 +103,7 @@ def test_header_bytes() -> None:
     """The layout is what the documentation says."""
     packed = Header(bytes(range(16)), 2, 3, 4, 5, 6).pack()
     assert packed.hex() == (
-        "0200000004000000000102030405060708090a0b0c0d0e0f"
+        "0300000004000000000102030405060708090a0b0c0d0e0f"
         "02000000000000000300000000000000050000000000000006000000000000000000000000000000"
     )
 

@@ -91,7 +91,7 @@ class Bus:
         self._reply = self._sockets.reply
         self._journal = journal
         self._replay: ReplayServer | None = None
-        self._stream = Stream(self._xpub, journal)
+        self._stream = Stream(self._xpub, journal, self.bus_id)
         self._own_events = Outbox(uuid.uuid4().bytes, 0)  # under a source of their own
         self._checkpoints = Checkpoints(self.bus_id, journal)
         # After a restart members come back one by one: it pays to wait for all.
@@ -335,7 +335,7 @@ class Bus:
         """Say that the bus is alive, and how far the stream is: after this nothing older comes."""
         beat = Heartbeat(bus_id=self.bus_id, partitions=self._stream.partitions)
         topic, header, payload = number_own(self._own_events, beat)
-        send_frames(self._xpub, (topic, header.pack_at(*self._stream.head, previous=0), payload))
+        send_frames(self._xpub, (topic, header.pack_at(*self._stream.head, 0, self._stream.tag), payload))
 
     def _prune(self, journal: Journal) -> None:
         try:

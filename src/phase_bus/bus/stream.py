@@ -8,7 +8,7 @@ from typing import NamedTuple
 import zmq
 
 from phase_bus.core.outbox import Outbox
-from phase_bus.core.wire import NO_PARTITION, Header, Topic, send_frames, unpack_header
+from phase_bus.core.wire import NO_PARTITION, Header, Topic, send_frames, stream_tag, unpack_header
 from phase_bus.events import EventBase
 from phase_bus.journal.rows import Entry, Head
 from phase_bus.journal.writer import Journal
@@ -29,9 +29,17 @@ class Incoming(NamedTuple):
 
 
 class Stream:
-    """Puts events in order: each gets the next offset, is journaled, and only then published by XPUB."""
+    """Puts events in order: each gets the next offset, is journaled, and only then published by XPUB.
 
-    def __init__(self, socket: zmq.Socket[bytes], journal: Journal | None) -> None:
+    Args:
+        stream: the stream's id.
+
+    Attributes:
+        tag: its beginning, which is in the header of each event.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], journal: Journal | None, stream: str) -> None:
+        self.tag = stream_tag(stream)
         self._socket = socket
         self._journal = journal
         self.head = journal.head if journal is not None else Head(0, 0)
@@ -66,7 +74,7 @@ class Stream:
                 last[partition] = offset
             kind, run_id = parsed
             source, source_seq, _, records, *_ = header
-            placed = header.pack_at(offset, number, previous)
+            placed = header.pack_at(offset, number, previous, self.tag)
             # By position: names cost half as much again.
             numbers = (source_seq, records, number, now_ns)
             entries.append(Entry(offset, topic, placed, payload, run_id, kind, source, *numbers))

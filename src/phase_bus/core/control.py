@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 EVENTS = -1  # the share of a group that is all events but records; its other shares are partitions
 PARTITIONS = 16  # of the records; a group takes up others, of foreign publishers, when they appear
 REMEMBERED_RUNS = 50  # how many of the latest runs a consumer names in its beats

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from phase_bus.core.wire import HEADER, WIRE_VERSION, encode_event, topic_of
+from phase_bus.core.wire import HEADER, NO_STREAM, WIRE_VERSION, encode_event, topic_of
 from phase_bus.events import EventBase, Records
 
 
@@ -75,7 +75,7 @@ class Outbox:
     def add(self, topic: bytes, payload: bytes, records: int) -> None:
         """Number and keep an event that is encoded."""
         seq, topic_seq = self.last_seq + 1, self._topic_seqs[topic] + 1
-        header = HEADER.pack(WIRE_VERSION, records, self.source, seq, topic_seq, 0, 0, 0)
+        header = HEADER.pack(WIRE_VERSION, NO_STREAM, records, self.source, seq, topic_seq, 0, 0, 0)
         self.last_seq = seq
         self._topic_seqs[topic] = topic_seq
         size_bytes = len(topic) + len(header) + len(payload)

@@ -4,9 +4,10 @@ An event is three frames: ``topic``, ``header``, ``payload``.
 
 - The topic is ``<kind>.<qualifier>$`` in UTF-8, where the qualifier is the run id, for records with the
   partition before it: ``phase_start.3f2a$``, ``records.07.3f2a$``. Subscribing to a prefix filters.
-- The header is 64 bytes, little-endian (:data:`HEADER`): wire version (u1), three zero bytes, the number
-  of request records inside (u4), source (16 bytes), source sequence, topic sequence, offset, event number,
-  previous offset (u8 each): see :class:`Header`. The numbers count from 1 and have no holes.
+- The header is 64 bytes, little-endian (:data:`HEADER`): wire version (u1), the beginning of the stream's
+  id (3 bytes), the number of request records inside (u4), source (16 bytes), source sequence, topic
+  sequence, offset, event number, previous offset (u8 each): see :class:`Header`. The numbers count from 1
+  and have no holes.
 - The payload is the event in msgpack, a map tagged by ``kind``.
 
 A control message between a client and the bus is one frame, msgpack tagged by ``op``
@@ -29,7 +30,8 @@ from phase_bus.core.control import Reply, Request
 from phase_bus.errors import WireError
 from phase_bus.events import KINDS, Event, EventBase, Records
 
-HEADER = struct.Struct("<BxxxI16sQQQQQ")
+HEADER = struct.Struct("<B3sI16sQQQQQ")
+NO_STREAM = bytes(3)
 TOPIC_END = "$"
 NO_PARTITION = -1  # of events that are no records
 READY = b"ready."  # how the topic begins by which the bus greets a consumer
@@ -53,6 +55,11 @@ def _control_decoder(messages: Any) -> msgspec.msgpack.Decoder[Any]:
     return msgspec.msgpack.Decoder(messages)
 
 
+def stream_tag(stream: str) -> bytes:
+    """Return what of a stream's id is in headers."""
+    return bytes.fromhex(stream[:6])
+
+
 class Header(NamedTuple):
     """The binary header beside an event.
 
@@ -65,6 +72,8 @@ class Header(NamedTuple):
         event_number: how many events up to and including this one are no records; likewise.
         previous: for records, the offset of those before them in their partition, whatever their run, or 0;
             likewise. It shows whoever reads one partition alone what is missing.
+        stream: the first 3 bytes of the id of the stream that the offset is in; likewise. A reader that was
+            connected to another bus without a word sees by it that this is not the stream it follows.
     """
 
     source: bytes
@@ -74,16 +83,17 @@ class Header(NamedTuple):
     offset: int = 0
     event_number: int = 0
     previous: int = 0
+    stream: bytes = NO_STREAM
 
     def pack(self) -> bytes:
         """Return the header's 64 bytes."""
-        return self.pack_at(self.offset, self.event_number, self.previous)
+        return self.pack_at(self.offset, self.event_number, self.previous, self.stream)
 
-    def pack_at(self, offset: int, event_number: int, previous: int) -> bytes:
+    def pack_at(self, offset: int, event_number: int, previous: int, stream: bytes) -> bytes:
         """Return the 64 bytes of this header with the place that the bus gives."""
         source, source_seq, topic_seq, records, *_ = self
         return HEADER.pack(
-            WIRE_VERSION, records, source, source_seq, topic_seq, offset, event_number, previous
+            WIRE_VERSION, stream, records, source, source_seq, topic_seq, offset, event_number, previous
         )
 
 
@@ -183,13 +193,15 @@ def unpack_header(frame: bytes | memoryview, topic: bytes = b"") -> Header:
     """
     if len(frame) < HEADER.size:
         raise WireError(f"a header has {HEADER.size} bytes, this one {len(frame)}", topic)
-    version, records, source, source_seq, topic_seq, offset, number, previous = HEADER.unpack_from(frame)
+    version, stream, records, source, source_seq, topic_seq, offset, number, previous = HEADER.unpack_from(
+        frame
+    )
     if version != WIRE_VERSION:
         raise WireError(
             f"wire version {version} is not {WIRE_VERSION}; use the same phase-bus on both sides",
             topic,
         )
-    return Header(source, source_seq, topic_seq, records, offset, number, previous)
+    return Header(source, source_seq, topic_seq, records, offset, number, previous, stream)
 
 
 def send_frames(socket: zmq.Socket[bytes], frames: Sequence[bytes | zmq.Frame], flags: int = 0) -> None:

@@ -24,7 +24,7 @@ from phase_bus.core.files import lock_file
 from phase_bus.errors import JournalDamagedError, JournalError, JournalInUseError
 
 FILE_NAME = "journal.sqlite"
-SCHEMA_VERSION = 2  # of the tables here, and of what the payloads hold
+SCHEMA_VERSION = 3  # of the tables here, and of what the payloads hold
 
 _LOCK_NAME = "journal.lock"
 _PAGE_BYTES = 8192
