@@ -469,6 +469,11 @@ REPLIES: list[tuple[str, str, control.Reply]] = [
         "the member cannot be in the group",
         control.Assigned(problem="its members run a, and this one would run b"),
     ),
+    (
+        "name_taken",
+        "another consumer has this name, and may be gone: say hello again",
+        control.NameTaken(name="metrics", pid=4711, host="host", answers=False),
+    ),
     ("ack", "the bus has everything up to 10", control.Ack(seq=10)),
     ("ack-resend", "11 is missing: send again from there", control.Ack(seq=10, resend=True)),
     (

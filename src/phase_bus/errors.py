@@ -61,6 +61,34 @@ class ConsumerNotFoundError(PhaseBusError):
         super().__init__(f"consumer {name!r}: {reason}")
 
 
+class NameTakenError(PhaseBusError):
+    """Another process consumes under this name already, or has taken it over.
+
+    Attributes:
+        name: the consumer's name.
+        pid: the process that has it, 0 if it is not known.
+        host: the host that it is on.
+    """
+
+    def __init__(self, name: str, pid: int = 0, host: str = "", *, taken_over: bool = False) -> None:
+        self.name = name
+        self.pid = pid
+        self.host = host
+        who = f"the process with pid {pid} on {host or 'an unknown host'}" if pid else "another process"
+        if taken_over:
+            super().__init__(
+                f"consumer {name!r}: {who} took the name over while this process did not answer; what this "
+                "one had not committed is left to that one; start it again under another --name if both "
+                "are wanted"
+            )
+        else:
+            super().__init__(
+                f"consumer {name!r}: {who} consumes under this name already, and two would take each "
+                "other's place in the stream; give this one another --name, have both share the work with "
+                "--group, or end that one"
+            )
+
+
 class ConsumerDefinitionError(PhaseBusError):
     """A consumer class that is invalid, for instance with a handler for a kind that does not exist."""
 

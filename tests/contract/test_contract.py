@@ -16,7 +16,7 @@ import pytest
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.records import RecordBatch
 from phase_bus.core.wire import topic_of
-from phase_bus.errors import ConfigError, OptionError
+from phase_bus.errors import ConfigError, NameTakenError, OptionError
 from phase_bus.events import (
     KINDS,
     Drop,
@@ -399,3 +399,18 @@ async def test_runs_are_accounted_for_apart(bus: AnyBus) -> None:
         "run-2": True,
     }
     assert run.consumer.records == 12
+
+
+async def test_a_name_is_one_consumers(bus: AnyBus) -> None:
+    """A second one of its name is refused while it runs, and goes on where it ended."""
+    bus.publish(*make_run(20, run_id="one"))
+    async with bus.consumer(Counting, name="mine") as first:
+        await first.catch_up()
+        with pytest.raises(NameTakenError, match=r"'mine'.*--name.*--group"):
+            await bus.run_consumer(Counting, name="mine")
+        other = await bus.run_consumer(Counting, name="another")
+        assert other.consumer.records == first.consumer.records == 40
+    bus.publish(*make_run(20, run_id="two"))
+    second = await bus.run_consumer(Counting, name="mine")
+    assert second.consumer.restored == 40
+    assert second.consumer.records == 80

@@ -14,7 +14,18 @@ from phase_bus.bus.groups import Groups
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Stream
-from phase_bus.core.control import WIRE_VERSION, Beat, ClientInfo, Heard, Hello, Refused, Reply, Welcome
+from phase_bus.core.control import (
+    WIRE_VERSION,
+    Beat,
+    ClientInfo,
+    Heard,
+    Hello,
+    NameTaken,
+    Refused,
+    Reply,
+    Welcome,
+)
+from phase_bus.core.session import is_gone
 from phase_bus.errors import WireError
 
 logger = logging.getLogger("phase_bus.bus")
@@ -33,6 +44,8 @@ class Client:
         kept_seq: its last event in the stream.
         asked_seq: the missing event that a publisher was last asked to send again.
         identity: the ROUTER's name for its connection.
+        said_s: when it last said something; unlike ``heard_s`` never changed to forgive its silence.
+        pid_space: where its pid counts.
     """
 
     def __init__(self, hello: Hello) -> None:
@@ -41,6 +54,8 @@ class Client:
         self.heard_s = 0.0
         self.last_seq = self.kept_seq = hello.next_seq - 1
         self.asked_seq = 0
+        self.said_s = 0.0
+        self.pid_space = hello.pid_space
         told = msgspec.structs.asdict(hello)
         told["state"] = "starting" if hello.role == "consumer" else "ready"
         self.info = msgspec.convert(told, ClientInfo)  # which has the names of a hello
@@ -53,7 +68,7 @@ class Client:
     def hear(self, identity: bytes, now_s: float) -> None:
         """Note a sign of life. ZeroMQ may have connected the client anew, without a word to it."""
         self.identity = identity
-        self.heard_s = now_s
+        self.heard_s = self.said_s = now_s
 
     def update(self, **changes: object) -> None:
         """Change what is known of it."""
@@ -98,6 +113,8 @@ class Clients:
         self._last_seqs = dict(last_seqs)
         self._end_runs = end_runs
         self._orphans: dict[bytes, float] = {}
+        self._owners: dict[str, str] = {}  # the consumer that had a name last, and has it while it is here
+        self._waiting: dict[str, float] = {}  # who wants a name that another has, and since when
 
     def wait_for(self, source: bytes) -> None:
         """Expect a publisher back whose run an earlier bus left open; else the run is lost."""
@@ -139,6 +156,9 @@ class Clients:
             return
         if not _CLIENT_ID.fullmatch(hello.client_id):
             raise WireError(f"client id {hello.client_id!r:.100} is not 32 hex digits")
+        if (taken := self._claim(hello, now_s)) is not None:
+            self._reply(identity, taken)
+            return
         client = self._take_in(hello)
         client.hear(identity, now_s)
         checkpoint = self._checkpoints.find(hello)
@@ -167,6 +187,35 @@ class Clients:
         logger.warning("phase-bus bus: %s %r is refused: %s", hello.role, hello.name, reason)
         self._reply(identity, Refused(seq=hello.next_seq - 1, reason=reason))
 
+    def _claim(self, hello: Hello, now_s: float) -> NameTaken | None:
+        """Give a consumer its name, or return who has it.
+
+        Who has it keeps it while it is alive: that is, says something after the newcomer's first hello.
+        Half a heartbeat after, since what it said before it was killed may be read a little later.
+        """
+        if hello.role != "consumer" or hello.group:
+            return None
+        owner = self.by_id.get(self._owners.get(hello.name, ""))
+        if owner is not None and owner.info.client_id != hello.client_id:
+            if hello.client_id in self.by_id:  # it was away, and what it knows is out of date
+                return _taken_by(owner.info, answers=True)
+            if owner.here and not is_gone(owner.info.pid, owner.pid_space):
+                since_s = self._waiting.setdefault(hello.client_id, now_s)
+                answers = owner.said_s > since_s + self._options.heartbeat_s / 2
+                return _taken_by(owner.info, answers=answers)
+            if owner.here:
+                self._miss(owner, "has ended")
+        self._owners[hello.name] = hello.client_id
+        self._waiting.pop(hello.client_id, None)
+        return None
+
+    def _owner_instead_of(self, client: ClientInfo) -> ClientInfo | None:
+        """Return the consumer that has a client's name instead of it."""
+        owner = self.by_id.get(self._owners.get(client.name, ""))
+        if client.role != "consumer" or client.group or owner is None:
+            return None
+        return None if owner.info.client_id == client.client_id else owner.info
+
     def _take_in(self, hello: Hello) -> Client:
         client = self.by_id.get(hello.client_id)
         if client is None:
@@ -185,7 +234,10 @@ class Clients:
     def _forget_old(self) -> None:
         gone = [client_id for client_id, client in self.by_id.items() if not client.here]
         for client_id in gone[:-_KEPT_CLIENTS]:
-            self.sources.pop(self.by_id.pop(client_id).source, None)
+            client = self.by_id.pop(client_id)
+            self.sources.pop(client.source, None)
+            if self._owners.get(client.info.name) == client_id:
+                del self._owners[client.info.name]
 
     # ---- being here ----
 
@@ -195,6 +247,9 @@ class Clients:
         if client is None or not client.here:
             # Its commits are judged when it has said hello and says them again.
             self._reply(identity, Heard(bus_id=self._bus_id, known=False))
+            return None
+        if (owner := self._owner_instead_of(client.info)) is not None:
+            self._reply(identity, _taken_by(owner, answers=True))
             return None
         client.hear(identity, now_s)
         client.update(
@@ -230,20 +285,24 @@ class Clients:
         latest_s = now_s - self._silent_after_s
         silent = [client for client in self.by_id.values() if client.here and client.heard_s < latest_s]
         for client in silent:
-            client.update(state="silent")
-            logger.warning(
-                "phase-bus bus: %s %r (pid %d) has not answered for %g s",
-                client.info.role,
-                client.info.name,
-                client.info.pid,
-                self._options.silent_after_s,
-            )
-            self._gone(client, "its publisher fell silent")
+            self._miss(client, f"has not answered for {self._options.silent_after_s:g} s")
+        for client_id in [each for each, since_s in self._waiting.items() if since_s < latest_s]:
+            del self._waiting[client_id]  # it gave up, or begins to wait anew
         for source in [source for source, until_s in self._orphans.items() if now_s > until_s]:
             del self._orphans[source]
             self._end_runs("its publisher did not come back after a restart of the bus", source)
+
+    def _miss(self, client: Client, why: str) -> None:
+        info = client.info
+        logger.warning("phase-bus bus: %s %r (pid %d) %s", info.role, info.name, info.pid, why)
+        client.update(state="silent")
+        self._gone(client, "its publisher fell silent")
 
     def _gone(self, client: Client, reason: str) -> None:
         self._groups.leave(client.info.client_id, time.monotonic())
         if client.info.role == "publisher":
             self._end_runs(reason, client.source)
+
+
+def _taken_by(owner: ClientInfo, *, answers: bool) -> NameTaken:
+    return NameTaken(name=owner.name, pid=owner.pid, host=owner.host, answers=answers)

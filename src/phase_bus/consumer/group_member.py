@@ -21,7 +21,7 @@ from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, Welcome
 from phase_bus.core.session import introduce
 from phase_bus.core.wire import Header, partition_of, topic_prefix
-from phase_bus.errors import ConfigError, PhaseBusError
+from phase_bus.errors import ConfigError
 
 logger = logging.getLogger("phase_bus.consumer")
 
@@ -71,7 +71,6 @@ class GroupMember(Member):
         super().__init__(group, address, high_water_mark=high_water_mark, on_ready=on_ready)
         self._build = build
         self._settings = settings
-        self._failure: PhaseBusError | None = None
         self._ends_at = 0  # the offset of the last end of a run
 
     async def run(self) -> None:
@@ -120,8 +119,7 @@ class GroupMember(Member):
 
     def _is_member(self) -> bool:
         """Whether what was assigned cannot have been given to others yet, for want of a word from here."""
-        known = self._link.session.is_known(time.monotonic())
-        return known and self._holdings.assigned is not None
+        return self._is_known() and self._holdings.assigned is not None
 
     def _is_ours(self, share: Share) -> bool:
         """Whether a share is certainly this member's; else nothing of it may be handled nor written.
@@ -293,19 +291,19 @@ class GroupMember(Member):
     def _on_welcome(self, welcome: Welcome) -> None:
         super()._on_welcome(welcome)
         if welcome.replay is None:
-            self._fail(
+            problem = (
                 f"group {self.name!r} needs a bus that keeps a journal; start it without --no-journal, or "
                 "the consumer without a group"
             )
+            self._fail(ConfigError(problem))
         self._holdings.begin_anew(lose_all=welcome.bus_id != self._bus_id)
         self._bus_id, self._journal_id = welcome.bus_id, welcome.journal_id
         self._live.readable.look_again()
 
     def _on_assigned(self, assigned: Assigned) -> None:
         if assigned.problem:
-            self._fail(
-                f"group {self.name!r}: {assigned.problem}; start all of them alike, or give another --group"
-            )
+            remedy = "start all of them alike, or give another --group"
+            self._fail(ConfigError(f"group {self.name!r}: {assigned.problem}; {remedy}"))
             return
         self._holdings.assigned = assigned
         self._live.readable.look_again()
@@ -315,7 +313,3 @@ class GroupMember(Member):
             self._link.tell_news()
         if heard.kept or heard.refused:
             self._live.readable.look_again()
-
-    def _fail(self, problem: str) -> None:
-        self._failure = ConfigError(problem)
-        self.stop()

@@ -22,9 +22,9 @@ from phase_bus.consumer.live import LiveQueue
 from phase_bus.consumer.replay import Piece, ReplayClient
 from phase_bus.consumer.share import Share
 from phase_bus.core.address import Address
-from phase_bus.core.control import Assigned, Beat, Heard, Hello, Reply, State, Welcome
+from phase_bus.core.control import Assigned, Beat, Heard, Hello, NameTaken, Reply, State, Welcome
 from phase_bus.core.wire import READY, Header, decode_event, receive_event, topic_prefix, unpack_header
-from phase_bus.errors import BusUnreachableError, JournalUnreadableError, WireError
+from phase_bus.errors import BusUnreachableError, JournalUnreadableError, PhaseBusError, WireError
 from phase_bus.events import EventBase, Heartbeat, Receipt
 from phase_bus.publisher.publisher import Publisher
 
@@ -73,6 +73,7 @@ class Member(ABC):
         self._replay: ReplayClient | None = None
         self._bus_id = self._journal_id = ""  # of the bus that welcomed it last
         self._next_flush_s = 0.0
+        self._failure: PhaseBusError | None = None  # why it ends, if that is its bus's word
         self._link = ControlLink(
             self._context,
             address,
@@ -238,6 +239,18 @@ class Member(ABC):
         if welcome.replay is not None:
             self._replay = ReplayClient(self._context, self.address.endpoint(welcome.replay))
 
+    def _fail(self, failure: PhaseBusError) -> None:
+        """End with an error, and without another word to the bus that told it so."""
+        self._failure = failure
+        self.stop()
+
+    def _is_known(self) -> bool:
+        """Return whether the bus cannot have taken this process for gone, and given what it has to others.
+
+        It may have when a handler has blocked this process for long, or it was suspended.
+        """
+        return self._link.session.is_known(time.monotonic())
+
     def _on_reply(self, reply: Reply) -> None:
         match reply:
             case Heard():
@@ -246,6 +259,8 @@ class Member(ABC):
                 self._on_welcome(reply)
             case Assigned():
                 self._on_assigned(reply)
+            case NameTaken():
+                self._on_name_taken(reply)
 
     @abstractmethod
     def _on_ack(self, heard: Heard) -> None:
@@ -254,6 +269,10 @@ class Member(ABC):
     def _on_assigned(self, assigned: Assigned) -> None:
         """Take in what a member of a group is to work on."""
         logger.warning("consumer %r is in no group: %s; ignored", self.name, assigned)
+
+    def _on_name_taken(self, taken: NameTaken) -> None:
+        """Take in that another process has the name."""
+        logger.warning("consumer group %r is in a group: %s; ignored", self.name, taken)
 
     def _start_link(self) -> asyncio.Task[None]:
         control = asyncio.create_task(self._link.run())

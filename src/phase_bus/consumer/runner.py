@@ -6,21 +6,25 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.member import FLUSH_S, Member
 from phase_bus.consumer.share import Origin, Share
 from phase_bus.consumer.view import View
 from phase_bus.core.address import Address, default_address
-from phase_bus.core.control import EVENTS, Beat, Heard, Hello, Role, Welcome
+from phase_bus.core.control import EVENTS, Beat, Heard, Hello, NameTaken, Role, Welcome
 from phase_bus.core.session import introduce
 from phase_bus.core.wire import Header
-from phase_bus.errors import WireError
+from phase_bus.errors import NameTakenError, WireError
 from phase_bus.journal.rows import Checkpoint, Head
 
 logger = logging.getLogger("phase_bus.consumer")
 
 _DRAIN_S = 10.0
+_LOOK_S = 0.02
+_PATIENCE_S = 3.0  # a process that is alive has said so by then
+_NAME_S = 1.0  # how long to wait for a bus before the consumer is started, which may take its name's files
 
 
 class ConsumerRunner(Member):
@@ -54,6 +58,8 @@ class ConsumerRunner(Member):
         self._origin = origin
         self._welcomed = asyncio.Event()
         self._moved = False  # whether it followed another stream before this one
+        self._contested: NameTaken | None = None  # who has its name and does not answer, at last word
+        self._begun_at = -1  # the offset of the checkpoint that there was when it came
 
     def stop(self) -> None:
         """Ask :meth:`run` to finish, though there may be no bus yet."""
@@ -64,23 +70,76 @@ class ConsumerRunner(Member):
         """Start the consumer, handle events until stopped, then finish and flush.
 
         Raises:
+            NameTakenError: if another process has its name.
             PhaseBusError, OSError: if the consumer cannot start, or cannot write out at its end.
         """
         control: asyncio.Task[None] | None = None
         try:
-            await self.share.start()
-            try:
-                if not self.address.direct:
-                    control = self._start_link()
-                await self._receive()
-                self.state = "stopping"
+            if not self.address.direct:
+                control = self._start_link()
+                await self._get_name()
+            if self._failure is None and self._contested is None:
+                await self._work()
+        finally:
+            await self._close(control)
+        if self._failure is not None:
+            raise self._failure
+
+    async def _work(self) -> None:
+        await self.share.start()
+        try:
+            await self._receive()
+            self.state = "stopping"
+            await self._make_sure()
+            if self._failure is None:
                 await self.share.flush()
                 await self.share.give_receipts()  # also for what could not be written out: they say so
                 self._link.tell_news()
-            finally:
-                await self.share.stop()
         finally:
-            await self._close(control)
+            await self.share.stop()
+
+    # ---- its name ----
+
+    async def _get_name(self) -> None:
+        """Wait until the bus has given this process the consumer's name, or for a while if there is no bus.
+
+        The consumer is started only then: it may open files that another process of this name still has.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_NAME_S):
+                await self._welcomed.wait()
+        told = False
+        while (other := self._contested) is not None and not self._stop.is_set():
+            self._welcomed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE_S):
+                    await self._welcomed.wait()
+            if self._contested is not None and not (told or self._stop.is_set()):
+                told = True
+                logger.warning(
+                    "consumer %r: the process with pid %d on %s has this name and does not answer; waiting "
+                    "until it has been silent for too long",
+                    self.name,
+                    other.pid,
+                    other.host or "an unknown host",
+                )
+
+    @property
+    def _has_name(self) -> bool:
+        """Whether the consumer's name is certainly this process's, or nobody could tell."""
+        return self._role != "consumer" or self.address.direct or self._is_known()
+
+    async def _make_sure(self) -> None:
+        """Wait a moment for the bus's word that the name is still this process's, if there is doubt."""
+        self._link.tell_news()
+        for _ in range(round(_NAME_S / _LOOK_S)):
+            if self._has_name or self._failure is not None or not self._link.session.connected:
+                return
+            await asyncio.sleep(_LOOK_S)
+
+    async def _flush(self) -> bool:
+        """Let the consumer write out, give receipts and commit, unless another may have its name."""
+        return self._has_name and await self.share.flush()
 
     async def _receive(self) -> None:
         self._live.subscribe(self.share.view.topics)
@@ -89,7 +148,7 @@ class ConsumerRunner(Member):
             self._become_ready()
         while not self._stop.is_set():
             await self._step()
-        if not self.share.follower.replaying:
+        if not self.share.follower.replaying and self._failure is None:
             await self._drain_rest()
 
     # ---- its place in the stream ----
@@ -160,7 +219,7 @@ class ConsumerRunner(Member):
         if self.state == "starting" and self._replay is not None and not replayed:
             return  # the journal has it, and the sooner the bus's greeting is reached the better
         if await self.share.handle(topic, header, payload, replayed=replayed) is not None:
-            await self.share.flush()
+            await self._flush()
             self._link.tell_news()
 
     def _take_greeting(self) -> None:
@@ -176,24 +235,37 @@ class ConsumerRunner(Member):
         await self._flush_when_due()
 
     async def _flush_when_due(self) -> None:
-        if time.monotonic() < self._next_flush_s:
+        if time.monotonic() < self._next_flush_s or not self._has_name:
             return
         owed = self.share.owes_receipts
-        if self.share.is_due() and await self.share.flush() and owed:
+        if self.share.is_due() and await self._flush() and owed:
             self._link.tell_news()
         self._next_flush_s = time.monotonic() + FLUSH_S
 
     # ---- what the bus says and is told ----
 
     def _on_welcome(self, welcome: Welcome) -> None:
+        self._contested = None
+        same = bool(welcome.journal_id) and welcome.journal_id == self._journal_id
+        kept = -1 if welcome.checkpoint is None else welcome.checkpoint
+        if same and self._role == "consumer" and kept > max(self._begun_at, self.share.checkpoint):
+            self._fail(NameTakenError(self.name, taken_over=True))  # it has come and gone meanwhile
+            return
         self.share.tell_again()
         super()._on_welcome(welcome)
-        same = bool(welcome.journal_id) and welcome.journal_id == self._journal_id
+        if not same:
+            self._begun_at = kept
         if self._bus_id and self._bus_id != welcome.bus_id and not same:
             self.share.leave_stream()
             self._moved = True
         self._bus_id, self._journal_id = welcome.bus_id, welcome.journal_id
         self._welcomed.set()
+
+    def _on_name_taken(self, taken: NameTaken) -> None:
+        if taken.answers:
+            again = bool(self._bus_id)
+            self._fail(NameTakenError(taken.name, taken.pid, taken.host, taken_over=again))
+        self._contested = taken
 
     def _on_ack(self, heard: Heard) -> None:
         self.share.dispatcher.forget_dead_letters(heard.dead_letters)

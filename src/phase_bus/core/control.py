@@ -50,6 +50,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
         wire_version: the version it writes and reads.
         group: for a member of a consumer group, the group's name.
         settings: what such a member runs, with its options: all of a group must run the same.
+        pid_space: where its pid names a process: clients with the same one can look for each other's.
     """
 
     client_id: str
@@ -62,6 +63,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
     wire_version: int = WIRE_VERSION
     group: str = ""
     settings: str = ""
+    pid_space: str = ""
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):
@@ -198,6 +200,22 @@ class Assigned(Struct, frozen=True, kw_only=True, tag_field="op", tag="assigned"
     release: tuple[int, ...] = ()
     handled_runs: tuple[str, ...] = ()
     problem: str = ""
+
+
+class NameTaken(Struct, frozen=True, kw_only=True, tag_field="op", tag="name_taken"):
+    """The reply to the hello or beat of a consumer whose name is another's; what was in a beat is not kept.
+
+    Attributes:
+        pid: the process that has the name.
+        host: the host that it is on.
+        answers: whether that process is known to be alive; if not, the name is free once it has been silent
+            for too long: say hello again until then.
+    """
+
+    name: str
+    pid: int
+    host: str
+    answers: bool = True
 
 
 class Ack(Struct, frozen=True, kw_only=True, tag_field="op", tag="ack"):
@@ -390,5 +408,5 @@ Request: TypeAlias = (
     Hello | Beat | Goodbye | StatusRequest | EndRuns | Fetch | FetchStates | RemoveDeadLetter
 )
 Reply: TypeAlias = (
-    Welcome | Heard | Assigned | Ack | Refused | Status | Fetched | FetchedStates | ReadFailed
+    Welcome | Heard | Assigned | NameTaken | Ack | Refused | Status | Fetched | FetchedStates | ReadFailed
 )

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from phase_bus.core.control import Beat, Heard, Hello, Reply, Request, Role, Welcome
@@ -21,7 +23,35 @@ SILENT_AFTER_S = 5.0  # or three heartbeats, if that is longer
 def introduce(client_id: str, role: Role, name: str, **more: Any) -> Hello:
     """Return the hello of a client in this process."""
     pid, host = os.getpid(), socket.gethostname()
-    return Hello(client_id=client_id, role=role, name=name, pid=pid, host=host, **more)
+    return Hello(
+        client_id=client_id, role=role, name=name, pid=pid, host=host, pid_space=pid_space(), **more
+    )
+
+
+@cache
+def pid_space() -> str:
+    """Return where this process's pid counts: a boot of the machine, and there the PID namespace.
+
+    A host's name does not tell: containers may share it and see other processes. Empty where it is unknown.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def is_gone(pid: int, space: str) -> bool:
+    """Return whether a process is known to have ended: never of one that cannot be seen from here."""
+    if not space or space != pid_space() or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass
+    return False
 
 
 class Session:

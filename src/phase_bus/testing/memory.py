@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from typing import Any, Self
 
 from phase_bus.consumer.dispatcher import ATTEMPTS
 from phase_bus.consumer.share import Origin
 from phase_bus.consumer.view import View
+from phase_bus.errors import NameTakenError
 from phase_bus.events import EventBase, RunStatus
 from phase_bus.testing.group import GroupOutcome
 from phase_bus.testing.outcome import C, Outcome, RunningOutcome, prepare
@@ -50,6 +53,8 @@ class MemoryBus(MessageStore):
     ) -> MemoryRun[C]:
         """Return a consumer that runs inside ``async with``; the same name goes on from the checkpoint.
 
+        As on a real bus, entering it raises a NameTakenError while another one of its name runs.
+
         Args:
             consumer: the consumer, or its class to be built with the options.
             name: what it is called; its class's name by default.
@@ -91,7 +96,11 @@ class MemoryRun(MemoryOutcome[C], RunningOutcome[C]):
         self._runs = False
 
     async def __aenter__(self) -> Self:
+        name = self._whole.name
+        if name in self._bus.names:
+            raise NameTakenError(name, os.getpid(), socket.gethostname())
         await self._whole.start()
+        self._bus.names.add(name)
         self._runs = True
         kept = self._bus.checkpoints.get(self._whole.name)
         await self._whole.begin(kept, origin=self._origin, head=self._bus.head)
@@ -101,7 +110,7 @@ class MemoryRun(MemoryOutcome[C], RunningOutcome[C]):
     async def __aexit__(self, *_error: object) -> None:
         if not self._runs:
             return
-        self._runs = False
+        self._end()
         try:
             await self.flush()
             await self._whole.give_receipts()  # also for what could not be written out: they say so
@@ -124,7 +133,11 @@ class MemoryRun(MemoryOutcome[C], RunningOutcome[C]):
 
     async def crash(self) -> None:
         """End as by SIGKILL: neither flush nor stop is called, and the checkpoint stays where it was."""
+        self._end()
+
+    def _end(self) -> None:
         self._runs = False
+        self._bus.names.discard(self._whole.name)
 
 
 async def run_consumer(

@@ -39,6 +39,7 @@ class MessageStore(Bus):
         messages: all that was published; the first has the offset 1.
         checkpoints: where each consumer stood at its last flush, by name.
         dead_letters: each consumer's dead letters, by name.
+        names: those of the consumers that run: one consumer for each name.
     """
 
     def __init__(self, *, lists: ListMode = "summary", batch_records: int = 256) -> None:
@@ -46,6 +47,7 @@ class MessageStore(Bus):
         self.messages: list[StoredMessage] = []
         self.checkpoints: dict[str, Checkpoint] = {}
         self.dead_letters: dict[str, list[DeadLetterNote]] = {}
+        self.names: set[str] = set()
         self._lists: ListMode = lists
         self._batch_records = batch_records
         self._runs = Runs()
