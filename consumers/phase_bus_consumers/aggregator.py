@@ -19,6 +19,7 @@ from phase_bus import (
     RunStart,
     Summary,
     check_writable,
+    printable_json,
     write_whole,
 )
 from phase_bus.aggregation import (
@@ -235,7 +236,7 @@ class ResultsAggregator(Consumer):
             return
         if self.output is not None:
             document = msgspec.json.encode({"runs": self._summaries})
-            write_whole(self.output, msgspec.json.format(document).decode() + "\n")
+            write_whole(self.output, printable_json(msgspec.json.format(document).decode()) + "\n")
         if self.text is not None:
             write_whole(self.text, "\n".join(map(render_text, self._summaries.values())))
         self._changed = False

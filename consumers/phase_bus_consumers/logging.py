@@ -31,6 +31,7 @@ from phase_bus import (
     RunComplete,
     RunStart,
     check_writable,
+    printable,
 )
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def describe(event: EventBase, verbose: bool = False) -> str:
         details |= _more(event)
     text = ", ".join(f"{name}: {value}" for name, value in details.items() if value not in (None, ""))
     line = f"[{clock(event.ts_ns)}] {event.kind.upper()}: {subject}" + (f" | {text}" if text else "")
-    return " ".join(line.splitlines())  # names and reasons come from outside
+    return printable(" ".join(line.splitlines()))  # names and reasons come from outside
 
 
 def clock(ts_ns: int) -> str:

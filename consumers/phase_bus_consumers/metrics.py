@@ -27,6 +27,7 @@ from phase_bus import (
     RunComplete,
     RunStart,
     check_writable,
+    printable_json,
     write_whole,
 )
 
@@ -175,4 +176,4 @@ def _read_runs(path: Path) -> dict[str, Run]:
 
 
 def _json(document: dict[str, dict[str, Run]] | dict[str, dict[str, Phase]]) -> str:
-    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
+    return printable_json(msgspec.json.format(msgspec.json.encode(document), indent=2).decode()) + "\n"

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # with 'as', which makes each name ours for type checkers too
     from phase_bus.core.address import ADDRESS_VARIABLE as ADDRESS_VARIABLE
     from phase_bus.core.files import check_writable as check_writable
     from phase_bus.core.files import write_whole as write_whole
+    from phase_bus.core.printable import printable as printable
+    from phase_bus.core.printable import printable_json as printable_json
     from phase_bus.core.records import Column as Column
     from phase_bus.core.records import RecordBatch as RecordBatch
     from phase_bus.errors import ConfigError as ConfigError
@@ -56,6 +58,7 @@ _NAMES = {  # by the modules that they are loaded from
     "consumer.runner": "run_consumer",
     "core.address": "ADDRESS_VARIABLE",
     "core.files": "check_writable write_whole",
+    "core.printable": "printable printable_json",
     "core.records": "Column RecordBatch",
     "errors": "ConfigError OptionError PhaseBusError",
     "events": (

@@ -7,10 +7,10 @@ from io import StringIO
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from phase_bus.aggregation.units import format_number, readable_unit
+from phase_bus.core.console import PlainConsole
 
 # These come first; the other metrics follow by name.
 _FIRST = (
@@ -55,7 +55,7 @@ def render_text(summary: Mapping[str, Any], *, brief: bool = False) -> str:
 def plain_text(parts: Iterable[str | Table]) -> str:
     """Return lines and tables as text of at most 100 columns without colour."""
     out = StringIO()
-    console = Console(file=out, width=_WIDTH, color_system=None, markup=False, highlight=False, emoji=False)
+    console = PlainConsole(file=out, width=_WIDTH, color_system=None)
     for part in parts:
         console.print(part)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"

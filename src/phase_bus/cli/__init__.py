@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
@@ -83,6 +85,7 @@ def _add(app: App, name: str, where: str, what: str | None) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 when all is well, 2 for what the user can put right."""
     tokens = sys.argv[1:] if arguments is None else arguments
+    _open_standard_files()
     try:
         code = build_app(*tokens[:2])(tokens, exit_on_error=False, print_error=False)
     except UnknownCommandError:
@@ -100,8 +103,26 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _open_standard_files() -> None:
+    """Open what of standard input, output and error is closed, so that no other file takes its place.
+
+    And let what cannot be encoded in the terminal's encoding be shown escaped.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # It takes the lowest number that is free, which is its own.
+            file = Path(os.devnull).open(mode)  # noqa: SIM115
+            os.set_inheritable(file.fileno(), True)
+            setattr(sys, name, file)
+    for file in (sys.stdout, sys.stderr):
+        if isinstance(file, TextIOWrapper):
+            file.reconfigure(errors="backslashreplace")
+
+
 def _complain(message: str) -> int:
-    print(f"phase-bus: {message}", file=sys.stderr)
+    from phase_bus.cli.output import say  # rich, which listing the commands does without
+
+    say(message)
     return 2
 
 

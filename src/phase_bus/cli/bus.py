@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
 from phase_bus.cli.options import DEFAULT_LIMITS, AddressesOption, LimitOptions, StopOnEof, as_options
-from phase_bus.cli.output import configure_logging
+from phase_bus.cli.output import configure_logging, print_line
 from phase_bus.core.address import Address, default_address
 from phase_bus.journal.paths import journal_directory
 from phase_bus.journal.rows import Limits
@@ -60,7 +60,7 @@ def bus(
         server.bind()
         if not stop_on_eof:
             where = f"journal in {journal.path}" if journal else "no journal: missed events are lost"
-            print(f"bus ready at {' and '.join(map(str, server.addresses))}; {where}", flush=True)
+            print_line(f"bus ready at {' and '.join(map(str, server.addresses))}; {where}")
         server.run(stop_on_eof=sys.stdin.fileno() if stop_on_eof else None)
     finally:
         server.close()

@@ -18,7 +18,7 @@ from phase_bus.cli.options import (
     parse_address,
     parse_origin,
 )
-from phase_bus.cli.output import configure_logging
+from phase_bus.cli.output import configure_logging, print_line
 from phase_bus.errors import ConfigError
 from phase_bus.harness.signals import stop_on_eof, stop_on_signals
 
@@ -133,4 +133,4 @@ async def _run(title: str, make: Callable[[], Member | WorkerPool], *, until_eof
 
 
 def _say(worker: str, line: str) -> None:
-    print(f"{worker} | {line}" if worker else line, flush=True)
+    print_line(f"{worker} | {line}" if worker else line)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from cyclopts import Parameter
+from rich.text import Text
 
 from phase_bus.cli.options import JsonOption
-from phase_bus.cli.output import configure_logging, print_json, print_table
+from phase_bus.cli.output import configure_logging, print_json, print_line, print_lines, print_table
 from phase_bus.errors import ConfigError, PhaseBusError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def consumers(
             entry.priority,
             "yes" if entry.auto_load else "no",
             entry.description,
-            "\n".join(options) or problem,
+            Text("\n".join(options)) if options else problem,
             ", ".join(entry.tags),
             entry.plugin,
         )
@@ -95,7 +96,7 @@ def _validate(files: tuple[Path, ...], json: bool) -> int:
         print_json(findings)
     else:
         for finding in findings:
-            print(finding)
+            print_line(str(finding))
     return SOMETHING_WRONG if findings else 0
 
 
@@ -119,9 +120,9 @@ def new(
 
     where = directory if directory is not None else Path(name)
     for path in write_consumer(name, where):
-        print(f"wrote {path}")
+        print_line(f"wrote {path}")
     place = shlex.quote(str(where))
-    print(
+    print_lines(
         f"\nNext:\n  pip install -e {place}'[dev]'\n  pytest {place}\n"
         f"  phase-bus exec --with {name} -- phase-bus simulate"
     )

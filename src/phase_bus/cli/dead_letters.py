@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from textwrap import indent
 from typing import Annotated
 
 import msgspec
@@ -11,7 +12,16 @@ from cyclopts import Parameter
 
 from phase_bus.cli.journals import DataOption, one_journal, readable_journals, short_name
 from phase_bus.cli.options import AddressOption, JsonOption, parse_address
-from phase_bus.cli.output import configure_logging, counted, local_time, print_json, print_table, say
+from phase_bus.cli.output import (
+    configure_logging,
+    counted,
+    local_time,
+    print_json,
+    print_line,
+    print_lines,
+    print_table,
+    say,
+)
 from phase_bus.errors import ConfigError
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import DeadLetter, parse_checkpoint_name
@@ -78,9 +88,11 @@ def show(letter_id: int, /, *, data: _LettersOption = None, json: JsonOption = F
     if json:
         print_json({**msgspec.to_builtins(letter), "event": event})
         return
-    print(f"consumer {letter.consumer!r}, run {letter.run_id}, {letter.kind}, offset {letter.offset}")
-    print(f"dead letter since {local_time(letter.ts_ns)} after {letter.attempts} attempts: {letter.error}")
-    print(f"\n{letter.traceback.rstrip()}\n")
+    print_line(f"consumer {letter.consumer!r}, run {letter.run_id}, {letter.kind}, offset {letter.offset}")
+    print_line(
+        f"dead letter since {local_time(letter.ts_ns)} after {letter.attempts} attempts: {letter.error}"
+    )
+    print_lines(f"\n{indent(letter.traceback.rstrip(), '  ')}\n")
     print_json(event)
 
 

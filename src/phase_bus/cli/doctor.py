@@ -14,18 +14,19 @@ from typing import Annotated, Literal, TypeAlias
 import zmq
 from cyclopts import Parameter
 from msgspec import Struct
-from rich.markup import escape
+from rich.text import Text
 
 from phase_bus import __version__
 from phase_bus.cli.options import AddressOption, JsonOption
 from phase_bus.cli.output import make_console, print_json
 from phase_bus.core.address import ADDRESS_VARIABLE, Address, default_address
 from phase_bus.core.client import BusClient
+from phase_bus.core.printable import printable
 from phase_bus.errors import PhaseBusError
 
 Verdict: TypeAlias = Literal["ok", "note", "wrong"]
 
-_MARKS = {"ok": "[green]ok   [/]", "note": "[yellow]note [/]", "wrong": "[red]wrong[/]"}
+_STYLES = {"ok": "green", "note": "yellow", "wrong": "red"}
 _AIPERF_TIMEOUT_S = 60.0
 _ERROR_LINE = re.compile(r"[\w.]+(Error|Exception|Found)\b")
 # Asks AIPerf itself, in a process of its own, since importing it is slow and may fail.
@@ -67,7 +68,8 @@ def doctor(
     else:
         console = make_console()
         for f in findings:
-            console.print(f"{_MARKS[f.verdict]} {f.subject:<12} {escape(f.text)}", soft_wrap=True)
+            mark = Text(f"{f.verdict:<6}", _STYLES[f.verdict])
+            console.print(mark + Text(printable(f"{f.subject:<12} {f.text}")), soft_wrap=True)
     return int(any(f.verdict == "wrong" for f in findings))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from cyclopts import Parameter
+from rich.text import Text
 
 from phase_bus.cli.options import AddressesOption, ConfigOption, WithOption
 from phase_bus.cli.output import EXIT_NOT_WHOLE, configure_logging, make_console, say
@@ -123,7 +124,7 @@ async def _exec(command: tuple[str, ...], config: Config, quiet: bool) -> int:
 
             for result in rig.progress.results.values():
                 console.print()
-                console.print(render_text(result, brief=True), soft_wrap=True, markup=False)
+                console.print(Text(render_text(result, brief=True)), soft_wrap=True)
             _print_ledger(rig, console)
             if not rig.progress.ended:
                 rig.note("the command published no run; 'phase-bus doctor' may say why")
@@ -152,7 +153,8 @@ def _print_ledger(rig: Rig, console: Console) -> None:
     """Print for each run what became of its events at each consumer."""
     for run_id in rig.progress.ended:
         said = [receipt for (run, _), receipt in rig.progress.receipts.items() if run == run_id]
-        console.print(f"\nLedger of run {run_id}, in events:", markup=False)
+        console.print()
+        console.print(f"Ledger of run {run_id}, in events:", soft_wrap=True)
         console.print(ledger_table(ledger_in_brief(said)))
         for name in sorted({c.title for c in rig.config.consumers} - {r.consumer for r in said}):
             console.print(f"{name} gave no receipt", style="red")

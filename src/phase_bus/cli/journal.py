@@ -12,7 +12,7 @@ from rich.filesize import decimal
 
 from phase_bus.cli.journals import OneDataOption, find_run, journal_to_write, one_journal
 from phase_bus.cli.options import DEFAULT_LIMITS, JsonOption, LimitOptions, OutputOption, RunOption
-from phase_bus.cli.output import counted, local_time, make_console, print_json, print_table, say
+from phase_bus.cli.output import counted, local_time, make_console, print_json, print_line, print_table, say
 from phase_bus.errors import ConfigError, JournalDamagedError
 from phase_bus.journal.files import FILE_NAME, size_on_disk
 from phase_bus.journal.reader import JournalReader
@@ -64,9 +64,9 @@ def verify(*, data: OneDataOption = None, json: JsonOption = False) -> int:
         print_json({"path": str(path), "problems": problems})
     else:
         for problem in problems:
-            print(problem)
+            print_line(problem)
         verdict = counted(len(problems), "problem") if problems else f"{events} events, all is well"
-        print(f"{path}: {verdict}")
+        print_line(f"{path}: {verdict}")
     return 1 if problems else 0
 
 
@@ -96,7 +96,7 @@ def prune(
         print_json({"path": str(path), "pruned": gone, "size_bytes": after})
         return
     for run_id in gone:
-        print(run_id)
+        print_line(run_id)
     say(f"{counted(len(gone), 'run')} pruned from {path}, {decimal(before)} before, {decimal(after)} now")
 
 

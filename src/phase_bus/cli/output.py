@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, TypeAlias
+from io import StringIO
+from textwrap import indent
+from typing import Any, TextIO, TypeAlias, cast
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from phase_bus.core.console import PlainConsole
+from phase_bus.core.printable import printable, printable_json, printable_lines
 
 EXIT_NOT_WHOLE = 3  # a consumer has not handled everything that was published for it
 _WIDE = 200
@@ -20,10 +25,11 @@ _WIDEST = 10_000
 Table_: TypeAlias = Sequence[Sequence[Text]]
 
 
-def make_console(*, stderr: bool = False) -> Console:
+def make_console(*, stderr: bool = False) -> PlainConsole:
     """Return a console for tables; into a file or pipe they get the width they need."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDE)
+    file = cast("TextIO", _Unfailing(sys.stderr)) if stderr else None
+    console = PlainConsole(file=file)
+    return console if console.is_terminal else PlainConsole(file=file, width=_WIDE)
 
 
 def print_table(
@@ -36,13 +42,13 @@ def print_table(
 ) -> None:
     """Print a table that looks like those of the other commands, or what to say if it is empty.
 
-    Cells are shown as they are, whatever brackets are in them. Columns named ``whole`` are never folded,
+    Columns named ``whole`` are never folded,
     as people copy from them; in a terminal that is too narrow the ``spare`` ones go, the first one first.
     """
-    cells = [[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row] for row in rows]
+    cells = [[cell if isinstance(cell, Text) else Text(printable(str(cell))) for cell in row] for row in rows]
     console = make_console()
     if empty and not cells:
-        console.print(Text(empty), soft_wrap=True)
+        console.print(empty, soft_wrap=True)
         return
     left = list(spare)
     shown = list(columns)
@@ -70,7 +76,7 @@ def _table(columns: Sequence[str], shown: Sequence[str], cells: Table_, whole: S
 
 def format_json(document: Any) -> str:
     """Return a document as JSON that people can read too."""
-    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    return printable_json(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
 def print_json(document: Any) -> None:
@@ -78,9 +84,50 @@ def print_json(document: Any) -> None:
     print(format_json(document))
 
 
+class _Unfailing:
+    """A text file for remarks: once it cannot be written, they go nowhere, and nobody is disturbed.
+
+    Whoever read it is gone, or the disk is full; the benchmark that is watched must go on.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._file.write(text)
+        except OSError:
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._file.flush()
+        except OSError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._file.fileno())  # also for what is still in the buffer
+        os.close(nowhere)
+
+
+def print_line(text: str) -> None:
+    """Print a line of a result."""
+    print(printable(text), flush=True)
+
+
+def print_lines(text: str) -> None:
+    """Print the lines of a text."""
+    print(printable_lines(text), flush=True)
+
+
 def say(text: str) -> None:
     """Print a remark on standard error."""
-    print(f"phase-bus: {text}", file=sys.stderr, flush=True)
+    print(f"phase-bus: {printable(text)}", file=cast("TextIO", _Unfailing(sys.stderr)), flush=True)
 
 
 def local_time(ts_ns: int) -> str:
@@ -102,15 +149,25 @@ def configure_logging() -> None:
     """Let what a process has to say go to standard error, a readable line each."""
     import structlog
 
+    def escape(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {key: printable(value) if isinstance(value, str) else value for key, value in event.items()}
+
+    def write_traceback(out: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+        lines = StringIO()
+        structlog.dev.plain_traceback(lines, exc_info)
+        # Indented, so that no line of an exception's text looks like one of the log.
+        out.write(indent(printable_lines(lines.getvalue()), "  "))
+
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+        escape,
     ]
     renderer = structlog.dev.ConsoleRenderer(
         colors=sys.stderr.isatty(),
         pad_event_to=0,
         # The default one takes seconds over a large event, and prints all of it.
-        exception_formatter=structlog.dev.plain_traceback,
+        exception_formatter=write_traceback,
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

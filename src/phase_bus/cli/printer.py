@@ -8,7 +8,9 @@ from typing import Any
 
 import msgspec
 
+from phase_bus.cli.output import print_line
 from phase_bus.consumer.consumer import Consumer
+from phase_bus.core.printable import printable_json
 from phase_bus.core.records import RecordBatch, to_plain
 from phase_bus.events import EventBase, PhaseEvent, Records
 
@@ -23,8 +25,10 @@ class Printer(Consumer):
 
     async def on_event(self, event: EventBase) -> None:
         """Print one event."""
-        line = msgspec.json.encode(to_plain(event)).decode() if self.json else describe(event)
-        print(line, flush=True)
+        if self.json:
+            print(printable_json(msgspec.json.encode(to_plain(event)).decode()), flush=True)
+        else:
+            print_line(describe(event))
         self.left -= 1
         if self.left == 0:
             self.done()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from typing import Annotated
 
@@ -16,7 +15,7 @@ from phase_bus.cli.options import (
     key_values,
     parse_address,
 )
-from phase_bus.cli.output import configure_logging
+from phase_bus.cli.output import configure_logging, say
 from phase_bus.publisher.publisher import Publisher
 
 
@@ -93,7 +92,7 @@ def simulate(
             if run_id is not None:
                 simulation.run_id = f"{run_id}-{number + 1}" if number else run_id
             simulation.run()
-            print(f"run {simulation.run_id}: {requests + warmup} records published", file=sys.stderr)
+            say(f"run {simulation.run_id}: {requests + warmup} records published")
         publisher.flush(timeout_s=60.0)
     check_delivered(publisher)
 

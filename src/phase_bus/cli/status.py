@@ -34,7 +34,8 @@ def _show(status: Status) -> None:
     make_console().print(
         f"bus {status.bus_id[:8]} (pid {status.pid}) at {' and '.join(status.addresses)}, "
         f"up {status.uptime_s:.0f} s, {status.events} events taken in, "
-        f"{status.dropped} messages malformed and skipped"
+        f"{status.dropped} messages malformed and skipped",
+        soft_wrap=True,
     )
     grouped = any(client.group for client in status.clients)
     shares = ("SHARES",) if grouped else ()

@@ -82,7 +82,7 @@ def verify(
     console = make_console(stderr=True)
 
     def tell(line: str) -> None:
-        console.print(f"phase-bus: {line}", markup=False, soft_wrap=True)
+        console.print(f"phase-bus: {line}", soft_wrap=True)
 
     session = Session(benchmark, loaded, rounds, seed, _new_directory(output), tell)
     asyncio.run(session.run())

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 from phase_bus import events
 from phase_bus.consumer.consumer import Consumer
+from phase_bus.core.printable import printable
 from phase_bus.core.records import RecordBatch
 
 _EVERY_S = 2.0
@@ -50,17 +50,24 @@ class Progress(Consumer):
 
     def say(self, who: str, line: str) -> None:
         """Show a line that one of the processes wrote."""
-        self._console.print(Text(f"{who} | ", style="dim") + Text.from_ansi(line), soft_wrap=True)
+        # Colours may be meant; of any other sequence nothing must reach the terminal.
+        coloured = Text.from_ansi("\x1b".join(map(printable, line.split("\x1b"))))
+        coloured.plain = coloured.plain.replace("\x1b", "\N{SYMBOL FOR ESCAPE}")
+        self._console.print(Text(f"{printable(who)} | ", style="dim") + coloured, soft_wrap=True)
 
-    def note(self, markup: str) -> None:
-        """Show a line of our own."""
-        self._console.print(f"[bold cyan]phase-bus[/] | {markup}", soft_wrap=True, highlight=False)
+    def note(self, *parts: str | tuple[str, str]) -> None:
+        """Show a line of our own, made of texts, some with a style."""
+        line = Text.assemble(("phase-bus", "bold cyan"), " | ")
+        for part in parts:
+            text, style = (part, "") if isinstance(part, str) else part
+            line.append(printable(text), style)
+        self._console.print(line, soft_wrap=True)
 
     async def on_run_start(self, event: events.RunStart) -> None:
         """Show that a run began."""
         self._runs.append(event.run_id)
         what = ", ".join(filter(None, (event.producer, *event.models)))
-        self.note(f"run {escape(event.run_id)} started{f': {escape(what)}' if what else ''}")
+        self.note(f"run {event.run_id} started{f': {what}' if what else ''}")
 
     async def on_phase_start(self, event: events.PhaseStart) -> None:
         """Show that a phase began."""
@@ -81,10 +88,8 @@ class Progress(Consumer):
 
     async def on_phase_timeout(self, event: events.PhaseTimeout) -> None:
         """Show that requests were cut."""
-        self.note(
-            f"[yellow]{self._title(event)} timed out: its grace period is over, "
-            f"{event.requests_cut} requests were cut[/]"
-        )
+        what = f"timed out: its grace period is over, {event.requests_cut} requests were cut"
+        self.note((f"{self._title(event)} {what}", "yellow"))
 
     async def on_phase_complete(self, event: events.PhaseComplete) -> None:
         """Show what came of a phase."""
@@ -112,16 +117,16 @@ class Progress(Consumer):
     async def on_drop(self, event: events.Drop) -> None:
         """Show a loss at once."""
         what = f"{sum(event.events.values())} events with {event.records} records"
-        self.note(f"[red]{escape(event.source)} dropped {what}: {escape(event.reason)}[/]")
+        self.note((f"{event.source} dropped {what}: {event.reason}", "red"))
 
     async def on_run_complete(self, event: events.RunComplete) -> None:
         """Show how a run ended."""
         self.ended[event.run_id] = event
-        reason = f" ({escape(event.reason)})" if event.reason else ""
-        style = _STYLES[event.status]
+        reason = f" ({event.reason})" if event.reason else ""
         self.note(
-            f"run {escape(event.run_id)} [{style}]{event.status}[/]{reason}: "
-            f"{event.records} records in {sum(event.published.values())} events"
+            f"run {event.run_id} ",
+            (event.status, _STYLES[event.status]),
+            f"{reason}: {event.records} records in {sum(event.published.values())} events",
         )
         for key in [key for key in self._phases if key[0] == event.run_id]:
             del self._phases[key]
@@ -140,7 +145,7 @@ class Progress(Consumer):
 
     def _title(self, event: events.PhaseEvent | events.Records) -> str:
         run = f"{event.run_id} " if len(self._runs) > 1 else ""
-        return escape(f"{run}{event.phase.name}")
+        return f"{run}{event.phase.name}"
 
     def _show_from_time_to_time(self, event: events.PhaseEvent | events.Records) -> None:
         now_s = time.monotonic()
@@ -161,6 +166,5 @@ class Progress(Consumer):
                 parts.append(f"{label} p50 {p50:.1f} p99 {p99:.1f} ms")
                 phase.latencies_ns[name].clear()
         errors = max(phase.errors, phase.stats.errors)
-        parts.append(f"[red]{errors} errors[/]" if errors else "0 errors")
         phase.shown_records = phase.records
-        self.note("  ".join(parts))
+        self.note("  ".join([*parts, ""]), (f"{errors} errors", "red" if errors else ""))

@@ -126,7 +126,7 @@ class Rig:
     def _warn(self, what: str, remark: str) -> None:
         """Show what keeps the run from having been handled as a whole."""
         self.whole = False
-        self.progress.note(f"[red]{what}[/]; {remark}")
+        self.progress.note((what, "red"), f"; {remark}")
 
     async def _start_display(self) -> None:
         ready = asyncio.Event()
@@ -162,7 +162,7 @@ class Rig:
                 try:
                     await asyncio.to_thread(self._client.end_runs, reason)
                 except BusUnreachableError:
-                    self.progress.note("[red]the bus does not answer; runs cannot be ended[/]")
+                    self.progress.note(("the bus does not answer; runs cannot be ended", "red"))
                 break
             await asyncio.sleep(_LOOK_S)
         await self._wait_handled()

@@ -11,6 +11,7 @@ import msgspec
 
 from phase_bus.core.classes import import_extra
 from phase_bus.core.files import replacing_output
+from phase_bus.core.printable import printable_json
 from phase_bus.core.records import to_plain
 from phase_bus.core.wire import decode_event
 from phase_bus.events import Event, Records
@@ -50,7 +51,7 @@ def _write_lines(reader: JournalReader, run_id: str | None, file: BinaryIO) -> i
     encode = msgspec.json.Encoder().encode
     count = 0
     for event in _events(reader, run_id):
-        file.write(encode(to_plain(event)) + b"\n")
+        file.write(printable_json(encode(to_plain(event)).decode()).encode() + b"\n")
         count += 1
     file.flush()
     return count

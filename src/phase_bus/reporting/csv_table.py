@@ -9,6 +9,7 @@ from typing import Any
 
 from phase_bus.aggregation.summary import PERCENTILES
 from phase_bus.aggregation.text import with_overall
+from phase_bus.core.printable import printable
 
 _OF_PHASE = (
     "requests",
@@ -86,7 +87,7 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """Return a value unchanged, except for a text that a spreadsheet would run as a formula."""
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"
-    return value
+    """Return a value; a text in one line, and so that no spreadsheet runs it as a formula."""
+    if not isinstance(value, str):
+        return value
+    return printable(f"'{value}" if value.startswith(_FORMULA) else value)

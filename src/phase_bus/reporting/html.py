@@ -15,6 +15,7 @@ from phase_bus import __version__
 from phase_bus.aggregation.text import cell, in_reading_order, inexact, losses, row, with_overall
 from phase_bus.aggregation.units import format_number
 from phase_bus.core.classes import import_extra
+from phase_bus.core.printable import printable, printable_json
 from phase_bus.reporting.figures import LATENCY, run_figures
 from phase_bus.reporting.source import PastRun
 from phase_bus.reporting.sweep_figures import sweep_figures
@@ -90,6 +91,8 @@ def _render(template: str, figures: Sequence[Figure], **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("phase_bus.reporting"),
         autoescape=True,
+        # A text, not what is HTML already.
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -121,7 +124,7 @@ def _hash(script: str) -> str:
 
 def _in_script(data: Any) -> str:
     """Return JSON in which nothing can end the script element around it."""
-    text = msgspec.json.encode(data).decode()
+    text = printable_json(msgspec.json.encode(data).decode())
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

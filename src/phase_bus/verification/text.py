@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from phase_bus.core.printable import printable
 from phase_bus.verification.measures import CPU, MEASURES
 from phase_bus.verification.result import Comparison, Verification
 from phase_bus.verification.trial import FELT_MODES, MODES, WHAT
@@ -32,7 +33,7 @@ def tables(result: Verification) -> Iterator[RenderableType]:
     yield Text("")
     yield _cpu(result)
     for problem in result.problems:
-        yield Text(f"does not count: {problem}", style="red")
+        yield Text(printable(f"does not count: {problem}"), style="red")
     yield _verdict(result)
 
 
