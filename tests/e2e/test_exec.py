@@ -327,7 +327,7 @@ def test_late_consumers_hold_the_same_as_the_first(workplace: Workplace) -> None
 
 @pytest.mark.parametrize("ending", ["2>&-", "2>&- >&- <&-", "2>/dev/full", "2>&1 >/dev/null | true"])
 def test_the_command_runs_though_nobody_can_be_told(workplace: Workplace, ending: str) -> None:
-    """Standard files that are closed, or cannot be written, or whose reader is gone: it runs, with its code."""
+    """Standard files are closed, cannot be written, or nobody reads them: it runs, with its exit code."""
     command = f'"{sys.executable}" -m phase_bus exec --with metrics -- sh -c "touch ran; exit 7"'
     workplace.finish(workplace.start("sh", "-c", f"({command}; echo $? >code) {ending}"))
     wait_for((workplace.directory / "code").exists, "the exit code")

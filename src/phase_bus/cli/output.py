@@ -42,10 +42,12 @@ def print_table(
 ) -> None:
     """Print a table that looks like those of the other commands, or what to say if it is empty.
 
-    Columns named ``whole`` are never folded,
-    as people copy from them; in a terminal that is too narrow the ``spare`` ones go, the first one first.
+    Columns named ``whole`` are never folded, as people copy from them; in a terminal that is too narrow
+    the ``spare`` ones go, the first one first.
     """
-    cells = [[cell if isinstance(cell, Text) else Text(printable(str(cell))) for cell in row] for row in rows]
+    cells = [
+        [cell if isinstance(cell, Text) else Text(printable(str(cell))) for cell in row] for row in rows
+    ]
     console = make_console()
     if empty and not cells:
         console.print(empty, soft_wrap=True)
@@ -60,6 +62,10 @@ def print_table(
             break
         shown.remove(left.pop(0))
     console.print(table)
+
+
+def _cell(value: object) -> Text:
+    return value if isinstance(value, Text) else Text(printable(str(value)))
 
 
 def _table(columns: Sequence[str], shown: Sequence[str], cells: Table_, whole: Sequence[str]) -> Table:
