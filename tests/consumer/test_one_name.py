@@ -14,6 +14,7 @@ from phase_bus import Consumer, PhaseStart, Publisher, Receipt, Records, RunComp
 from phase_bus.core.control import Beat, DeadLetterNote, Goodbye, Heard, Hello, NameTaken, Reply, Welcome
 from phase_bus.core.session import introduce, is_gone, pid_space
 from phase_bus.errors import NameTakenError
+from phase_bus.journal.reader import JournalReader
 from phase_bus.testing import LiveBus, MemoryBus, make_event, make_run, until, wait_until
 from phase_bus.testing.process import PythonProcess
 from tests.support.buses import BusThread, DurableBus
@@ -130,6 +131,18 @@ def test_who_was_away_changes_nothing(kept: DurableBus) -> None:
         checkpoint = kept.journal.checkpoint("one")
         assert checkpoint is not None
         assert (checkpoint.offset, checkpoint.state) == (9, b"state of " + SECOND.encode())
+
+
+def test_an_onlooker_keeps_nothing(kept: DurableBus) -> None:
+    """Whatever it says: it has no checkpoint, and failed on nothing that was its own."""
+    letter = DeadLetterNote(offset=1, run_id="r", kind="records", error="broken pipe")
+    with RawClient(kept.address) as client:
+        client.ask(introduce(FIRST, "client", "tail"))
+        said = Beat(client_id=FIRST, state="ready", position=5, saved=b"", dead_letters=(letter,))
+        assert client.ask(said) == Heard(bus_id=kept.bus.bus_id)
+    with JournalReader(kept.data) as reader:
+        assert reader.dead_letters() == []
+        assert reader.checkpoint("tail") is None
 
 
 async def test_two_that_compete_after_a_restart_of_the_bus(kept: DurableBus) -> None:

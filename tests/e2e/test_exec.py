@@ -58,15 +58,88 @@ def test_several_sinks_see_one_whole_run(workplace: Workplace) -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("code", [0, 7])
-def test_the_exit_code_is_the_commands(workplace: Workplace, code: int) -> None:
-    """A command without any run, and one that fails: the code is its own."""
-    done = workplace.run("exec", *LOGGING, "--", "sh", "-c", f"echo out; echo err >&2; exit {code}")
-    assert done.returncode == code
+@pytest.mark.parametrize(
+    ("code", "options", "expected"), [(0, (), 3), (0, ("--allow-no-run",), 0), (7, (), 7)]
+)
+def test_a_command_without_a_run(
+    workplace: Workplace, code: int, options: tuple[str, ...], expected: int
+) -> None:
+    """It says so, and fails unless that is allowed; a command that fails has its own exit code."""
+    script = f"echo out; echo err >&2; exit {code}"
+    done = workplace.run("exec", *LOGGING, *options, "--", "sh", "-c", script)
+    assert done.returncode == expected
     assert done.stdout == "out\n"
     assert "err\n" in done.stderr
     assert "published no run" in done.stderr
+    assert ("--allow-no-run" in done.stderr) == (expected == 3)
     assert not list((workplace.directory / "state").glob("*/exec-*")), "a journal without a run is nothing"
+
+
+@pytest.mark.slow
+def test_a_quiet_exec_without_a_run(workplace: Workplace) -> None:
+    """Nothing is shown but what went wrong; runs that the journal had before are none of the command's."""
+    config = f"data: {workplace.directory / 'kept'}\n"
+    (workplace.directory / "bus.yaml").write_text(config)
+    exec_ = ("exec", "--quiet", "-c", "bus.yaml", *LOGGING)
+    done = workplace.run(*exec_, "--", *SIMULATE, "-n", "20", "-r", "0")
+    assert (done.returncode, done.stderr.count("phase-bus")) == (0, 1), done.stderr  # what simulate says
+    done = workplace.run(*exec_, "--", "true")
+    assert done.returncode == 3
+    assert "published no run" in done.stderr
+    done = workplace.run(*exec_, "--allow-no-run", "--", "true")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+NO_RECEIPT = """
+import os
+from phase_bus import Consumer
+
+class Late(Consumer):
+    '''Handles all, and fails where nobody looks.'''
+    def __init__(self, how: str) -> None:
+        self.how = how
+    async def on_run_complete(self, event):
+        if self.how == "first" and event.run_id == "many":
+            raise ValueError("this one")
+    async def on_receipt(self, event):
+        if self.how == "receipt":
+            raise ValueError("after the end")
+    async def flush(self):
+        if self.how == "flush":
+            raise OSError(28, "No space left on device")
+    async def stop(self):
+        if self.how == "stop":
+            raise OSError(28, "No space left on device")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("flush", "has not handled the end"),
+        ("stop", "when it was to finish"),
+        ("receipt", "consumer late:Late failed on 2 events"),
+    ],
+)
+def test_what_is_not_handled_at_the_end_counts(workplace: Workplace, how: str, said: str) -> None:
+    """A full disk that is only noticed when something is written out, in whatever place."""
+    (workplace.directory / "late.py").write_text(NO_RECEIPT)
+    (workplace.directory / "bus.yaml").write_text("drain_timeout_s: 1\n")
+    use = ("-c", "bus.yaml", "--with", f"late:Late:how={how}", *LOGGING)
+    done = workplace.run("exec", *use, "--", *SIMULATE, "-n", "20", "-r", "0")
+    assert done.returncode == 3, done.stderr
+    assert said in done.stderr
+
+
+@pytest.mark.slow
+def test_each_of_many_runs_is_to_be_handled(workplace: Workplace) -> None:
+    """Also the first one, of which no beat of the consumer speaks any more at the end."""
+    (workplace.directory / "late.py").write_text(NO_RECEIPT)
+    simulate = (*SIMULATE, "-n", "1", "-r", "0", "--warmup", "0", "--runs", "53", "--run-id", "many")
+    done = workplace.run("exec", "--quiet", "--with", "late:Late:how=first", "--", *simulate)
+    assert done.returncode == 3, done.stderr
+    assert "consumer late:Late did not handle everything of run many;" in done.stderr
 
 
 def test_a_command_that_dies_of_a_signal(workplace: Workplace) -> None:
@@ -165,7 +238,7 @@ bus: {high_water_mark: 2000}
 """
     )
     show = "import os; print(os.environ['PHASE_BUS_ADDRESS'])"
-    done = workplace.run("exec", "-c", "bus.yaml", "--", sys.executable, "-c", show)
+    done = workplace.run("exec", "-c", "bus.yaml", "--allow-no-run", "--", sys.executable, "-c", show)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("tcp://127.0.0.1:")
     assert "consumers ready: plain, detailed" in done.stderr

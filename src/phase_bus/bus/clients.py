@@ -260,7 +260,9 @@ class Clients:
             failed=beat.failed,
             position=beat.position,
         )
-        heard = self._checkpoints.keep(client.info, beat, self._groups.of(beat.client_id))
+        heard = Heard(bus_id=self._bus_id)
+        if client.info.role == "consumer":  # an onlooker keeps nothing, whatever it says
+            heard = self._checkpoints.keep(client.info, beat, self._groups.of(beat.client_id))
         self._reply(identity, heard)
         self._groups.take_beat(beat)
         return client

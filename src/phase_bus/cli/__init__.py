@@ -97,8 +97,10 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
-        # The reader of our output is gone, as with 'phase-bus tail | head'.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output is gone, as with 'phase-bus runs | head'.
+        from phase_bus.cli.output import discard_output
+
+        discard_output()
         code = 0
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -18,7 +18,7 @@ from phase_bus.cli.options import (
     parse_address,
     parse_origin,
 )
-from phase_bus.cli.output import configure_logging, print_line
+from phase_bus.cli.output import configure_logging, end_with_reader, print_line
 from phase_bus.errors import ConfigError
 from phase_bus.harness.signals import stop_on_eof, stop_on_signals
 
@@ -80,6 +80,7 @@ def consume(
     from phase_bus.plugins.registry import Registry
 
     configure_logging()
+    end_with_reader()
     where = parse_address(address)
     origin = parse_origin(from_)
     registry = Registry.load()

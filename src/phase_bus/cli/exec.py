@@ -53,15 +53,16 @@ _DEFAULTS = Setup()
 _NAMED = 10  # of the journals that were removed
 
 
-def exec_command(*command: str, setup: Setup = _DEFAULTS) -> int:
+def exec_command(*command: str, setup: Setup = _DEFAULTS, allow_no_run: bool = False) -> int:
     """Run a benchmark command with a bus and consumers around it.
 
     Starts the bus and the consumers, waits until each is ready, runs COMMAND with the bus's address in
     its environment ($PHASE_BUS_ADDRESS), shows how the run goes, waits until every consumer has handled
     the end of the run, prints the result, stops everything, and exits with COMMAND's exit code; or with
-    3, if COMMAND succeeded and a consumer did not handle everything that was published for it.
+    3, if COMMAND succeeded and published no run, or a consumer did not handle everything that was
+    published for it.
 
-    COMMAND may hold several runs one after another, or none. What phase-bus itself shows goes to
+    COMMAND may hold several runs one after another. What phase-bus itself shows goes to
     standard error; standard input, output and the terminal are COMMAND's.
 
     For example:
@@ -73,16 +74,17 @@ def exec_command(*command: str, setup: Setup = _DEFAULTS) -> int:
 
     Args:
         command: The command and its arguments, after '--'.
+        allow_no_run: Exit with COMMAND's exit code also if it published no run.
     """
     check_command(command)
     loaded = setup.load()
     if loaded.data:
-        return asyncio.run(_exec(command, loaded, setup.quiet))
+        return asyncio.run(_exec(command, loaded, quiet=setup.quiet, allow_no_run=allow_no_run))
     with ExecJournal() as journal:
         if journal.removed:
             say(_tell_removed(journal.removed))
         loaded = msgspec.structs.replace(loaded, data=str(journal.directory))
-        return asyncio.run(_exec(command, loaded, setup.quiet))
+        return asyncio.run(_exec(command, loaded, quiet=setup.quiet, allow_no_run=allow_no_run))
 
 
 def up(*, setup: Setup = _DEFAULTS) -> None:
@@ -110,7 +112,7 @@ def _tell_removed(names: list[str]) -> str:
     )
 
 
-async def _exec(command: tuple[str, ...], config: Config, quiet: bool) -> int:
+async def _exec(command: tuple[str, ...], config: Config, *, quiet: bool, allow_no_run: bool) -> int:
     from phase_bus.harness.children import describe_exit, environment
     from phase_bus.harness.rig import Rig
 
@@ -126,9 +128,13 @@ async def _exec(command: tuple[str, ...], config: Config, quiet: bool) -> int:
                 console.print()
                 console.print(Text(render_text(result, brief=True)), soft_wrap=True)
             _print_ledger(rig, console)
-            if not rig.progress.ended:
-                rig.note("the command published no run; 'phase-bus doctor' may say why")
-    if returncode == 0 and not rig.whole:
+    nothing = not rig.runs and rig.whole
+    if nothing and not (quiet and (allow_no_run or returncode)):
+        remedy = (
+            "" if allow_no_run or returncode else "; if that is as it should be, give exec --allow-no-run"
+        )
+        rig.progress.note(f"the command published no run; 'phase-bus doctor' may say why{remedy}")
+    if returncode == 0 and not (rig.whole and (rig.runs or allow_no_run)):
         return EXIT_NOT_WHOLE
     return 128 - returncode if returncode < 0 else returncode  # as a shell reports a signal
 

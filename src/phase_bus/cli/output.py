@@ -121,6 +121,46 @@ class _Unfailing:
         os.close(nowhere)
 
 
+class _UntilReaderEnds:
+    """Standard output of a process that ends, as if by itself, when nobody reads it any more.
+
+    By a SystemExit, which no handler of a consumer is blamed for: an event that was not written is not
+    handled, and comes again if the consumer keeps a checkpoint.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._file.write(text)
+        except BrokenPipeError:
+            discard_output()
+            raise SystemExit(0) from None
+
+    def flush(self) -> None:
+        try:
+            self._file.flush()
+        except BrokenPipeError:
+            discard_output()
+            raise SystemExit(0) from None
+
+
+def end_with_reader() -> None:
+    """Let this process end quietly when the reader of its output is gone, as with ``| head``."""
+    sys.stdout = cast("TextIO", _UntilReaderEnds(sys.stdout))
+
+
+def discard_output() -> None:
+    """Let standard output go nowhere from now on, with what is still in the buffer."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def print_line(text: str) -> None:
     """Print a line of a result."""
     print(printable(text), flush=True)

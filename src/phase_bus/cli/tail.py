@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from phase_bus.cli.options import AddressOption, FromOption, JsonOption, parse_address, parse_origin
-from phase_bus.cli.output import configure_logging, say
+from phase_bus.cli.output import configure_logging, end_with_reader, say
 from phase_bus.harness.signals import stop_on_signals
 
 
@@ -22,7 +22,7 @@ def tail(
     json: JsonOption = False,
     count: int = 0,
 ) -> None:
-    """Print events as they come, until Ctrl-C.
+    """Print events as they come, until Ctrl-C, or until nobody reads the output any more.
 
     A topic is 'KIND.RUN_ID$'; request records are on 'records.PARTITION.RUN_ID$'.
 
@@ -42,6 +42,7 @@ def tail(
     from phase_bus.consumer.runner import ConsumerRunner
 
     configure_logging()
+    end_with_reader()
     printer = named(Printer(json, count), "tail")
     where = parse_address(address)
     origin = parse_origin(from_, checkpoint=False)

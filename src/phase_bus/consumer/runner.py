@@ -291,7 +291,7 @@ class ConsumerRunner(Member):
             failed=dispatcher.failed,
             position=None if commit is None else commit.position,
             saved=None if commit is None else commit.saved,
-            dead_letters=tuple(dispatcher.dead_letters),
+            dead_letters=tuple(dispatcher.dead_letters) if self._role == "consumer" else (),
         )
 
 

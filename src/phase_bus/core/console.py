@@ -17,6 +17,10 @@ class PlainConsole(Console):
     escaped. What is to have a style, or more than one line, is a :class:`~rich.text.Text`.
     """
 
+    def on_broken_pipe(self) -> None:
+        """Leave it to the program what a reader who is gone means; the exception goes on."""
+        raise BrokenPipeError
+
     def render_str(self, text: str, *, style: Any = "", **_how: Any) -> Text:
         """Return a string as a text."""
         return Text(printable(text), style)

@@ -6,7 +6,8 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -16,13 +17,18 @@ from phase_bus.consumer.consumer import named
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
-from phase_bus.core.control import REMEMBERED_RUNS, Status
+from phase_bus.core.control import REMEMBERED_RUNS, RunInfo, Status
 from phase_bus.errors import BusUnreachableError, PhaseBusError
+from phase_bus.events import Receipt
 from phase_bus.harness.children import STOP_S, Child, ConsumerChild, bus_arguments, describe_exit
 from phase_bus.harness.config import Config
 from phase_bus.harness.progress import Progress
+from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.rows import parse_checkpoint_name
 
 _LOOK_S = 0.05
+_RECEIPT_GRACE_S = 2.0  # for receipts that are still under way
+_NAMED_RUNS = 3  # in a line of what went wrong
 _RUN_END_GRACE_S = 2.0  # for a run_complete that is still under way when its command has ended
 
 
@@ -34,13 +40,21 @@ class Rig:
 
     Attributes:
         address: the address to give to others.
-        whole: whether every consumer handled everything, as far as is known; see :meth:`settle`.
+        whole: whether every consumer handled everything, as far as is known; see :meth:`settle`. Final once
+            all processes have ended.
+        runs: the runs that were published here, once they have ended.
     """
 
     def __init__(self, config: Config, console: Console, *, quiet: bool = False) -> None:
         self.config = config
         self.progress = named(Progress(console), "progress")
         self.whole = True
+        self.runs: list[str] = []
+        self._earlier: tuple[RunInfo, ...] = ()  # runs that the journal had before
+        self._journal: Path | None = None
+        self._last_letter = 0  # the last dead letter that the journal had before
+        self._incomplete: set[str] = set()  # the consumers of whom it is told that they did not handle all
+        self._settled = False
         self._quiet = quiet
         self._directory = Path(tempfile.mkdtemp(prefix="phase-bus-"))
         given = [Address.parse(text) for text in config.address]
@@ -52,6 +66,7 @@ class Rig:
         addresses = [*config.address, *(() if own else (self.address,))]
         self._bus = Child("bus", bus_arguments(addresses, config), self.progress.say)
         self._consumers = [ConsumerChild(c, self.address, self.progress.say) for c in config.consumers]
+        self._dead: set[Child] = set()  # whose end is told
         self._watchers: list[asyncio.Task[None]] = []
         self._display: asyncio.Task[None] | None = None
         self._runner: ConsumerRunner | None = None
@@ -61,6 +76,11 @@ class Rig:
             await self._bus.start()
             await asyncio.gather(*(child.start() for child in self._consumers))
             status = await self._wait_ready()
+            self._earlier = status.runs
+            if status.journal is not None:
+                self._journal = Path(status.journal)
+                with JournalReader(self._journal) as reader:
+                    self._last_letter = max((letter.id for letter in reader.dead_letters()), default=0)
             for child in (self._bus, *self._consumers):
                 child.speak()
                 self._watchers.append(asyncio.create_task(self._watch(child)))
@@ -120,6 +140,7 @@ class Rig:
             self._tell_death(child, describe_exit(child.returncode))
 
     def _tell_death(self, child: Child, how: str) -> None:
+        self._dead.add(child)
         what = "the bus" if child is self._bus else f"consumer {child.name}"
         self._warn(f"{what} {how}", "the benchmark goes on without it")
 
@@ -144,7 +165,11 @@ class Rig:
         for child, finished in zip(self._consumers, results, strict=True):
             if not finished:
                 self._tell_death(child, f"did not finish within {STOP_S:g} s and was killed")
+            elif child.returncode and child not in self._dead:
+                self._tell_death(child, f"{describe_exit(child.returncode)} when it was to finish")
         await self._bus.stop()
+        if self._settled and self._journal is not None:
+            self._check_dead_letters(self._journal)
         await asyncio.gather(*self._watchers)
         self._client.close()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -166,6 +191,7 @@ class Rig:
                 break
             await asyncio.sleep(_LOOK_S)
         await self._wait_handled()
+        self._settled = True
 
     async def _has_open_runs(self) -> bool:
         status = await self.status()
@@ -174,9 +200,10 @@ class Rig:
     async def _wait_handled(self) -> None:
         deadline_s = time.monotonic() + self.config.drain_timeout_s
         while (status := await self.status()) is not None:
+            self.runs = [run.run_id for run in status.runs if run not in self._earlier]
             unfinished = list(self._unfinished(status))
             if not unfinished:
-                self._tell_incomplete(status)
+                await self._check_receipts(status)
                 return
             if self._bus.returncode is not None:
                 break
@@ -190,15 +217,64 @@ class Rig:
         self._warn("the bus does not answer", "what consumers have handled is unknown")
 
     def _unfinished(self, status: Status) -> Iterator[tuple[Child, str]]:
-        runs = [run.run_id for run in status.runs if run.status != "running"][-REMEMBERED_RUNS:]
+        runs = self.runs[-REMEMBERED_RUNS:]
         for child in self._consumers:
             info = child.standing(status)
             if child.returncode is None and info is not None:
                 yield from ((child, run_id) for run_id in runs if run_id not in info.handled_runs)
 
-    def _tell_incomplete(self, status: Status) -> None:
+    async def _check_receipts(self, status: Status) -> None:
+        """Tell which consumers did not handle everything, or do not say so: by the receipts in the journal.
+
+        A consumer in its beats names only its latest runs; without a journal that is all there is to know.
+        """
+        if self._journal is None:
+            for child in self._consumers:
+                info = child.standing(status)
+                self._tell_incomplete(child, info.incomplete_runs if info else ())
+            return
+        deadline_s = time.monotonic() + _RECEIPT_GRACE_S
+        wanted = {(run_id, child.name) for run_id in self.runs for child in self._consumers}
+        while True:
+            said = await asyncio.to_thread(_receipts, self._journal, self.runs)
+            if wanted <= said.keys() or time.monotonic() > deadline_s:
+                break
+            await asyncio.sleep(_LOOK_S)
         for child in self._consumers:
-            info = child.standing(status)
-            for run_id in info.incomplete_runs if info else ():
-                what = f"consumer {child.name} did not handle everything of run {run_id}"
-                self._warn(what, "its lines above say what")
+            given = {run_id: said.get((run_id, child.name)) for run_id in self.runs}
+            self._tell_incomplete(child, [run_id for run_id, r in given.items() if r and not r.complete])
+            silent = [run_id for run_id, receipt in given.items() if receipt is None]
+            if silent and child not in self._dead:
+                what = f"consumer {child.name} gave no receipt for run {_some(silent)}"
+                self._warn(what, "what it handled is unknown")
+
+    def _check_dead_letters(self, journal: Path) -> None:
+        """Tell which consumers failed on events after their receipts, which say nothing of that."""
+        with JournalReader(journal) as reader:
+            new = Counter(
+                letter.consumer for letter in reader.dead_letters() if letter.id > self._last_letter
+            )
+        for name, count in new.items():
+            if parse_checkpoint_name(name)[0] not in self._incomplete:
+                events = "event" if count == 1 else "events"
+                self._warn(
+                    f"consumer {name} failed on {count} {events}", "'phase-bus dead-letters' has them"
+                )
+
+    def _tell_incomplete(self, child: Child, runs: Sequence[str]) -> None:
+        if runs:
+            self._incomplete.add(child.name)
+            what = f"consumer {child.name} did not handle everything of run {_some(runs)}"
+            self._warn(what, "its lines above say what")
+
+
+def _receipts(journal: Path, runs: Sequence[str]) -> dict[tuple[str, str], Receipt]:
+    """Return the last receipts by run and consumer."""
+    with JournalReader(journal) as reader:
+        return {(run, said.consumer): said for run in runs for said in reader.events(run, Receipt)}
+
+
+def _some(runs: Sequence[str]) -> str:
+    """Return the first of some run ids, and how many more there are."""
+    more = len(runs) - _NAMED_RUNS
+    return ", ".join(runs[:_NAMED_RUNS]) + (f" and of {more} more" if more > 0 else "")
