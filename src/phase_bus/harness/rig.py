@@ -165,7 +165,7 @@ class Rig:
         for child, finished in zip(self._consumers, results, strict=True):
             if not finished:
                 self._tell_death(child, f"did not finish within {STOP_S:g} s and was killed")
-            elif child.returncode and child not in self._dead:
+            elif self._settled and child.returncode and child not in self._dead:
                 self._tell_death(child, f"{describe_exit(child.returncode)} when it was to finish")
         await self._bus.stop()
         if self._settled and self._journal is not None:
