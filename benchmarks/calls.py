@@ -118,7 +118,7 @@ def _bus() -> Iterator[tuple[str, str, float]]:
         def commit() -> None:
             for header in headers:
                 incoming = Incoming(
-                    _TOPIC, parse_topic(_TOPIC), header, _PAYLOAD, partition_of(_TOPIC), _PAYLOAD
+                    _TOPIC, parse_topic(_TOPIC), header, _PAYLOAD, partition_of(_TOPIC), _PAYLOAD, None
                 )
                 stream.add(incoming)
             stream.commit()

@@ -477,6 +477,11 @@ REPLIES: list[tuple[str, str, control.Reply]] = [
     ("ack", "the bus has everything up to 10", control.Ack(seq=10)),
     ("ack-resend", "11 is missing: send again from there", control.Ack(seq=10, resend=True)),
     (
+        "rejected",
+        "event 11 is malformed, and lost",
+        control.Rejected(seq=11, reason="bad message on topic 'records.07.3f2a$': not an event"),
+    ),
+    (
         "refused",
         "the bus cannot keep anything after 10",
         control.Refused(seq=10, reason="the disk is full"),

@@ -10,10 +10,12 @@ Units: ``*_ns`` is Unix time or a duration in nanoseconds, ``*_s`` a duration in
 from __future__ import annotations
 
 import time
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
+Int: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""A whole number of 64 bits: what every part behind the bus can hold. A decoder refuses any other."""
 PhaseKind: TypeAlias = Literal["warmup", "profiling"]
 """What a phase is for."""
 RunStatus: TypeAlias = Literal["completed", "cancelled", "failed", "lost"]
@@ -31,7 +33,7 @@ class PhaseRef(Struct, frozen=True):
 
     name: str
     kind: PhaseKind = "profiling"
-    index: int = 0
+    index: Int = 0
 
     def __str__(self) -> str:
         """Return the name: what a person calls the phase."""
@@ -62,20 +64,20 @@ class PhaseStats(Struct, frozen=True, kw_only=True):
         was_cancelled: the phase was cancelled from outside.
     """
 
-    sent: int = 0
-    completed: int = 0
-    cancelled: int = 0
-    errors: int = 0
-    in_flight: int = 0
-    sent_sessions: int = 0
-    completed_sessions: int = 0
-    cancelled_sessions: int = 0
-    start_ns: int | None = None
-    sent_end_ns: int | None = None
-    end_ns: int | None = None
-    expected_requests: int | None = None
+    sent: Int = 0
+    completed: Int = 0
+    cancelled: Int = 0
+    errors: Int = 0
+    in_flight: Int = 0
+    sent_sessions: Int = 0
+    completed_sessions: Int = 0
+    cancelled_sessions: Int = 0
+    start_ns: Int | None = None
+    sent_end_ns: Int | None = None
+    end_ns: Int | None = None
+    expected_requests: Int | None = None
     expected_duration_s: float | None = None
-    expected_sessions: int | None = None
+    expected_sessions: Int | None = None
     grace_period_s: float | None = None
     timeout_triggered: bool = False
     grace_period_timeout_triggered: bool = False
@@ -122,11 +124,11 @@ class PhasePlan(Struct, frozen=True, kw_only=True):
     """
 
     phase: PhaseRef
-    expected_requests: int | None = None
+    expected_requests: Int | None = None
     expected_duration_s: float | None = None
-    expected_sessions: int | None = None
+    expected_sessions: Int | None = None
     grace_period_s: float | None = None
-    concurrency: int | None = None
+    concurrency: Int | None = None
     request_rate: float | None = None
 
 
@@ -141,7 +143,7 @@ class EventBase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     kind: ClassVar[str]
 
     run_id: str
-    ts_ns: int = field(default_factory=time.time_ns)
+    ts_ns: Int = field(default_factory=time.time_ns)
 
 
 class RunStart(EventBase, frozen=True, kw_only=True, tag="run_start"):
@@ -161,7 +163,7 @@ class RunStart(EventBase, frozen=True, kw_only=True, tag="run_start"):
     models: tuple[str, ...] = ()
     urls: tuple[str, ...] = ()
     sweep_id: str | None = None
-    trial: int | None = None
+    trial: Int | None = None
     label: str | None = None
     variation: dict[str, Any] = {}
 
@@ -206,7 +208,7 @@ class PhaseTimeout(PhaseEvent, frozen=True, kw_only=True, tag="phase_timeout"):
         requests_cut: requests that were cut off and bring no record.
     """
 
-    requests_cut: int = 0
+    requests_cut: Int = 0
 
 
 class PhaseComplete(PhaseEvent, frozen=True, kw_only=True, tag="phase_complete"):
@@ -229,7 +231,7 @@ class Table(Struct, frozen=True, array_like=True):
 
     names: tuple[str, ...]
     types: str
-    count: int
+    count: Int
     numbers: memoryview = memoryview(b"")
     others: memoryview = memoryview(b"")
     rows: memoryview | None = None
@@ -245,10 +247,10 @@ class RecordError(Struct, frozen=True, array_like=True):
         code: the HTTP status or other code, None without one.
     """
 
-    row: int
+    row: Int
     type: str
     message: str = ""
-    code: int | None = None
+    code: Int | None = None
 
 
 class Records(EventBase, frozen=True, kw_only=True, tag="records"):
@@ -267,8 +269,8 @@ class Records(EventBase, frozen=True, kw_only=True, tag="records"):
     """
 
     phase: PhaseRef
-    count: int
-    partition: int = 0
+    count: Int
+    partition: Int = 0
     metrics: tuple[Table, ...] = ()
     fields: tuple[Table, ...] = ()
     errors: tuple[RecordError, ...] = ()
@@ -284,10 +286,10 @@ class RunPart(Struct, frozen=True, kw_only=True):
 
     status: RunStatus | Literal["running"]
     publisher: str = ""
-    published: dict[str, int] = {}
-    records: int = 0
-    dropped: dict[str, int] = {}
-    dropped_records: int = 0
+    published: dict[str, Int] = {}
+    records: Int = 0
+    dropped: dict[str, Int] = {}
+    dropped_records: Int = 0
 
 
 class RunComplete(EventBase, frozen=True, kw_only=True, tag="run_complete"):
@@ -311,11 +313,11 @@ class RunComplete(EventBase, frozen=True, kw_only=True, tag="run_complete"):
 
     status: RunStatus
     reason: str = ""
-    published: dict[str, int] = {}
-    records: int = 0
-    dropped: dict[str, int] = {}
-    dropped_records: int = 0
-    running: int = 0
+    published: dict[str, Int] = {}
+    records: Int = 0
+    dropped: dict[str, Int] = {}
+    dropped_records: Int = 0
+    running: Int = 0
     parts: dict[str, RunPart] = {}
 
 
@@ -347,14 +349,14 @@ class TopicReceipt(Struct, frozen=True, kw_only=True):
         failed: what a handler raised an exception on.
     """
 
-    published: int | None = None
-    received: int = 0
-    replayed: int = 0
-    repeated: int = 0
-    missed: int = 0
-    handled: int = 0
-    written: int = 0
-    failed: int = 0
+    published: Int | None = None
+    received: Int = 0
+    replayed: Int = 0
+    repeated: Int = 0
+    missed: Int = 0
+    handled: Int = 0
+    written: Int = 0
+    failed: Int = 0
 
 
 class Receipt(EventBase, frozen=True, kw_only=True, tag="receipt"):
@@ -396,8 +398,8 @@ class Drop(EventBase, frozen=True, kw_only=True, tag="drop"):
 
     source: str
     reason: str
-    events: dict[str, int] = {}
-    records: int = 0
+    events: dict[str, Int] = {}
+    records: Int = 0
 
 
 class Heartbeat(EventBase, frozen=True, kw_only=True, tag="heartbeat"):
@@ -410,7 +412,7 @@ class Heartbeat(EventBase, frozen=True, kw_only=True, tag="heartbeat"):
 
     run_id: str = ""
     bus_id: str = ""
-    partitions: dict[int, int] = {}
+    partitions: dict[Int, Int] = {}
 
 
 Event: TypeAlias = (

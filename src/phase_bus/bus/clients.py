@@ -31,6 +31,7 @@ from phase_bus.errors import WireError
 logger = logging.getLogger("phase_bus.bus")
 
 _CLIENT_ID = re.compile("[0-9a-f]{32}")
+_KEPT_TOPICS = 4096  # of a publisher; the first ones are forgotten
 _KEPT_CLIENTS = 200  # of those that left; the oldest are forgotten
 
 
@@ -54,6 +55,7 @@ class Client:
         self.heard_s = 0.0
         self.last_seq = self.kept_seq = hello.next_seq - 1
         self.asked_seq = 0
+        self._topic_seqs: dict[bytes, int] = {}
         self.said_s = 0.0
         self.pid_space = hello.pid_space
         told = msgspec.structs.asdict(hello)
@@ -69,6 +71,25 @@ class Client:
         """Note a sign of life. ZeroMQ may have connected the client anew, without a word to it."""
         self.identity = identity
         self.heard_s = self.said_s = now_s
+
+    def is_next_on(self, topic: bytes, topic_seq: int) -> bool:
+        """Return whether a number on a topic is beyond that of the publisher's last event there.
+
+        There may be a hole before it: of what was acknowledged, and a power cut took from the journal.
+        """
+        seqs = self._topic_seqs
+        if topic_seq <= seqs.get(topic, 0):
+            return False
+        if topic not in seqs and len(seqs) >= _KEPT_TOPICS:
+            del seqs[next(iter(seqs))]
+        seqs[topic] = topic_seq
+        return True
+
+    def go_back(self) -> None:
+        """Expect again what came after its last event in the stream: that could not be kept."""
+        self.last_seq = self.kept_seq
+        self.asked_seq = 0
+        self._topic_seqs.clear()
 
     def update(self, **changes: object) -> None:
         """Change what is known of it."""

@@ -14,8 +14,9 @@ from typing import cast
 import zmq
 
 from phase_bus.bus.checkpoints import Checkpoints
-from phase_bus.bus.clients import Clients
+from phase_bus.bus.clients import Client, Clients
 from phase_bus.bus.groups import Groups
+from phase_bus.bus.intake import check_event
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.replay import ReplayServer
 from phase_bus.bus.runs import Runs
@@ -30,6 +31,7 @@ from phase_bus.core.control import (
     Heard,
     Hello,
     Refused,
+    Rejected,
     RemoveDeadLetter,
     Request,
     Status,
@@ -37,6 +39,7 @@ from phase_bus.core.control import (
 )
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.threads import Waker
+from phase_bus.core.throttle import Throttle
 from phase_bus.core.wire import (
     Header,
     decode_request,
@@ -47,7 +50,7 @@ from phase_bus.core.wire import (
     unpack_header,
 )
 from phase_bus.errors import JournalError, WireError
-from phase_bus.events import Heartbeat
+from phase_bus.events import Drop, Heartbeat
 from phase_bus.journal.writer import Journal
 
 logger = logging.getLogger("phase_bus.bus")
@@ -82,6 +85,7 @@ class Bus:
         self._next_prune_s = 0.0
         self._events = 0
         self._bad = 0
+        self._complaints = Throttle(logger)
         self._acks: dict[bytes, tuple[int, bool]] = {}  # by connection: up to where, and to send again
         self._ending: list[tuple[bytes, str]] = []  # who asked to end the runs, and why
         self._stop = False
@@ -186,7 +190,7 @@ class Bus:
                     raise WireError(f"{len(frames) - 1} frames are neither an event nor a request")
             except WireError as error:
                 self._bad += 1
-                logger.warning("phase-bus bus: %s; skipped", error)
+                self._complaints.warn("phase-bus bus: %s; skipped", error)
             except JournalError as error:  # it cannot be read; the client asks again
                 logger.error("phase-bus bus: %s", error)
         self._commit()
@@ -203,12 +207,8 @@ class Bus:
             return False
         for client in self._clients.sources.values():
             client.kept_seq = client.last_seq
-        for topic, parsed, header, payload, partition, _ in taken:
-            try:
-                self._runs.count(topic, parsed, header, payload)
-            except WireError as error:
-                self._bad += 1
-                logger.warning("phase-bus bus: %s; the run is not ended by it", error)
+        for topic, parsed, header, payload, partition, *_ in taken:
+            self._runs.count(topic, parsed, header, payload)
             self._groups.add_partition(partition)
         return True
 
@@ -216,8 +216,7 @@ class Bus:
         """Tell the publishers that nothing since the last commit could be kept."""
         logger.error("phase-bus bus: %s", error)
         for client in self._clients.sources.values():
-            client.last_seq = client.kept_seq
-            client.asked_seq = 0
+            client.go_back()
             if self._acks.pop(client.identity, None) is not None:
                 self._reply(client.identity, Refused(seq=client.kept_seq, reason=str(error)))
         self._acks.clear()  # of connections that their publishers have replaced by now
@@ -243,16 +242,44 @@ class Bus:
         client.last_seq = header.source_seq
         self._acks[identity] = (header.source_seq, False)
         view = payload.buffer
-        if len(view) < _LARGE_BYTES:
-            self._accept(topic, header, payload.bytes)
-        else:
-            self._accept(topic, header, cast("bytes", view), payload)
+        try:
+            if not client.is_next_on(topic, header.topic_seq):
+                raise WireError(f"its number on its topic, {header.topic_seq}, is not new", topic)
+            if len(view) < _LARGE_BYTES:
+                self._accept(topic, header, payload.bytes)
+            else:
+                self._accept(topic, header, cast("bytes", view), payload)
+        except WireError as error:
+            self._reject(client, topic, header, error)
+            raise
 
     def _accept(self, topic: bytes, header: Header, payload: bytes, frame: zmq.Frame | None = None) -> None:
-        """Take in an event that is new."""
+        """Take in an event that is new.
+
+        Raises:
+            WireError: if it is malformed.
+        """
+        parsed, partition = parse_topic(topic), partition_of(topic)
+        event = check_event(topic, parsed, partition, header, payload)
         self._events += 1
-        partition = partition_of(topic)
-        self._stream.add(Incoming(topic, parse_topic(topic), header, payload, partition, frame or payload))
+        self._stream.add(Incoming(topic, parsed, header, payload, partition, frame or payload, event))
+
+    def _reject(self, client: Client, topic: bytes, header: Header, error: WireError) -> None:
+        """Tell its publisher, and everybody, that an event is lost since it is malformed."""
+        self._reply(client.identity, Rejected(seq=header.source_seq, reason=str(error)))
+        try:
+            run_id = parse_topic(topic).run_id
+        except WireError:
+            return  # nobody waits for what has no topic
+        if run_id:
+            drop = Drop(
+                run_id=run_id,
+                source=client.info.name,
+                reason=f"the bus refused it: {error}",
+                events={topic.decode(): 1},
+                records=header.records,
+            )
+            self._accept(*number_own(self._own_events, drop))
 
     # ---- runs that their publishers do not end ----
 

@@ -9,7 +9,7 @@ import zmq
 
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.wire import NO_PARTITION, Header, Topic, send_frames, stream_tag, unpack_header
-from phase_bus.events import EventBase
+from phase_bus.events import Event, EventBase
 from phase_bus.journal.rows import Entry, Head
 from phase_bus.journal.writer import Journal
 
@@ -17,7 +17,8 @@ from phase_bus.journal.writer import Journal
 class Incoming(NamedTuple):
     """An event that was taken in and is not yet in the stream.
 
-    The frame is what is sent as the payload: a large one as it was received, which copies nothing.
+    The frame is what is sent as the payload: a large one as it was received, which copies nothing. There
+    is no ``event`` if its kind is newer than this program.
     """
 
     topic: bytes
@@ -26,6 +27,7 @@ class Incoming(NamedTuple):
     payload: bytes
     partition: int
     frame: bytes | zmq.Frame
+    event: Event | None
 
 
 class Stream:
@@ -64,7 +66,7 @@ class Stream:
         now_ns = time.time_ns()
         entries = []
         last: dict[int, int] = {}
-        for topic, parsed, header, payload, partition, _ in pending:
+        for topic, parsed, header, payload, partition, *_ in pending:
             offset += 1
             previous = 0
             if partition == NO_PARTITION:

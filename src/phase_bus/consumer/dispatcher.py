@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import traceback
@@ -15,7 +16,9 @@ from phase_bus.consumer.account import RunAccount, TopicCounts
 from phase_bus.consumer.consumer import Consumer, Handler
 from phase_bus.consumer.view import View
 from phase_bus.core.control import REMEMBERED_RUNS, DeadLetterNote
-from phase_bus.core.wire import Header, decode_event, parse_topic
+from phase_bus.core.throttle import Throttle
+from phase_bus.core.values import as_text
+from phase_bus.core.wire import Header, decode, decode_event, parse_topic
 from phase_bus.errors import WireError
 from phase_bus.events import Event, Receipt, RunComplete
 
@@ -43,10 +46,7 @@ def decode_saved(saved: bytes) -> Saved:
     Raises:
         WireError: if it cannot be decoded.
     """
-    try:
-        return _decode(saved)
-    except msgspec.MsgspecError as error:
-        raise WireError(f"the state in a checkpoint cannot be decoded: {error}") from error
+    return decode(_decode, saved, "the state in a checkpoint cannot be decoded")
 
 
 class Dispatcher:
@@ -78,6 +78,7 @@ class Dispatcher:
         self._accounts: dict[str, RunAccount] = {}
         self._of_topic: dict[bytes, tuple[RunAccount, TopicCounts]] = {}
         self._unknown: set[str] = set()
+        self._complaints = Throttle(logger)
 
     def knows(self, topic: bytes, header: Header) -> bool:
         """Return whether this very event was received before."""
@@ -87,11 +88,7 @@ class Dispatcher:
     async def take(
         self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
     ) -> RunComplete | None:
-        """Handle an event; return it if it ends a run.
-
-        Raises:
-            WireError: if it is malformed; it is counted as failed.
-        """
+        """Handle an event; return it if it ends a run. One that cannot be decoded becomes a dead letter."""
         account, counts = self._of_topic.get(topic) or self._account(topic)
         source, seq = header.source, header.topic_seq
         last = counts.last_seqs.get(source, 0)
@@ -103,10 +100,10 @@ class Dispatcher:
         self.received += 1
         try:
             event = decode_event(topic, payload)
-        except WireError:
-            self.failed += 1
-            counts.failed += 1
-            raise
+        except WireError as error:
+            kind, run_id = parse_topic(topic)
+            self._give_up(header.offset, run_id, kind, error, counts, attempts=1)
+            return None
         if event is None:
             self._skip_unknown(topic)
             counts.handled += 1
@@ -117,7 +114,7 @@ class Dispatcher:
         else:
             self._context.offset = header.offset
             try:
-                await handler(event)
+                await _called(handler, event)
             except Exception as error:
                 counts.handled += await self._try_again(handler, event, error, counts)
             else:
@@ -134,7 +131,7 @@ class Dispatcher:
         handler = self._handlers.get(event.kind) or self._handlers["*"]
         self._context.offset = offset
         try:
-            await handler(event)
+            await _called(handler, event)
         except Exception:
             name = self._context.name
             logger.exception("consumer %r failed again on the event at offset %d", name, offset)
@@ -162,7 +159,7 @@ class Dispatcher:
     async def flush(self) -> bool:
         """Let the consumer write out all that it has handled so far; return whether it could."""
         try:
-            await self._consumer.flush()
+            await _called(self._consumer.flush)
         except Exception:
             logger.exception("consumer %r could not write out; trying again", self._context.name)
             return False
@@ -211,30 +208,48 @@ class Dispatcher:
         self, handler: Handler, event: Event, error: Exception, counts: TopicCounts
     ) -> bool:
         """Call a handler again that failed once; if it goes on failing, make the event a dead letter."""
-        name = self._context.name
-        what = f"consumer {name!r} failed on a {event.kind} event of run {event.run_id}"
         if self._attempts > 1:
-            logger.warning("%s: %r; trying again", what, error)
+            self._complaints.warn(
+                "consumer %r failed on a %s event of run %s: %r; trying again",
+                self._context.name,
+                event.kind,
+                event.run_id,
+                error,
+            )
             try:
                 await _retried(handler, event, self._attempts)
             except Exception as again:
                 error = again
             else:
                 return True
-        logger.error("%s; it is a dead letter now", what, exc_info=error)
+        offset = self._context.offset
+        self._give_up(offset, event.run_id, event.kind, error, counts, attempts=self._attempts)
+        return False
+
+    def _give_up(
+        self, offset: int, run_id: str, kind: str, error: Exception, counts: TopicCounts, *, attempts: int
+    ) -> None:
+        """Make an event a dead letter; it has the traceback, so that the log need not."""
+        self._complaints.log(
+            logging.ERROR,
+            "consumer %r failed on a %s event of run %s: %r; it is a dead letter now",
+            self._context.name,
+            kind,
+            run_id,
+            error,
+        )
         self.failed += 1
         counts.failed += 1
         self.dead_letters.append(
             DeadLetterNote(
-                offset=self._context.offset,
-                run_id=event.run_id,
-                kind=event.kind,
-                error=repr(error),
-                traceback="".join(traceback.format_exception(error)),
-                attempts=self._attempts,
+                offset=offset,
+                run_id=run_id,
+                kind=kind,
+                error=as_text(repr(error)),
+                traceback=as_text("".join(traceback.format_exception(error))),
+                attempts=attempts,
             )
         )
-        return False
 
     def _skip_unknown(self, topic: bytes) -> None:
         kind = parse_topic(topic).kind
@@ -253,4 +268,19 @@ async def _retried(handler: Callable[[Event], Awaitable[None]], event: Event, at
     retrying = AsyncRetrying(stop=stop_after_attempt(attempts - 1), wait=wait, reraise=True)
     async for attempt in retrying:
         with attempt:
-            await handler(event)
+            await _called(handler, event)
+
+
+async def _called(function: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    """Call a consumer's method; one that was cancelled, though this process is not to end, has failed.
+
+    Raises:
+        Exception: whatever it raises.
+    """
+    try:
+        await function(*arguments)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise RuntimeError("it was cancelled") from error

@@ -14,6 +14,7 @@ from phase_bus.core.control import Beat, Goodbye, Hello, Refused, Reply
 from phase_bus.core.readable import Readable
 from phase_bus.core.session import Session
 from phase_bus.core.sockets import dealer
+from phase_bus.core.throttle import Throttle
 from phase_bus.core.wire import decode_reply, encode_control
 from phase_bus.errors import WireError
 
@@ -43,6 +44,7 @@ class ControlLink:
         self._beat = beat
         self._on_reply = on_reply
         self._readable: Readable | None = None
+        self._complaints = Throttle(logger)
         self._refusal = ""  # why the bus refuses this client, if it does
 
     def tell_news(self) -> None:
@@ -88,7 +90,7 @@ class ControlLink:
             except zmq.Again:
                 return
             except WireError as error:
-                logger.warning("%s; skipped", error)
+                self._complaints.warn("the bus at %s: %s; skipped", self._address, error)
                 continue
             self.session.heard(reply, time.monotonic())
             if isinstance(reply, Refused):

@@ -23,6 +23,7 @@ from phase_bus.consumer.replay import Piece, ReplayClient
 from phase_bus.consumer.share import Share
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, NameTaken, Reply, State, Welcome
+from phase_bus.core.throttle import Throttle
 from phase_bus.core.wire import READY, Header, decode_event, receive_event, topic_prefix, unpack_header
 from phase_bus.errors import BusUnreachableError, JournalUnreadableError, PhaseBusError, WireError
 from phase_bus.events import EventBase, Heartbeat, Receipt
@@ -67,6 +68,7 @@ class Member(ABC):
         self.state: State = "starting"
         self._on_ready = on_ready
         self._stop = asyncio.Event()
+        self._complaints = Throttle(logger)
         self._publisher: Publisher | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._live = LiveQueue(self._context, self.client_id, high_water_mark)
@@ -142,7 +144,7 @@ class Member(ABC):
 
     def _skip(self, error: WireError) -> None:
         """Tell of a message that is malformed."""
-        logger.error("%s %r: %s; skipped", self._noun, self.name, error)
+        self._complaints.warn("%s %r: %s; skipped", self._noun, self.name, error)
 
     async def _breathe(self) -> None:
         """Let heartbeats and signals have their turns."""
@@ -180,7 +182,7 @@ class Member(ABC):
             return await ask(self._replay)
         except BusUnreachableError:
             return None  # it may have been restarted; the control connection finds out
-        except JournalUnreadableError as error:
+        except (JournalUnreadableError, WireError) as error:
             logger.warning("%s %r: %s; trying again", self._noun, self.name, error)
             await self._pause(_READ_AGAIN_S)
             return None
@@ -195,7 +197,10 @@ class Member(ABC):
             return piece
         breath_s = time.monotonic() + _BREATH_S
         for topic, header, payload in piece.events:
-            await self._take(topic, header, payload, replayed=True)
+            try:
+                await self._take(topic, header, payload, replayed=True)
+            except WireError as error:
+                self._skip(error)
             if time.monotonic() >= breath_s:
                 await self._breathe()
                 breath_s = time.monotonic() + _BREATH_S

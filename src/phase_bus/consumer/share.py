@@ -19,7 +19,6 @@ from phase_bus.consumer.follower import Verdict
 from phase_bus.consumer.view import View
 from phase_bus.core.control import EVENTS, Commit
 from phase_bus.core.wire import Header, topic_prefix
-from phase_bus.errors import WireError
 from phase_bus.events import Event, Receipt, RunComplete
 from phase_bus.journal.rows import Checkpoint, Head, checkpoint_name
 
@@ -179,11 +178,7 @@ class Share:
         if verdict is Verdict.REPETITION or (not replayed and dispatcher.knows(topic, header)):
             dispatcher.repetition(topic)
             return None
-        try:
-            end = await dispatcher.take(topic, header, payload, replayed=replayed)
-        except WireError as error:
-            logger.error("consumer %r: %s; skipped, and counted as failed", self.consumer.name, error)
-            return None
+        end = await dispatcher.take(topic, header, payload, replayed=replayed)
         if end is not None and self._give is not None:
             self._ends[end.run_id] = end
             return end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from typing import Self, TypeVar
@@ -12,7 +13,9 @@ from phase_bus.core.address import Address
 from phase_bus.core.control import EndRuns, Heard, RemoveDeadLetter, Request, Status, StatusRequest
 from phase_bus.core.sockets import dealer
 from phase_bus.core.wire import decode_reply, encode_control
-from phase_bus.errors import BusUnreachableError
+from phase_bus.errors import BusUnreachableError, WireError
+
+logger = logging.getLogger("phase_bus.client")
 
 _R = TypeVar("_R", Heard, Status)
 
@@ -60,7 +63,11 @@ class BusClient:
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:
             if self._dealer.poll(math.ceil(left_s * 1000)):
-                reply = decode_reply(self._dealer.recv())
+                try:
+                    reply = decode_reply(self._dealer.recv())
+                except WireError as error:
+                    logger.warning("the bus at %s: %s; skipped", self.address, error)
+                    continue
                 if isinstance(reply, wanted):
                     return reply
         # The answer may still come: on a new connection it is not taken for that to the next question.

@@ -11,6 +11,8 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
+from phase_bus.events import Int
+
 WIRE_VERSION = 3
 EVENTS = -1  # the share of a group that is all events but records; its other shares are partitions
 PARTITIONS = 16  # of the records; a group takes up others, of foreign publishers, when they appear
@@ -30,12 +32,12 @@ class DeadLetterNote(Struct, frozen=True, kw_only=True):
         attempts: how often it was tried.
     """
 
-    offset: int
+    offset: Int
     run_id: str
     kind: str
     error: str
     traceback: str = ""
-    attempts: int = 1
+    attempts: Int = 1
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
@@ -56,11 +58,11 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
     client_id: str
     role: Role
     name: str
-    pid: int = 0
+    pid: Int = 0
     host: str = ""
     subscriptions: tuple[str, ...] = ()
-    next_seq: int = 1
-    wire_version: int = WIRE_VERSION
+    next_seq: Int = 1
+    wire_version: Int = WIRE_VERSION
     group: str = ""
     settings: str = ""
     pid_space: str = ""
@@ -70,7 +72,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     """Where one socket of the bus is: a file name beside the address's, or a port on its host."""
 
     ipc_name: str = ""
-    tcp_port: int = 0
+    tcp_port: Int = 0
 
 
 class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
@@ -94,12 +96,12 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
     events: Endpoint
     heartbeat_s: float
     silent_after_s: float = 10.0
-    last_seq: int = 0
+    last_seq: Int = 0
     replay: Endpoint | None = None
     journal_id: str = ""
-    offset: int = 0
-    event_number: int = 0
-    checkpoint: int | None = None
+    offset: Int = 0
+    event_number: Int = 0
+    checkpoint: Int | None = None
     state: bytes | None = None
 
 
@@ -114,9 +116,9 @@ class Commit(Struct, frozen=True, kw_only=True):
         dead_letters: what was dead-lettered in the share since the last commit that was confirmed.
     """
 
-    share: int
-    token: int
-    position: int
+    share: Int
+    token: Int
+    position: Int
     saved: bytes | None = None
     dead_letters: tuple[DeadLetterNote, ...] = ()
 
@@ -146,14 +148,14 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
     handled_runs: tuple[str, ...] = ()
     incomplete_runs: tuple[str, ...] = ()
     lost_runs: tuple[str, ...] = ()
-    received: int = 0
-    failed: int = 0
-    sent_seq: int = 0
-    position: int | None = None
+    received: Int = 0
+    failed: Int = 0
+    sent_seq: Int = 0
+    position: Int | None = None
     saved: bytes | None = None
     dead_letters: tuple[DeadLetterNote, ...] = ()
-    generation: int = 0
-    shares: tuple[int, ...] = ()
+    generation: Int = 0
+    shares: tuple[Int, ...] = ()
     commits: tuple[Commit, ...] = ()
 
 
@@ -176,9 +178,9 @@ class Heard(Struct, frozen=True, kw_only=True, tag_field="op", tag="heard"):
 
     bus_id: str
     known: bool = True
-    dead_letters: tuple[int, ...] = ()
-    kept: dict[int, int] = {}
-    refused: tuple[int, ...] = ()
+    dead_letters: tuple[Int, ...] = ()
+    kept: dict[Int, Int] = {}
+    refused: tuple[Int, ...] = ()
 
 
 class Assigned(Struct, frozen=True, kw_only=True, tag_field="op", tag="assigned"):
@@ -195,9 +197,9 @@ class Assigned(Struct, frozen=True, kw_only=True, tag_field="op", tag="assigned"
         problem: why the member cannot be in the group, empty if it can.
     """
 
-    generation: int = 0
-    shares: dict[int, int] = {}
-    release: tuple[int, ...] = ()
+    generation: Int = 0
+    shares: dict[Int, Int] = {}
+    release: tuple[Int, ...] = ()
     handled_runs: tuple[str, ...] = ()
     problem: str = ""
 
@@ -213,7 +215,7 @@ class NameTaken(Struct, frozen=True, kw_only=True, tag_field="op", tag="name_tak
     """
 
     name: str
-    pid: int
+    pid: Int
     host: str
     answers: bool = True
 
@@ -225,7 +227,7 @@ class Ack(Struct, frozen=True, kw_only=True, tag_field="op", tag="ack"):
         resend: True if the one after it is missing: send again from ``seq + 1``.
     """
 
-    seq: int
+    seq: Int
     resend: bool = False
 
 
@@ -237,7 +239,21 @@ class Refused(Struct, frozen=True, kw_only=True, tag_field="op", tag="refused"):
         reason: why, in words (the disk is full, another wire version ...). Try again in a while.
     """
 
-    seq: int
+    seq: Int
+    reason: str
+
+
+class Rejected(Struct, frozen=True, kw_only=True, tag_field="op", tag="rejected"):
+    """An event of a publisher is malformed: it counts as received, and is lost.
+
+    The bus says so to everybody in a ``drop`` event.
+
+    Attributes:
+        seq: its source sequence.
+        reason: what is wrong with it.
+    """
+
+    seq: Int
     reason: str
 
 
@@ -251,10 +267,10 @@ class Fetch(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch"):
         partition: only the records of this partition.
     """
 
-    after: int
+    after: Int
     records: bool
-    limit_bytes: int = 1 << 20
-    partition: int | None = None
+    limit_bytes: Int = 1 << 20
+    partition: Int | None = None
 
 
 class Fetched(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched"):
@@ -266,9 +282,9 @@ class Fetched(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched"):
         end: whether there was nothing more.
     """
 
-    after: int
-    offset: int
-    event_number: int
+    after: Int
+    offset: Int
+    event_number: Int
     end: bool
 
 
@@ -287,8 +303,8 @@ class FetchStates(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch_
     """
 
     group: str
-    after: dict[int, int] = {}
-    only: int | None = None
+    after: dict[Int, Int] = {}
+    only: Int | None = None
 
 
 class FetchedStates(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched_states"):
@@ -299,7 +315,7 @@ class FetchedStates(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetc
         end: whether that is all; else ask again.
     """
 
-    states: dict[int, tuple[int, bytes | None]] = {}
+    states: dict[Int, tuple[Int, bytes | None]] = {}
     end: bool = True
 
 
@@ -320,7 +336,7 @@ class RemoveDeadLetter(Struct, frozen=True, kw_only=True, tag_field="op", tag="r
         saved: the state to keep with the consumer's checkpoint from now on, None to leave it as it is.
     """
 
-    letter_id: int
+    letter_id: Int
     saved: bytes | None = None
 
 
@@ -335,18 +351,18 @@ class ClientInfo(Struct, frozen=True, kw_only=True):
     client_id: str
     role: Role
     name: str
-    pid: int
+    pid: Int
     host: str
     state: State
     subscriptions: tuple[str, ...] = ()
     handled_runs: tuple[str, ...] = ()
     incomplete_runs: tuple[str, ...] = ()
-    received: int = 0
-    failed: int = 0
-    position: int | None = None
+    received: Int = 0
+    failed: Int = 0
+    position: Int | None = None
     age_s: float = 0.0
     group: str = ""
-    shares: tuple[int, ...] = ()
+    shares: tuple[Int, ...] = ()
 
 
 class GroupInfo(Struct, frozen=True, kw_only=True):
@@ -361,11 +377,11 @@ class GroupInfo(Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    generation: int
-    members: int
+    generation: Int
+    members: Int
     handled_runs: tuple[str, ...] = ()
     incomplete_runs: tuple[str, ...] = ()
-    refused: int = 0
+    refused: Int = 0
 
 
 class RunInfo(Struct, frozen=True, kw_only=True):
@@ -373,9 +389,9 @@ class RunInfo(Struct, frozen=True, kw_only=True):
 
     run_id: str
     status: str
-    started_ns: int
-    ended_ns: int | None = None
-    events: int = 0
+    started_ns: Int
+    ended_ns: Int | None = None
+    events: Int = 0
     publisher: str = ""
 
 
@@ -392,12 +408,12 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_repl
     """
 
     bus_id: str
-    pid: int
+    pid: Int
     addresses: tuple[str, ...]
     uptime_s: float
-    events: int = 0
-    dropped: int = 0
-    offset: int = 0
+    events: Int = 0
+    dropped: Int = 0
+    offset: Int = 0
     journal: str | None = None
     clients: tuple[ClientInfo, ...] = ()
     runs: tuple[RunInfo, ...] = ()
@@ -408,5 +424,15 @@ Request: TypeAlias = (
     Hello | Beat | Goodbye | StatusRequest | EndRuns | Fetch | FetchStates | RemoveDeadLetter
 )
 Reply: TypeAlias = (
-    Welcome | Heard | Assigned | NameTaken | Ack | Refused | Status | Fetched | FetchedStates | ReadFailed
+    Welcome
+    | Heard
+    | Rejected
+    | Assigned
+    | NameTaken
+    | Ack
+    | Refused
+    | Status
+    | Fetched
+    | FetchedStates
+    | ReadFailed
 )

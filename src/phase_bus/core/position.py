@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
+from phase_bus.events import Int
+
 KEPT_STREAMS = 1000  # of a journal: the first one, and the latest ones
 
 Found: TypeAlias = Literal["here", "cut", "elsewhere"]
@@ -28,14 +30,14 @@ class Position(Struct, frozen=True):
     """
 
     stream: str
-    offset: int
+    offset: Int
 
 
 class Segment(Struct, frozen=True):
     """A stream's part of a journal, which ends where the next stream's begins."""
 
     stream: str
-    first_offset: int
+    first_offset: Int
 
 
 class Place(NamedTuple):

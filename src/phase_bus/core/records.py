@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from phase_bus.core.wire import decode
 from phase_bus.errors import WireError
 from phase_bus.events import EventBase, PhaseRef, RecordError, Records, Table
 
@@ -195,10 +196,10 @@ class _Table:
     def others(self, place: int) -> tuple[Any, ...]:
         """Return a column of texts or lists."""
         if self._others is None:
+            rows = decode(_decode_others, self._table.others, "a table's texts and lists")
             try:
-                rows = _decode_others(self._table.others)
                 self._others = list(zip(*rows, strict=True))
-            except (msgspec.MsgspecError, ValueError) as error:
+            except ValueError as error:
                 raise WireError(f"a table's texts and lists: {error}") from error
             if len(rows) != self._table.count or len(self._others) != len(self.places) - self.width:
                 raise WireError("a table's texts and lists do not match its count and types")

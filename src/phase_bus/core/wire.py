@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import zmq
@@ -29,6 +29,8 @@ from phase_bus.core.control import WIRE_VERSION as WIRE_VERSION
 from phase_bus.core.control import Reply, Request
 from phase_bus.errors import WireError
 from phase_bus.events import KINDS, Event, EventBase, Records
+
+T = TypeVar("T")
 
 HEADER = struct.Struct("<B3sI16sQQQQQ")
 NO_STREAM = bytes(3)
@@ -176,13 +178,22 @@ def decode_event(topic: bytes, payload: bytes | memoryview) -> Event | None:
     kind = parse_topic(topic).kind
     if kind not in KINDS:
         return None
-    try:
-        event = _event_decoder().decode(payload)
-    except msgspec.MsgspecError as error:
-        raise WireError(str(error), topic) from error
+    event = decode(_event_decoder().decode, payload, "not an event", topic)
     if event.kind != kind:
         raise WireError(f"the payload is a {event.kind!r}", topic)
     return event
+
+
+def decode(decoder: Callable[[Any], T], data: bytes | memoryview, what: str, topic: bytes = b"") -> T:
+    """Return what a decoder makes of bytes from elsewhere: the one place to call one.
+
+    Raises:
+        WireError: in whichever way the decoder fails; the message begins with ``what``.
+    """
+    try:
+        return decoder(data)
+    except Exception as error:  # text that is not UTF-8, nesting, numbers: each fails in a way of its own
+        raise WireError(f"{what}: {error or type(error).__name__}", topic) from error
 
 
 def unpack_header(frame: bytes | memoryview, topic: bytes = b"") -> Header:
@@ -273,7 +284,7 @@ def decode_request(frame: bytes | memoryview) -> Request:
     Raises:
         WireError: if it is malformed.
     """
-    request: Request = _decode_control(frame, Request, "request")
+    request: Request = decode(_control_decoder(Request).decode, frame, "not a request")
     return request
 
 
@@ -283,12 +294,5 @@ def decode_reply(frame: bytes | memoryview) -> Reply:
     Raises:
         WireError: if it is malformed.
     """
-    reply: Reply = _decode_control(frame, Reply, "reply")
+    reply: Reply = decode(_control_decoder(Reply).decode, frame, "not a reply")
     return reply
-
-
-def _decode_control(frame: bytes | memoryview, messages: Any, what: str) -> Any:
-    try:
-        return _control_decoder(messages).decode(frame)
-    except msgspec.MsgspecError as error:
-        raise WireError(f"not a {what}: {error}") from error

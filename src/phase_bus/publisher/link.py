@@ -11,11 +11,12 @@ from contextlib import suppress
 import zmq
 
 from phase_bus.core.address import FORMS, Address
-from phase_bus.core.control import Ack, Beat, Goodbye, Hello, Refused, Welcome
+from phase_bus.core.control import Ack, Beat, Goodbye, Hello, Refused, Rejected, Welcome
 from phase_bus.core.files import lock_directory, unlock_directory
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.session import Session, introduce
 from phase_bus.core.sockets import bind, dealer
+from phase_bus.core.throttle import Throttle
 from phase_bus.core.wire import decode_reply, encode_control, receive_frame, send_frames
 from phase_bus.errors import AddressError, WireError
 
@@ -51,6 +52,7 @@ class BusLink:
         self._client_id = outbox.source.hex()
         self.events_dropped = 0  # as the caller says, for the bus's list of clients
         self._refused = ""
+        self._complaints = Throttle(logger)
         self._resume_s = 0.0  # the bus cannot keep anything until then
         self.socket = self._connect()
         self._session = Session(self._hello, self._beat, time.monotonic())
@@ -85,7 +87,7 @@ class BusLink:
             try:
                 reply = decode_reply(frame)
             except WireError as error:  # of a newer bus, or no bus at all
-                logger.warning("phase-bus publisher %r: %s; skipped", self._name, error)
+                self._complaints.warn("phase-bus publisher %r: %s; skipped", self._name, error)
                 continue
             welcomed = self._session.heard(reply, time.monotonic())
             if welcomed and isinstance(reply, Welcome):
@@ -102,6 +104,12 @@ class BusLink:
                         self._name,
                         reply.reason,
                     )
+            elif isinstance(reply, Rejected):
+                self._complaints.warn(
+                    "phase-bus publisher %r: the bus refused an event, which is lost: %s",
+                    self._name,
+                    reply.reason,
+                )
             elif isinstance(reply, Ack):
                 self._outbox.acknowledge(reply.seq)
                 if reply.resend:

@@ -29,7 +29,7 @@ from msgspec import Struct
 
 from phase_bus.core.address import Address
 from phase_bus.core.outbox import Message, Outbox
-from phase_bus.core.wire import unpack_header
+from phase_bus.core.wire import decode, unpack_header
 from phase_bus.errors import BusUnreachableError, SpoolError, WireError
 from phase_bus.publisher.link import BusLink
 
@@ -79,6 +79,8 @@ class SpoolReport(Struct, frozen=True, kw_only=True):
         """Whether the bus has everything that was ever in the file."""
         return not self.remaining and not self.damage
 
+
+_decode_head = msgspec.msgpack.Decoder(SpoolHead).decode
 
 # ---- writing ----
 
@@ -179,8 +181,8 @@ class SpoolReader:
             payload = file.read(min(size, self._size))
             if len(payload) != size or zlib.crc32(payload) != crc:
                 raise ValueError("it does not agree with its checksum")
-            return msgspec.msgpack.decode(payload, type=SpoolHead)
-        except (struct.error, ValueError) as error:  # msgspec's errors are ValueErrors
+            return decode(_decode_head, payload, "not a head")
+        except (struct.error, ValueError, WireError) as error:
             raise SpoolError(
                 self.path, f"its beginning is damaged ({error})", "nothing of it can be delivered"
             ) from None

@@ -1,0 +1,77 @@
+"""What an event must be to be taken in: decoded, and in agreement with its frames and with itself.
+
+Nothing else reaches the journal, so whoever reads it may rely on this. What only some readers decode, the
+texts and lists inside tables, is not looked into.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from phase_bus.core.wire import NO_PARTITION, Header, Topic, decode_event
+from phase_bus.errors import WireError
+from phase_bus.events import Event, Records, Table
+
+LARGEST_BATCH = 1 << 20  # records in an event
+_NUMBER_BYTES = 8
+_ROW_BYTES = 4
+_LARGEST_SEQ = 2**63 - 1
+
+
+def check_event(
+    topic: bytes, parsed: Topic, partition: int, header: Header, payload: bytes | memoryview
+) -> Event | None:
+    """Return the event of three frames, None for a kind that this program does not know.
+
+    Raises:
+        WireError: if it is malformed.
+    """
+    if not 0 < header.topic_seq <= _LARGEST_SEQ:
+        raise WireError(f"its number on its topic is {header.topic_seq}", topic)
+    event = decode_event(topic, payload)
+    if event is None:
+        return None
+    if event.run_id != parsed.run_id:
+        raise WireError(f"the payload is of run {event.run_id!r:.100}", topic)
+    if not isinstance(event, Records):
+        if header.records:
+            raise WireError(f"the header counts {header.records} records", topic)
+    elif event.partition != partition or partition == NO_PARTITION:
+        raise WireError(f"the payload is of partition {event.partition}", topic)
+    else:
+        _check_batch(topic, header, event)
+    return event
+
+
+def _check_batch(topic: bytes, header: Header, event: Records) -> None:
+    count = event.count
+    if count != header.records or not 0 <= count <= LARGEST_BATCH:
+        raise WireError(
+            f"{count} records, and {header.records} by the header; a batch has at most {LARGEST_BATCH}",
+            topic,
+        )
+    for table in chain(event.metrics, event.fields):
+        if not _fits(table, count):
+            raise WireError(f"a table does not fit its names, types and the batch's {count} records", topic)
+    if any(not 0 <= error.row < count for error in event.errors):
+        raise WireError(f"an error is of none of the batch's {count} records", topic)
+
+
+def _fits(table: Table, count: int) -> bool:
+    """Return whether a table agrees with itself, and its rows are some of a batch's, in their order."""
+    types, rows = table.types, table.rows
+    width = len(types.rstrip("sl"))
+    if (
+        len(types) != len(table.names)
+        or len(set(table.names)) != len(types)
+        or types.strip("ifb") != types[width:]
+    ):
+        return False
+    if table.count * width * _NUMBER_BYTES != len(table.numbers):
+        return False
+    if rows is None:
+        return table.count == count
+    if len(rows) != table.count * _ROW_BYTES:
+        return False
+    numbers = rows.cast("B").cast("I").tolist()
+    return not numbers or (numbers[-1] < count and numbers == sorted(set(numbers)))
