@@ -366,7 +366,7 @@ class Bus:
 
     def _prune(self, journal: Journal) -> None:
         try:
-            for run_id in journal.prune(time.time_ns(), _PRUNE_BUDGET_S):
-                logger.info("phase-bus bus: run %s was pruned from the journal", run_id)
+            for run in journal.prune(time.time_ns(), _PRUNE_BUDGET_S):
+                logger.info("phase-bus bus: run %s was pruned from the journal", run.run_id)
         except JournalError as error:
             logger.error("phase-bus bus: %s", error)

@@ -90,7 +90,7 @@ def prune(
     path = directory / FILE_NAME
     before = size_on_disk(path)
     with Journal(directory, msgspec.convert(limits, Limits, from_attributes=True)) as writer:
-        gone = writer.prune(time.time_ns())
+        gone = [row.run_id for row in writer.prune(time.time_ns())]
     after = size_on_disk(path)
     if json:
         print_json({"path": str(path), "pruned": gone, "size_bytes": after})

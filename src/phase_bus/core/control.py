@@ -90,6 +90,8 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
         event_number: how many of the events up to there are no records.
         checkpoint: for a consumer, the offset up to which one of its name has finished, None if none has.
         state: the state that was kept with the checkpoint, if any.
+        pruned: how many runs were pruned from the journal since it was begun: what these held, a consumer
+            that comes for the first time has not lost.
     """
 
     bus_id: str
@@ -103,6 +105,7 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
     event_number: Int = 0
     checkpoint: Int | None = None
     state: bytes | None = None
+    pruned: int = 0
 
 
 class Commit(Struct, frozen=True, kw_only=True):
@@ -273,6 +276,29 @@ class Fetch(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch"):
     partition: Int | None = None
 
 
+class PrunedTopic(Struct, frozen=True, array_like=True):
+    """What a topic of a pruned run held: events, request records in them, the offset of the last event."""
+
+    events: int = 0
+    records: int = 0
+    last_offset: int = 0
+
+
+class PrunedRun(Struct, frozen=True, kw_only=True):
+    """A run that was pruned from the journal.
+
+    Attributes:
+        number: which pruning this was, counted from 1 since the journal was begun.
+        last_offset: that of its last event.
+        topics: what its topics held.
+    """
+
+    number: int
+    run_id: str
+    last_offset: int
+    topics: dict[str, PrunedTopic] = {}
+
+
 class Fetched(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched"):
     """The answer's first frame; after it come three frames for each event.
 
@@ -280,12 +306,15 @@ class Fetched(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched"):
         offset: how far a reader is that has handled these events.
         event_number: the event number there.
         end: whether there was nothing more.
+        pruned: the runs with events beyond ``after`` that are, or are being, pruned from the journal, as
+            far as they begin before ``offset``. The journal knows the latest 1,000 such runs.
     """
 
     after: Int
     offset: Int
     event_number: Int
     end: bool
+    pruned: tuple[PrunedRun, ...] = ()
 
 
 class ReadFailed(Struct, frozen=True, kw_only=True, tag_field="op", tag="read_failed"):
@@ -395,6 +424,20 @@ class RunInfo(Struct, frozen=True, kw_only=True):
     publisher: str = ""
 
 
+class UnreadRun(Struct, frozen=True, kw_only=True):
+    """What a consumer lost: a run was pruned from the journal before it had read all of it.
+
+    Attributes:
+        consumer: the consumer's name, or the group's.
+        events, records: how many events it had not read, and request records in them.
+    """
+
+    consumer: str
+    run_id: str
+    events: int
+    records: int
+
+
 class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_reply"):
     """Who is on the bus and how the runs are.
 
@@ -405,6 +448,7 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_repl
         clients: publishers and consumers, the latest of those that left included.
         runs: the runs, the oldest first, the latest of those that ended included.
         groups: the consumer groups that have members, or had since its start.
+        unread: what consumers have lost by pruning, the latest last.
     """
 
     bus_id: str
@@ -418,6 +462,7 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_repl
     clients: tuple[ClientInfo, ...] = ()
     runs: tuple[RunInfo, ...] = ()
     groups: tuple[GroupInfo, ...] = ()
+    unread: tuple[UnreadRun, ...] = ()
 
 
 Request: TypeAlias = (

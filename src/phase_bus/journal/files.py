@@ -5,6 +5,8 @@ Tables of ``journal.sqlite``:
 - ``events``: one row an event. What its columns hold besides the frames is covered by ``crc``.
 - ``streams``: one row for each topic of each source: what its events have in common, and their counts.
 - ``runs``, ``checkpoints``, ``dead_letters``: as their names say.
+- ``consumers``: when the bus last saw each consumer or group, and what it takes.
+- ``pruned_runs``: what the runs held that were pruned last, and which consumers had not read it.
 - ``past``: one row: how far the journal was at the last pruning, how much of it was pruned, and its id.
 - ``past_sources``: the last sequence of sources all of whose events were pruned.
 """
@@ -53,6 +55,12 @@ CREATE TABLE runs (
     publisher TEXT NOT NULL DEFAULT '', pruning INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE checkpoints (consumer TEXT PRIMARY KEY, offset INTEGER NOT NULL, state BLOB);
+CREATE TABLE consumers (name TEXT PRIMARY KEY, seen_ns INTEGER NOT NULL, topics TEXT NOT NULL);
+CREATE TABLE pruned_runs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL, first_offset INTEGER NOT NULL,
+    last_offset INTEGER NOT NULL, topics BLOB NOT NULL, unread BLOB NOT NULL
+);
+CREATE INDEX pruned_runs_by_end ON pruned_runs (last_offset);
 CREATE TABLE dead_letters (
     id INTEGER PRIMARY KEY AUTOINCREMENT, consumer TEXT NOT NULL, offset INTEGER NOT NULL,
     run_id TEXT NOT NULL, kind TEXT NOT NULL, error TEXT NOT NULL, traceback TEXT NOT NULL,

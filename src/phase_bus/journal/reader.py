@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import msgspec
 from msgspec import Struct
 
+from phase_bus.core.control import PrunedRun, PrunedTopic, UnreadRun
 from phase_bus.core.wire import NO_PARTITION, decode_event, parse_topic
 from phase_bus.events import EventBase
 from phase_bus.journal.files import FILE_NAME, failing_clearly, open_for_reading, size_on_disk
@@ -36,6 +38,9 @@ _BY_PARTITION = "INDEXED BY events_by_partition"
 _NO_END = 2**63 - 1
 # What consumers and the bus put on the bus too: having published it makes nobody a run's publisher.
 _OF_ANYBODY = frozenset({"summary", "receipt", "drop", "run_complete"})
+
+_decode_topics = msgspec.msgpack.Decoder(dict[str, PrunedTopic]).decode
+_decode_unread = msgspec.msgpack.Decoder(list[UnreadRun]).decode
 
 _E = TypeVar("_E", bound=EventBase)
 _S = TypeVar("_S", bound=Struct)
@@ -195,6 +200,33 @@ class JournalReader:
     def dead_letters(self, consumer: str | None = None) -> list[DeadLetter]:
         """Return the dead letters of one consumer or group, or of all, the oldest first."""
         return self._structs(DeadLetter, _DEAD_LETTERS, consumer)
+
+    # ---- what is gone ----
+
+    def pruned_runs(self, after: int = 0, until: int = _NO_END) -> list[PrunedRun]:
+        """Return the latest pruned runs that had events after an offset, and began up to another."""
+        rows = self._query(
+            "SELECT id, run_id, last_offset, topics FROM pruned_runs"
+            " WHERE last_offset > ? AND first_offset <= ? ORDER BY id",
+            after,
+            until,
+        )
+        return [
+            PrunedRun(number=row[0], run_id=row[1], last_offset=row[2], topics=_decode_topics(row[3]))
+            for row in rows
+        ]
+
+    @property
+    def prunings(self) -> int:
+        """How many runs were pruned since the journal was begun."""
+        rows = self._query("SELECT seq FROM sqlite_sequence WHERE name = 'pruned_runs'")
+        return int(rows[0][0]) if rows else 0
+
+    def unread_runs(self, run_id: str | None = None) -> list[UnreadRun]:
+        """Return what consumers lost by the latest prunings, of one run or of all, the latest last."""
+        sql = "SELECT unread FROM pruned_runs WHERE ?1 IS NULL OR run_id = ?1 ORDER BY id"
+        rows = self._query(sql, run_id)
+        return [each for (unread,) in rows for each in _decode_unread(unread)]
 
     # ---- the whole ----
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from phase_bus.core.control import EVENTS
+from phase_bus.core.control import EVENTS, UnreadRun
 
 
 class Entry(NamedTuple):
@@ -124,15 +124,35 @@ class JournalInfo(Struct, frozen=True, kw_only=True):
     checkpoints: dict[str, int]
 
 
+class PrunedRow(Struct, frozen=True, kw_only=True):
+    """A run that was pruned, and what was lost by it.
+
+    Attributes:
+        unread: what consumers had not read of it.
+        dead_letters: how many of its events were dead letters.
+    """
+
+    run_id: str
+    unread: list[UnreadRun]
+    dead_letters: int
+
+
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How much a journal keeps. The oldest runs that ended go first; a running one never goes.
 
     Attributes:
         max_bytes: the size, without free pages, beyond which the oldest finished runs are pruned.
-        max_age_s: the age beyond which finished runs are pruned, in seconds since their end.
+        max_age_s: the age beyond which finished runs are pruned, in seconds since the bus took in
+            their end.
         max_runs: the number of runs kept, running ones included.
+        max_unread_bytes: by how much ``max_bytes`` may be exceeded, and the other limits with it, for runs
+            that a named consumer has not read yet; beyond that they go all the same, and it is told.
+        max_absence_s: the seconds after which a consumer that is not seen on the bus holds back no run any
+            more.
     """
 
     max_bytes: int = 4 << 30
     max_age_s: float = 30 * 86400.0
     max_runs: int = 200
+    max_unread_bytes: int = 4 << 30
+    max_absence_s: float = 7 * 86400.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +26,8 @@ from phase_bus.journal.files import (
     pragma,
     stream_crc,
 )
-from phase_bus.journal.reader import JournalReader
-from phase_bus.journal.rows import Entry, Head, Limits
+from phase_bus.journal.holding import KEPT_PRUNED_RUNS, Candidate, HoldingJournal, Place
+from phase_bus.journal.rows import Entry, Head, Limits, PrunedRow
 
 RUNNING = "running"
 UNKNOWN = "unknown"
@@ -58,6 +58,14 @@ ON CONFLICT (consumer) DO UPDATE SET offset = excluded.offset, state = excluded.
 _SAVE_STATE = (
     "UPDATE checkpoints SET state = ? WHERE consumer = (SELECT consumer FROM dead_letters WHERE id = ?)"
 )
+_SEE = """
+INSERT INTO consumers VALUES (?, ?, ?)
+ON CONFLICT (name) DO UPDATE SET seen_ns = excluded.seen_ns, topics = excluded.topics
+"""
+_NOTE_PRUNED = """
+INSERT INTO pruned_runs (run_id, first_offset, last_offset, topics, unread) VALUES (?, ?, ?, ?, ?)
+RETURNING id
+"""
 _ADD_DEAD_LETTER = """
 INSERT INTO dead_letters (consumer, offset, run_id, kind, error, traceback, ts_ns, attempts)
 VALUES (:consumer, :offset, :run_id, :kind, :error, :traceback, :ts_ns, :attempts)
@@ -78,12 +86,13 @@ class _Stream(NamedTuple):
     partition: int
 
 
-class Journal(JournalReader):
+class Journal(HoldingJournal):
     """The bus's durable, ordered log: append, read on from an offset, prune whole runs.
 
     It is a SQLite file in WAL mode with ``synchronous=NORMAL``: what was appended survives any kill of
-    the process. A power cut may lose the last moments, but never damages the file. One bus has it
-    at a time; others read it by :class:`JournalReader`. Use it from one thread at a time.
+    the process. A power cut may lose the last moments, but never damages the file. One bus has it at a
+    time; others read it by :class:`~phase_bus.journal.reader.JournalReader`. Use it from one thread at a
+    time.
 
     The directory is made if it is not there; the limits say how much :meth:`prune` leaves.
 
@@ -242,24 +251,38 @@ class Journal(JournalReader):
         with self.transaction():
             self._db.execute(_NOTE_RUN, (run_id, status, started_ns, ended_ns, publisher))
 
-    def prune(self, now_ns: int, budget_s: float = math.inf) -> list[str]:
-        """Delete the oldest runs that ended until the limits hold; return the ids of those gone now.
+    def see(self, consumers: Mapping[str, Sequence[str]], now_ns: int) -> None:
+        """Note that consumers or groups, by their names, are on the bus now, and which topics they take."""
+        rows = [(name, now_ns, msgspec.json.encode(topics).decode()) for name, topics in consumers.items()]
+        with self.transaction():
+            self._db.executemany(_SEE, rows)
 
-        A run goes with its events, summaries, receipts and dead letters, whether or not every consumer
-        has read it, and its space is given back to the disk. This works in small transactions; what
-        ``budget_s`` interrupts in the middle of a run the next call takes up, also after a restart.
+    def prune(self, now_ns: int, budget_s: float = math.inf, *, by_age: bool = True) -> list[PrunedRow]:
+        """Delete the oldest runs that ended until the limits hold; return those that are gone now.
+
+        A run goes with its events, summaries, receipts and dead letters, and its space is given back to the
+        disk; what it held is kept in short. One that a consumer has not read is held back as far as the
+        limits allow. This works in small transactions; what ``budget_s`` interrupts in the middle of a run
+        the next call takes up, also after a restart.
+
+        Without ``by_age`` the time is not relied upon: nothing is too old, and nobody absent for too long.
         """
         deadline_s = time.monotonic() + budget_s
         gone = []
         with failing_clearly(self.path):
-            while (run_id := self._next_to_prune(now_ns)) is not None:
-                if not self._delete_events(run_id, deadline_s):
+            places = self.places(now_ns if by_age else None)
+            for run in self.candidates():
+                if not self._is_to_go(run, places, now_ns if by_age else None):
+                    continue
+                if not run.half_gone:
+                    self._begin_pruning(run)
+                if not self._delete_events(run.run_id, deadline_s):
                     break
-                self._delete_run(run_id, now_ns)
-                gone.append(run_id)
-            with self.transaction():
-                oldest_ns = now_ns - int(self.limits.max_age_s * 1e9)
-                self._db.execute("DELETE FROM past_sources WHERE ts_ns < ?", (oldest_ns,))
+                gone.append(self._delete_run(run.run_id, now_ns))
+            if by_age:
+                with self.transaction():
+                    oldest_ns = now_ns - int(self.limits.max_age_s * 1e9)
+                    self._db.execute("DELETE FROM past_sources WHERE ts_ns < ?", (oldest_ns,))
             while time.monotonic() < deadline_s and self._vacuum():
                 pass
         return gone
@@ -277,31 +300,38 @@ class Journal(JournalReader):
             self._checkpointer.committed(_VACUUMED_AT_ONCE * self._page_bytes)
         return done
 
-    def _next_to_prune(self, now_ns: int) -> str | None:
-        oldest = self._query(
-            "SELECT run_id, coalesce(ended_ns, started_ns) AS over_ns, pruning FROM runs WHERE status <> ?"
-            " OR pruning ORDER BY pruning DESC, over_ns, rowid LIMIT 1",
-            RUNNING,
-        )
-        for run_id, over_ns, half_gone in oldest:
-            ((runs,),) = self._query("SELECT count(*) FROM runs")
-            if (
-                half_gone
-                or runs > self.limits.max_runs
-                or now_ns - over_ns > self.limits.max_age_s * 1e9
-                or self._used_bytes() > self.limits.max_bytes
-            ):
-                return str(run_id)
-        return None
+    def _is_to_go(self, run: Candidate, places: Sequence[Place], now_ns: int | None) -> bool:
+        """Return whether the limits do not hold with a run, and nobody may hold it back."""
+        limits, used_bytes = self.limits, self._used_bytes()
+        if run.half_gone or used_bytes > limits.max_bytes + limits.max_unread_bytes:
+            return True
+        ((runs,),) = self._query("SELECT count(*) FROM runs")
+        beyond = runs > limits.max_runs or used_bytes > limits.max_bytes or self._is_old(run, now_ns)
+        return beyond and not self.is_held(run.run_id, places)
+
+    def _is_old(self, run: Candidate, now_ns: int | None) -> bool:
+        """Return whether the bus took in a run's end too long ago; a time in the future is no age."""
+        if now_ns is None:
+            return False
+        rows = self._query("SELECT ts_ns FROM events WHERE offset = ?", run.end_offset or run.last_offset)
+        return not rows or now_ns - rows[0][0] > self.limits.max_age_s * 1e9
 
     def _used_bytes(self) -> int:
         pages = pragma(self._db, "page_count") - pragma(self._db, "freelist_count")
         return pages * self._page_bytes
 
+    def _begin_pruning(self, run: Candidate) -> None:
+        """Note what a run held, and who has not read it, before anything of it goes."""
+        unread, (first, last) = self.unread(run.run_id), self._range(run.run_id)
+        topics = self.content(run.run_id)
+        with self.transaction():
+            self._db.execute("UPDATE runs SET pruning = 1 WHERE run_id = ?", (run.run_id,))
+            row = (run.run_id, first, last, msgspec.msgpack.encode(topics), msgspec.msgpack.encode(unread))
+            (number,) = self._db.execute(_NOTE_PRUNED, row).fetchone()
+            self._db.execute("DELETE FROM pruned_runs WHERE id <= ?", (number - KEPT_PRUNED_RUNS,))
+
     def _delete_events(self, run_id: str, deadline_s: float) -> bool:
         """Delete a run's events; return whether there was time for all."""
-        with self.transaction():
-            self._db.execute("UPDATE runs SET pruning = 1 WHERE run_id = ?", (run_id,))
         first, last = self._range(run_id)
         while (start := self._offset_from(first)) is not None and start <= last:
             if time.monotonic() >= deadline_s:
@@ -325,12 +355,17 @@ class Journal(JournalReader):
         rows = self._query("SELECT offset FROM events WHERE offset >= ? ORDER BY offset LIMIT 1", offset)
         return int(rows[0][0]) if rows else None
 
-    def _delete_run(self, run_id: str, now_ns: int) -> None:
+    def _delete_run(self, run_id: str, now_ns: int) -> PrunedRow:
         with self.transaction():
             self._db.execute(_KEEP_SEQS, (now_ns, run_id))
-            for table in ("streams", "dead_letters", "runs"):
-                self._db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
+            deleted = {
+                table: self._db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,)).rowcount
+                for table in ("streams", "dead_letters", "runs")
+            }
         self._streams.clear()
+        return PrunedRow(
+            run_id=run_id, unread=self.unread_runs(run_id), dead_letters=deleted["dead_letters"]
+        )
 
 
 def _row(entry: Entry, stream: _Stream) -> tuple[object, ...]:
