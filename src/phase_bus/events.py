@@ -433,7 +433,8 @@ Event: TypeAlias = (
 """Any event."""
 
 # What consumers and the bus say about a run; none of it means that a run has begun.
-BEGIN_NO_RUN = frozenset({"summary", "receipt", "drop"})
+WORDS_ON_A_RUN = frozenset({"summary", "receipt"})
+BEGIN_NO_RUN = WORDS_ON_A_RUN | {"drop"}
 
 KINDS: dict[str, type[EventBase]] = {str(t.__struct_config__.tag): t for t in get_args(Event)}
 for _name, _type in KINDS.items():

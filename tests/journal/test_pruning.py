@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from phase_bus.events import Receipt
 from phase_bus.journal.files import FILE_NAME
+from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Entry, Head, Limits
 from phase_bus.journal.writer import Journal
 from tests.support.entries import _S, _SOURCE, Log, dead_letter_at, read_all
@@ -94,6 +95,112 @@ def test_pruning_that_ran_out_of_time_goes_on_later(tmp_path: Path) -> None:
         assert pruned(journal, _S) == ["a"]
         assert read_all(journal) == log.entries[2000:]
         assert journal.verify() == []
+
+
+def test_a_run_that_a_consumer_has_not_read_is_held_back(tmp_path: Path) -> None:
+    """Whatever number and age say, until it is read; what it does not take holds nothing."""
+    log = Log()
+    with Journal(tmp_path, Limits(max_runs=1, max_age_s=3)) as journal:
+        for run_id in "abc":
+            fill(journal, log, run_id, 1)
+        journal.see({"slow": (), "ends": ("run_complete.",)}, 15 * _S)
+        journal.commit("slow", 3)
+        journal.commit("ends", 0)
+        assert pruned(journal, 20 * _S) == []
+        assert journal.held == ["a", "b", "c"]
+        journal.commit("slow", 5)
+        assert pruned(journal, 20 * _S) == ["a"]
+        journal.commit("slow", 12)
+        assert pruned(journal, 20 * _S) == ["b"]
+        assert journal.held == ["c"]
+        assert journal.unread_runs() == []
+        journal.commit("slow", 15)
+        assert pruned(journal, 20 * _S) == ["c"]
+
+
+def test_a_consumer_that_is_not_seen_holds_nothing_back(tmp_path: Path) -> None:
+    """After the time stated; unless the clock cannot be relied upon."""
+    log = Log()
+    limits = Limits(max_runs=1, max_absence_s=100)
+    with Journal(tmp_path, limits) as journal:
+        for run_id in "abc":
+            fill(journal, log, run_id, 1)
+        journal.see({"gone": ()}, 10 * _S)
+        journal.commit("gone", 7)
+        assert pruned(journal, 110 * _S) == ["a"], "that was read"
+        assert journal.prune(10**9 * _S, by_age=False) == []
+        assert pruned(journal, 111 * _S) == ["b"]
+        (lost,) = journal.unread_runs()
+        assert (lost.consumer, lost.run_id, lost.events, lost.records) == ("gone", "b", 3, 7)
+
+
+def test_beyond_the_bound_a_run_goes_and_the_loss_is_kept(tmp_path: Path) -> None:
+    """By size: what a consumer, and the slowest of a group's shares, had not read, and no more goes."""
+    log = Log()
+    limits = Limits(max_bytes=1 << 20, max_unread_bytes=5 << 18)
+    with Journal(tmp_path, limits) as journal:
+        for i in range(6):
+            fill(journal, log, f"r{i}", i, size=100_000, count=5)
+        journal.see({"slow": (), "group": ("records.",)}, 1)
+        journal.commit("slow", 2)
+        journal.commit("group/events", 30)
+        journal.commit("group/03", 6)
+        journal.commit("group/04", 0)  # nothing is in this partition
+        gone = journal.prune(10 * _S)
+        assert [row.run_id for row in gone] == ["r0", "r1"]
+        assert journal.held == ["r2", "r3", "r4", "r5"]
+        lost = [(u.consumer, u.run_id, u.events, u.records) for u in journal.unread_runs()]
+        assert lost == [("slow", "r0", 3, 7), ("slow", "r1", 5, 14), ("group", "r1", 2, 14)]
+        assert [u for row in gone for u in row.unread] == journal.unread_runs()
+    with JournalReader(tmp_path) as reader:
+        (first, second) = reader.pruned_runs()
+        assert (first.number, first.run_id, first.last_offset) == (1, "r0", 5)
+        assert {name: (t.events, t.records, t.last_offset) for name, t in first.topics.items()} == {
+            "phase_start.r0$": (2, 0, 4),
+            "records.03.r0$": (2, 14, 5),
+            "receipt.r0$": (1, 0, 3),
+        }
+        assert reader.pruned_runs(after=5) == [second]
+        assert reader.pruned_runs(after=0, until=5) == [first]
+        assert reader.prunings == 2
+        assert reader.verify() == []
+
+
+def test_the_table_of_what_is_gone_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latest are kept; the count of all is right."""
+    monkeypatch.setattr("phase_bus.journal.writer.KEPT_PRUNED_RUNS", 3)
+    log = Log()
+    with Journal(tmp_path, Limits(max_runs=0)) as journal:
+        for i in range(5):
+            fill(journal, log, f"r{i}", i)
+        pruned(journal, 0)
+        assert [run.run_id for run in journal.pruned_runs()] == ["r2", "r3", "r4"]
+        assert journal.prunings == 5
+
+
+def test_a_clock_that_was_wrong_takes_nothing_away(tmp_path: Path) -> None:
+    """What was taken in at a time that is still to come is not old, and order does not go by time."""
+    with Journal(tmp_path, Limits(max_age_s=10, max_runs=2)) as journal:
+        times = {"ahead": 10**6, "a": 100, "behind": 1, "b": 103}
+        for offset, (run_id, ts_s) in enumerate(times.items(), 1):
+            entry = Log(Head(offset - 1, offset - 1)).entry(run_id=run_id)._replace(ts_ns=ts_s * _S)
+            journal.append([entry])
+            journal.note_run(run_id, "completed", 0, 0, "p")
+        assert [row.run_id for row in journal.prune(105 * _S, by_age=False)] == ["ahead", "a"]
+        assert pruned(journal, 105 * _S) == ["behind"]
+        assert pruned(journal, 50 * _S) == [], "it was put back"
+
+
+def test_dead_letters_that_go_with_a_run_are_counted(tmp_path: Path) -> None:
+    """They were still to be looked at by somebody."""
+    log = Log()
+    with Journal(tmp_path, Limits(max_runs=0)) as journal:
+        fill(journal, log, "a", 1)
+        dead_letter_at(journal, "x", 1, "a")
+        dead_letter_at(journal, "y", 1, "a")
+        (row,) = journal.prune(0)
+        assert row.dead_letters == 2
+        assert journal.dead_letters() == []
 
 
 class JournalModel(RuleBasedStateMachine):

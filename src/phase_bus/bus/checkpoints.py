@@ -31,6 +31,10 @@ class Checkpoints:
         """Which journal the offsets belong to; empty without one."""
         return "" if self._journal is None else self._journal.journal_id
 
+    def prunings(self) -> int:
+        """Return how many runs were pruned from the journal so far."""
+        return 0 if self._journal is None else self._journal.prunings
+
     def find(self, hello: Hello) -> Checkpoint | None:
         """Return the checkpoint of a consumer that comes; a group's member has none of its own."""
         if self._journal is None or hello.role != "consumer" or hello.group:

@@ -152,6 +152,11 @@ class Clients:
         if client is not None:
             self._reply(client.identity, message)
 
+    def consumers(self) -> dict[str, tuple[str, ...]]:
+        """Return the names of the consumers and groups that are here, and which topics they take."""
+        infos = [client.info for client in self.by_id.values() if client.here]
+        return {info.name: info.subscriptions for info in infos if info.role == "consumer"}
+
     def infos(self, now_s: float) -> tuple[ClientInfo, ...]:
         """Return what is known of all clients."""
         return tuple(
@@ -195,6 +200,7 @@ class Clients:
             event_number=self._stream.head.event_number,
             checkpoint=checkpoint.offset if checkpoint else None,
             state=checkpoint.state if checkpoint else None,
+            pruned=self._checkpoints.prunings(),
         )
         self._reply(identity, welcome)
         if hello.group:

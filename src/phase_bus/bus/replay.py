@@ -84,11 +84,14 @@ def _events(reader: JournalReader, fetch: Fetch) -> list[bytes]:
     )
     # The head was read first: with nothing to hand over, all up to it is of no interest.
     reached = entries[-1] if entries else head
+    offset = max(reached.offset, fetch.after)
     answer = Fetched(
         after=fetch.after,
-        offset=max(reached.offset, fetch.after),
+        offset=offset,
         event_number=reached.event_number,
         end=not entries,
+        # Read after the events: a run is noted here before the first of its events goes.
+        pruned=tuple(reader.pruned_runs(fetch.after, offset)),
     )
     return [encode_control(answer), *(part for e in entries for part in (e.topic, e.header, e.payload))]
 

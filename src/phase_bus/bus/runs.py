@@ -102,6 +102,14 @@ class Runs:
                 if source == run.publisher:
                     run.published[topic.decode()] = events
 
+    def knows(self, run_id: str) -> bool:
+        """Return whether anything is known of a run, here or in the journal."""
+        return run_id in self.by_id or (self._journal is not None and self._journal.has_run(run_id))
+
+    def forget(self, run_id: str) -> None:
+        """Let go of a run that was pruned from the journal."""
+        self.by_id.pop(run_id, None)
+
     def open(self, source: bytes | None = None) -> list[Run]:
         """Return the running runs, of one source or of all."""
         running = [run for run in self.by_id.values() if run.status == "running"]

@@ -15,6 +15,7 @@ import zmq
 
 from phase_bus.bus.checkpoints import Checkpoints
 from phase_bus.bus.clients import Client, Clients
+from phase_bus.bus.clock import ClockWatch
 from phase_bus.bus.groups import Groups
 from phase_bus.bus.intake import check_event
 from phase_bus.bus.options import BusOptions
@@ -50,13 +51,15 @@ from phase_bus.core.wire import (
     unpack_header,
 )
 from phase_bus.errors import JournalError, WireError
-from phase_bus.events import Drop, Heartbeat
+from phase_bus.events import WORDS_ON_A_RUN, Drop, Heartbeat
+from phase_bus.journal.holding import in_words
 from phase_bus.journal.writer import Journal
 
 logger = logging.getLogger("phase_bus.bus")
 
 _PRUNE_EVERY_S = 60.0
 _PRUNE_BUDGET_S = 0.1
+_SHOWN_UNREAD = 50  # of what consumers have lost by pruning
 _DRAIN = 1000  # messages taken in before acknowledgements are sent and timers looked at
 _LARGE_BYTES = 8192  # a payload from here on is passed on as it was received; copying less costs less
 
@@ -83,6 +86,7 @@ class Bus:
         self._started_s = time.monotonic()
         self._next_tick_s = 0.0
         self._next_prune_s = 0.0
+        self._clock = ClockWatch()
         self._events = 0
         self._bad = 0
         self._complaints = Throttle(logger)
@@ -116,6 +120,7 @@ class Bus:
             end_runs=self._end_runs,
         )
         self._runs = Runs(journal, self._clients.name_of)
+        self._unread = [] if journal is None else journal.unread_runs()[-_SHOWN_UNREAD:]
         for run in self._runs.open():
             self._clients.wait_for(run.publisher)
 
@@ -245,6 +250,8 @@ class Bus:
         try:
             if not client.is_next_on(topic, header.topic_seq):
                 raise WireError(f"its number on its topic, {header.topic_seq}, is not new", topic)
+            if self._comes_too_late(topic, client.info.name):
+                return
             if len(view) < _LARGE_BYTES:
                 self._accept(topic, header, payload.bytes)
             else:
@@ -252,6 +259,21 @@ class Bus:
         except WireError as error:
             self._reject(client, topic, header, error)
             raise
+
+    def _comes_too_late(self, topic: bytes, name: str) -> bool:
+        """Return whether it is a word on a run that is not in the journal, any more: it is not kept then.
+
+        Kept it would bring the run back, without any event of its publisher, in the place of a real one.
+        """
+        kind, run_id = parse_topic(topic)
+        if self._journal is None or kind not in WORDS_ON_A_RUN or self._runs.knows(run_id):
+            return False
+        self._commit()  # the run may begin with what was taken in just now
+        if self._runs.knows(run_id):
+            return False
+        what = "phase-bus bus: a %s of %r for run %s is not kept: the journal has no such run (any more)"
+        logger.warning(what, kind, name, run_id)
+        return True
 
     def _accept(self, topic: bytes, header: Header, payload: bytes, frame: zmq.Frame | None = None) -> None:
         """Take in an event that is new.
@@ -335,6 +357,7 @@ class Bus:
             clients=self._clients.infos(now_s),
             runs=tuple(run.info() for run in self._runs.by_id.values()),
             groups=self._groups.infos(),
+            unread=tuple(self._unread),
         )
 
     def _end_asked_runs(self) -> None:
@@ -365,8 +388,21 @@ class Bus:
         send_frames(self._xpub, (topic, header.pack_at(*self._stream.head, 0, self._stream.tag), payload))
 
     def _prune(self, journal: Journal) -> None:
+        now_ns = time.time_ns()
         try:
-            for run in journal.prune(time.time_ns(), _PRUNE_BUDGET_S):
-                logger.info("phase-bus bus: run %s was pruned from the journal", run.run_id)
+            journal.see(self._clients.consumers(), now_ns)
+            pruned = journal.prune(now_ns, _PRUNE_BUDGET_S, by_age=self._clock.is_steady())
         except JournalError as error:
             logger.error("phase-bus bus: %s", error)
+            return
+        for run in pruned:
+            self._runs.forget(run.run_id)
+            self._unread += run.unread
+            what = f"run {run.run_id} was pruned from the journal"
+            if run.unread:
+                logger.warning("phase-bus bus: %s before it was read by %s", what, in_words(run.unread))
+            else:
+                logger.info("phase-bus bus: %s", what)
+            if run.dead_letters:
+                logger.warning("phase-bus bus: %s with %d dead letters", what, run.dead_letters)
+        del self._unread[:-_SHOWN_UNREAD]

@@ -15,6 +15,7 @@ from phase_bus.cli.options import DEFAULT_LIMITS, JsonOption, LimitOptions, Outp
 from phase_bus.cli.output import counted, local_time, make_console, print_json, print_line, print_table, say
 from phase_bus.errors import ConfigError, JournalDamagedError
 from phase_bus.journal.files import FILE_NAME, size_on_disk
+from phase_bus.journal.holding import in_words
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Limits
 
@@ -90,13 +91,22 @@ def prune(
     path = directory / FILE_NAME
     before = size_on_disk(path)
     with Journal(directory, msgspec.convert(limits, Limits, from_attributes=True)) as writer:
-        gone = [row.run_id for row in writer.prune(time.time_ns())]
+        pruned, held = writer.prune(time.time_ns()), writer.held
     after = size_on_disk(path)
+    gone = [row.run_id for row in pruned]
     if json:
-        print_json({"path": str(path), "pruned": gone, "size_bytes": after})
+        unread = [each for row in pruned for each in row.unread]
+        print_json({"path": str(path), "pruned": gone, "held": held, "unread": unread, "size_bytes": after})
         return
-    for run_id in gone:
-        print_line(run_id)
+    for row in pruned:
+        print_line(row.run_id)
+        if row.unread:
+            say(f"run {row.run_id} had not been read by {in_words(row.unread)}")
+    if held:
+        say(
+            f"{counted(len(held), 'run')} over the limits held back for consumers that have not read them; "
+            "--max-absence-s 0 takes them all the same"
+        )
     say(f"{counted(len(gone), 'run')} pruned from {path}, {decimal(before)} before, {decimal(after)} now")
 
 

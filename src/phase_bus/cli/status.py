@@ -44,6 +44,11 @@ def _show(status: Status) -> None:
     rows = (_client_row(client, grouped) for client in clients)
     spare = ("HOST", "LAST HEARD", "PID", "EVENTS")
     print_table(columns, rows, "no publishers or consumers", whole=("NAME",), spare=spare)
+    if status.unread:
+        columns = ("LOST BY", "RUN", "EVENTS", "RECORDS", "WHY")
+        why = "pruned before it was read"
+        lost = ((u.consumer, u.run_id, u.events, u.records, why) for u in status.unread)
+        print_table(columns, lost, whole=("LOST BY", "RUN"), spare=("WHY",))
     columns = ("RUN", "STATUS", "STARTED", "DURATION", "EVENTS", "PUBLISHER", "HANDLED BY")
     runs = (_run_row(run, status) for run in status.runs)
     spare = ("PUBLISHER", "STARTED", "EVENTS", "DURATION")

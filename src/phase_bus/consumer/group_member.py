@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from phase_bus.consumer.consumer import Consumer
+from phase_bus.consumer.consumer import Consumer, subscriptions_of
 from phase_bus.consumer.holdings import Holdings
 from phase_bus.consumer.member import FLUSH_S, Member
 from phase_bus.consumer.share import Share
@@ -65,7 +65,7 @@ class GroupMember(Member):
             raise ConfigError(
                 f"a group needs a bus, and {address} is a publisher's; start the consumer alone"
             )
-        check_shareable(build())
+        self._subscriptions = subscriptions_of(check_shareable(build()))
         self._holdings = Holdings(group)
         self.shares = self._holdings.shares
         super().__init__(group, address, high_water_mark=high_water_mark, on_ready=on_ready)
@@ -281,8 +281,14 @@ class GroupMember(Member):
     # ---- what the bus says and is told ----
 
     def _hello(self) -> Hello:
-        settings = self._settings
-        return introduce(self.client_id, "consumer", self.name, group=self.name, settings=settings)
+        return introduce(
+            self.client_id,
+            "consumer",
+            self.name,
+            subscriptions=self._subscriptions,
+            group=self.name,
+            settings=self._settings,
+        )
 
     @property
     def _beat(self) -> Callable[[], Beat]:

@@ -59,7 +59,7 @@ class _TopicRow(NamedTuple):
         return partition_of(self.topic)
 
 
-class Place(NamedTuple):
+class Standing(NamedTuple):
     """How far a consumer, or one share of a group, has come.
 
     Attributes:
@@ -84,7 +84,7 @@ class Place(NamedTuple):
 
 
 class HoldingJournal(JournalReader):
-    """What a journal that is written knows of its consumers and their places."""
+    """What a journal that is written knows of its consumers and their standings."""
 
     limits: Limits
 
@@ -92,7 +92,7 @@ class HoldingJournal(JournalReader):
         """Return the runs that have ended, in the order in which they are to go."""
         return [Candidate(*row) for row in self._query(_OVER)]
 
-    def places(self, now_ns: int | None) -> list[Place]:
+    def standings(self, now_ns: int | None) -> list[Standing]:
         """Return where all consumers are; without a time, as if they had been on the bus lately."""
         known = {
             name: (seen_ns, tuple(topic.encode() for topic in _decode_topics(topics)))
@@ -106,24 +106,24 @@ class HoldingJournal(JournalReader):
             seen_ns, wanted = known.get(consumer, (now_ns, ()))
             absent_ns = 0 if now_ns is None or seen_ns is None else now_ns - seen_ns
             is_here = absent_ns <= self.limits.max_absence_s * 1e9
-            found.append(Place(consumer, share, offset, wanted or (b"",), is_here))
+            found.append(Standing(consumer, share, offset, wanted or (b"",), is_here))
         return found
 
-    def is_held(self, run_id: str, places: Iterable[Place]) -> bool:
+    def is_held(self, run_id: str, standings: Iterable[Standing]) -> bool:
         """Return whether a consumer that was here lately has not read a run to its end."""
         rows = [row for row in self._topic_rows(run_id) if row.kind not in BEGIN_NO_RUN]
-        return any(place.lacks(row) for place in places if place.is_here for row in rows)
+        return any(standing.lacks(row) for standing in standings if standing.is_here for row in rows)
 
     def unread(self, run_id: str) -> list[UnreadRun]:
         """Return what consumers have not read of a run, also those that hold nothing back."""
         events: Counter[str] = Counter()
         records: Counter[str] = Counter()
         rows = self._topic_rows(run_id)
-        for place in self.places(None):
-            for row in filter(place.lacks, rows):
-                lacking = self._beyond(row, place.offset)
-                events[place.consumer] += lacking[0]
-                records[place.consumer] += lacking[1]
+        for standing in self.standings(None):
+            for row in filter(standing.lacks, rows):
+                lacking = self._beyond(row, standing.offset)
+                events[standing.consumer] += lacking[0]
+                records[standing.consumer] += lacking[1]
         return [
             UnreadRun(consumer=name, run_id=run_id, events=count, records=records[name])
             for name, count in events.items()

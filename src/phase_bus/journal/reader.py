@@ -234,6 +234,10 @@ class JournalReader:
         """Return all runs, the oldest first."""
         return self._structs(RunRow, _RUNS)
 
+    def has_run(self, run_id: str) -> bool:
+        """Return whether there is anything of a run."""
+        return bool(self._query("SELECT 1 FROM runs WHERE run_id = ? AND NOT pruning", run_id))
+
     def info(self) -> JournalInfo:
         """Return the journal at a glance."""
         totals = "SELECT coalesce(sum(events), 0), coalesce(sum(records), 0) FROM streams"

@@ -26,7 +26,7 @@ from phase_bus.journal.files import (
     pragma,
     stream_crc,
 )
-from phase_bus.journal.holding import KEPT_PRUNED_RUNS, Candidate, HoldingJournal, Place
+from phase_bus.journal.holding import KEPT_PRUNED_RUNS, Candidate, HoldingJournal
 from phase_bus.journal.rows import Entry, Head, Limits, PrunedRow
 
 RUNNING = "running"
@@ -96,6 +96,9 @@ class Journal(HoldingJournal):
 
     The directory is made if it is not there; the limits say how much :meth:`prune` leaves.
 
+    Attributes:
+        held: the runs that the last :meth:`prune` held back, beyond the other limits.
+
     Raises:
         JournalInUseError: if another bus has it.
         JournalError: if it cannot be written, or is damaged. Every method may raise it too, for instance if
@@ -104,6 +107,7 @@ class Journal(HoldingJournal):
 
     def __init__(self, directory: Path, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
+        self.held: list[str] = []
         path = directory / FILE_NAME
         with ExitStack() as stack:
             self._lock = stack.enter_context(lock(directory))
@@ -270,9 +274,13 @@ class Journal(HoldingJournal):
         deadline_s = time.monotonic() + budget_s
         gone = []
         with failing_clearly(self.path):
-            places = self.places(now_ns if by_age else None)
+            standings = self.standings(now_ns if by_age else None)
+            self.held = []
             for run in self.candidates():
-                if not self._is_to_go(run, places, now_ns if by_age else None):
+                if not self._is_beyond(run, now_ns if by_age else None):
+                    continue
+                if not self._must_go(run) and self.is_held(run.run_id, standings):
+                    self.held.append(run.run_id)
                     continue
                 if not run.half_gone:
                     self._begin_pruning(run)
@@ -300,14 +308,16 @@ class Journal(HoldingJournal):
             self._checkpointer.committed(_VACUUMED_AT_ONCE * self._page_bytes)
         return done
 
-    def _is_to_go(self, run: Candidate, places: Sequence[Place], now_ns: int | None) -> bool:
-        """Return whether the limits do not hold with a run, and nobody may hold it back."""
-        limits, used_bytes = self.limits, self._used_bytes()
-        if run.half_gone or used_bytes > limits.max_bytes + limits.max_unread_bytes:
-            return True
+    def _is_beyond(self, run: Candidate, now_ns: int | None) -> bool:
+        """Return whether the limits do not hold as long as a run is there."""
         ((runs,),) = self._query("SELECT count(*) FROM runs")
-        beyond = runs > limits.max_runs or used_bytes > limits.max_bytes or self._is_old(run, now_ns)
-        return beyond and not self.is_held(run.run_id, places)
+        too_much = runs > self.limits.max_runs or self._used_bytes() > self.limits.max_bytes
+        return run.half_gone or too_much or self._is_old(run, now_ns)
+
+    def _must_go(self, run: Candidate) -> bool:
+        """Return whether a run goes even if a consumer has not read it."""
+        limits = self.limits
+        return run.half_gone or self._used_bytes() > limits.max_bytes + limits.max_unread_bytes
 
     def _is_old(self, run: Candidate, now_ns: int | None) -> bool:
         """Return whether the bus took in a run's end too long ago; a time in the future is no age."""
