@@ -359,6 +359,27 @@ class TopicReceipt(Struct, frozen=True, kw_only=True):
     failed: Int = 0
 
 
+class Loss(Struct, frozen=True, kw_only=True):
+    """What a consumer did not get, and can get nowhere any more.
+
+    Attributes:
+        run_id: the run that it was of.
+        reason: why it is lost, in words.
+        events: how many events it was.
+        records: how many request records were in them.
+    """
+
+    run_id: str
+    reason: str
+    events: int = 0
+    records: int = 0
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        what = f"{self.events:,} events with {self.records:,} records of run {self.run_id}"
+        return f"{what}: {self.reason}"
+
+
 class Receipt(EventBase, frozen=True, kw_only=True, tag="receipt"):
     """What one consumer did with a run, said when it has handled the run's end.
 
@@ -367,17 +388,20 @@ class Receipt(EventBase, frozen=True, kw_only=True, tag="receipt"):
         consumer_id: the consumer process's id.
         topics: the account, by topic.
         worst_lag_s: the longest time from an event's happening to its being handled, in seconds.
+        lost: what it has lost since its last receipt, of other runs: it gives none for a run whose end it
+            never saw.
     """
 
     consumer: str
     consumer_id: str = ""
     topics: dict[str, TopicReceipt] = {}
     worst_lag_s: float = 0.0
+    lost: tuple[Loss, ...] = ()
 
     @property
     def complete(self) -> bool:
         """Whether everything published on the subscribed topics was handled and written out."""
-        return all(
+        return not self.lost and all(
             t.missed == 0
             and t.failed == 0
             and t.written >= t.handled

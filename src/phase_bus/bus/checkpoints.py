@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from phase_bus.bus.groups import Group, Judgement
 from phase_bus.core.control import EVENTS, Beat, ClientInfo, Commit, DeadLetterNote, Heard, Hello
@@ -30,6 +30,15 @@ class Checkpoints:
     def journal_id(self) -> str:
         """Which journal the offsets belong to; empty without one."""
         return "" if self._journal is None else self._journal.journal_id
+
+    def see(self, consumers: Mapping[str, Sequence[str]]) -> None:
+        """Note that consumers or groups are here, and which topics they take; what fails is logged."""
+        if self._journal is None:
+            return
+        try:
+            self._journal.see(consumers, time.time_ns())
+        except JournalError as error:  # it is noted again from time to time
+            logger.error("phase-bus bus: %s", error)
 
     def prunings(self) -> int:
         """Return how many runs were pruned from the journal so far."""

@@ -187,6 +187,8 @@ class Clients:
             return
         client = self._take_in(hello)
         client.hear(identity, now_s)
+        if hello.role == "consumer":
+            self._checkpoints.see({hello.name: hello.subscriptions})
         checkpoint = self._checkpoints.find(hello)
         welcome = Welcome(
             bus_id=self._bus_id,

@@ -389,8 +389,8 @@ class Bus:
 
     def _prune(self, journal: Journal) -> None:
         now_ns = time.time_ns()
+        self._checkpoints.see(self._clients.consumers())
         try:
-            journal.see(self._clients.consumers(), now_ns)
             pruned = journal.prune(now_ns, _PRUNE_BUDGET_S, by_age=self._clock.is_steady())
         except JournalError as error:
             logger.error("phase-bus bus: %s", error)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec import Struct, field
 
-from phase_bus.events import Receipt, RunComplete, TopicReceipt
+from phase_bus.core.control import PrunedTopic
+from phase_bus.events import Loss, Receipt, RunComplete, TopicReceipt
+
+PRUNED = "pruned from the journal before it was read"
 
 
 class TopicCounts(Struct):
-    """What became of one topic so far, in events. ``last_seqs``: the last sequence, by source."""
+    """What became of one topic so far, in events.
+
+    Attributes:
+        last_seqs: the last sequence, by source.
+        records: how many request records were in what was received.
+    """
 
     last_seqs: dict[bytes, int] = field(default_factory=dict)
     received: int = 0
@@ -20,8 +28,10 @@ class TopicCounts(Struct):
     handled: int = 0
     written: int = 0
     failed: int = 0
+    records: int = 0
 
 
+_NOTHING = TopicCounts()
 _COUNTED = tuple(name for name in TopicReceipt.__struct_fields__ if name != "published")
 
 
@@ -53,8 +63,30 @@ class RunAccount(Struct):
         for counts in self.topics.values():
             counts.written = counts.handled
 
+    def lost(self, held: Mapping[str, PrunedTopic], wanted: tuple[bytes, ...], after: int) -> Loss | None:
+        """Return what was not received, on the wanted topics, of the run before it was pruned, if anything.
+
+        Args:
+            held: what the run's topics held.
+            after: up to this offset everything was received, also what is forgotten here by now.
+        """
+        events = records = 0
+        for name, topic in held.items():
+            if name.encode().startswith(wanted) and topic.last_offset > after:
+                counts = self.topics.get(name.encode(), _NOTHING)
+                events += max(topic.events - counts.received, 0)
+                records += max(topic.records - counts.records, 0)
+        if not events:
+            return None
+        return Loss(run_id=self.run_id, reason=PRUNED, events=events, records=records)
+
     def receipt(
-        self, end: RunComplete, wanted: tuple[bytes, ...], consumer: str, consumer_id: str
+        self,
+        end: RunComplete,
+        wanted: tuple[bytes, ...],
+        consumer: str,
+        consumer_id: str,
+        lost: tuple[Loss, ...] = (),
     ) -> Receipt:
         """Return the receipt for what the run's end says was published on the wanted topics."""
         topics = {
@@ -74,10 +106,12 @@ class RunAccount(Struct):
             consumer_id=consumer_id,
             topics=topics,
             worst_lag_s=self.worst_lag_ns / 1e9,
+            lost=lost,
         )
 
     def complaints(self, receipt: Receipt) -> Iterator[str]:
-        """Yield a line for each topic that was not handled in full."""
+        """Yield a line for each topic that was not handled in full, and for each loss before."""
+        yield from (f"lost before it: {loss}" for loss in receipt.lost)
         for topic, t in receipt.topics.items():
             if t.failed:
                 yield f"{t.failed} of {t.received} events on {topic} failed in the handler"

@@ -15,25 +15,29 @@ from tenacity import AsyncRetrying, stop_after_attempt, wait_random_exponential
 from phase_bus.consumer.account import RunAccount, TopicCounts
 from phase_bus.consumer.consumer import Consumer, Handler
 from phase_bus.consumer.view import View
-from phase_bus.core.control import REMEMBERED_RUNS, DeadLetterNote
+from phase_bus.core.control import REMEMBERED_RUNS, DeadLetterNote, PrunedRun
 from phase_bus.core.throttle import Throttle
 from phase_bus.core.values import as_text
 from phase_bus.core.wire import Header, decode, decode_event, parse_topic
 from phase_bus.errors import WireError
-from phase_bus.events import Event, Receipt, RunComplete
+from phase_bus.events import Event, Loss, Receipt, RunComplete
 
 logger = logging.getLogger("phase_bus.consumer")
 
 ATTEMPTS = 3
+_KEPT_LOSSES = 100
+_KEPT_TOLD = 20 * _KEPT_LOSSES  # those of all shares of a group
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 
 
 class Saved(Struct):
-    """What is kept in a consumer's checkpoint; for ``handled`` see :class:`Dispatcher`."""
+    """What is kept in a consumer's checkpoint; for ``handled`` and so on see :class:`Dispatcher`."""
 
     accounts: dict[str, RunAccount]
     handled: dict[str, bool]
     state: bytes | None = None
+    losses: dict[str, Loss] = {}
+    told_losses: list[str] = []
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -60,6 +64,9 @@ class Dispatcher:
         failed: dead letters and malformed events.
         handled: the runs whose end is handled and written out, and whether everything was.
         dead_letters: those that the bus has not taken over yet.
+        losses: what was lost and is to be told in the next receipt, by a name for each. In a share of a
+            group that does not lead they stay, the latest of them; the leader tells them.
+        told_losses: those of the group's other shares that this one, which leads, has told.
     """
 
     def __init__(self, consumer: Consumer, view: View, client_id: str, attempts: int = ATTEMPTS) -> None:
@@ -68,11 +75,14 @@ class Dispatcher:
         self.failed = 0
         self.handled: dict[str, bool] = {}
         self.dead_letters: list[DeadLetterNote] = []
+        self.losses: dict[str, Loss] = {}
+        self.told_losses: list[str] = []
         self._consumer = consumer
         self._context = consumer.context
         self._handlers = view.handlers
         self._any = view.handlers.get("*")
         self._wanted = view.wanted
+        self._subscribed = view.topics
         self._client_id = client_id
         self._attempts = attempts
         self._accounts: dict[str, RunAccount] = {}
@@ -96,6 +106,7 @@ class Dispatcher:
             counts.last_seqs[source] = seq
             counts.missed += seq - last - 1
         counts.received += 1
+        counts.records += header.records
         counts.replayed += replayed
         self.received += 1
         try:
@@ -148,10 +159,35 @@ class Dispatcher:
         if offsets:
             self.dead_letters = [each for each in self.dead_letters if each.offset not in offsets]
 
-    def receipt(self, end: RunComplete, parts: Iterable[RunAccount] = ()) -> Receipt:
+    def lose(self, run: PrunedRun, after: int) -> None:
+        """Note, and log, what was lost of a run that was pruned; its end will not come any more.
+
+        Args:
+            after: where the consumer stood when it learned of the pruning.
+        """
+        account = self._accounts.get(run.run_id) or RunAccount(run.run_id)
+        topics = {t: held for t, held in run.topics.items() if t.encode().startswith(self._subscribed)}
+        loss = account.lost(topics, self._wanted, max(after, self.done_offset))
+        if run.run_id not in self.handled:
+            self.forget(run.run_id)
+        if loss is not None:
+            logger.error("consumer %r has lost %s", self._context.name, loss)
+            self.losses[f"pruned {run.number}"] = loss
+            for old in list(self.losses)[:-_KEPT_LOSSES]:
+                del self.losses[old]
+
+    def told(self, losses: Iterable[str], others: Iterable[str]) -> None:
+        """Note that losses, here and of other shares, were told in a receipt."""
+        for name in losses:
+            self.losses.pop(name, None)
+        self.told_losses = [*self.told_losses, *others][-_KEPT_TOLD:]
+
+    def receipt(
+        self, end: RunComplete, parts: Iterable[RunAccount] = (), lost: Iterable[Loss] = ()
+    ) -> Receipt:
         """Return the receipt of a run that has ended, other members' parts included; complain of losses."""
         account = self._accounts[end.run_id].joined(parts)
-        receipt = account.receipt(end, self._wanted, self._context.name, self._client_id)
+        receipt = account.receipt(end, self._wanted, self._context.name, self._client_id, _by_run(lost))
         for line in account.complaints(receipt):
             logger.warning("consumer %r, run %s: %s", self._context.name, end.run_id, line)
         return receipt
@@ -182,7 +218,8 @@ class Dispatcher:
 
     def saved(self) -> bytes:
         """Return what is to be kept in the checkpoint: the accounts of runs, and the consumer's state."""
-        return _encode(Saved(self._accounts, self.handled, self._consumer.state()))
+        state = self._consumer.state()
+        return _encode(Saved(self._accounts, self.handled, state, self.losses, self.told_losses))
 
     def restore(self, saved: bytes) -> None:
         """Go on, and let the consumer go on, from what an earlier process left.
@@ -193,7 +230,7 @@ class Dispatcher:
         kept = decode_saved(saved)
         self._accounts = kept.accounts
         self._of_topic.clear()
-        self.handled = kept.handled
+        self.handled, self.losses, self.told_losses = kept.handled, kept.losses, kept.told_losses
         if kept.state is not None:
             self._consumer.restore(kept.state)
 
@@ -260,6 +297,19 @@ class Dispatcher:
                 self._context.name,
                 kind,
             )
+
+
+def _by_run(losses: Iterable[Loss]) -> tuple[Loss, ...]:
+    """Return one loss for each run and reason: the shares of a group have each lost their part."""
+    found: dict[tuple[str, str], Loss] = {}
+    for loss in losses:
+        same = found.get((loss.run_id, loss.reason))
+        if same is not None:
+            loss = msgspec.structs.replace(
+                same, events=same.events + loss.events, records=same.records + loss.records
+            )
+        found[loss.run_id, loss.reason] = loss
+    return tuple(found.values())
 
 
 async def _retried(handler: Callable[[Event], Awaitable[None]], event: Event, attempts: int) -> None:

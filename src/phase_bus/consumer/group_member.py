@@ -185,7 +185,7 @@ class GroupMember(Member):
         share = Share(consumer, view, self.client_id, self._give_receipt)
         await share.start()
         try:
-            await share.begin(kept.get(number))
+            await share.begin(kept.get(number), prunings=self._prunings)
         except BaseException:
             await share.stop()
             raise

@@ -10,7 +10,7 @@ from phase_bus.consumer.dispatcher import decode_saved
 from phase_bus.consumer.share import Share
 from phase_bus.core.wire import NO_PARTITION, Header, decode_event, partition_of
 from phase_bus.errors import WireError
-from phase_bus.events import RunComplete
+from phase_bus.events import Loss, RunComplete
 from phase_bus.journal.rows import Checkpoint
 
 logger = logging.getLogger("phase_bus.consumer")
@@ -37,9 +37,10 @@ class GroupLeader:
         self.handled = dict(share.dispatcher.handled)
         self.next_look_s = 0.0
         self._group = group
-        share.parts = self._accounts_of
+        share.parts, share.lost_by_others = self._accounts_of, self._untold
         self._committing = self.handled  # as the last commit has them, kept or not yet
         self._accounts: dict[int, dict[str, RunAccount]] = {}
+        self._losses: dict[int, dict[str, Loss]] = {}
         self._unmerged: dict[int, bytes] = {}  # states that the instance has not taken over yet
         self._merged = False  # whether it has been handed anything yet
 
@@ -61,6 +62,7 @@ class GroupLeader:
             if saved is not None:
                 kept = decode_saved(saved)
                 self._accounts[partition] = kept.accounts
+                self._losses[partition] = kept.losses
                 if kept.state is not None:
                     self._unmerged[partition] = kept.state
         await self._merge()
@@ -97,6 +99,16 @@ class GroupLeader:
     def _accounts_of(self, run_id: str) -> list[RunAccount]:
         """Return what the partitions received of a run."""
         return [runs[run_id] for _, runs in sorted(self._accounts.items()) if run_id in runs]
+
+    def _untold(self) -> dict[str, Loss]:
+        """Return what the partitions' shares have lost, and no receipt has told."""
+        told = self.share.dispatcher.told_losses
+        return {
+            f"{partition}: {name}": loss
+            for partition, losses in sorted(self._losses.items())
+            for name, loss in losses.items()
+            if f"{partition}: {name}" not in told
+        }
 
     def committed(self) -> None:
         """Note that the runs whose end is handled by now are in the share's commit."""

@@ -74,6 +74,7 @@ class Member(ABC):
         self._live = LiveQueue(self._context, self.client_id, high_water_mark)
         self._replay: ReplayClient | None = None
         self._bus_id = self._journal_id = ""  # of the bus that welcomed it last
+        self._prunings = 0  # how many there had been when that bus welcomed it
         self._next_flush_s = 0.0
         self._failure: PhaseBusError | None = None  # why it ends, if that is its bus's word
         self._link = ControlLink(
@@ -195,6 +196,7 @@ class Member(ABC):
         )
         if piece is None or not goes_on():
             return piece
+        share.note_pruned(piece.pruned)
         breath_s = time.monotonic() + _BREATH_S
         for topic, header, payload in piece.events:
             try:
@@ -208,6 +210,7 @@ class Member(ABC):
                 return piece
         if piece.end:
             follower.caught_up(piece.offset, piece.event_number)
+        share.pass_pruned(follower.offset)
         return piece
 
     # ---- publishing ----
@@ -237,6 +240,7 @@ class Member(ABC):
         """Return what introduces this process to the bus."""
 
     def _on_welcome(self, welcome: Welcome) -> None:
+        self._prunings = welcome.pruned
         self._live.connect(self.address.endpoint(welcome.events))
         if self._replay is not None:
             self._replay.close()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import zmq
 
-from phase_bus.core.control import Fetch, Fetched, FetchedStates, FetchStates, ReadFailed, Reply
+from phase_bus.core.control import Fetch, Fetched, FetchedStates, FetchStates, PrunedRun, ReadFailed, Reply
 from phase_bus.core.readable import Readable
 from phase_bus.core.sockets import dealer
 from phase_bus.core.wire import Header, decode_reply, encode_control, receive_frames, unpack_header
@@ -25,12 +25,14 @@ class Piece(NamedTuple):
         events: topic, header and payload of each event, in order.
         offset: where a reader stands that has handled them; likewise the event number.
         end: whether there was nothing more when it was read.
+        pruned: the runs between there and here that are, or are being, pruned.
     """
 
     events: list[tuple[bytes, Header, memoryview]]
     offset: int
     event_number: int
     end: bool
+    pruned: tuple[PrunedRun, ...] = ()
 
 
 class ReplayClient:
@@ -121,4 +123,4 @@ def _piece(frames: list[zmq.Frame]) -> Piece:
         (topic := frames[i].bytes, unpack_header(frames[i + 1].bytes, topic), frames[i + 2].buffer)
         for i in range(1, len(frames), 3)
     ]
-    return Piece(events, answer.offset, answer.event_number, answer.end)
+    return Piece(events, answer.offset, answer.event_number, answer.end, answer.pruned)

@@ -186,6 +186,7 @@ class ConsumerRunner(Member):
             kept,
             origin="checkpoint" if self._moved else self._origin,
             head=Head(0, 0) if self._moved and not journaled else head,
+            prunings=welcome.pruned,
             journaled=journaled,
         )
         if welcome.bus_id != self._bus_id:

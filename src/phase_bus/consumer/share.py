@@ -17,9 +17,9 @@ from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.dispatcher import ATTEMPTS, Dispatcher
 from phase_bus.consumer.follower import Verdict
 from phase_bus.consumer.view import View
-from phase_bus.core.control import EVENTS, Commit
+from phase_bus.core.control import EVENTS, Commit, PrunedRun
 from phase_bus.core.wire import Header, topic_prefix
-from phase_bus.events import Event, Receipt, RunComplete
+from phase_bus.events import Event, Loss, Receipt, RunComplete
 from phase_bus.journal.rows import Checkpoint, Head, checkpoint_name
 
 logger = logging.getLogger("phase_bus.consumer")
@@ -69,6 +69,7 @@ class Share:
         lost: in a group: it is assigned to another member by now.
         lost_runs: the runs that ended as lost, so that their publishers may come back.
         parts: returns what the other members of the group received of a run.
+        lost_by_others: returns what they have lost and the leader has not told, by a name for each.
     """
 
     def __init__(
@@ -91,7 +92,10 @@ class Share:
         self.lost = False
         self.lost_runs: set[str] = set()
         self.parts: Callable[[str], Iterable[RunAccount]] = lambda _run_id: ()
+        self.lost_by_others: Callable[[], dict[str, Loss]] = dict
         self._give = give
+        self._pruned: dict[int, tuple[PrunedRun, int]] = {}  # not passed yet, and where it learned of them
+        self._prunings = 0  # how many there had been before it could lose anything by one
         self._handled_topics = (*view.wanted, _RUN_COMPLETE)
         self._ends: dict[str, RunComplete] = {}  # of runs whose receipts are to be given
         self._keeps_checkpoint = False
@@ -127,12 +131,14 @@ class Share:
         *,
         origin: Origin = "checkpoint",
         head: Head | None = None,
+        prunings: int = 0,
         journaled: bool = True,
     ) -> None:
         """Find the place in the stream from which the instance reads.
 
         Args:
             head: where the stream ends now, if that is known.
+            prunings: how many runs were pruned so far: to one that is new here these are no loss.
             journaled: whether what is past can be read; else it begins at the head.
 
         Raises:
@@ -142,6 +148,8 @@ class Share:
         after, state = begin_at(kept, stored, origin=origin, head=head.offset if head else 0)
         if state is not None:
             self.dispatcher.restore(state)
+        was_here = origin == "checkpoint" and (kept is not None or stored is not None)
+        self._prunings = 0 if was_here else prunings
         # What a consumer stored beyond its checkpoint is counted again, but not handled again.
         self.dispatcher.done_offset = stored or 0
         if journaled:
@@ -156,6 +164,7 @@ class Share:
     def leave_stream(self) -> None:
         """Forget the place: the bus has another stream now, of which the old offsets say nothing."""
         self.placed, self.commit, self._latest = False, None, None
+        self._pruned.clear()
 
     # ---- events ----
 
@@ -171,6 +180,8 @@ class Share:
         Returns:
             The event, if it ends a run whose receipt is to be given: flush then.
         """
+        if self._pruned:
+            self.pass_pruned(header.offset - 1)
         verdict = self.follower.replayed(header) if replayed else self.follower.live(header)
         if verdict is Verdict.HOLE or not topic.startswith(self._handled_topics):
             return None
@@ -183,6 +194,20 @@ class Share:
             self._ends[end.run_id] = end
             return end
         return None
+
+    def note_pruned(self, runs: Iterable[PrunedRun]) -> None:
+        """Take in which runs are gone from the journal, before what is left there is handled."""
+        for run in runs:
+            if run.number > self._prunings:
+                self._pruned.setdefault(run.number, (run, self.follower.offset))
+
+    def pass_pruned(self, offset: int) -> None:
+        """Note what was lost of the pruned runs of which nothing comes beyond an offset."""
+        for number, (run, after) in list(self._pruned.items()):
+            if run.last_offset <= offset:
+                del self._pruned[number]
+                self.dispatcher.lose(run, after)
+                self._changed = True
 
     async def retry(self, event: Event, offset: int) -> bool:
         """Give the instance an event that is a dead letter once more; return whether it handled it."""
@@ -234,8 +259,11 @@ class Share:
         """Give the receipts of runs whose end was handled, oldest first; these count as handled then."""
         while self._ends and self._give is not None:
             run_id, end = next(iter(self._ends.items()))
-            receipt = self.dispatcher.receipt(end, self.parts(run_id))
+            own, others = dict(self.dispatcher.losses), self.lost_by_others()
+            lost = [*own.values(), *others.values()]
+            receipt = self.dispatcher.receipt(end, self.parts(run_id), lost)
             await self._give(receipt)
+            self.dispatcher.told(own, others)
             self.dispatcher.finished(run_id, whole=receipt.complete)
             (self.lost_runs.add if end.status == "lost" else self.lost_runs.discard)(run_id)
             del self._ends[run_id]
