@@ -16,7 +16,7 @@ from phase_bus.core.address import default_address
 from phase_bus.harness.foreground import check_command, run_in_foreground
 from phase_bus.harness.signals import signals_to
 from phase_bus.journal.exec_journals import MAX_AGE_S, MAX_BYTES, ExecJournal
-from phase_bus.reporting.receipts import ledger_in_brief, ledger_table
+from phase_bus.reporting.receipts import ledger_in_brief, ledger_table, print_losses
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -162,5 +162,6 @@ def _print_ledger(rig: Rig, console: Console) -> None:
         console.print()
         console.print(f"Ledger of run {run_id}, in events:", soft_wrap=True)
         console.print(ledger_table(ledger_in_brief(said)))
+        print_losses(said, console)
         for name in sorted({c.title for c in rig.config.consumers} - {r.consumer for r in said}):
             console.print(f"{name} gave no receipt", style="red")

@@ -13,7 +13,7 @@ from phase_bus.cli.output import EXIT_NOT_WHOLE, duration, local_time, make_cons
 from phase_bus.errors import ConfigError
 from phase_bus.events import Receipt, RunStart
 from phase_bus.journal.reader import JournalReader
-from phase_bus.reporting.receipts import is_whole, ledger, ledger_table
+from phase_bus.reporting.receipts import is_whole, ledger, ledger_table, losses, print_losses
 
 _COLUMNS = (
     "RUN",
@@ -102,10 +102,12 @@ def receipts(run: str, *, data: DataOption = None, json: JsonOption = False) -> 
         )
     rows, whole = ledger(said), is_whole(said)
     if json:
-        print_json({"run_id": found.row.run_id, "whole": whole, "ledger": rows})
+        lost = {consumer: told for consumer, told in losses(said).items() if told}
+        print_json({"run_id": found.row.run_id, "whole": whole, "ledger": rows, "lost": lost})
     else:
         console = make_console()
         console.print(ledger_table(rows))
+        print_losses(said, console)
         if not whole:
             console.print("not every consumer handled everything that was published for it", style="red")
     return 0 if whole else EXIT_NOT_WHOLE

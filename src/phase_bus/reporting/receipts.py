@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
+import msgspec
 from rich.cells import cell_len
+from rich.console import Console
 from rich.table import Table
 
 from phase_bus.core.wire import parse_topic
-from phase_bus.events import Receipt, TopicReceipt
+from phase_bus.events import Loss, Receipt, TopicReceipt
 
 _SELDOM = frozenset(("replayed", "repeated", "missed", "failed"))
 _COUNTS = ("received", "replayed", "repeated", "missed", "handled", "written", "failed")
@@ -57,6 +59,18 @@ def is_whole(receipts: Iterable[Receipt]) -> bool:
     return all(receipt.complete for receipt in _last(receipts))
 
 
+def losses(receipts: Iterable[Receipt]) -> dict[str, tuple[Loss, ...]]:
+    """Return what each consumer tells that it has lost of runs before this one."""
+    return {receipt.consumer: receipt.lost for receipt in _last(receipts)}
+
+
+def print_losses(receipts: Iterable[Receipt], console: Console) -> None:
+    """Print a line for each such loss."""
+    for consumer, lost in losses(receipts).items():
+        for loss in lost:
+            console.print(f"{consumer} lost {loss}", style="red", soft_wrap=True)
+
+
 def ledger_table(rows: Iterable[LedgerRow]) -> Table:
     """Return a ledger as a table for the terminal; what went wrong nowhere has no column."""
     rows = list(rows)
@@ -86,7 +100,12 @@ def _widest(rows: list[LedgerRow], column: str) -> int:
 
 
 def _last(receipts: Iterable[Receipt]) -> list[Receipt]:
-    by_name = {receipt.consumer: receipt for receipt in receipts}
+    by_name: dict[str, Receipt] = {}
+    for receipt in receipts:
+        if (before := by_name.get(receipt.consumer)) is not None and before.lost:
+            lost = tuple(dict.fromkeys((*before.lost, *receipt.lost)))  # what was told before stays lost
+            receipt = msgspec.structs.replace(receipt, lost=lost)
+        by_name[receipt.consumer] = receipt
     return [by_name[name] for name in sorted(by_name)]
 
 
