@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from phase_bus.consumer.dispatcher import Dispatcher
 from phase_bus.testing.process import BusProcess
 from phase_bus.testing.waiting import wait_until
 from tests.support.buses import BusThread, DurableBus, plain_bus
@@ -39,6 +40,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("CI") and reporter is not None and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a consumer of this process try again soon where its handler fails."""
+    monkeypatch.setattr(Dispatcher, "retry_wait_s", 0.02)
 
 
 @pytest.fixture

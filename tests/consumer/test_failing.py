@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import closing
 
 import pytest
 
+from phase_bus.core.wire import Header, parse_topic
 from phase_bus.events import EventBase, PhaseStart, Receipt
 from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.rows import Entry
+from phase_bus.journal.writer import Journal
 from phase_bus.testing.waiting import until
 from tests.support.buses import DurableBus
-from tests.support.recorder import Recorder, publish, running
+from tests.support.groups import handled, members
+from tests.support.recorder import Recorder, WithRecords, publish, running
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -37,6 +42,59 @@ async def test_a_failing_handler(kept: DurableBus) -> None:
         (letter,) = journal.dead_letters()
     assert (letter.consumer, letter.offset, letter.attempts) == ("recorder", 7, 3)
     assert "as the test wants" in letter.error
+
+
+async def test_a_handler_that_was_cancelled(kept: DurableBus) -> None:
+    """What a handler awaits may be cancelled, by itself or a library: that is a failure, not the end."""
+
+    async def fail(event: EventBase) -> None:
+        if event.ts_ns == 1:
+            raise asyncio.CancelledError
+
+    consumer = Recorder(fail)
+    async with running(consumer, kept.address):
+        await asyncio.to_thread(publish, kept.address, 3, end=True)
+        await until(lambda: consumer.ended)
+    assert consumer.numbers == [0, 2]
+    with JournalReader(kept.data) as journal:
+        (letter,) = journal.dead_letters()
+        (receipt,) = journal.events("r", Receipt)
+    assert (letter.offset, letter.attempts) == (3, 3)
+    assert "cancelled" in letter.error
+    assert receipt.topics["phase_start.r$"].failed == 1
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_what_the_journal_holds_and_nobody_can_decode(kept: DurableBus, grouped: bool) -> None:
+    """It is a dead letter of each consumer; the next events are handled, also by the next process."""
+    kept.close()
+    with closing(Journal(kept.data)) as journal:
+        for topic, records, payload in (
+            (b"phase_start.r$", 0, b"\x81\xa4kind" + b"\x91" * 100_000),
+            (b"records.00.r$", 5, b"\xc1"),
+        ):
+            offset, number = journal.head.offset + 1, journal.head.event_number + (not records)
+            header = Header(b"x" * 16, offset, 1, records, offset, number)
+            kind, run_id = parse_topic(topic)
+            numbers = (header.source_seq, records, number, time.time_ns())
+            journal.append(
+                [Entry(offset, topic, header.pack(), payload, run_id, kind, header.source, *numbers)]
+            )
+    kept.open()
+    for round_ in range(2):
+        if grouped:
+            async with members(2, kept.address):
+                await asyncio.to_thread(publish, kept.address, 1, run_id=f"good-{round_}", end=True)
+                await handled(kept.address, f"good-{round_}")
+        else:
+            consumer = WithRecords()
+            async with running(consumer, kept.address):
+                await asyncio.to_thread(publish, kept.address, 1, run_id=f"good-{round_}", end=True)
+                await until(lambda: consumer.ended and consumer.counted == 1)  # noqa: B023
+    with JournalReader(kept.data) as reader:
+        letters = {letter.offset: letter.error for letter in reader.dead_letters()}
+    assert set(letters) == {1, 2}
+    assert all("not an event" in error for error in letters.values())
 
 
 async def test_a_dead_letter_waits_until_the_journal_takes_it(kept: DurableBus) -> None:

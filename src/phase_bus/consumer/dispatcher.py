@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 from msgspec import Struct
-from tenacity import AsyncRetrying, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, stop_after_attempt, wait_exponential, wait_random
 
 from phase_bus.consumer.account import RunAccount, TopicCounts
 from phase_bus.consumer.consumer import Consumer, Handler
@@ -27,7 +27,7 @@ logger = logging.getLogger("phase_bus.consumer")
 ATTEMPTS = 3
 _KEPT_LOSSES = 100
 _KEPT_TOLD = 20 * _KEPT_LOSSES  # those of all shares of a group
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
+_SHORT_WAIT_S = 0.05  # instead, while no handler succeeds: a consumer that is broken shall not fall behind
 
 
 class Saved(Struct):
@@ -60,6 +60,7 @@ class Dispatcher:
     a dead letter and the next one is handled.
 
     Attributes:
+        retry_wait_s: how long to wait before a handler is called again, in s; then four times as long.
         done_offset: up to here the consumer has everything already, so handlers are not called.
         failed: dead letters and malformed events.
         handled: the runs whose end is handled and written out, and whether everything was.
@@ -68,6 +69,8 @@ class Dispatcher:
             group that does not lead they stay, the latest of them; the leader tells them.
         told_losses: those of the group's other shares that this one, which leads, has told.
     """
+
+    retry_wait_s = 0.5
 
     def __init__(self, consumer: Consumer, view: View, client_id: str, attempts: int = ATTEMPTS) -> None:
         self.done_offset = 0
@@ -88,6 +91,7 @@ class Dispatcher:
         self._accounts: dict[str, RunAccount] = {}
         self._of_topic: dict[bytes, tuple[RunAccount, TopicCounts]] = {}
         self._unknown: set[str] = set()
+        self._succeeds = True  # whether the last call of a handler did
         self._complaints = Throttle(logger)
 
     def knows(self, topic: bytes, header: Header) -> bool:
@@ -130,6 +134,7 @@ class Dispatcher:
                 counts.handled += await self._try_again(handler, event, error, counts)
             else:
                 counts.handled += 1
+                self._succeeds = True
         account.worst_lag_ns = max(account.worst_lag_ns, time.time_ns() - event.ts_ns)
         return event if isinstance(event, RunComplete) else None
 
@@ -254,14 +259,29 @@ class Dispatcher:
                 error,
             )
             try:
-                await _retried(handler, event, self._attempts)
+                await self._retry(handler, event)
             except Exception as again:
                 error = again
             else:
+                self._succeeds = True
                 return True
+        self._succeeds = False
         offset = self._context.offset
         self._give_up(offset, event.run_id, event.kind, error, counts, attempts=self._attempts)
         return False
+
+    async def _retry(self, handler: Handler, event: Event) -> None:
+        """Call a handler until it succeeds, until there have been as many tries as it is given."""
+        wait_s = self.retry_wait_s if self._succeeds else min(self.retry_wait_s, _SHORT_WAIT_S)
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(self._attempts - 1),
+            wait=wait_exponential(wait_s * 4, exp_base=4) + wait_random(0, wait_s / 2),
+            reraise=True,
+        )
+        await asyncio.sleep(wait_s)
+        async for attempt in retrying:
+            with attempt:
+                await _called(handler, event)
 
     def _give_up(
         self, offset: int, run_id: str, kind: str, error: Exception, counts: TopicCounts, *, attempts: int
@@ -310,15 +330,6 @@ def _by_run(losses: Iterable[Loss]) -> tuple[Loss, ...]:
             )
         found[loss.run_id, loss.reason] = loss
     return tuple(found.values())
-
-
-async def _retried(handler: Callable[[Event], Awaitable[None]], event: Event, attempts: int) -> None:
-    """Call a handler until it succeeds, ``attempts - 1`` times at most: the first time has been."""
-    wait = wait_random_exponential(_FIRST_WAIT_S, _LONGEST_WAIT_S)
-    retrying = AsyncRetrying(stop=stop_after_attempt(attempts - 1), wait=wait, reraise=True)
-    async for attempt in retrying:
-        with attempt:
-            await _called(handler, event)
 
 
 async def _called(function: Callable[..., Awaitable[None]], *arguments: object) -> None:

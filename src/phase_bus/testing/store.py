@@ -178,7 +178,9 @@ class MemoryOutcome(Outcome[C]):
 
     def _share(self, consumer: C, view: View, attempts: int = ATTEMPTS) -> Share:
         consumer.context.publish, consumer.context.journal_id = self._publish, self._bus.journal_id
-        return Share(consumer, view, uuid.uuid4().hex, self._give_receipt, attempts=attempts)
+        share = Share(consumer, view, uuid.uuid4().hex, self._give_receipt, attempts=attempts)
+        share.dispatcher.retry_wait_s = 0.0  # nothing passes in memory
+        return share
 
     async def _flush(self, share: Share) -> bool:
         """Let an instance write out, and keep its checkpoint if it could; return whether it could."""
