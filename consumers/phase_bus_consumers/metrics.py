@@ -33,7 +33,7 @@ from phase_bus import (
 
 logger = logging.getLogger(__name__)
 
-_COUNTS = [field.name for field in msgspec.structs.fields(PhaseStats) if field.type is int]
+_COUNTS = [field.name for field in msgspec.structs.fields(PhaseStats) if type(field.default) is int]
 _KEPT_RUNS = 500  # the whole file is written each time, so it must stay small on a bus that never stops
 
 
