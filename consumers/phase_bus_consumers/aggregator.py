@@ -13,14 +13,13 @@ from msgspec import Struct
 from phase_bus import (
     ConfigError,
     Consumer,
+    OutputFile,
     PhaseEvent,
     Records,
     RunComplete,
     RunStart,
     Summary,
-    check_writable,
     printable_json,
-    write_whole,
 )
 from phase_bus.aggregation import (
     EXACT_LIMIT,
@@ -64,7 +63,8 @@ class ResultsAggregator(Consumer):
     Args:
         output: the JSON file, ``{"runs": {run_id: summary}}``; always complete. Runs that are already in
             it stay. None for no file.
-        text: a text report of the same runs, None for no file.
+        text: a text report, None for no file: of the runs that this consumer has seen on its bus, before
+            it was restarted too if it remembers them; not of earlier ones that are in ``output``.
         interval_s: the least time between two summaries of a run that goes on, in seconds.
         relative_error: the largest relative error of percentiles that are not exact, e.g. 0.005.
         exact_limit: up to how many values of one metric and phase in a partition percentiles are exact.
@@ -94,15 +94,23 @@ class ResultsAggregator(Consumer):
         self._grouped = False  # whether records are counted elsewhere, and come by merge()
         self._summaries: dict[str, dict[str, Any]] = {}
         self._changed = False  # whether the files are behind these
+        self._json_file: OutputFile | None = None
+        self._text_file: OutputFile | None = None
 
     async def start(self) -> None:
         if self.partition is not None:
             return
-        for option, path in (("output", self.output), ("text", self.text)):
-            if path is not None:
-                check_writable(path, option)
         if self.output is not None:
+            self._json_file = self.open_output(self.output, "output")
             self._summaries = _read_runs(self.output)
+            if self._summaries:
+                self.log.info(
+                    "earlier runs stay in the file", output=str(self.output), runs=len(self._summaries)
+                )
+        if self.text is not None:
+            if self.output is not None and self.text.resolve() == self.output.resolve():
+                raise ConfigError(f"text: {str(self.text)!r} is the file of 'output' too; give another one")
+            self._text_file = self.open_output(self.text, "text")
 
     async def flush(self) -> None:
         if self.partition is None:
@@ -234,11 +242,13 @@ class ResultsAggregator(Consumer):
     def _write(self) -> None:
         if not self._changed:
             return
-        if self.output is not None:
+        if self._json_file is not None:
             document = msgspec.json.encode({"runs": self._summaries})
-            write_whole(self.output, printable_json(msgspec.json.format(document).decode()) + "\n")
-        if self.text is not None:
-            write_whole(self.text, "\n".join(map(render_text, self._summaries.values())))
+            self._json_file.replace(printable_json(msgspec.json.format(document).decode()) + "\n")
+        if self._text_file is not None:
+            seen = self._done.keys() | self._runs.keys()
+            mine = [summary for run_id, summary in self._summaries.items() if run_id in seen]
+            self._text_file.replace("\n".join(map(render_text, mine)))
         self._changed = False
 
 
@@ -248,7 +258,7 @@ def _read_runs(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigError: if the file holds something else.
     """
-    content = path.read_bytes() if path.exists() else b""
+    content = path.read_bytes() if path.is_file() else b""
     if not content.strip():
         return {}
     try:

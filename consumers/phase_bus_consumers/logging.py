@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import msgspec
 
 from phase_bus import (
+    ConfigError,
     Consumer,
     Drop,
     EventBase,
     EventHook,
+    OutputFile,
     PhaseEvent,
     PhaseProgress,
     PhaseSendingComplete,
@@ -30,7 +31,6 @@ from phase_bus import (
     Receipt,
     RunComplete,
     RunStart,
-    check_writable,
     printable,
 )
 
@@ -50,16 +50,11 @@ class PhaseLogger(Consumer):
         self.log_file = log_file
         self.verbose = verbose
         self.json = json
-        self._file: TextIO | None = None
+        self._file: OutputFile | None = None
 
     async def start(self) -> None:
         if self.log_file is not None:
-            check_writable(self.log_file, "log_file")
-            self._file = self.log_file.open("a", encoding="utf-8")
-
-    async def stop(self) -> None:
-        if self._file is not None:
-            self._file.close()
+            self._file = self.open_output(self.log_file, "log_file")
 
     async def _write(self, event: EventBase) -> None:
         if self.json:
@@ -67,9 +62,10 @@ class PhaseLogger(Consumer):
             line = json.dumps(fields)
         else:
             line = describe(event, self.verbose)
-        out = self._file or sys.stdout
-        out.write(line + "\n")
-        out.flush()  # so that 'tail -f' shows the line at once
+        if self._file is not None:
+            self._file.append(line + "\n")
+        else:
+            print(line, flush=True)
 
     async def _write_if_verbose(self, event: EventBase) -> None:
         if self.verbose:
@@ -85,8 +81,8 @@ class ExampleLoggingHook(EventHook):
     """Write a line for each event of a phase to a file.
 
     Args:
-        log_file: the file to append to. If it cannot be written, that is logged, not raised: a hook must
-            not disturb the load generator that calls it.
+        log_file: the file to append to. If it cannot be written, that is logged, and raised only in a
+            process of its own: a hook must not disturb the load generator that calls it.
         verbose: write all counts.
     """
 
@@ -96,10 +92,11 @@ class ExampleLoggingHook(EventHook):
 
     def take(self, event: PhaseEvent) -> None:
         try:
-            self.log_file.parent.mkdir(parents=True, exist_ok=True)
-            with self.log_file.open("a", encoding="utf-8") as file:
-                file.write(describe(event, self.verbose) + "\n")
-        except OSError as error:
+            file = OutputFile.of_process(self.log_file, "log_file")
+            file.append(describe(event, self.verbose) + "\n")
+        except (OSError, ConfigError) as error:
+            if self.alone:
+                raise
             logger.error("log_file %s cannot be written: %s", self.log_file, error)
 
 

@@ -18,6 +18,7 @@ from phase_bus import (
     Consumer,
     EventBase,
     EventHook,
+    OutputFile,
     PhaseComplete,
     PhaseEvent,
     PhaseProgress,
@@ -26,9 +27,7 @@ from phase_bus import (
     PhaseTimeout,
     RunComplete,
     RunStart,
-    check_writable,
     printable_json,
-    write_whole,
 )
 
 logger = logging.getLogger(__name__)
@@ -118,10 +117,13 @@ class PhaseMetrics(Consumer):
     def __init__(self, output: Path = Path("phase-bus-metrics.json")) -> None:
         self.output = output
         self._runs: dict[str, Run] = {}
+        self._file: OutputFile | None = None
 
     async def start(self) -> None:
-        check_writable(self.output, "output")
+        self._file = self.open_output(self.output, "output")
         self._runs = _read_runs(self.output)
+        if self._runs:
+            self.log.info("earlier runs stay in the file", output=str(self.output), runs=len(self._runs))
         self._write()
 
     async def flush(self) -> None:
@@ -139,15 +141,16 @@ class PhaseMetrics(Consumer):
     on_phase_progress = _take
 
     def _write(self) -> None:
-        write_whole(self.output, _json({"runs": self._runs}))
+        assert self._file is not None, "not started"
+        self._file.replace(_json({"runs": self._runs}))
 
 
 class ExampleMetricsCollectorHook(EventHook):
     """Keep events, counts and durations of each phase in a JSON file.
 
     Args:
-        output_file: the file: ``{"phases": {name: ...}}``. One that cannot be written is logged, not
-            raised: a hook must not disturb the load generator that calls it.
+        output_file: the file: ``{"phases": {name: ...}}``. One that cannot be written is logged, and raised
+            only in a process of its own: a hook must not disturb the load generator that calls it.
     """
 
     def __init__(self, output_file: str | Path = "/tmp/phase_metrics.json") -> None:
@@ -157,14 +160,16 @@ class ExampleMetricsCollectorHook(EventHook):
     def take(self, event: PhaseEvent) -> None:
         self.phases.setdefault(event.phase.name, Phase(kind=event.phase.kind)).take(event)
         try:
-            self.output_file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.output_file, _json({"phases": self.phases}))
-        except OSError as error:
+            file = OutputFile.of_process(self.output_file, "output_file")
+            file.replace(_json({"phases": self.phases}))
+        except (OSError, ConfigError) as error:
+            if self.alone:
+                raise
             logger.error("output_file %s cannot be written: %s", self.output_file, error)
 
 
 def _read_runs(path: Path) -> dict[str, Run]:
-    if not path.exists() or not (content := path.read_bytes().strip()):
+    if not path.is_file() or not (content := path.read_bytes().strip()):
         return {}
     try:
         return msgspec.json.decode(content, type=_File).runs

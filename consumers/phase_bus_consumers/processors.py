@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from phase_bus import write_whole
+from phase_bus import ConfigError, OutputFile
 
 Result = Mapping[str, Any]
 
@@ -150,9 +150,9 @@ class ExampleResultsAggregator:
         if self.output_file is None:
             return ProcessingResult(True, overall.total, metrics)
         try:
-            self.output_file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.output_file, msgspec.json.format(msgspec.json.encode(metrics)).decode())
-        except OSError as error:
+            file = OutputFile.of_process(self.output_file, "output_file")
+            file.replace(msgspec.json.format(msgspec.json.encode(metrics)).decode())
+        except (OSError, ConfigError) as error:
             return ProcessingResult(False, overall.total, metrics, f"cannot write: {error}")
         return ProcessingResult(True, overall.total, metrics, output_file=str(self.output_file))
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # with 'as', which makes each name ours for type checkers too
     from phase_bus.core.address import ADDRESS_VARIABLE as ADDRESS_VARIABLE
     from phase_bus.core.files import check_writable as check_writable
     from phase_bus.core.files import write_whole as write_whole
+    from phase_bus.core.output_file import OutputFile as OutputFile
     from phase_bus.core.printable import printable as printable
     from phase_bus.core.printable import printable_json as printable_json
     from phase_bus.core.records import Column as Column
@@ -58,6 +59,7 @@ _NAMES = {  # by the modules that they are loaded from
     "consumer.runner": "run_consumer",
     "core.address": "ADDRESS_VARIABLE",
     "core.files": "check_writable write_whole",
+    "core.output_file": "OutputFile",
     "core.printable": "printable printable_json",
     "core.records": "Column RecordBatch",
     "errors": "ConfigError OptionError PhaseBusError",

@@ -89,7 +89,7 @@ async def test_phases_are_aggregated_and_written(tmp_path: Path) -> None:
     assert result.metrics["phases"]["profiling"]["success_rate"] == 0.5
     assert result.metrics["overall"]["request_counts"] == {"total": 3, "successful": 2, "failed": 1}
     assert json.loads(path.read_text()) == result.metrics
-    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == [".results.json.lock", "results.json"]
 
 
 async def test_phases_may_come_one_after_another(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.workplace import Workplace, json_lines, wait_for
+from tests.support.workplace import Workplace, assert_one_line, json_lines, wait_for
 
 SIMULATE = (sys.executable, "-m", "phase_bus", "simulate")
 LOGGING = ("--with", "logging:log_file=events.jsonl,json=true")
@@ -406,3 +406,44 @@ def test_the_command_runs_though_nobody_can_be_told(workplace: Workplace, ending
     wait_for((workplace.directory / "code").exists, "the exit code")
     assert (workplace.directory / "code").read_text() == "7\n"
     assert (workplace.directory / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("use", "file"),
+    [
+        ("metrics", "phase-bus-metrics.json"),
+        pytest.param("aggregator", "phase-bus-summary.json", marks=pytest.mark.slow),
+        pytest.param("logging:log_file=phases.log", "phases.log", marks=pytest.mark.slow),
+    ],
+)
+def test_two_at_once_in_one_directory(workplace: Workplace, use: str, file: str) -> None:
+    """The second is refused before its command runs; the first one's run is all there."""
+    first = workplace.phase_bus("exec", "--with", use, "--", *SIMULATE, "-n", "200", "-r", "100")
+    wait_for(lambda: "bus ready" in workplace.stderr(first), "the first to be ready")
+    second = workplace.run("exec", "--with", use, "--", "touch", "it-ran")
+    assert_one_line(second.returncode, second.stderr, file, "is written by consumer", "pid", "another file")
+    assert not (workplace.directory / "it-ran").exists()
+    assert workplace.finish(first).returncode == 0
+    assert not list(workplace.directory.glob(".*.lock"))
+    content = (workplace.directory / file).read_text()
+    assert "RUN_COMPLETE" in content if file == "phases.log" else len(json.loads(content)["runs"]) == 1
+
+
+def test_two_consumers_of_one_exec_and_one_file(workplace: Workplace) -> None:
+    use = ("--with", "metrics:output=one.json", "--with", "aggregator:output=one.json")
+    done = workplace.run("exec", *use, "--", "true")
+    assert_one_line(done.returncode, done.stderr, "one.json", "is written by consumer", "pid")
+
+
+@pytest.mark.slow
+def test_a_text_report_has_the_runs_of_its_own_bus(workplace: Workplace) -> None:
+    """The JSON file keeps those of earlier ones, and says so."""
+    use = ("exec", "--with", "aggregator:output=s.json,text=s.txt", "--", *SIMULATE, "-n", "20", "-r", "0")
+    for run_id in ("earlier", "later"):
+        done = workplace.run(*use, "--run-id", run_id)
+        assert done.returncode == 0, done.stderr
+        assert ("earlier runs stay" in done.stderr) == (run_id == "later")
+    assert list(workplace.json("s.json")["runs"]) == ["earlier", "later"]
+    text = (workplace.directory / "s.txt").read_text()
+    assert "later" in text
+    assert "earlier" not in text

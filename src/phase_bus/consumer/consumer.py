@@ -8,11 +8,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import structlog
 from msgspec import Struct, field
 
+from phase_bus.core.output_file import OutputFile
 from phase_bus.errors import ConsumerDefinitionError, suggest
 from phase_bus.events import KINDS, EventBase
 
@@ -28,6 +30,9 @@ class Context(Struct):
     Attributes:
         name: what the user calls the consumer; in a group, that and the partition.
         journal_id: which journal offsets belong to; empty without one.
+        claim: what only the consumers have that the bus lets have this name, one after another; empty if no
+            bus has said so.
+        outputs: the files that it has opened, which are closed after :meth:`Consumer.stop`.
     """
 
     name: str = ""
@@ -36,6 +41,8 @@ class Context(Struct):
     journal_id: str = ""
     partition: int | None = None
     publish: Callable[[EventBase], None] = lambda _event: None
+    claim: str = ""
+    outputs: list[OutputFile] = field(default_factory=list)
 
 
 class Consumer:
@@ -128,6 +135,20 @@ class Consumer:
 
     def forget(self, run_id: str) -> None:
         """Let go of a run that the whole group has handled; called on the instances of partitions."""
+
+    def open_output(self, path: Path, option: str) -> OutputFile:
+        """Return a file that this consumer alone writes; call it in :meth:`start`. It is closed at the end.
+
+        Args:
+            path: the file.
+            option: the option that the user set it by, for messages.
+
+        Raises:
+            ConfigError: if it cannot be written, or is written by another process.
+        """
+        file = OutputFile(path, option, self.name, self.context.claim)
+        self.context.outputs.append(file)
+        return file
 
     def publish(self, event: EventBase) -> None:
         """Put an event on the bus, for other consumers. Never blocks, never raises."""

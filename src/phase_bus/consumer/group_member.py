@@ -181,6 +181,7 @@ class GroupMember(Member):
             return False
         consumer = self._build()
         consumer.context.journal_id, consumer.context.publish = self._journal_id, self.publish
+        consumer.context.claim = self._claim
         view = View.in_group(consumer, self.name, number, assigned.shares[number])
         share = Share(consumer, view, self.client_id, self._give_receipt)
         await share.start()

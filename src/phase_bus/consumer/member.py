@@ -253,6 +253,11 @@ class Member(ABC):
         self._failure = failure
         self.stop()
 
+    @property
+    def _claim(self) -> str:
+        """What the bus gives to one process at a time; who has it next may take over the files."""
+        return f"{self.address} {self.name}"
+
     def _is_known(self) -> bool:
         """Return whether the bus cannot have taken this process for gone, and given what it has to others.
 

@@ -253,6 +253,8 @@ class ConsumerRunner(Member):
             self._fail(NameTakenError(self.name, taken_over=True))  # it has come and gone meanwhile
             return
         self.share.tell_again()
+        if self._role == "consumer":
+            self.share.consumer.context.claim = self._claim
         super()._on_welcome(welcome)
         if not same:
             self._begun_at = kept

@@ -119,11 +119,24 @@ class Share:
 
     async def start(self) -> None:
         """Start the instance."""
-        await self.consumer.start()
+        try:
+            await self.consumer.start()
+        except BaseException:
+            self.close_outputs()
+            raise
 
     async def stop(self) -> None:
-        """Stop the instance."""
-        await self.consumer.stop()
+        """Stop the instance, and let others have its files."""
+        try:
+            await self.consumer.stop()
+        finally:
+            self.close_outputs()
+
+    def close_outputs(self) -> None:
+        """Let others have the files of the instance."""
+        for file in self.consumer.context.outputs:
+            file.close()
+        self.consumer.context.outputs.clear()
 
     async def begin(
         self,

@@ -85,9 +85,15 @@ class BasePhaseLifecycleHook:
 
 
 class EventHook(BasePhaseLifecycleHook):
-    """A phase hook that receives events of the run :attr:`run_id`: override :meth:`take`."""
+    """A phase hook that receives events of the run :attr:`run_id`: override :meth:`take`.
+
+    Attributes:
+        alone: whether it is called in a process of its own, where it may raise what goes wrong, so that the
+            event is tried again; in a load generator it must not.
+    """
 
     run_id = ""
+    alone = False
 
     def take(self, event: PhaseEvent) -> None:
         """Handle an event."""

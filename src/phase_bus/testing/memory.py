@@ -134,6 +134,7 @@ class MemoryRun(MemoryOutcome[C], RunningOutcome[C]):
     async def crash(self) -> None:
         """End as by SIGKILL: neither flush nor stop is called, and the checkpoint stays where it was."""
         self._end()
+        self._whole.close_outputs()
 
     def _end(self) -> None:
         self._runs = False

@@ -10,7 +10,7 @@ import msgspec
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.events import PhaseEvent, RunComplete
 from phase_bus.plugins.adapters.parts import Part, awaited
-from phase_bus.publisher.hooks import EventTracker, to_phase
+from phase_bus.publisher.hooks import EventHook, EventTracker, to_phase
 
 _KEPT_RUNS = 100
 _KEPT_EVENTS = 1000  # dead letters for which it is known who has had them
@@ -70,7 +70,10 @@ class HookConsumer(Consumer):
 
     def _hooks(self, run_id: str) -> list[Any]:
         if run_id not in self._runs:
-            self._runs[run_id] = [part.make() for part in self._parts]
+            hooks = self._runs[run_id] = [part.make() for part in self._parts]
+            for hook in hooks:
+                if isinstance(hook, EventHook):
+                    hook.alone = True
             if len(self._runs) > _KEPT_RUNS:  # phases that trail their run's end
                 del self._runs[next(iter(self._runs))]
         return self._runs[run_id]
