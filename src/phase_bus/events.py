@@ -86,12 +86,12 @@ class PhaseStats(Struct, frozen=True, kw_only=True):
     @property
     def duration_s(self) -> float | None:
         """Seconds from the phase's start to its last answer, None while it runs."""
-        return _span_s(self.start_ns, self.end_ns)
+        return span_s(self.start_ns, self.end_ns)
 
     @property
     def sending_duration_s(self) -> float | None:
         """Seconds from the phase's start to the last request sent, None while it sends."""
-        return _span_s(self.start_ns, self.sent_end_ns)
+        return span_s(self.start_ns, self.sent_end_ns)
 
     def progress(self, now_ns: int) -> float | None:
         """Return how far the phase is, 0 to 1, or None if nothing bounds it.
@@ -320,6 +320,14 @@ class RunComplete(EventBase, frozen=True, kw_only=True, tag="run_complete"):
     running: Int = 0
     parts: dict[str, RunPart] = {}
 
+    @property
+    def events(self) -> int:
+        """How many events the run has: what was published of it, and its end.
+
+        That is the number which is meant wherever one of a run's events is shown.
+        """
+        return sum(self.published.values()) + 1
+
 
 class Summary(EventBase, frozen=True, kw_only=True, tag="summary"):
     """A result computed from a run, by an aggregator or by the benchmark tool itself.
@@ -465,5 +473,9 @@ for _name, _type in KINDS.items():
     _type.kind = _name  # msgspec keeps the tag in the type's configuration only
 
 
-def _span_s(start_ns: int | None, end_ns: int | None) -> float | None:
-    return None if start_ns is None or end_ns is None else (end_ns - start_ns) / 1e9
+def span_s(start_ns: int | None, end_ns: int | None) -> float | None:
+    """Return the seconds from one Unix time in ns to another, None if one of them is not known.
+
+    A clock that was set back in between makes no negative time.
+    """
+    return None if start_ns is None or end_ns is None else max(end_ns - start_ns, 0) / 1e9

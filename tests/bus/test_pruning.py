@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from phase_bus.core.address import Address
 from phase_bus.events import Loss, Receipt, RunStart, Summary
-from phase_bus.journal.reader import JournalReader
+from phase_bus.harness.replayer import Replayer
+from phase_bus.journal.reader import JournalReader, PublishedInJournal
 from phase_bus.journal.rows import Limits
 from phase_bus.journal.writer import Journal
 from phase_bus.publisher.publisher import Publisher
@@ -19,6 +23,7 @@ from phase_bus.testing.waiting import until
 from tests.support import groups
 from tests.support.buses import FAST, BusThread
 from tests.support.clients import RawClient, Subscriber
+from tests.support.journals import Made, Phase, write_journal
 from tests.support.recorder import PHASE, Recorder, WithRecords, publish, running, start
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -144,8 +149,38 @@ async def test_one_that_was_never_here_has_lost_nothing(bus: PruningBus) -> None
     assert new.counted == 3
 
 
-async def test_a_group_says_what_its_shares_lost(bus: PruningBus) -> None:
+async def test_a_run_of_long_ago_is_new_here(
+    bus: PruningBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replayed from a journal of 40 days ago it stays, and is shown with its own times."""
+    made = Made("old", [Phase("profiling", 60.0, 100)], start_ns=time.time_ns() - 40 * 86400 * 10**9)
+    past = write_journal(tmp_path / "past", made)
+    monkeypatch.setattr("phase_bus.bus.clock.ClockWatch.is_steady", lambda _: True)
+    replayer = Replayer(Address.parse(bus.address), speed=None, run_id=None, on_sent=lambda _: None)
+    with JournalReader(past) as reader:
+        events = PublishedInJournal(reader, ["old"])
+        await asyncio.to_thread(replayer.publish, events)
+        (original,) = reader.runs()
+    prunings = 0
+    prune = bus.journal.prune
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal prunings
+        prunings += 1
+        return prune(*args, **kwargs)
+
+    monkeypatch.setattr(bus.journal, "prune", counted)
+    await until(lambda: prunings > 2)
+    with JournalReader(bus.journal.path) as reader:
+        (row,) = reader.runs()
+    with RawClient(bus.address) as client:
+        (info,) = client.status().runs
+    assert info.events == row.events == original.events == events.count
+
+
+async def test_a_group_says_what_its_shares_lost(bus: PruningBus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its shares have each lost a part; the leader's receipt has the sum, once."""
+    monkeypatch.setattr("phase_bus.consumer.leader._LOOK_S", 0.05)
     async with groups.members(2, bus.address):
         await asyncio.to_thread(groups.publish, bus.address, 100, "before")
         await groups.handled(bus.address, "before")

@@ -118,6 +118,22 @@ def test_a_run_that_a_consumer_has_not_read_is_held_back(tmp_path: Path) -> None
         assert pruned(journal, 20 * _S) == ["c"]
 
 
+def test_what_is_held_back_pushes_nothing_out(tmp_path: Path) -> None:
+    """Runs that are held come on top: the newest are not pruned in their place."""
+    log = Log()
+    with Journal(tmp_path, Limits(max_runs=2)) as journal:
+        for run_id in "abc":
+            fill(journal, log, run_id, 1)
+        journal.see({"ends": ("phase_start.b", "phase_start.c")}, 15 * _S)
+        journal.commit("ends", 0)
+        for run_id in "de":
+            fill(journal, log, run_id, 1)
+        assert pruned(journal, 30 * _S) == ["a"]
+        assert journal.held == ["b", "c"]
+        fill(journal, log, "f", 1)
+        assert pruned(journal, 30 * _S) == ["d"]
+
+
 def test_a_consumer_that_is_not_seen_holds_nothing_back(tmp_path: Path) -> None:
     """After the time stated; unless the clock cannot be relied upon."""
     log = Log()
@@ -148,7 +164,7 @@ def test_beyond_the_bound_a_run_goes_and_the_loss_is_kept(tmp_path: Path) -> Non
         journal.commit("group/04", 0)  # nothing is in this partition
         gone = journal.prune(10 * _S)
         assert [row.run_id for row in gone] == ["r0", "r1"]
-        assert journal.held == ["r2", "r3", "r4", "r5"]
+        assert journal.held == ["r2", "r3", "r4"], "without these the limit would hold"
         lost = [(u.consumer, u.run_id, u.events, u.records) for u in journal.unread_runs()]
         assert lost == [("slow", "r0", 3, 7), ("slow", "r1", 5, 14), ("group", "r1", 2, 14)]
         assert [u for row in gone for u in row.unread] == journal.unread_runs()
@@ -248,14 +264,16 @@ class JournalModel(RuleBasedStateMachine):
 
     @rule()
     def prune(self) -> None:
-        expected = []
+        expected, held = [], 0
         now_s = self.log.offset + self.later_s  # an event is taken in at the second of its offset
         for last, run_id in sorted((last, r) for r, last in self.ended.items() if last is not None):
-            too_many = len(self.ended) > self.limits.max_runs
-            read = self.place is None or self.place >= last
-            if read and (too_many or now_s - last > self.limits.max_age_s):
-                expected.append(run_id)
-                del self.ended[run_id]
+            if len(self.ended) - held <= self.limits.max_runs and now_s - last <= self.limits.max_age_s:
+                continue
+            if self.place is not None and self.place < last:
+                held += 1  # on top of what the limit allows
+                continue
+            expected.append(run_id)
+            del self.ended[run_id]
         self.log.entries = [e for e in self.log.entries if e.run_id not in expected]
         assert pruned(self.journal, now_s * _S) == expected
 

@@ -79,7 +79,8 @@ def prune(
 ) -> None:
     """Delete the oldest finished runs until the limits hold. No bus may have the journal meanwhile.
 
-    A bus prunes its own journal by itself, by the limits that it was given.
+    A bus prunes its own journal by itself, by the limits that it was given. A run that a consumer has not
+    read is held back, as far as these allow; what was not read of one that goes is told.
 
     For example:
 

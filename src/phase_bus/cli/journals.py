@@ -76,8 +76,12 @@ def journal_to_write(data: Path) -> Path:
 
 
 def find_runs(data: Path | None) -> list[Found]:
-    """Return the runs of a journal, or of all journals of the user, the newest last."""
-    runs = [Found(reader.path, row) for reader in readable_journals(data) for row in reader.runs()]
+    """Return the runs of a journal, or of all journals of the user, the newest by their own start last.
+
+    A run that is in several, as one that was replayed, comes last from the journal that was used last.
+    """
+    journals = [[Found(reader.path, row) for row in reader.runs()] for reader in readable_journals(data)]
+    runs = [found for journal in reversed(journals) for found in journal]
     return sorted(runs, key=lambda found: found.row.started_ns)
 
 

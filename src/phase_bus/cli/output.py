@@ -17,6 +17,7 @@ from rich.text import Text
 
 from phase_bus.core.console import PlainConsole
 from phase_bus.core.printable import printable, printable_json, printable_lines
+from phase_bus.events import span_s
 
 EXIT_NOT_WHOLE = 3  # a consumer has not handled everything that was published for it
 _WIDE = 200
@@ -183,7 +184,8 @@ def local_time(ts_ns: int) -> str:
 
 def duration(started_ns: int, ended_ns: int | None) -> str:
     """Return how long a run took, from Unix times in ns; nothing while it has no end."""
-    return f"{(ended_ns - started_ns) / 1e9:.1f} s" if ended_ns else ""
+    seconds = span_s(started_ns, ended_ns)
+    return "" if seconds is None else f"{seconds:,.1f} s"
 
 
 def counted(number: int, word: str) -> str:

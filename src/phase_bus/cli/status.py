@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import groupby
 
 from rich.text import Text
@@ -81,12 +82,18 @@ def _run_row(run: RunInfo, status: Status) -> tuple[object, ...]:
     return (
         run.run_id,
         run.status,
-        local_time(run.started_ns)[-8:],
+        _time_of_day(run.started_ns),
         duration(run.started_ns, run.ended_ns),
         run.events,
         run.publisher,
         ", ".join(who(info) for info in infos if run.run_id in info.handled_runs),
     )
+
+
+def _time_of_day(ts_ns: int) -> str:
+    """Return a time of today without its date: a run that was replayed is of another day."""
+    day, time_of_day = local_time(ts_ns).split()
+    return time_of_day if day == local_time(time.time_ns()).split()[0] else f"{day} {time_of_day}"
 
 
 def _shares(client: ClientInfo) -> str:

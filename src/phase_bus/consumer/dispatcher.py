@@ -177,7 +177,7 @@ class Dispatcher:
             self.forget(run.run_id)
         if loss is not None:
             logger.error("consumer %r has lost %s", self._context.name, loss)
-            self.losses[f"pruned {run.number}"] = loss
+            self.losses[f"pruned {run.number} {run.run_id}"] = loss
             for old in list(self.losses)[:-_KEPT_LOSSES]:
                 del self.losses[old]
 

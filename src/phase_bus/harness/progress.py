@@ -126,7 +126,7 @@ class Progress(Consumer):
         self.note(
             f"run {event.run_id} ",
             (event.status, _STYLES[event.status]),
-            f"{reason}: {event.records} records in {sum(event.published.values())} events",
+            f"{reason}: {event.records} records in {event.events} events",
         )
         for key in [key for key in self._phases if key[0] == event.run_id]:
             del self._phases[key]

@@ -130,6 +130,11 @@ class HoldingJournal(JournalReader):
             if count
         ]
 
+    def size_of(self, run_id: str) -> int:
+        """Return the bytes of a run's frames."""
+        sql = "SELECT coalesce(sum(size_bytes), 0) FROM streams WHERE run_id = ?"
+        return int(self._query(sql, run_id)[0][0])
+
     def content(self, run_id: str) -> dict[str, PrunedTopic]:
         """Return what is here of a run, by topic."""
         found: dict[str, PrunedTopic] = {}

@@ -24,10 +24,18 @@ SELECT e.offset, s.topic, e.header, e.payload, s.run_id, s.kind, s.source, e.sou
 FROM events AS e {index} CROSS JOIN streams AS s ON s.id = e.stream
 WHERE e.offset > ? AND e.offset <= ? {where} ORDER BY e.offset LIMIT ?
 """
+# A run's events are those of its publishers, and its end: one, whoever published how many.
 _RUNS = """
-SELECT r.run_id, r.status, r.started_ns, r.ended_ns, coalesce(sum(s.events), 0),
+WITH publishers AS (
+    SELECT DISTINCT run_id, source FROM streams
+    WHERE kind NOT IN ('summary', 'receipt', 'drop', 'run_complete')
+)
+SELECT r.run_id, r.status, r.started_ns, r.ended_ns,
+    coalesce(sum(s.events) FILTER (WHERE s.kind <> 'run_complete' AND p.source IS NOT NULL), 0)
+        + (r.status NOT IN ('running', 'unknown')),
     coalesce(sum(s.records), 0), coalesce(sum(s.size_bytes), 0), r.publisher
-FROM runs AS r LEFT JOIN streams AS s ON s.run_id = r.run_id WHERE NOT r.pruning
+FROM runs AS r LEFT JOIN streams AS s ON s.run_id = r.run_id
+LEFT JOIN publishers AS p ON p.run_id = s.run_id AND p.source = s.source WHERE NOT r.pruning
 GROUP BY r.run_id ORDER BY r.started_ns, r.rowid
 """
 _DEAD_LETTERS = """

@@ -87,10 +87,10 @@ class RunRow(Struct, frozen=True, kw_only=True):
 
     Attributes:
         status: ``running``, how it ended, or ``unknown`` if only what consumers said of it is here.
-        started_ns, ended_ns: Unix time in ns; no end while it is running.
-        events: how many events of it are here, from its publisher and from consumers.
+        started_ns, ended_ns: Unix time in ns by its own start and end; no end while it is running.
+        events: how many events of its publishers are here, with its end.
         records: how many request records are in them.
-        size_bytes: the size of their frames.
+        size_bytes: what all frames of it take, those from consumers included.
         publisher: what a person calls its publisher.
     """
 

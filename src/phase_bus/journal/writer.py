@@ -108,6 +108,7 @@ class Journal(HoldingJournal):
     def __init__(self, directory: Path, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.held: list[str] = []
+        self._held_bytes = 0
         path = directory / FILE_NAME
         with ExitStack() as stack:
             self._lock = stack.enter_context(lock(directory))
@@ -275,12 +276,13 @@ class Journal(HoldingJournal):
         gone = []
         with failing_clearly(self.path):
             standings = self.standings(now_ns if by_age else None)
-            self.held = []
+            self.held, self._held_bytes = [], 0
             for run in self.candidates():
                 if not self._is_beyond(run, now_ns if by_age else None):
                     continue
                 if not self._must_go(run) and self.is_held(run.run_id, standings):
                     self.held.append(run.run_id)
+                    self._held_bytes += self.size_of(run.run_id)
                     continue
                 if not run.half_gone:
                     self._begin_pruning(run)
@@ -309,10 +311,11 @@ class Journal(HoldingJournal):
         return done
 
     def _is_beyond(self, run: Candidate, now_ns: int | None) -> bool:
-        """Return whether the limits do not hold as long as a run is there."""
+        """Return whether the limits do not hold as long as a run is there, those held back not counted."""
         ((runs,),) = self._query("SELECT count(*) FROM runs")
-        too_much = runs > self.limits.max_runs or self._used_bytes() > self.limits.max_bytes
-        return run.half_gone or too_much or self._is_old(run, now_ns)
+        too_many = runs - len(self.held) > self.limits.max_runs
+        too_large = self._used_bytes() - self._held_bytes > self.limits.max_bytes
+        return run.half_gone or too_many or too_large or self._is_old(run, now_ns)
 
     def _must_go(self, run: Candidate) -> bool:
         """Return whether a run goes even if a consumer has not read it."""

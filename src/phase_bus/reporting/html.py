@@ -16,6 +16,7 @@ from phase_bus.aggregation.text import cell, in_reading_order, inexact, losses, 
 from phase_bus.aggregation.units import format_number
 from phase_bus.core.classes import import_extra
 from phase_bus.core.printable import printable, printable_json
+from phase_bus.events import span_s
 from phase_bus.reporting.figures import LATENCY, run_figures
 from phase_bus.reporting.source import PastRun
 from phase_bus.reporting.sweep_figures import sweep_figures
@@ -133,11 +134,12 @@ def _facts(run: PastRun) -> list[tuple[str, str]]:
     start, summary = run.start, run.summary
     facts = []
     if start is not None:
+        lasted_s = span_s(start.ts_ns, run.end.ts_ns if run.end else None)
         varied = ", ".join(f"{key}={value}" for key, value in start.variation.items())
         facts += [
             ("started", _when(start.ts_ns)),
             ("ended", _when(run.end.ts_ns) if run.end else "not yet"),
-            ("duration", f"{(run.end.ts_ns - start.ts_ns) / 1e9:,.1f} s" if run.end else ""),
+            ("duration", "" if lasted_s is None else f"{lasted_s:,.1f} s"),
             ("load by", start.producer),
             ("models", ", ".join(start.models)),
             ("endpoints", ", ".join(start.urls)),
