@@ -59,16 +59,17 @@ def test_values_are_packed_in_a_small_type(value: float, size: int) -> None:
 
 
 @repeatable
-@given(st.lists(st.lists(keys, max_size=30), max_size=5), keys)
-def test_a_tally_counts_like_a_counter(parts: list[list[int]], start: int) -> None:
+@given(st.lists(st.lists(keys, max_size=30), max_size=5), keys, keys)
+def test_a_tally_counts_like_a_counter(parts: list[list[int]], start: int, end: int) -> None:
     tally, counter = Tally(), Counter[int]()
     for part in parts:
         tally.add(np.array(part, dtype=np.int64))
         counter.update(part)
     expected = sorted(counter.items())
     assert list(zip(tally.keys.tolist(), tally.counts.tolist(), strict=True)) == expected
-    rest = tally.since(start)
-    assert list(zip(rest.keys, rest.counts, strict=True)) == [pair for pair in expected if pair[0] >= start]
+    rest = tally.between(start, end)
+    inside = [pair for pair in expected if start <= pair[0] < end]
+    assert list(zip(rest.keys, rest.counts, strict=True)) == inside
     both = Tally.union([tally, rest])
     assert int(both.counts.sum()) == int(tally.counts.sum() + rest.counts.sum())
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from phase_bus.aggregation import windows as windows_module
 from phase_bus.aggregation.log_bins import WINDOW_ERROR
 from phase_bus.aggregation.options import Options
-from phase_bus.aggregation.windows import MAX_WINDOWS, Windows
+from phase_bus.aggregation.windows import MAX_WINDOWS, Group, Windows
 from phase_bus.core.records import RecordBatch
 from phase_bus.core.values import ListMode
 from phase_bus.events import PhaseRef, Records
@@ -70,9 +70,9 @@ def read_again(windows: Windows) -> Windows:
     return Windows.from_dict(msgspec.msgpack.decode(encoded(windows)), Options())
 
 
-def merged(*parts: Windows, recent: int | None = None) -> Windows:
+def merged(*parts: Windows) -> Windows:
     result = read_again(parts[0])
-    result.merge(*parts[1:], recent=recent)
+    result.merge(*parts[1:])
     return result
 
 
@@ -159,8 +159,9 @@ def test_merging_is_exactly_associative_and_commutative(
 def test_the_recent_windows_are_the_end_of_all_windows(
     a: list[tuple[Any, Any]], b: list[tuple[Any, Any]], recent: int
 ) -> None:
-    everything = windows_of(a, b).columns()
-    last = merged(windows_of(a), windows_of(b), recent=recent).columns()
+    groups = [Group([windows_of(a), windows_of(b)])]
+    everything = Windows.for_reading(Options(), groups).columns()
+    last = Windows.for_reading(Options(), groups, recent).columns()
     if everything is None:
         assert last is None
         return
@@ -210,7 +211,7 @@ def test_memory_does_not_grow_with_the_length_of_a_run(monkeypatch: pytest.Monke
     assert columns is not None
     assert len(columns["requests"]) <= 50
     assert max(sizes) < 50 * 10 * 2  # windows, bins, bytes
-    assert sizes[-1] < 1.5 * sizes[3]
+    assert sizes[-1] < 2 * sizes[3]
 
 
 @pytest.mark.parametrize("at_s", [-T0_S - 1.0, -T0_S, None, math.nan, math.inf, -math.inf])

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phase_bus.aggregation.histogram import count_ranges, count_values, edges
+from phase_bus.aggregation.limits import LARGEST
 from phase_bus.aggregation.moments import Moments
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.packing import FloatArray, IntArray, pack_values, unpack_values
@@ -49,13 +50,13 @@ class MetricState:
 
     @property
     def set_aside(self) -> int:
-        """How many values were left out as NaN or infinite; no other number includes them."""
+        """How many values were left out as NaN, infinite or beyond 1e250; no other number has them."""
         self._sum_chunks()
         return self._set_aside
 
     @property
     def count(self) -> int:
-        """How many finite values there were."""
+        """How many values there were, without those set aside."""
         self._sum_chunks()
         return self._moments.count + self._filled
 
@@ -139,7 +140,7 @@ class MetricState:
     def update(self, values: npt.NDArray[Any]) -> None:
         """Add a column of numbers, shape (n,), which must not change any more.
 
-        NaN and infinity are counted and left out.
+        NaN, infinity, and what is too large to be summed are counted and left out.
         """
         self._waiting.append(values)
         self._filled += len(values)
@@ -217,14 +218,14 @@ class MetricState:
         return np.concatenate([_NOTHING, *self._kept])
 
     def _sum_chunks(self) -> None:
-        """Process what waits: leave out what is not finite, and sum the chunks that are full."""
+        """Process what waits: leave out what cannot be summed, and sum the chunks that are full."""
         if not self._filled:
             return
         values = np.concatenate(self._waiting)
         if values.dtype.kind == "f":
-            finite = np.isfinite(values)
-            if not finite.all():
-                values = values[finite]
+            usable = np.abs(values) <= LARGEST
+            if not usable.all():
+                values = values[usable]
                 self._set_aside += self._filled - len(values)
         else:
             values = values.astype(np.float64)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from phase_bus.aggregation.limits import LONGEST_NAME, MAX_ERROR_TYPES, MAX_METRICS
 from phase_bus.aggregation.metric import MetricState, least, most
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.windows import Windows, find_column
@@ -17,7 +18,7 @@ from phase_bus.events import PhaseRef
 
 # AIPerf's running extremes: points in time, kept as exact integers, without statistics of their own.
 _TIMES = _FIRST_SENT, _LAST_ANSWERED = "min_request_timestamp", "max_response_timestamp"
-_COUNTS = ("requests", "cancelled")
+_COUNTS = ("requests", "cancelled", "other_errors", "other_values")
 # The attributes that are the earliest or latest of times, and the column of these.
 _FIRST = {"first_request_ns": "request_start_ns", "first_success_ns": _FIRST_SENT}
 _LAST = {"last_request_ns": "request_end_ns", "last_success_ns": _LAST_ANSWERED}
@@ -30,6 +31,8 @@ class PhaseState:
         requests: records counted, successful and failed.
         cancelled: of these, requests that the client cancelled; AIPerf reports each as failed too.
         errors: failed requests by the error's type and code (None without one).
+        other_errors: failed requests whose type of error is not among ``errors``, since these are many.
+        other_values: values of metrics that are not among ``metrics``, likewise.
         first_request_ns: Unix time in ns of the first request's start; ``last_request_ns`` is the last
             one's end.
         first_success_ns: the same for successful requests, whose end is their last answer.
@@ -39,6 +42,8 @@ class PhaseState:
         self.phase = phase
         self.requests = 0
         self.cancelled = 0
+        self.other_errors = 0
+        self.other_values = 0
         self.errors: Counter[tuple[str, int | None]] = Counter()
         self.first_request_ns: int | None = None
         self.last_request_ns: int | None = None
@@ -50,13 +55,20 @@ class PhaseState:
     @property
     def failed(self) -> int:
         """How many requests failed, cancelled ones included."""
-        return self.errors.total()
+        return self.errors.total() + self.other_errors
 
-    def update(self, batch: RecordBatch) -> None:
-        """Add a batch of the phase's records."""
+    def update(
+        self, batch: RecordBatch, new_errors: int = MAX_ERROR_TYPES, new_metrics: int = MAX_METRICS
+    ) -> None:
+        """Add a batch of the phase's records, with so many new types of errors and metrics at most."""
         self.requests += len(batch)
+        new_errors += len(self.errors)
         for error in batch.errors:
-            self.errors[error.type, error.code] += 1
+            key = (error.type[:LONGEST_NAME], error.code)
+            if key in self.errors or len(self.errors) < new_errors:
+                self.errors[key] += 1
+            else:
+                self.other_errors += 1
         for name, column in _FIRST.items():
             setattr(self, name, least(getattr(self, name), _extreme(batch, column, np.minimum)))
         for name, column in _LAST.items():
@@ -64,17 +76,25 @@ class PhaseState:
         cancelled = find_column(batch, "was_cancelled")
         if cancelled is not None:
             self.cancelled += int(np.count_nonzero(cancelled.values))
-        for name in batch.metrics:
-            if name not in _TIMES:
+        names = [name for name in batch.metrics if name not in _TIMES]
+        left_out = self._left_out(batch, names, new_metrics)
+        for name in names:
+            if name in left_out:
+                self.other_values += len(batch.values(name))
+            else:
                 self.metrics[name].update(batch.values(name))
-        self.windows.update(batch)
+        self.windows.update(batch, left_out)
 
-    def merge(self, *others: PhaseState, recent_windows: int | None = None) -> None:
+    def merge(self, *others: PhaseState) -> None:
         """Add the content of other states, which are left unchanged.
 
-        Keep only the ``recent_windows`` last windows over time, if given. The result is for reading:
-        updating it further would round sums differently.
+        The result is for reading: updating it further would round sums differently.
         """
+        self.merge_numbers(*others)
+        self.windows.merge(*(other.windows for other in others))
+
+    def merge_numbers(self, *others: PhaseState) -> None:
+        """Do the same for all but the windows over time."""
         states = (self, *others)
         for name in _COUNTS:
             setattr(self, name, sum(getattr(state, name) for state in states))
@@ -86,7 +106,17 @@ class PhaseState:
             self.errors.update(other.errors)
         for name in dict.fromkeys(name for state in states for name in state.metrics):
             self.metrics[name].merge(*(other.metrics[name] for other in others if name in other.metrics))
-        self.windows.merge(*(other.windows for other in others), recent=recent_windows)
+
+    def _left_out(self, batch: RecordBatch, names: Sequence[str], room: int) -> set[str]:
+        """Return which of a batch's metrics are not kept: those that came after too many others."""
+        unknown = [name for name in names if name not in self.metrics]
+        left_out = {name for name in unknown if len(name) > LONGEST_NAME}
+        if len(unknown) > room:
+            # In the order of records, so that it does not matter how these were cut into batches.
+            unknown = [name for name in unknown if name not in left_out]
+            unknown.sort(key=lambda name: (int(batch.rows(name)[0]) if len(batch.rows(name)) else 0, name))
+            left_out.update(unknown[max(room, 0) :])
+        return left_out
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content for msgpack; equal content gives equal bytes."""

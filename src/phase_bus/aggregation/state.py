@@ -15,14 +15,17 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from phase_bus.aggregation.limits import MAX_ERROR_TYPES, MAX_METRICS, MAX_PHASES
 from phase_bus.aggregation.metric import least, most
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.phase import PhaseState
-from phase_bus.aggregation.windows import Windows
+from phase_bus.aggregation.windows import Group, Windows
 from phase_bus.core.records import RecordBatch
 from phase_bus.events import PhaseRef
 
 ALL_PHASES = PhaseRef("all phases", "profiling", -1)
+# What there are too many phases for is counted in this one, which comes last.
+OTHER_PHASES = PhaseRef("other phases", "profiling", (1 << 63) - 1)
 
 
 class Span(Struct):
@@ -48,11 +51,19 @@ class RunState:
 
     def span(self, phase: PhaseRef) -> Span:
         """Return when a phase took place, to be read and changed."""
+        if phase not in self.spans and len(self.spans) >= MAX_PHASES:
+            return Span()
         return self.spans.setdefault(phase, Span())
 
     def update(self, batch: RecordBatch) -> None:
         """Add a batch of the run's records."""
-        self._state(batch.event.partition, batch.phase).update(batch)
+        partition, phase = batch.event.partition, batch.phase
+        part = self.parts.setdefault(partition, {})
+        if phase not in part and len(part) >= MAX_PHASES:
+            phase = OTHER_PHASES
+        errors = sum(len(state.errors) for state in part.values())
+        metrics = sum(len(state.metrics) for state in part.values())
+        self._state(partition, phase).update(batch, MAX_ERROR_TYPES - errors, MAX_METRICS - metrics)
 
     def merge(self, other: RunState) -> None:
         """Add another state of the same run, made from other events, which is left unchanged.
@@ -88,23 +99,21 @@ class RunState:
 
     def phases(self, recent_windows: int | None = None) -> list[PhaseState]:
         """Return a new state of each phase, in order, with the last ``recent_windows`` windows only."""
-        refs = {phase for part in self.parts.values() for phase in part} | set(self.spans)
-        parts = [self.parts[partition] for partition in sorted(self.parts)]
         phases = []
-        for ref in _in_order(refs):
+        for ref, parts in self._by_phase().items():
             state = PhaseState(ref, self.options)
-            state.merge(*(part[ref] for part in parts if ref in part), recent_windows=recent_windows)
+            state.merge_numbers(*parts)
+            state.windows = Windows.for_reading(self.options, [self._windows(ref, parts)], recent_windows)
             phases.append(state)
         return phases
 
     def overall(self, phases: Sequence[PhaseState], recent_windows: int | None = None) -> PhaseState:
         """Return a new state over all ``phases``, with the last ``recent_windows`` windows only."""
         state = PhaseState(ALL_PHASES, self.options)
-        state.merge(*phases)
+        state.merge_numbers(*phases)
         # From the partitions, since the last windows of the run may be more than those of its phases.
-        windows = [phase.windows for part in self.parts.values() for phase in part.values()]
-        state.windows = Windows(self.options)
-        state.windows.merge(*windows, recent=recent_windows)
+        windows = [self._windows(ref, parts) for ref, parts in self._by_phase().items()]
+        state.windows = Windows.for_reading(self.options, windows, recent_windows)
         return state
 
     def overall_span(self, phases: Iterable[PhaseRef]) -> Span:
@@ -143,6 +152,23 @@ class RunState:
             phases = [PhaseState.from_dict(phase, state.options) for phase in part]
             state.parts[partition] = {phase.phase: phase for phase in phases}
         return state
+
+    def _by_phase(self) -> dict[PhaseRef, list[PhaseState]]:
+        """Return the states of each phase by partition, in order; the smallest of too many together."""
+        found: dict[PhaseRef, list[PhaseState]] = {ref: [] for ref in self.spans}
+        for partition in sorted(self.parts):
+            for ref, state in self.parts[partition].items():
+                found.setdefault(ref, []).append(state)
+        refs = _in_order(found)
+        if len(refs) > MAX_PHASES:
+            refs.sort(key=lambda ref: (ref == OTHER_PHASES, -sum(state.requests for state in found[ref])))
+            others = [state for ref in refs[MAX_PHASES:] for state in found.pop(ref)]
+            found[OTHER_PHASES] = others
+        return {ref: found[ref] for ref in _in_order(found)}
+
+    def _windows(self, ref: PhaseRef, parts: Sequence[PhaseState]) -> Group:
+        span = self.spans.get(ref, Span())
+        return Group([state.windows for state in parts], span.start_ns, span.end_ns)
 
     def _state(self, partition: int, phase: PhaseRef) -> PhaseState:
         part = self.parts.setdefault(partition, {})

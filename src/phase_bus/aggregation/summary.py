@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from phase_bus.aggregation.limits import LISTED_ERRORS, LISTED_METRICS
 from phase_bus.aggregation.metric import MetricState
 from phase_bus.aggregation.phase import PhaseState
 from phase_bus.aggregation.state import RunState, Span
@@ -79,19 +80,21 @@ def summarize(
     - ``requests``, ``successful``, ``failed`` and ``cancelled``; cancelled requests count as failed
       too, as in AIPerf; requests that were cut at the end of the grace period have no record and
       are in none of these. ``success_rate`` and ``error_rate`` are fractions of ``requests``, None
-      without any (AIPerf's ``request_error_rate`` is in percent). ``errors``: type, code, count.
+      without any (AIPerf's ``request_error_rate`` is in percent). ``errors``: type, code, count, the
+      most frequent first; ``other_errors``: how many failed requests are of other types.
     - ``duration_s``: from the phase's start to its last answer by its events, or without these
       (``duration_from`` is then ``records``) from the first successful request's start to the last
       one's answer. ``benchmark_duration_s`` is always the latter, AIPerf's ``benchmark_duration``.
     - ``request_throughput`` (successful requests), ``input_token_throughput``,
       ``output_token_throughput`` and ``total_token_throughput`` (of successful requests), all per
       second of ``duration_s``, as AIPerf defines them. Over all phases, pauses between them count.
-    - ``metrics``: by name ``title``, ``unit``, ``count`` of values, ``set_aside`` (left out as NaN or
-      infinite), ``sum``, ``mean`` (AIPerf's ``avg``), ``std`` (of the population, as AIPerf's),
-      ``min``, ``max``, ``p1`` to ``p99``, and ``exact``: whether the percentiles are exact or from a
-      sketch. A failed request only has metrics such as ``error_isl``, so latencies are those of
+    - ``metrics``: by name ``title``, ``unit``, ``count`` of values, ``set_aside`` (left out as NaN,
+      infinite or beyond 1e250), ``sum``, ``mean`` (AIPerf's ``avg``), ``std`` (of the population, as
+      AIPerf's), ``min``, ``max``, ``p1`` to ``p99``, and ``exact``: whether the percentiles are exact or
+      from a sketch. A failed request only has metrics such as ``error_isl``, so latencies are those of
       successful ones; AIPerf's ``adj_*``, which count a failure as infinitely slow, are not computed.
-      AIPerf exports the ``sum`` of counters such as ``request_count``.
+      AIPerf exports the ``sum`` of counters such as ``request_count``. Of too many metrics those with
+      most values are here; ``other_values`` counts the values of the others.
     - ``windows``: the phase over time, by the requests' end, or None if records have no
       ``request_end_ns``: see :meth:`~phase_bus.aggregation.windows.Windows.columns`.
 
@@ -132,6 +135,11 @@ def _phase(state: PhaseState, span: Span) -> dict[str, Any]:
     duration_s = benchmark_s if phase_s is None else phase_s
     tokens = [state.metrics.get(f"{way}_sequence_length") for way in ("input", "output")]
     tokens_in, tokens_out = (None if metric is None else metric.sum for metric in tokens)
+    metrics = dict(sorted(state.metrics.items(), key=lambda item: (-item[1].count, item[0])))
+    left_out = list(metrics)[LISTED_METRICS:]
+    other_values = state.other_values + sum(metrics.pop(name).count for name in left_out)
+    errors = _errors(state)
+    other_errors = state.other_errors + sum(error["count"] for error in errors[LISTED_ERRORS:])
     both = None if tokens_in is None or tokens_out is None else tokens_in + tokens_out
     return {
         "name": state.phase.name,
@@ -143,7 +151,8 @@ def _phase(state: PhaseState, span: Span) -> dict[str, Any]:
         "cancelled": state.cancelled,
         "success_rate": _rate(successful, state.requests),
         "error_rate": _rate(state.failed, state.requests),
-        "errors": _errors(state),
+        "errors": errors[:LISTED_ERRORS],
+        "other_errors": other_errors,
         "start_ns": span.start_ns,
         "end_ns": span.end_ns,
         "first_request_ns": state.first_request_ns,
@@ -155,7 +164,8 @@ def _phase(state: PhaseState, span: Span) -> dict[str, Any]:
         "input_token_throughput": _rate(tokens_in, duration_s),
         "output_token_throughput": _rate(tokens_out, duration_s),
         "total_token_throughput": _rate(both, duration_s),
-        "metrics": {name: _metric(name, state.metrics[name]) for name in sorted(state.metrics)},
+        "metrics": {name: _metric(name, metrics[name]) for name in sorted(metrics)},
+        "other_values": other_values,
         "windows": _windows(state),
     }
 

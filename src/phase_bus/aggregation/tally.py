@@ -64,10 +64,10 @@ class Tally:
             self._counts = np.concatenate([self._counts[:start], room])
         self._keys[start : self._size], self._counts[start : self._size] = keys, counts
 
-    def since(self, key: int) -> Tally:
-        """Return a tally of the keys from this one on."""
-        start = int(np.searchsorted(self.keys, key))
-        return Tally(self.keys[start:].copy(), self.counts[start:].copy())
+    def between(self, first: int, end: int) -> Tally:
+        """Return a tally of the keys from ``first`` on that are below ``end``."""
+        start, stop = np.searchsorted(self.keys, [first, end])
+        return Tally(self.keys[start:stop].copy(), self.counts[start:stop].copy())
 
 
 def _starts(ordered: IntArray) -> IntArray:

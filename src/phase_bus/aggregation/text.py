@@ -26,6 +26,9 @@ _FIRST = (
 _SAID = ("request_count", "error_request_count")
 _COLUMNS = ("mean", "std", "min", "p50", "p90", "p99", "max")
 _WIDTH = 100
+# Of each phase, and of each run, the most frequent and the first ones: a text is to be read.
+_ERRORS, _METRICS, _PHASES = 10, 60, 20
+_BRIEF_METRICS = 15  # of those that we do not know, if a run has no others
 
 
 def render_text(summary: Mapping[str, Any], *, brief: bool = False) -> str:
@@ -40,15 +43,22 @@ def render_text(summary: Mapping[str, Any], *, brief: bool = False) -> str:
         f"Run {summary['run_id']}: {summary['status']}, {summary['records']:,} records ({final})",
         *losses(summary),
     ]
-    phases = with_overall([p for p in summary["phases"] if not (brief and p["kind"] == "warmup")], summary)
-    for phase in phases:
+    phases = [p for p in summary["phases"] if not (brief and p["kind"] == "warmup")]
+    shown = with_overall(phases[:_PHASES], summary)
+    for phase in shown:
         parts += ["", *_phase_lines(phase)]
-        names = [
-            n for n in in_reading_order(phase["metrics"]) if n not in _SAID and (n in _FIRST or not brief)
-        ]
-        if phase["metrics"]:
+        names, more = _shown_metrics(phase, brief)
+        if names:
             parts.append(metrics_table(_COLUMNS, (row(phase["metrics"][name], _COLUMNS) for name in names)))
-    parts += inexact(summary, phases)
+        if more:
+            parts.append(f"and {more:,} more metrics: --format json has them")
+        if phase.get("other_values"):
+            parts.append(
+                f"{phase['other_values']:,} values of other metrics are left out: there are too many"
+            )
+    if len(phases) > _PHASES:
+        parts += ["", f"and {len(phases) - _PHASES} more phases: --format json has them"]
+    parts += inexact(summary, shown)
     return plain_text(parts)
 
 
@@ -125,6 +135,16 @@ def inexact(summary: Mapping[str, Any], phases: Iterable[Mapping[str, Any]]) -> 
     return [f"~ percentiles within {summary['relative_error']:.2%} (too many values to keep)"]
 
 
+def _shown_metrics(phase: Mapping[str, Any], brief: bool) -> tuple[list[str], int]:
+    """Return the names of a phase's metrics that a text shows, and how many more there are."""
+    names = [name for name in in_reading_order(phase["metrics"]) if name not in _SAID]
+    known = [name for name in names if name in _FIRST]
+    if brief and known:
+        return known, 0
+    limit = _BRIEF_METRICS if brief else _METRICS
+    return names[:limit], len(names[limit:])
+
+
 def _phase_lines(phase: Mapping[str, Any]) -> Iterable[str]:
     yield f"== {phase['name']} =="
     rate = phase["success_rate"]
@@ -140,6 +160,9 @@ def _phase_lines(phase: Mapping[str, Any]) -> Iterable[str]:
             if value is not None:
                 parts.append(f"{value:,.2f} {unit}")
         yield ", ".join(parts)
-    for error in phase["errors"]:
+    for error in phase["errors"][:_ERRORS]:
         code = "" if error["code"] is None else f" ({error['code']})"
         yield f"  {error['count']:,} x {error['type']}{code}"
+    others = sum(error["count"] for error in phase["errors"][_ERRORS:]) + phase.get("other_errors", 0)
+    if others:
+        yield f"  {others:,} x other types"

@@ -1,19 +1,23 @@
 """How a run went over time: counts and coarse percentiles, by the time at which requests ended.
 
 A window is a stretch of time that begins at a whole multiple of its width in Unix time. Windows are one
-second wide, and their width doubles whenever there would be more than :data:`MAX_WINDOWS`. So the width
-depends on the first and the last time alone, not on the order of records or of merging, and memory stays
-bounded however long a run goes on.
+second wide, and their width doubles whenever there would be something in more than :data:`MAX_WINDOWS`. So
+the width depends on the times alone, not on the order of records or of merging, and memory stays bounded
+however long a run goes on.
+
+A clock that is wrong once must not stretch the time of all others. What is kept is sparse, so a time that
+is far away costs one window; what is read, without gaps, has only the times that belong to the phase.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from phase_bus.aggregation.limits import LARGEST
 from phase_bus.aggregation.log_bins import BITS, WINDOW_ERROR, codes_of, values_of
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.packing import IntArray, pack_counts, unpack_counts
@@ -30,6 +34,17 @@ _END = "request_end_ns"
 _CHUNK = 4096
 # A metric's tally counts ``window << BITS | code of the value``.
 _CODE = (1 << BITS) - 1
+# A phase's times are those from its start to its end by its events, and those near to the middle half of
+# its requests' ends: within so many times as long as these took, and so many seconds.
+_REACH, _REACH_S = 20, 60
+
+
+class Group(NamedTuple):
+    """The windows of one phase, and its start and end by its events, in ns, as far as these are known."""
+
+    parts: Sequence[Windows]
+    start_ns: int | None = None
+    end_ns: int | None = None
 
 
 class Windows:
@@ -39,14 +54,14 @@ class Windows:
     has no windows.
 
     Attributes:
-        unplaced: requests without an end time; they are in no window.
+        unplaced: requests without a usable end time; they are in no window.
     """
 
     def __init__(self, options: Options = Options()) -> None:  # noqa: B008 - frozen
         self._options = options
         self.unplaced = 0
         self._level = 0  # the width is WIDTH_NS << level
-        self._range: tuple[int, int] | None = None  # the first and last window, of level 0
+        self._begin: int | None = None  # the first window to show, of level 0; by default the first used
         self._requests = Tally()
         self._failed = Tally()
         self._metrics: dict[str, Tally] = {}
@@ -56,8 +71,8 @@ class Windows:
         self._new_failed: list[IntArray] = []
         self._new_values: dict[str, list[tuple[IntArray, npt.NDArray[Any]]]] = {}
 
-    def update(self, batch: RecordBatch) -> None:
-        """Add a batch of records."""
+    def update(self, batch: RecordBatch, left_out: Collection[str] = ()) -> None:
+        """Add a batch of records, but for the values of some metrics."""
         windows = _windows_of(batch)
         if windows is None:
             self.unplaced += len(batch)
@@ -67,7 +82,7 @@ class Windows:
             self._new_failed.append(windows[[error.row for error in batch.errors]])
         names = self._options.window_metrics
         for name in batch.metrics if "*" in names else names:
-            column = _numbers(batch, name)
+            column = None if name in left_out else _numbers(batch, name)
             if column is not None:
                 at = windows if column.rows is None else windows[column.rows]
                 # A copy, since a view would keep all of the batch in memory.
@@ -76,49 +91,68 @@ class Windows:
         if self._waiting >= _CHUNK:
             self._settle()
 
-    def merge(self, *others: Windows, recent: int | None = None) -> None:
-        """Add other windows, which are left unchanged, and keep the ``recent`` last ones only, if given."""
+    def merge(self, *others: Windows) -> None:
+        """Add other windows, which are left unchanged."""
         parts = [self, *others]
         for part in parts:
             part._settle()
         self.unplaced = sum(part.unplaced for part in parts)
-        ranges = [part._range for part in parts if part._range is not None]
-        if not ranges:
-            return
-        first, last = min(r[0] for r in ranges), max(r[1] for r in ranges)
-        level = _fit(max(part._level for part in parts), first, last)
-        cut = None if recent is None else max(first >> level, (last >> level) - recent + 1)
-        parts = [part._at_level(level, cut) for part in parts]
-        self._level, self._range = level, (first if cut is None else cut << level, last)
-        self._requests = Tally.union([part._requests for part in parts])
-        self._failed = Tally.union([part._failed for part in parts])
-        tallies: dict[str, list[Tally]] = {}
-        for part in parts:
-            for name, tally in part._metrics.items():
-                tallies.setdefault(name, []).append(tally)
-        self._metrics = {name: Tally.union(some) for name, some in tallies.items()}
+        level = max(part._level for part in parts)
+        self._unite([part._at_level(level) for part in parts], level)
+        self._make_room()
+
+    @classmethod
+    def for_reading(cls, options: Options, groups: Sequence[Group], recent: int | None = None) -> Windows:
+        """Return new windows over phases without the times that do not belong to these.
+
+        Keep the ``recent`` last windows only, if given.
+        """
+        windows = cls(options)
+        ranges = [_range_of(group) for group in groups]
+        known = [found for found in ranges if found is not None]
+        first, end = min((f for f, _ in known), default=0), max((e for _, e in known), default=0)
+        level = max((part._level for group in groups for part in group.parts), default=0)
+        level = _fit(level, first, end - 1)
+        if recent is not None:
+            first = max(first, ((end - 1 >> level) - recent + 1) << level)
+        cut = []
+        for group, found in zip(groups, ranges, strict=True):
+            for part in group.parts:
+                windows.unplaced += part.unplaced
+                if found is None:
+                    continue
+                inside = part._requests.between(*(edge >> part._level for edge in found))
+                windows.unplaced += int(part._requests.counts.sum() - inside.counts.sum())
+                cut.append(part._at_level(level, (max(first, found[0]), found[1])))
+        if cut:
+            windows._unite(cut, level)
+            windows._begin = first
+        return windows
 
     def columns(self) -> dict[str, Any] | None:
         """Return one list per quantity with one number per window, gaps included; None without windows.
 
         ``width_s`` and ``start_ns`` (of the first window, Unix time); ``requests``, ``failed`` and
         ``throughput`` (successful requests per second); by metric ``count``, ``p50`` and ``p99``, which
-        are None in a window without values; their ``relative_error``; ``unplaced``: requests without an
-        end time, which are in no window.
+        are None in a window without values; their ``relative_error``; ``unplaced``: requests in no window,
+        since they have no end time, or one far away from those of the phase's other requests.
         """
         self._settle()
-        if self._range is None:
+        if not len(self._requests.keys):
             return None
-        first, last = (window >> self._level for window in self._range)
-        requests, failed = (_dense(t, first, last) for t in (self._requests, self._failed))
-        width_s = (WIDTH_NS << self._level) / 1e9
+        first, last = (int(key) << self._level for key in self._requests.keys[[0, -1]])
+        first = first if self._begin is None else self._begin
+        level = _fit(self._level, first, last)
+        first, last, shown = first >> level, last >> level, self._at_level(level)
+        requests, failed = (_dense(t, first, last) for t in (shown._requests, shown._failed))
+        width_s = (WIDTH_NS << level) / 1e9
         return {
             "width_s": width_s,
-            "start_ns": first * (WIDTH_NS << self._level),
+            "start_ns": first * (WIDTH_NS << level),
             "requests": requests.tolist(),
             "failed": failed.tolist(),
             "throughput": ((requests - failed) / width_s).tolist(),
-            "metrics": {n: _metric_columns(self._metrics[n], first, last) for n in sorted(self._metrics)},
+            "metrics": {n: _metric_columns(shown._metrics[n], first, last) for n in sorted(shown._metrics)},
             "relative_error": WINDOW_ERROR,
             "unplaced": self.unplaced,
         }
@@ -129,7 +163,6 @@ class Windows:
         return {
             "unplaced": self.unplaced,
             "level": self._level,
-            "range": self._range and [window >> self._level for window in self._range],
             "requests": pack_counts(self._requests.keys, self._requests.counts),
             "failed": pack_counts(self._failed.keys, self._failed.counts),
             "metrics": {name: _pack_metric(self._metrics[name]) for name in sorted(self._metrics)},
@@ -140,9 +173,6 @@ class Windows:
         """Return the windows that :meth:`to_dict` wrote as ``data``."""
         windows = cls(options)
         windows.unplaced, windows._level = data["unplaced"], data["level"]
-        if data["range"] is not None:
-            first, last = data["range"]
-            windows._range = (first << windows._level, last << windows._level)
         windows._requests = Tally.of(*unpack_counts(data["requests"]))
         windows._failed = Tally.of(*unpack_counts(data["failed"]))
         windows._metrics = {name: _unpack_metric(m) for name, m in data["metrics"].items()}
@@ -156,52 +186,94 @@ class Windows:
         placed = windows[windows > 0]
         self.unplaced += len(windows) - len(placed)
         if len(placed):
-            self._make_room(int(placed.min()), int(placed.max()))
             self._requests.add(placed >> self._level)
             if self._new_failed:
                 failed = np.concatenate(self._new_failed)
                 self._failed.add(failed[failed > 0] >> self._level)
             for name, pairs in self._new_values.items():
                 self._add_values(name, *map(np.concatenate, zip(*pairs, strict=True)))
+            self._make_room()
         self._waiting = 0
         self._new, self._new_failed, self._new_values = [], [], {}
 
     def _add_values(self, name: str, windows: IntArray, values: npt.NDArray[Any]) -> None:
         usable = windows > 0
         if values.dtype.kind == "f":
-            usable &= np.isfinite(values)
+            usable &= np.abs(values) <= LARGEST
         if not usable.all():
             windows, values = windows[usable], values[usable]
         if len(values):
             keys = windows >> self._level << BITS | codes_of(values.astype(np.float64))
             self._metrics.setdefault(name, Tally()).add(keys)
 
-    def _make_room(self, first: int, last: int) -> None:
-        """Extend the range to windows of level 0, and widen the windows if there would be too many."""
-        if self._range is not None:
-            first, last = min(first, self._range[0]), max(last, self._range[1])
-        level = _fit(self._level, first, last)
+    def _make_room(self) -> None:
+        """Widen the windows while too many of them have something in them."""
+        level, keys = self._level, self._requests.keys
+        while len(keys) > MAX_WINDOWS:
+            level += 1
+            keys = np.unique(keys >> 1)
         if level > self._level:
-            wider = self._at_level(level)
-            self._requests, self._failed, self._metrics = wider._requests, wider._failed, wider._metrics
-        self._level, self._range = level, (first, last)
+            self._unite([self._at_level(level)], level)
 
-    def _at_level(self, level: int, first: int | None = None) -> Windows:
-        """Return the tallies with windows of the same or a higher level, from the window ``first`` on."""
+    def _unite(self, parts: Sequence[Windows], level: int) -> None:
+        """Take over what is counted in parts, at least one, that are all of one level."""
+        self._level = level
+        self._requests = Tally.union([part._requests for part in parts])
+        self._failed = Tally.union([part._failed for part in parts])
+        tallies: dict[str, list[Tally]] = {}
+        for part in parts:
+            for name, tally in part._metrics.items():
+                tallies.setdefault(name, []).append(tally)
+        self._metrics = {name: Tally.union(some) for name, some in tallies.items()}
+
+    def _at_level(self, level: int, between: tuple[int, int] | None = None) -> Windows:
+        """Return the tallies with windows of the same or a higher level.
+
+        Only what lies ``between`` two windows of level 0, without the second, if these are given.
+        """
         shift = level - self._level
 
         def moved(tally: Tally, bits: int) -> Tally:
-            if first is not None:
-                tally = tally.since(first << shift + bits)
-            if not shift:
-                return tally
-            keys = tally.keys >> shift + bits << bits | (tally.keys & (1 << bits) - 1)
-            return Tally.of(keys, tally.counts)
+            if between is not None:
+                tally = tally.between(*(edge >> self._level << bits for edge in between))
+            return _widened(tally, shift, bits)
 
         other = Windows(self._options)
+        other._level = level
         other._requests, other._failed = moved(self._requests, 0), moved(self._failed, 0)
         other._metrics = {name: moved(tally, BITS) for name, tally in self._metrics.items()}
         return other
+
+
+def _range_of(group: Group) -> tuple[int, int] | None:
+    """Return the first window of level 0 that belongs to a phase, and the first one after these."""
+    for part in group.parts:
+        part._settle()
+    level = max((part._level for part in group.parts), default=0)
+    tallies = [_widened(part._requests, level - part._level) for part in group.parts]
+    requests = Tally.union(tallies) if tallies else Tally()
+    if not len(requests.keys):
+        return None
+    ends = np.cumsum(requests.counts)
+    quarter = int(ends[-1]) // 4
+    ranks_ = [quarter, int(ends[-1]) - 1 - quarter]
+    low, high = (int(key) for key in requests.keys[np.searchsorted(ends, ranks_, side="right")])
+    reach = _REACH * (high - low + 1) + (_REACH_S >> level) + 1
+    low, high = low - reach, high + reach
+    if group.start_ns is not None:
+        low = min(low, group.start_ns // WIDTH_NS >> level)
+        if group.end_ns is not None and group.end_ns >= group.start_ns:
+            high = max(high, group.end_ns // WIDTH_NS >> level)
+    keys = requests.keys[(requests.keys >= low) & (requests.keys <= high)]
+    return int(keys[0]) << level, (int(keys[-1]) + 1) << level
+
+
+def _widened(tally: Tally, shift: int, bits: int = 0) -> Tally:
+    """Return a tally with windows that are ``2**shift`` times as wide; the low ``bits`` of keys stay."""
+    if not shift:
+        return tally
+    keys = tally.keys >> shift + bits << bits | (tally.keys & (1 << bits) - 1)
+    return Tally.of(keys, tally.counts)
 
 
 def _fit(level: int, first: int, last: int) -> int:

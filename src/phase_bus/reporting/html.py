@@ -47,6 +47,8 @@ def run_html(run: PastRun) -> str:
             f"The numbers are those that the consumer {run.by!r} published. The latencies' distribution is "
             f"not among them: 'phase-bus report {summary['run_id']} --format html' without --by has it."
         )
+    if any(phase["other_values"] for phase in phases):
+        page_notes.append("There are too many metrics to show: those with most values are here.")
     page_notes += inexact(summary, phases) + _notes_on_windows(summary["overall"].get("windows"))
     return _render(
         "run.html",
@@ -177,7 +179,10 @@ def _notes_on_windows(windows: Mapping[str, Any] | None) -> list[str]:
         return []
     notes = [f"In the plots over time percentiles are within {windows['relative_error']:.2%}."]
     if windows["unplaced"]:
-        notes.append(f"{windows['unplaced']:,} requests have no end time and are in no plot over time.")
+        notes.append(
+            f"{windows['unplaced']:,} requests have no end time, or one far from all others, "
+            "and are in no plot over time."
+        )
     return notes
 
 
