@@ -28,14 +28,14 @@ def publisher(ipc_dir: Path) -> Iterator[Publisher]:
 
 def test_a_batch_wakes_the_thread_once(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
     wakes = 0
-    wake = publisher._wake
+    wake = publisher._sender._wake
 
     def counting() -> None:
         nonlocal wakes
         wakes += 1
         wake()
 
-    monkeypatch.setattr(publisher, "_wake", counting)
+    monkeypatch.setattr(publisher._sender, "_wake", counting)
     batches = 8
     for _ in range(batches):
         for record in shapes.records(_BATCH):
@@ -49,14 +49,14 @@ def test_an_event_wakes_the_thread_once(bus: BusThread, monkeypatch: pytest.Monk
     rounds = 0
     with Subscriber(bus.address) as subscriber, Publisher(bus.address) as publisher:
         assert publisher.flush(DEADLINE_S)
-        tick = publisher._link.tick
+        tick = publisher._sender._link.tick
 
         def counting(now_s: float) -> float:
             nonlocal rounds
             rounds += 1
             return tick(now_s)
 
-        monkeypatch.setattr(publisher._link, "tick", counting)
+        monkeypatch.setattr(publisher._sender._link, "tick", counting)
         events, began_s = 50, time.monotonic()
         for number in range(1, events + 1):
             publisher.publish(_EVENT)

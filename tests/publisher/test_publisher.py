@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -18,10 +19,19 @@ import zmq
 
 from phase_bus.core.wire import send_frames
 from phase_bus.errors import AddressError
-from phase_bus.events import Drop, EventBase, PhaseComplete, PhaseRef, PhaseStart, Records, RunComplete
+from phase_bus.events import (
+    Drop,
+    EventBase,
+    PhaseComplete,
+    PhaseRef,
+    PhaseStart,
+    Records,
+    RunComplete,
+    RunStart,
+)
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing.process import BusProcess
-from phase_bus.testing.waiting import wait_until
+from phase_bus.testing.waiting import DEADLINE_S, wait_until
 from tests.support.buses import BusThread
 from tests.support.clients import RawClient, Subscriber
 
@@ -105,13 +115,13 @@ def test_full_buffer(ipc_dir: Path) -> None:
                 publisher.publish(start(number))
         publisher.complete_run("r", "completed")
         # An empty inbox does not say that what was last in it is done; that its thread sleeps again does.
-        wait_until(lambda: not publisher._inbox and bool(publisher._sleep))
-        waiting = publisher._outbox.remaining()
+        wait_until(lambda: not publisher._sender._inbox and bool(publisher._sender._sleep))
+        waiting = publisher._sender._outbox.remaining()
         publisher.close(0.0)
     assert waiting["phase_start.r$"] == 50
     assert waiting["run_complete.r$"] == 1
     assert waiting["drop.r$"] > 0
-    assert publisher._outbox.size_bytes < 150_000
+    assert publisher._sender._outbox.size_bytes < 150_000
 
 
 @pytest.mark.parametrize("threads", [1, 8])
@@ -120,7 +130,7 @@ def test_published_and_dropped_make_up_offered(threads: int) -> None:
     offered = 20_000
     publisher = Publisher(bind="direct+tcp://127.0.0.1:0", buffer_bytes=1000, batch_records=64)
     puts: list[EventBase] = []
-    inner = publisher._outbox.put
+    inner = publisher._sender._outbox.put
 
     def put(event: EventBase) -> bytes | None:
         taken = inner(event)
@@ -128,7 +138,7 @@ def test_published_and_dropped_make_up_offered(threads: int) -> None:
             puts.append(event)
         return taken
 
-    publisher._outbox.put = put  # type: ignore[method-assign]
+    publisher._sender._outbox.put = put  # type: ignore[method-assign]
 
     def offer() -> None:
         for number in range(offered // threads):
@@ -222,10 +232,52 @@ def test_flush_is_ended_by_close(ipc_dir: Path) -> None:
     results: list[bool] = []
     waiter = threading.Thread(target=lambda: results.append(publisher.flush(60)))
     waiter.start()
-    wait_until(lambda: publisher._flushes)
+    wait_until(lambda: publisher._sender._flushes)
     publisher.close(0.0)
     waiter.join(10)
     assert results == [False]
+
+
+def test_publishers_that_are_forgotten(bus: BusThread) -> None:
+    """Fifty that nobody closed and nobody refers to deliver what they have, and end by themselves."""
+
+    def one(number: int) -> None:
+        publisher = Publisher(bus.address)
+        publisher.publish(RunStart(run_id=f"r{number}"))
+        for _ in range(10):
+            publisher.record(f"r{number}", PHASE, {"n": number}, {})
+        publisher.complete_run(f"r{number}", "completed")
+
+    before = set(threading.enumerate())
+    with Subscriber(bus.address, "records.") as subscriber:
+        for number in range(50):
+            one(number)
+        gc.collect()
+        wait_until(lambda: record_count(subscriber.of(Records)) == 500)
+    wait_until(lambda: not set(threading.enumerate()) - before)
+    with RawClient(bus.address) as client:
+        runs = client.status().runs
+    assert {run.run_id: run.status for run in runs} == {f"r{number}": "completed" for number in range(50)}
+    assert {run.events for run in runs} == {3}
+
+
+def test_a_forgotten_publisher_without_a_bus(
+    ipc_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It gives up in time, and says what is lost; what it publishes meanwhile is not."""
+    monkeypatch.setattr("phase_bus.publisher.publisher._ABANDONED_S", 0.2)
+    publisher = Publisher(f"ipc://{ipc_dir}")
+    record, thread = publisher.record, publisher._sender._thread
+    del publisher
+    gc.collect()
+    record("r", PHASE, {"n": 1}, {})
+    assert thread.is_alive(), "a method of it is in use"
+    del record
+    gc.collect()
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive()
+    assert "closed before" in caplog.text
+    assert "records.00.r$" in caplog.text
 
 
 def test_many_publishers(bus: BusThread) -> None:
@@ -299,7 +351,7 @@ def test_bus_killed_and_started_again(bus_process: BusProcess) -> None:
                     publisher.publish(start(generation * 1000 + number))
                 wait_until(lambda: len(subscriber.of(PhaseStart)) >= 100)
                 bus_process.kill()
-                wait_until(lambda: not publisher._inbox)
+                wait_until(lambda: not publisher._sender._inbox)
                 subscriber.read()
                 received += [event.ts_ns for event in subscriber.of(PhaseStart)]
                 assert [h.source_seq for h in subscriber.headers] == sorted(
@@ -389,7 +441,7 @@ def test_fork(bus: BusThread) -> None:
     with Publisher(bus.address) as publisher:
         publisher.publish(start(0))
         assert publisher.flush(10)
-        publisher._waker._lock.acquire()  # as if another thread were at it just now
+        publisher._sender._waker._lock.acquire()  # as if another thread were at it just now
         child = os.fork()
         if child == 0:
             try:
@@ -401,7 +453,7 @@ def test_fork(bus: BusThread) -> None:
                 os._exit(0 if not other.is_alive() and not publisher.flush(60) else 1)
             finally:
                 os._exit(2)
-        publisher._waker._lock.release()
+        publisher._sender._waker._lock.release()
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         publisher.publish(start(2))
         assert publisher.flush(10)

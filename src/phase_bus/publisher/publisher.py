@@ -35,12 +35,13 @@ _RAW_RECORD_BYTES = 4096  # the assumed size of a record not yet encoded; AIPerf
 _IDLE_WAIT_S = 1.0
 _REPLIES_S = 0.1  # how long replies of the bus may go unread while nothing waits for them
 _CLOSING_WAIT_S = 0.02
+_ABANDONED_S = 10.0  # for what is pending when a publisher is forgotten without being closed
 _ENDING_S, _SPOOLING_S = 1.0, 10.0  # how long the thread may take to end after its deadline
 _POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
 _AWAKE, _UNTIL_BATCH_IS_DUE, _IDLE = range(3)  # what the thread does, for those who may wake it
 
 
-_publishers: weakref.WeakSet[Publisher] = weakref.WeakSet()
+_senders: weakref.WeakSet[Sender] = weakref.WeakSet()
 
 
 class _Flush:
@@ -52,35 +53,11 @@ class _Flush:
 _Inbox: TypeAlias = deque[RawRecord | EventBase | Completion | _Flush]
 
 
-class Publisher:
-    """Sends events to a bus (or, with ``bind``, straight to consumers) from a thread of its own.
+class Sender:
+    """What a publisher has: queue, thread, connection. It lives until all is delivered, or time is up.
 
-    :meth:`publish`, :meth:`record` and :meth:`complete_run` only append to a queue: they never block
-    and never raise, whatever happens to the bus. The thread encodes, batches, sends, and keeps what the
-    bus has not acknowledged, up to ``buffer_bytes``; beyond that records are dropped, counted, and
-    reported in a ``drop`` event, while phase events are always kept.
-
-    Args:
-        address: where the bus is; by default ``$PHASE_BUS_ADDRESS``, else the user's own bus.
-        bind: direct mode: publish from this address, without a bus. Best effort.
-        name: what the bus shows this publisher as.
-        buffer_bytes: how much may wait for the bus.
-        lists: how metrics that are lists are sent (see :class:`~.RecordBuilder`).
-        field_names: which of the records' fields to send; None for all.
-        batch_records: a batch of records is closed at this size ...
-        batch_s: ... or at this age, in seconds.
-        linger_s: how long ZeroMQ may go on sending once closed, in seconds.
-        spool_dir: a directory for a file of what the bus has not acknowledged by the end, which
-            ``phase-bus replay`` delivers (:mod:`~phase_bus.publisher.spool`). Not in direct mode, where
-            nobody acknowledges anything. A full buffer still drops records: the file is written at the
-            end, and is no larger than the buffer.
-
-    Attributes:
-        undelivered: after :meth:`close`, how many events of each topic the bus never acknowledged.
-        spooled: after :meth:`close`, the file that holds them, if there is one.
-
-    Raises:
-        AddressError: if the address is malformed, or cannot be bound.
+    Its :class:`Publisher` is what a program holds. The thread knows nothing of that, so that a publisher
+    that nobody refers to any more is noticed, and ends.
     """
 
     def __init__(
@@ -110,6 +87,7 @@ class Publisher:
         self._flushes: list[tuple[int, _Flush]] = []
         self._warned: set[str] = set()
         self._deadline_s: float | None = None
+        self._abandoned = False
         self._sleep = _AWAKE
         self._broken = False
         self._spool_dir: Path | None = None
@@ -137,13 +115,7 @@ class Publisher:
         self._thread_id = 0
         self._thread = threads.start_thread(self._main, "phase-bus-publisher")
         atexit.register(self.close, 0.5)
-        _publishers.add(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
+        _senders.add(self)
 
     @property
     def connected(self) -> bool:
@@ -152,71 +124,13 @@ class Publisher:
 
     @property
     def pending(self) -> int:
-        """How many events and records wait to be sent or acknowledged.
-
-        While nobody waits in :meth:`flush` or :meth:`close`, acknowledgements are read every 0.1 s.
-        """
+        """How many events and records wait to be sent or acknowledged."""
         return len(self._inbox) + len(self._outbox) + self._composer.open_records
 
-    def publish(self, event: EventBase) -> None:
-        """Publish an event. Never blocks, never raises; the order of calls is kept."""
-        if type(event) is Records and len(self._inbox) * self._batch_records >= self._inbox_limit:
-            self._drops.refuse(event.run_id, event.phase, event.count)
-            return
-        self._inbox.append(event)
-        if self._sleep:
-            self._wake()
-
-    def record(
-        self,
-        run_id: str,
-        phase: PhaseRef,
-        metrics: Mapping[str, Any],
-        fields: Mapping[str, Any],
-        error: tuple[str, str, int | None] | None = None,
-    ) -> None:
-        """Publish a request's record, in a batch with others. Never blocks, never raises.
-
-        Args:
-            run_id: the run it belongs to.
-            phase: the phase it belongs to.
-            metrics: its metrics by name: numbers, or lists of numbers. Do not change them afterwards.
-            fields: its other properties by name: times in ns, ids, flags. Do not change them either.
-            error: if it failed, the error's type, message, and code or None.
-        """
-        waiting = len(self._inbox)
-        if waiting >= self._inbox_limit:
-            self._drops.refuse(run_id, phase, 1)
-            return
-        self._inbox.append((run_id, phase, metrics, fields, error))
-        if self._sleep == _IDLE or (self._sleep and waiting >= self._batch_records):
-            self._wake()
-
-    def complete_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
-        """Publish the run's last event, with the counts of everything published of it."""
-        self._inbox.append(Completion(run_id, status, reason))
-        self._wake()
-
-    def flush(self, timeout_s: float) -> bool:
-        """Wait until everything published so far is acknowledged; return False if that took too long.
-
-        In direct mode, wait until it is handed to ZeroMQ.
-        """
-        if self._broken:
-            return False
-        flush = _Flush()
-        self._inbox.append(flush)
-        self._wake()
-        flush.done.wait(timeout_s)
-        return flush.acknowledged
-
     def close(self, timeout_s: float = 2.0) -> None:
-        """Deliver what is pending, for at most ``timeout_s`` seconds, and end the thread.
-
-        What the bus has not acknowledged by then is logged and counted in :attr:`undelivered`. If there
-        is a ``spool_dir``, it is written to a file, which begins when the time is over.
-        """
-        if self._deadline_s is None:
+        """Deliver what is pending, for at most ``timeout_s`` seconds, and end the thread."""
+        if self._deadline_s is None or self._abandoned:
+            self._abandoned = False
             self._deadline_s = time.monotonic() + timeout_s
             self._wake()
         if threading.get_native_id() != self._thread_id:
@@ -224,6 +138,20 @@ class Publisher:
         # Only now: a program that exits meanwhile waits for the thread once more, and for its file.
         if not self._thread.is_alive():
             atexit.unregister(self.close)
+
+    def abandon(self) -> None:
+        """Deliver what is pending, and end, while nobody waits: its publisher is forgotten."""
+        if self._deadline_s is None:
+            self._abandoned = True
+            self._deadline_s = time.monotonic() + _ABANDONED_S
+            self._wake()
+
+    def enqueue_flush(self) -> _Flush:
+        """Ask to be told when all that is published so far is acknowledged."""
+        flush = _Flush()
+        self._inbox.append(flush)
+        self._wake()
+        return flush
 
     # ---- from here on: the publisher's own thread ----
 
@@ -238,6 +166,7 @@ class Publisher:
         finally:
             self._broken = True
             self._end()
+            atexit.unregister(self.close)
 
     def _check_early(self, spool_dir: Path) -> None:
         """Warn early that the directory cannot be written to; in this thread, as a disk may be slow."""
@@ -386,9 +315,161 @@ class Publisher:
         self._waker.wake()
 
 
+class Publisher:
+    """Sends events to a bus (or, with ``bind``, straight to consumers) from a thread of its own.
+
+    :meth:`publish`, :meth:`record` and :meth:`complete_run` only append to a queue: they never block
+    and never raise, whatever happens to the bus. The thread encodes, batches, sends, and keeps what the
+    bus has not acknowledged, up to ``buffer_bytes``; beyond that records are dropped, counted, and
+    reported in a ``drop`` event, while phase events are always kept.
+
+    Args:
+        address: where the bus is; by default ``$PHASE_BUS_ADDRESS``, else the user's own bus.
+        bind: direct mode: publish from this address, without a bus. Best effort.
+        name: what the bus shows this publisher as.
+        buffer_bytes: how much may wait for the bus.
+        lists: how metrics that are lists are sent (see :class:`~.RecordBuilder`).
+        field_names: which of the records' fields to send; None for all.
+        batch_records: a batch of records is closed at this size ...
+        batch_s: ... or at this age, in seconds.
+        linger_s: how long ZeroMQ may go on sending once closed, in seconds.
+        spool_dir: a directory for a file of what the bus has not acknowledged by the end, which
+            ``phase-bus replay`` delivers (:mod:`~phase_bus.publisher.spool`). Not in direct mode, where
+            nobody acknowledges anything. A full buffer still drops records: the file is written at the
+            end, and is no larger than the buffer.
+
+    One that nobody refers to any more delivers what is pending, and ends, without being closed.
+
+    Attributes:
+        source: 16 bytes that name it in the headers of its events.
+
+    Raises:
+        AddressError: if the address is malformed, or cannot be bound.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        bind: str | None = None,
+        name: str = "publisher",
+        buffer_bytes: int = 64 << 20,
+        lists: ListMode = "summary",
+        field_names: Sequence[str] | None = None,
+        batch_records: int = 256,
+        batch_s: float = 0.1,
+        linger_s: float = 0.2,
+        spool_dir: str | Path | None = None,
+    ) -> None:
+        self._sender = sender = Sender(
+            address,
+            bind=bind,
+            name=name,
+            buffer_bytes=buffer_bytes,
+            lists=lists,
+            field_names=field_names,
+            batch_records=batch_records,
+            batch_s=batch_s,
+            linger_s=linger_s,
+            spool_dir=spool_dir,
+        )
+        self.name, self.source, self.address = sender.name, sender.source, sender.address
+        # Not at exit, where the sender itself waits until all is delivered.
+        weakref.finalize(self, sender.abandon).atexit = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the bus answers (always true in direct mode)."""
+        return self._sender.connected
+
+    @property
+    def undelivered(self) -> dict[str, int]:
+        """After :meth:`close`, how many events of each topic the bus never acknowledged."""
+        return self._sender.undelivered
+
+    @property
+    def spooled(self) -> Path | None:
+        """After :meth:`close`, the file that holds them, if there is one."""
+        return self._sender.spooled
+
+    @property
+    def pending(self) -> int:
+        """How many events and records wait to be sent or acknowledged.
+
+        While nobody waits in :meth:`flush` or :meth:`close`, acknowledgements are read every 0.1 s.
+        """
+        return self._sender.pending
+
+    def publish(self, event: EventBase) -> None:
+        """Publish an event. Never blocks, never raises; the order of calls is kept."""
+        sender = self._sender
+        if type(event) is Records and len(sender._inbox) * sender._batch_records >= sender._inbox_limit:
+            sender._drops.refuse(event.run_id, event.phase, event.count)
+            return
+        sender._inbox.append(event)
+        if sender._sleep:
+            sender._wake()
+
+    def record(
+        self,
+        run_id: str,
+        phase: PhaseRef,
+        metrics: Mapping[str, Any],
+        fields: Mapping[str, Any],
+        error: tuple[str, str, int | None] | None = None,
+    ) -> None:
+        """Publish a request's record, in a batch with others. Never blocks, never raises.
+
+        Args:
+            run_id: the run it belongs to.
+            phase: the phase it belongs to.
+            metrics: its metrics by name: numbers, or lists of numbers. Do not change them afterwards.
+            fields: its other properties by name: times in ns, ids, flags. Do not change them either.
+            error: if it failed, the error's type, message, and code or None.
+        """
+        sender = self._sender
+        waiting = len(sender._inbox)
+        if waiting >= sender._inbox_limit:
+            sender._drops.refuse(run_id, phase, 1)
+            return
+        sender._inbox.append((run_id, phase, metrics, fields, error))
+        if sender._sleep == _IDLE or (sender._sleep and waiting >= sender._batch_records):
+            sender._wake()
+
+    def complete_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
+        """Publish the run's last event, with the counts of everything published of it."""
+        self._sender._inbox.append(Completion(run_id, status, reason))
+        self._sender._wake()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything published so far is acknowledged; return False if that took too long.
+
+        In direct mode, wait until it is handed to ZeroMQ.
+        """
+        if self._sender._broken:
+            return False
+        flush = self._sender.enqueue_flush()
+        flush.done.wait(timeout_s)
+        return flush.acknowledged
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Deliver what is pending, for at most ``timeout_s`` seconds, and end the thread.
+
+        What the bus has not acknowledged by then is logged and counted in :attr:`undelivered`. If there
+        is a ``spool_dir``, it is written to a file, which begins when the time is over.
+        """
+        self._sender.close(timeout_s)
+
+
 def _after_fork_in_child() -> None:
-    for publisher in list(_publishers):
-        publisher._forget()
+    for sender in list(_senders):
+        sender._forget()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
