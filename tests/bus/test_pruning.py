@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
 import pytest
 
+from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.address import Address
-from phase_bus.events import Loss, Receipt, RunStart, Summary
+from phase_bus.events import Loss, Receipt, Records, RunStart, Summary
 from phase_bus.harness.replayer import Replayer
 from phase_bus.journal.reader import JournalReader, PublishedInJournal
 from phase_bus.journal.rows import Limits
@@ -176,6 +180,70 @@ async def test_a_run_of_long_ago_is_new_here(
     with RawClient(bus.address) as client:
         (info,) = client.status().runs
     assert info.events == row.events == original.events == events.count
+
+
+class Counts(Consumer):
+    """Counts each run's records, once."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def state(self) -> bytes:
+        return msgspec.msgpack.encode(self.counts)
+
+    def restore(self, state: bytes) -> None:
+        self.counts = Counter(msgspec.msgpack.decode(state, type=dict[str, int]))
+
+    async def on_records(self, event: Records) -> None:
+        self.counts[event.run_id] += event.count
+
+
+async def put(publisher: Publisher, run_id: str, records: int, *, end: bool = False) -> None:
+    """Publish records, one in each event."""
+    for number in range(records):
+        publisher.record(run_id, PHASE, {"n": number}, {})
+    if end:
+        publisher.complete_run(run_id, "completed")
+    assert await asyncio.to_thread(publisher.flush, 10)
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_what_it_has_and_what_it_lost_is_all(
+    seed: int, bus: PruningBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here and away at random, with tight limits and wide ones: each record is either had or told."""
+    random = Random(seed)
+    published: Counter[str] = Counter()
+    consumer = Counts()
+    async with running(consumer, bus.address):
+        await asyncio.to_thread(publish, bus.address, 1, 0, "first", end=True)
+        await until(lambda: consumer.counts["first"])
+    for number in range(12):
+        run_id = f"r{number}"
+        published[run_id] = random.randint(1, 40)
+        half = random.choice((0, published[run_id] // 2))
+        with Publisher(bus.address, batch_records=1) as publisher:
+            if half:
+                consumer = Counts()
+                async with running(consumer, bus.address):
+                    await put(publisher, run_id, half)
+                    if random.random() < 0.5:
+                        await until(lambda: consumer.counts[run_id] > half // 2)  # noqa: B023
+            await put(publisher, run_id, published[run_id] - half, end=True)
+        if random.random() < 0.3:
+            kept = random.choice((Limits(max_bytes=0, max_unread_bytes=0), Limits(max_runs=2)))
+            await bus.reopen(kept)
+            await until(lambda: len(bus.runs()) <= 2 or kept.max_runs == 2)  # noqa: B023
+    await bus.reopen(Limits())
+    consumer = Counts()
+    await asyncio.to_thread(publish, bus.address, 1, 0, "last", end=True)
+    async with running(consumer, bus.address):
+        await until(lambda: consumer.counts["last"])
+    line = re.compile("has lost .* with ([0-9]+) records of run (r[0-9]+):")
+    told = [line.search(record.getMessage()) for record in caplog.records]
+    lost = Counter({match[2]: int(match[1]) for match in told if match})
+    assert consumer.counts + lost == published + Counter(first=1, last=1)
+    assert lost.total() > 0
 
 
 async def test_a_group_says_what_its_shares_lost(bus: PruningBus, monkeypatch: pytest.MonkeyPatch) -> None:
