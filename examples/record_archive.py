@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from phase_bus import Consumer, RecordBatch, Records
+from phase_bus import Consumer, Position, RecordBatch, Records
 
 
 class RecordArchive(Consumer):
@@ -24,7 +24,7 @@ class RecordArchive(Consumer):
     files themselves say how far this consumer has come: after a crash no row lacks and none is there twice.
 
     Args:
-        directory: where the files are, ``<journal>-<offset>.jsonl``.
+        directory: where the files are, ``<stream>-<offset>.jsonl``.
         batch_rows: how many rows are written at once, if they come that fast.
     """
 
@@ -34,19 +34,23 @@ class RecordArchive(Consumer):
         self.directory = directory
         self.batch_rows = batch_rows
         self._rows: list[dict[str, Any]] = []
-        self._last_offset = 0
+        self._last = Position("", 0)
 
     async def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
 
-    async def position(self) -> int | None:
+    async def position(self) -> Position | None:
         """Return the last event that is in a file: everything after it is to come (again)."""
-        offsets = [int(path.stem.rpartition("-")[2]) for path in self._files()]
-        return max(offsets, default=None)
+        found: dict[str, int] = {}
+        for path in self.directory.glob("*-*.jsonl"):
+            stream, _, offset = path.stem.rpartition("-")
+            found[stream] = max(found.get(stream, 0), int(offset))
+        latest = next((stream for stream in reversed(self.streams) if stream in found), None)
+        return None if latest is None else Position(latest, found[latest])
 
     async def on_records(self, event: Records) -> None:
         self._rows += ({"run_id": event.run_id, **row} for row in RecordBatch(event))
-        self._last_offset = self.offset
+        self._last = Position(self.stream, self.offset)
         if len(self._rows) >= self.batch_rows:
             self._write()
 
@@ -55,7 +59,7 @@ class RecordArchive(Consumer):
             self._write()
 
     def _write(self) -> None:
-        path = self.directory / f"{self.journal_id}-{self._last_offset:012}.jsonl"
+        path = self.directory / f"{self._last.stream}-{self._last.offset:012}.jsonl"
         unfinished = path.with_suffix(".part")
         with unfinished.open("wb") as file:
             file.write(b"".join(msgspec.json.encode(row) + b"\n" for row in self._rows))
@@ -63,6 +67,3 @@ class RecordArchive(Consumer):
             os.fsync(file.fileno())
         unfinished.rename(path)
         self._rows.clear()  # only now: should writing fail, it is tried again
-
-    def _files(self) -> list[Path]:
-        return list(self.directory.glob(f"{self.journal_id}-*.jsonl"))

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from phase_bus.core import control
+from phase_bus.core.position import Position, Segment
 from phase_bus.core.values import ListMode
 from phase_bus.events import (
     Drop,
     EventBase,
     Heartbeat,
+    JournalLoss,
     PhaseComplete,
     PhasePlan,
     PhaseProgress,
@@ -35,7 +37,7 @@ START_NS = 1_760_000_000_000_000_000
 PUBLISHER = bytes(range(16))
 CONSUMER = bytes(range(16, 32))
 BUS = bytes(range(32, 48))
-JOURNAL_ID = bytes(range(48, 64)).hex()
+FIRST_STREAM = bytes(range(48, 64)).hex()
 
 WARMUP = PhaseRef("warmup", "warmup", 0)
 PROFILING = PhaseRef("profiling", "profiling", 1)
@@ -240,6 +242,7 @@ STREAM: list[tuple[bytes, str, EventBase]] = [
                 ),
                 f"drop.{RUN}$": TopicReceipt(),
             },
+            journal_losses=(JournalLoss(reason="damaged", stream=FIRST_STREAM, first=3, last=3),),
             worst_lag_s=0.25,
         ),
     ),
@@ -326,10 +329,18 @@ BATCHES: list[tuple[str, str, Records]] = [
     ),
 ]
 
+_AT_41 = Position(BUS.hex(), 41)
+_LOSS = JournalLoss(reason="cut", stream=FIRST_STREAM, first=11, last=14)
 _NOTE = control.DeadLetterNote(
-    offset=7, run_id=RUN, kind="records", error="ValueError('x')", traceback="Traceback ...", attempts=3
+    offset=7,
+    run_id=RUN,
+    kind="records",
+    error="ValueError('x')",
+    traceback="Traceback ...",
+    attempts=3,
+    stream=FIRST_STREAM,
 )
-_COMMIT = control.Commit(share=3, token=2, position=41, saved=b"\x00state", dead_letters=(_NOTE,))
+_COMMIT = control.Commit(share=3, token=2, position=_AT_41, saved=b"\x00state", dead_letters=(_NOTE,))
 
 # Name, what it shows, the message.
 REQUESTS: list[tuple[str, str, control.Request]] = [
@@ -386,7 +397,8 @@ REQUESTS: list[tuple[str, str, control.Request]] = [
             incomplete_runs=("r1",),
             received=12,
             failed=1,
-            position=12,
+            position=Position(BUS.hex(), 12),
+            journal_losses=(_LOSS,),
             saved=b"\x00state",
             dead_letters=(_NOTE,),
         ),
@@ -411,7 +423,11 @@ REQUESTS: list[tuple[str, str, control.Request]] = [
         "the state beside the position is replaced",
         control.RemoveDeadLetter(letter_id=1, saved=b"\x00state"),
     ),
-    ("fetch", "to the replay socket", control.Fetch(after=4, records=True, limit_bytes=65536)),
+    (
+        "fetch",
+        "to the replay socket",
+        control.Fetch(after=4, records=True, limit_bytes=65536, stream=BUS.hex()),
+    ),
     (
         "fetch-partition",
         "records of one partition only",
@@ -420,7 +436,7 @@ REQUESTS: list[tuple[str, str, control.Request]] = [
     (
         "fetch-states",
         "what partitions have committed beyond what is known",
-        control.FetchStates(group="aggregator", after={0: 40, 3: 41}, only=None),
+        control.FetchStates(group="aggregator", after={0: 40, 3: 41}, only=None, stream=BUS.hex()),
     ),
 ]
 
@@ -434,10 +450,10 @@ REPLIES: list[tuple[str, str, control.Reply]] = [
             heartbeat_s=1.0,
             last_seq=0,
             replay=control.Endpoint(ipc_name="replay.ipc", tcp_port=41000),
-            journal_id=JOURNAL_ID,
+            lineage=(Segment(FIRST_STREAM, 1), Segment(BUS.hex(), 11)),
             offset=12,
             event_number=11,
-            checkpoint=9,
+            checkpoint=Position(FIRST_STREAM, 9),
             state=b"\x00state",
         ),
     ),
@@ -456,7 +472,9 @@ REPLIES: list[tuple[str, str, control.Reply]] = [
     (
         "heard",
         "a dead letter and a share's commit are kept, another commit is refused",
-        control.Heard(bus_id=BUS.hex(), dead_letters=(7,), kept={3: 41}, refused=(5,)),
+        control.Heard(
+            bus_id=BUS.hex(), dead_letters=(Position(FIRST_STREAM, 7),), kept={3: _AT_41}, refused=(5,)
+        ),
     ),
     ("heard-unknown", "say hello again", control.Heard(bus_id=BUS.hex(), known=False)),
     (
@@ -511,7 +529,8 @@ REPLIES: list[tuple[str, str, control.Reply]] = [
                     incomplete_runs=("r1",),
                     received=12,
                     failed=1,
-                    position=12,
+                    position=Position(BUS.hex(), 12),
+                    journal_losses=(_LOSS,),
                     age_s=0.5,
                     group="aggregator",
                     shares=(-1, 3),
@@ -547,7 +566,9 @@ REPLIES: list[tuple[str, str, control.Reply]] = [
     (
         "fetched-states",
         "two shares, one without a state; ask again for more",
-        control.FetchedStates(states={0: (40, b"\x00state"), 3: (41, None)}, end=False),
+        control.FetchedStates(
+            states={0: (Position(BUS.hex(), 40), b"\x00state"), 3: (_AT_41, None)}, end=False
+        ),
     ),
-    ("read-failed", "the journal cannot be read", control.ReadFailed(reason="disk I/O error")),
+    ("read-failed", "the journal cannot be read", control.ReadFailed(reason="disk I/O error", moved=False)),
 ]

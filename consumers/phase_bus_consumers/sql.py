@@ -20,7 +20,7 @@ from tenacity import (
 )
 from tenacity.stop import stop_base
 
-from phase_bus import ConfigError, Consumer, EventBase, PhaseBusError
+from phase_bus import ConfigError, Consumer, EventBase, PhaseBusError, Position
 
 try:
     import sqlalchemy as sa
@@ -39,11 +39,13 @@ _MOST_WAIT_S = 5.0
 class SqlSink(Consumer):
     """Write runs, phases, events and request records to SQLite or PostgreSQL, each exactly once.
 
-    Rows and the offset up to which they go are written in one transaction, so that whatever is killed
-    whenever, no row is missing or doubled. If the database cannot be written to, the sink tries again
-    until it can, and takes no more events meanwhile. An event behind the stored offset is skipped as
-    already stored, so a dead letter cannot be retried (``phase-bus dead-letters retry`` refuses to): only
-    another database or ``prefix``, which takes the whole journal again, takes its event too.
+    Rows and the position up to which they go are written in one transaction, so that whatever is killed
+    whenever, no row is missing or doubled. An event that comes once more at another place, from a journal
+    that was begun anew or lost its end, is recognised by its publisher and number. If the database cannot
+    be written to, the sink tries again until it can, and takes no more events meanwhile. An event behind
+    the stored offset is skipped as already stored, so a dead letter cannot be retried (``phase-bus
+    dead-letters retry`` refuses to): only another database or ``prefix``, which takes the whole journal
+    again, takes its event too.
 
     Args:
         url: the database as SQLAlchemy writes it: ``sqlite:///FILE`` or
@@ -68,21 +70,22 @@ class SqlSink(Consumer):
         self._tables = Tables(prefix)
         self._engine: sa.Engine | None = None
         self._lock = asyncio.Lock()
-        self._batch = Batch("", 0)
+        self._batch = Batch("", Position("", 0))
         self._writing: Batch | None = None
-        self._bus_journal: str | None = None
+        self._ranks: dict[str, int] = {}  # the order of the journal's streams
+        self._sequences: dict[str, int] = {}  # the last number of each source that was looked up
 
     async def start(self) -> None:
         self._engine = await asyncio.to_thread(open_database, self._url, self._tables)
 
-    async def position(self) -> int | None:
+    async def position(self) -> Position | None:
         await self._write(stop_never)
-        self._bus_journal = self.journal_id
         # Without a journal there are no offsets: the sink numbers the events itself.
-        self._batch = Batch(self.journal_id or f"live-{uuid.uuid4().hex}", 0)
-        stored = await self._insist(stop_after_delay(_FLUSH_S), self._stored, self._batch.journal_id)
-        self._batch.base = self._batch.last = stored
-        return stored if self.journal_id else None
+        streams = self.streams or (f"live-{uuid.uuid4().hex}",)
+        self._ranks = {stream: rank for rank, stream in enumerate(streams)}
+        stored: Position = await self._insist(stop_after_delay(_FLUSH_S), self._stored, streams)
+        self._batch = Batch(streams[0], stored)
+        return stored if self.streams else None
 
     async def flush(self) -> None:
         await self._write(stop_after_delay(_FLUSH_S))
@@ -92,16 +95,30 @@ class SqlSink(Consumer):
             await asyncio.to_thread(self._engine.dispose)
 
     async def on_event(self, event: EventBase) -> None:
-        offset = await self._offset()
-        if offset > self._batch.last:
-            self._batch.add(offset, event)
-            if len(self._batch) >= self._batch_rows:
-                await self._write(stop_never)
-
-    async def _offset(self) -> int:
-        if self._bus_journal != self.journal_id:
+        if not self._ranks:  # against a publisher alone nobody asks for the position
             await self.position()
-        return self.offset if self.journal_id else self._batch.last + 1
+        last = self._batch.last
+        at = Position(self.stream, self.offset) if self.stream else Position(last.stream, last.offset + 1)
+        source, sequence = self.source, self.sequence
+        if self._is_behind(at) or (sequence and sequence <= await self._last_sequence(source)):
+            return
+        self._batch.add(at, event)
+        if sequence:
+            self._sequences[source] = self._batch.sequences[source] = sequence
+        if len(self._batch) >= self._batch_rows:
+            await self._write(stop_never)
+
+    def _is_behind(self, at: Position) -> bool:
+        if at.stream not in self._ranks:  # of a bus that was started again meanwhile
+            self._ranks = {stream: rank for rank, stream in enumerate(self.streams)}
+        last, ranks = self._batch.last, self._ranks
+        return (ranks[at.stream], at.offset) <= (ranks.get(last.stream, 0), last.offset)
+
+    async def _last_sequence(self, source: str) -> int:
+        """Return the last number of a source that is in the tables, or about to be."""
+        if source not in self._sequences:
+            self._sequences[source] = await self._insist(stop_never, self._sequence, source)
+        return self._sequences[source]
 
     # ---- writing: in a thread, repeated until it succeeds ----
 
@@ -142,40 +159,56 @@ class SqlSink(Consumer):
             attempt=state.attempt_number,
         )
 
-    def _stored(self, connection: sa.Connection, journal_id: str) -> int:
-        """Return the offset up to which the journal is in the tables; make its row if there is none."""
+    def _stored(self, connection: sa.Connection, streams: tuple[str, ...]) -> Position:
+        """Return the place up to which a journal is in the tables; make its row if there is none."""
         positions = self._tables.positions
-        new = {"journal_id": journal_id, "consumer": self.name, "position": 0}
+        new = {"stream": streams[0], "journal_id": streams[0], "consumer": self.name, "position": 0}
         insert_missing(connection, positions, new)
-        which = positions.c.journal_id == journal_id
-        row = connection.execute(sa.select(positions).where(which)).one()
-        if row.consumer != self.name:
-            raise ConfigError(
-                f"consumer {self.name!r}: {row.consumer!r} already writes this bus's events to "
-                f"{positions.name!r} and its tables; use that name, or set another prefix=..."
-            )
-        return int(row.position)
+        rows = connection.execute(sa.select(positions).where(positions.c.stream.in_(streams))).all()
+        for row in rows:
+            if row.consumer != self.name:
+                raise ConfigError(
+                    f"consumer {self.name!r}: {row.consumer!r} already writes this bus's events to "
+                    f"{positions.name!r} and its tables; use that name, or set another prefix=..."
+                )
+        latest = max(rows, key=lambda row: streams.index(row.stream))
+        return Position(latest.stream, int(latest.position))
+
+    def _sequence(self, connection: sa.Connection, source: str) -> int:
+        sources = self._tables.sources
+        which = sources.c.source == source
+        return int(connection.scalar(sa.select(sources.c.sequence).where(which)) or 0)
 
     def _store(self, connection: sa.Connection, batch: Batch) -> None:
         """Write a batch and its offset, except what another process of the same name, or an attempt whose
         answer was lost, has written already."""
         tables = self._tables
-        which = tables.positions.c.journal_id == batch.journal_id
-        column = tables.positions.c.position
-        stored = connection.scalar(sa.select(column).where(which).with_for_update())
-        if stored is None or stored < batch.base:
+        positions = tables.positions
+        chosen = sa.select(positions.c.stream, positions.c.position).with_for_update()
+        rows = connection.execute(chosen.where(positions.c.stream.in_(batch.reached))).all()
+        stored = {row.stream: int(row.position) for row in rows}
+        base = stored.get(batch.base.stream)
+        if base is None or base < batch.base.offset:
             raise PhaseBusError(
                 f"consumer {self.name!r}: the database has lost rows that were in it (position "
-                f"{batch.base} before, {stored} now); restart the consumer to write them again"
+                f"{batch.base.offset} before, {base} now); restart the consumer to write them again"
             )
-        if stored >= batch.last:
+        if stored.get(batch.last.stream, 0) >= batch.last.offset:
             return
         append(connection, tables.events, batch.events, stored)
         append(connection, tables.records, batch.records, stored)
         upsert(connection, tables.runs, batch.runs.values())
         upsert(connection, tables.phases, batch.phases.values())
         upsert(connection, tables.summaries, batch.summaries.values())
-        connection.execute(sa.update(tables.positions).where(which).values(position=batch.last))
+        upsert(connection, tables.sources, _sources(batch))
+        whose = {"journal_id": batch.journal_id, "consumer": self.name}
+        reached = [each for each in batch.reached.items() if each[1] > stored.get(each[0], -1)]
+        rows_of = [{**whose, "stream": stream, "position": offset} for stream, offset in reached]
+        upsert(connection, positions, rows_of)
+
+
+def _sources(batch: Batch) -> list[dict[str, Any]]:
+    return [{"source": source, "sequence": number} for source, number in batch.sequences.items()]
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,10 @@ def _prepare(engine: sa.Engine, tables: Tables) -> None:
                 )
 
 
-def append(connection: sa.Connection, table: sa.Table, rows: list[Row], after: int) -> None:
-    """Insert the rows whose offset is greater than ``after``, by the fastest way the database has."""
-    if rows and rows[0][1] <= after:
-        rows = [row for row in rows if row[1] > after]
+def append(connection: sa.Connection, table: sa.Table, rows: list[Row], after: Mapping[str, int]) -> None:
+    """Insert the rows whose offset is beyond that of its stream, by the fastest way the database has."""
+    if after and rows and rows[0][1] <= after.get(rows[0][0], 0):
+        rows = [row for row in rows if row[1] > after.get(row[0], 0)]
     if not rows:
         return
     if connection.dialect.name == "sqlite":

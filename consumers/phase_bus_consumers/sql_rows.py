@@ -19,6 +19,7 @@ from phase_bus import (
     PhasesConfigured,
     PhaseStats,
     PhaseTimeout,
+    Position,
     RecordBatch,
     Records,
     RunComplete,
@@ -71,16 +72,22 @@ _STATES = {
 class Tables:
     """The tables.
 
-    ``(journal_id, journal_offset)`` identifies the event that a row comes from, ``record_row`` the record
-    in it. ``runs``, ``phases`` and ``summaries`` hold what is known last; what is not known is NULL.
+    ``(stream, stream_offset)`` identifies the event that a row comes from, ``record_row`` the record in it.
+    ``positions`` says up to which offset each stream is here, and which journal it is in; ``sources`` up to
+    which of its own numbers each publisher is here, wherever its events came from. ``runs``, ``phases`` and
+    ``summaries`` hold what is known last; what is not known is NULL.
     """
 
     def __init__(self, prefix: str) -> None:
         self.metadata = sa.MetaData()
         self._prefix = prefix
         self.positions = self._table(
-            "positions", _keys("journal_id"), _columns("consumer"), _columns("position", kind=sa.BigInteger)
+            "positions",
+            _keys("stream"),
+            _columns("journal_id", "consumer"),
+            _columns("position", kind=sa.BigInteger),
         )
+        self.sources = self._table("sources", _keys("source"), _columns("sequence", kind=sa.BigInteger))
         self.runs = self._table(
             "runs",
             _keys("journal_id", "run_id"),
@@ -108,7 +115,7 @@ class Tables:
         )
         self.events = self._table(
             "events",
-            [*_keys("journal_id"), *_keys("journal_offset", kind=sa.BigInteger)],
+            [*_keys("stream"), *_keys("stream_offset", kind=sa.BigInteger)],
             _columns("run_id", "kind"),
             _columns("ts_ns", kind=sa.BigInteger),
             _columns("phase"),
@@ -116,7 +123,7 @@ class Tables:
         )
         self.records = self._table(
             "records",
-            [*_keys("journal_id"), *_keys("journal_offset", kind=sa.BigInteger)],
+            [*_keys("stream"), *_keys("stream_offset", kind=sa.BigInteger)],
             _keys("record_row", kind=sa.Integer),
             _columns("run_id", "phase"),
             _columns("phase_index", kind=sa.BigInteger),
@@ -143,11 +150,18 @@ def _keys(*names: str, kind: Any = sa.Text) -> list[sa.Column[Any]]:
 
 
 class Batch:
-    """The rows of one transaction: everything after ``base`` up to ``last``, both offsets."""
+    """The rows of one transaction: everything after the position ``base`` up to ``last``.
 
-    def __init__(self, journal_id: str, base: int) -> None:
+    Attributes:
+        reached: the last offset of each stream, and the base's own.
+        sequences: the last number of each source.
+    """
+
+    def __init__(self, journal_id: str, base: Position) -> None:
         self.journal_id = journal_id
         self.base = self.last = base
+        self.reached = {base.stream: base.offset}
+        self.sequences: dict[str, int] = {}
         self.events: list[Row] = []
         self.records: list[Row] = []
         self.runs: dict[str, dict[str, Any]] = {}
@@ -157,19 +171,20 @@ class Batch:
     def __len__(self) -> int:
         return len(self.events) + len(self.records)
 
-    def add(self, offset: int, event: EventBase) -> None:
+    def add(self, at: Position, event: EventBase) -> None:
         """Add an event, or a batch of records, and what it says about its run and phases.
 
         Raises:
             WireError: if the batch is damaged; nothing of it is added.
         """
         if isinstance(event, Records):
-            self.records += _record_rows(self.journal_id, offset, event)
+            self.records += _record_rows(at, event)
         else:
             phase = event.phase.name if isinstance(event, PhaseEvent) else None
-            row = (self.journal_id, offset, event.run_id, event.kind, event.ts_ns, phase)
+            row = (at.stream, at.offset, event.run_id, event.kind, event.ts_ns, phase)
             self.events.append((*map(fit, row), json_text(event)))
-        self.last = offset
+        self.last = at
+        self.reached[at.stream] = at.offset
         self._note(event)
 
     def _note(self, event: EventBase) -> None:
@@ -207,7 +222,7 @@ class Batch:
         row.update({name: value for name, value in known.items() if value is not None})
 
 
-def _record_rows(journal_id: str, offset: int, event: Records) -> list[Row]:
+def _record_rows(at: Position, event: Records) -> list[Row]:
     """Return a batch of records as rows of the ``records`` table."""
     count, ref, batch = event.count, event.phase, RecordBatch(event)
     fields, other_fields = _split(count, batch.field_columns(), _FIELDS)
@@ -220,7 +235,7 @@ def _record_rows(journal_id: str, offset: int, event: Records) -> list[Row]:
         codes[error.row] = fit(error.code)
     same = [repeat(fit(value)) for value in (event.run_id, ref.name, ref.index)]
     columns = (*fields, types, codes, messages, *metrics, other_metrics, other_fields)
-    return list(zip(repeat(journal_id), repeat(offset), range(count), *same, *columns, strict=False))
+    return list(zip(repeat(at.stream), repeat(at.offset), range(count), *same, *columns, strict=False))
 
 
 def _split(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # with 'as', which makes each name ours for type checkers too
     from phase_bus.core.files import check_writable as check_writable
     from phase_bus.core.files import write_whole as write_whole
     from phase_bus.core.output_file import OutputFile as OutputFile
+    from phase_bus.core.position import Position as Position
     from phase_bus.core.printable import printable as printable
     from phase_bus.core.printable import printable_json as printable_json
     from phase_bus.core.records import Column as Column
@@ -27,6 +28,8 @@ if TYPE_CHECKING:  # with 'as', which makes each name ours for type checkers too
     from phase_bus.events import Drop as Drop
     from phase_bus.events import Event as Event
     from phase_bus.events import EventBase as EventBase
+    from phase_bus.events import JournalLoss as JournalLoss
+    from phase_bus.events import Loss as Loss
     from phase_bus.events import PhaseComplete as PhaseComplete
     from phase_bus.events import PhaseEvent as PhaseEvent
     from phase_bus.events import PhaseKind as PhaseKind
@@ -60,11 +63,13 @@ _NAMES = {  # by the modules that they are loaded from
     "core.address": "ADDRESS_VARIABLE",
     "core.files": "check_writable write_whole",
     "core.output_file": "OutputFile",
+    "core.position": "Position",
     "core.printable": "printable printable_json",
     "core.records": "Column RecordBatch",
     "errors": "ConfigError OptionError PhaseBusError",
     "events": (
-        "Drop Event EventBase PhaseComplete PhaseEvent PhaseKind PhasePlan PhaseProgress PhaseRef "
+        "Drop Event EventBase JournalLoss Loss "
+        "PhaseComplete PhaseEvent PhaseKind PhasePlan PhaseProgress PhaseRef "
         "PhaseSendingComplete PhaseStart PhaseStats PhaseTimeout PhasesConfigured Receipt "
         "RecordError Records RunComplete RunStart RunStatus Summary"
     ),

@@ -133,6 +133,18 @@ class JournalUnreadableError(PhaseBusError):
         super().__init__(f"the bus cannot read its journal: {reason}")
 
 
+class StreamMovedError(PhaseBusError):
+    """Another bus, with a stream of its own, has come to the place of the one that was asked.
+
+    Attributes:
+        reason: what it says.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the bus has another stream now: {reason}")
+
+
 class SpoolError(_FileError):
     """A file that is not a spool, or cannot be read.
 

@@ -388,6 +388,40 @@ class Loss(Struct, frozen=True, kw_only=True):
         return f"{what}: {self.reason}"
 
 
+JournalLossReason: TypeAlias = Literal["cut", "moved", "damaged"]
+
+
+class JournalLoss(Struct, frozen=True, kw_only=True):
+    """Events of a bus's stream that its journal does not give any more, as far as a consumer can tell.
+
+    Attributes:
+        reason: ``cut``: the journal lost its end, by a power cut or a deleted file; the consumer had
+            handled what is named here, and nobody knows how much came after it. ``moved``: the bus has
+            another journal; what is named here is known to have been in the one before, and not handled by
+            this consumer. ``damaged``: the journal has them, and they are not what was written.
+        stream: the stream's id.
+        first, last: the first and the last offset; ``last`` is below ``first`` if none is known.
+    """
+
+    reason: JournalLossReason
+    stream: str
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        where = f"stream {self.stream[:8]}"
+        named = f"{self.first} to {self.last}" if self.last > self.first else str(self.first)
+        match self.reason:
+            case "cut":
+                return f"the journal lost its end: offset {named} of {where}, and whatever came after"
+            case "moved":
+                rest = f"offset {named} was" if self.last >= self.first else "nothing that is known of was"
+                return f"the bus has another journal than before: of {where} {rest} not handled"
+            case _:
+                return f"the journal is damaged: offset {named} of {where} is not what was written"
+
+
 class Receipt(EventBase, frozen=True, kw_only=True, tag="receipt"):
     """What one consumer did with a run, said when it has handled the run's end.
 
@@ -395,6 +429,8 @@ class Receipt(EventBase, frozen=True, kw_only=True, tag="receipt"):
         consumer: the consumer's name.
         consumer_id: the consumer process's id.
         topics: the account, by topic.
+        journal_losses: what the consumer learned that the journal lost while the run went on, or before it
+            if no run did. Which events of the run were among that the counts show.
         worst_lag_s: the longest time from an event's happening to its being handled, in seconds.
         lost: what it has lost since its last receipt, of other runs: it gives none for a run whose end it
             never saw.
@@ -403,6 +439,7 @@ class Receipt(EventBase, frozen=True, kw_only=True, tag="receipt"):
     consumer: str
     consumer_id: str = ""
     topics: dict[str, TopicReceipt] = {}
+    journal_losses: tuple[JournalLoss, ...] = ()
     worst_lag_s: float = 0.0
     lost: tuple[Loss, ...] = ()
 

@@ -10,13 +10,14 @@ import pytest
 
 from phase_bus.bus.checkpoints import Checkpoints
 from phase_bus.core.control import EVENTS, Beat, ClientInfo, DeadLetterNote, Heard
+from phase_bus.core.position import Position
 from phase_bus.errors import JournalError
 from phase_bus.journal.rows import Checkpoint
 from phase_bus.journal.writer import Journal
 
 BUS_ID = "b" * 32
 CONSUMER = ClientInfo(client_id="1" * 32, role="consumer", name="c", pid=1, host="", state="ready")
-LETTER = DeadLetterNote(offset=4, run_id="r", kind="phase_start", error="KeyError: 'x'")
+LETTER = DeadLetterNote(offset=4, run_id="r", kind="phase_start", error="KeyError: 'x'", stream="a" * 32)
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def failing_commit(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Iterato
         yield
 
 
-def beat(position: int | None) -> Beat:
+def beat(position: Position | None) -> Beat:
     """A beat of a consumer without a group."""
     return Beat(
         client_id=CONSUMER.client_id, state="ready", position=position, saved=b"s", dead_letters=(LETTER,)
@@ -46,9 +47,10 @@ def beat(position: int | None) -> Beat:
 
 
 def test_a_position_is_confirmed_once_it_is_kept(journal: Journal) -> None:
-    heard = Checkpoints(BUS_ID, journal).keep(CONSUMER, beat(5), None)
-    assert heard == Heard(bus_id=BUS_ID, kept={EVENTS: 5}, dead_letters=(4,))
-    assert journal.checkpoint("c") == Checkpoint(5, b"s")
+    at = journal.lineage.position(5)
+    heard = Checkpoints(BUS_ID, journal).keep(CONSUMER, beat(at), None)
+    assert heard == Heard(bus_id=BUS_ID, kept={EVENTS: at}, dead_letters=(LETTER.position,))
+    assert journal.checkpoint("c") == Checkpoint(at, b"s")
 
 
 def test_a_commit_that_fails_confirms_nothing(
@@ -56,14 +58,16 @@ def test_a_commit_that_fails_confirms_nothing(
 ) -> None:
     """Nor is anything of it kept: the consumer says all of it again, and then it is."""
     checkpoints = Checkpoints(BUS_ID, journal)
-    checkpoints.keep(CONSUMER, beat(5), None)
+    checkpoints.keep(CONSUMER, beat(journal.lineage.position(5)), None)
     with failing_commit(journal, monkeypatch):
-        heard = checkpoints.keep(CONSUMER, beat(7), None)
+        heard = checkpoints.keep(CONSUMER, beat(journal.lineage.position(7)), None)
     assert heard == Heard(bus_id=BUS_ID)
     assert "the disk is full" in caplog.text
-    assert journal.checkpoint("c") == Checkpoint(5, b"s")
-    assert checkpoints.keep(CONSUMER, beat(7), None).kept == {EVENTS: 7}
-    assert journal.checkpoint("c") == Checkpoint(7, b"s")
+    assert journal.checkpoint("c") == Checkpoint(journal.lineage.position(5), b"s")
+    assert checkpoints.keep(CONSUMER, beat(journal.lineage.position(7)), None).kept == {
+        EVENTS: journal.lineage.position(7)
+    }
+    assert journal.checkpoint("c") == Checkpoint(journal.lineage.position(7), b"s")
 
 
 def test_a_beat_without_a_position_confirms_none(journal: Journal) -> None:
@@ -72,4 +76,4 @@ def test_a_beat_without_a_position_confirms_none(journal: Journal) -> None:
 
 
 def test_without_a_journal_no_position_is_confirmed() -> None:
-    assert Checkpoints(BUS_ID, None).keep(CONSUMER, beat(5), None).kept == {}
+    assert Checkpoints(BUS_ID, None).keep(CONSUMER, beat(Position("", 5)), None).kept == {}

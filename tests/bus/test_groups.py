@@ -11,10 +11,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from phase_bus.bus.groups import KEPT_INCOMPLETE, Group, Groups, Judgement, spread
 from phase_bus.core.control import EVENTS, Assigned, Beat, Commit
+from phase_bus.core.position import Position
 
 PARTITIONS = range(4)
 SHARES = {EVENTS, *PARTITIONS}
 NAMES = [f"{letter}" for letter in "abcdefg"]
+
+
+SOMEWHERE = Position("a" * 32, 5)
 
 
 @given(
@@ -103,7 +107,7 @@ class GroupMachine(RuleBasedStateMachine):
         )
 
     def commit(self, member: str, share: int, token: int) -> Judgement:
-        return self.group.judge(member, Commit(share=share, token=token, position=1))
+        return self.group.judge(member, Commit(share=share, token=token, position=SOMEWHERE))
 
     @invariant()
     def one_owner(self) -> None:
@@ -145,7 +149,7 @@ def test_a_last_commit_that_comes_twice() -> None:
     group = Group("g", [0])
     group.join("a")
     group.rebalance()
-    commit = Commit(share=0, token=group.assigned("a").shares[0], position=5)
+    commit = Commit(share=0, token=group.assigned("a").shares[0], position=SOMEWHERE)
     group.join("b")
     group.rebalance()
     assert group.assigned("a").release == (0,)
@@ -228,4 +232,4 @@ def test_who_was_alone_and_asleep_goes_on() -> None:
     group.join("b")
     group.rebalance()
     assert group.assigned("b").shares.keys() == tokens.keys()
-    assert group.judge("a", Commit(share=0, token=tokens[0], position=1)) is Judgement.REFUSE
+    assert group.judge("a", Commit(share=0, token=tokens[0], position=SOMEWHERE)) is Judgement.REFUSE

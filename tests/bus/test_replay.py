@@ -40,7 +40,7 @@ async def test_nonsense_does_not_end_the_replay_server(kept: DurableBus, ipc_dir
 async def test_closing_ends_a_wait(ipc_dir: Path) -> None:
     """A consumer that waits for a bus that was killed asks the next one at once."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    client = ReplayClient(context, f"ipc://{ipc_dir}/nobody.ipc")
+    client = ReplayClient(context, f"ipc://{ipc_dir}/nobody.ipc", "a" * 32)
     try:
         waiting = asyncio.create_task(client.fetch(0, records=True))
         await asyncio.sleep(0.05)

@@ -226,7 +226,7 @@ def check_database(url: str, entries: list[Entry]) -> None:
             " FROM phase_bus_records"
         )
         assert tuple(row) == (RECORDS, RECORDS, 0, RECORDS - 1)
-        rows = [row[0] for row in ask("SELECT journal_offset FROM phase_bus_events ORDER BY 1")]
+        rows = [row[0] for row in ask("SELECT stream_offset FROM phase_bus_events ORDER BY 1")]
         end = max(entry.offset for entry in entries if entry.kind == RunComplete.kind)
         wanted = [entry.offset for entry in entries if entry.kind != Records.kind and entry.offset <= end]
         assert [offset for offset in rows if offset <= end] == wanted

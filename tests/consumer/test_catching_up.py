@@ -13,6 +13,7 @@ from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
 from phase_bus.consumer.consumer import named
 from phase_bus.core.address import Address
+from phase_bus.core.position import Position
 from phase_bus.events import EventBase, PhaseStart, Receipt
 from phase_bus.journal.reader import JournalReader
 from phase_bus.publisher.publisher import Publisher
@@ -183,13 +184,13 @@ async def test_another_journal(ipc_dir: Path, tmp_path: Path) -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self.places: dict[str, int] = {}
+            self.places: dict[str, Position] = {}
 
         async def on_phase_start(self, event: PhaseStart) -> None:
-            self.places[self.journal_id] = self.offset
+            self.places[self.journal_id] = Position(self.stream, self.offset)
             await super().on_phase_start(event)
 
-        async def position(self) -> int | None:
+        async def position(self) -> Position | None:
             return self.places.get(self.journal_id)
 
     bus = DurableBus(ipc_dir, tmp_path / "one")

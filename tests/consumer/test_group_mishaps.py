@@ -17,6 +17,7 @@ from phase_bus.consumer.dispatcher import decode_saved
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import Ack, Hello
+from phase_bus.core.position import Position
 from phase_bus.core.wire import Header, receive_event
 from phase_bus.errors import JournalError
 from phase_bus.events import PhaseStart, Receipt, Records, Summary
@@ -171,13 +172,13 @@ async def test_a_run_is_handled_when_that_is_kept(kept: DurableBus) -> None:
     member = Member(kept.address)
     await until(lambda: shared_out([member]))
     real = kept.journal.commit
-    refused: list[int] = []
+    refused: list[Position] = []
 
-    def commit(name: str, offset: int, saved: bytes | None = None) -> None:
+    def commit(name: str, position: Position, saved: bytes | None = None) -> None:
         if name.endswith("/events") and saved is not None and decode_saved(saved).handled:
-            refused.append(offset)
+            refused.append(position)
             raise JournalError(kept.data, "the disk is full", "free some space")
-        real(name, offset, saved)
+        real(name, position, saved)
 
     with Run(kept.address) as run:
         vars(kept.journal)["commit"] = commit
@@ -222,18 +223,18 @@ async def test_states_larger_than_a_message(ipc_dir: Path, tmp_path: Path) -> No
 
 async def test_data_that_were_set_back(kept: DurableBus) -> None:
     """A consumer that stores its checkpoint with its data gets again what it has not stored."""
-    stored: dict[str, int] = {}
+    stored: dict[str, Position] = {}
     seen: list[int] = []
 
     class Storing(Totals):
-        async def position(self) -> int | None:
-            return stored.get(self.name, 0)
+        async def position(self) -> Position | None:
+            return stored.get(self.name, Position(self.streams[0], 0))
 
         async def on_records(self, event: Records) -> None:
             seen.append(self.offset)
 
         async def flush(self) -> None:
-            stored[self.name] = self.offset
+            stored[self.name] = Position(self.stream, self.offset)
 
     await asyncio.to_thread(publish, kept.address, 16 * 7)
     first = Member(kept.address, Storing)

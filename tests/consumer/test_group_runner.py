@@ -15,6 +15,7 @@ from phase_bus.consumer.dispatcher import decode_saved
 from phase_bus.consumer.group_member import GroupMember
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Commit, Heard, Hello, Welcome
+from phase_bus.core.position import Position
 from phase_bus.core.wire import encode_control
 from phase_bus.errors import ConfigError
 from phase_bus.events import PhaseRef, PhaseStart, Receipt, Records, Summary
@@ -242,16 +243,17 @@ def test_a_late_commit_is_refused(ipc_dir: Path, tmp_path: Path) -> None:
     """A member that slept too long cannot overwrite what its successor has committed meanwhile."""
     kept = DurableBus(ipc_dir, tmp_path / "journal", BusOptions(heartbeat_s=0.1, silent_after_s=0.5))
     try:
+        at = kept.journal.lineage.position
         with RawClient(kept.address) as sleeper, RawClient(kept.address) as successor:
             first = join(sleeper, "a" * 32)
-            assert heard(sleeper, "a" * 32, commit(first, position=3)).kept == {0: 3}
+            assert heard(sleeper, "a" * 32, commit(first, at(3))).kept == {0: at(3)}
             second = join(successor, "b" * 32)
             while 0 not in second.shares:  # the sleeper says nothing any more
                 successor.socket.send(encode_control(Beat(client_id="b" * 32, state="ready")))
                 second = next_of(successor, Assigned)
             assert second.shares[0] != first.shares[0]
-            assert heard(successor, "b" * 32, commit(second, position=5)).kept == {0: 5}
-            late = commit(first, position=9)
+            assert heard(successor, "b" * 32, commit(second, at(5))).kept == {0: at(5)}
+            late = commit(first, at(9))
             assert not heard(sleeper, "a" * 32, late).known
             sleeper.socket.send(encode_control(hello("a" * 32)))
             next_of(sleeper, Welcome)
@@ -259,7 +261,7 @@ def test_a_late_commit_is_refused(ipc_dir: Path, tmp_path: Path) -> None:
             assert (answer.kept, answer.refused) == ({}, (0,))
             assert group_info(kept.address).refused == 1
         with JournalReader(kept.data) as reader:
-            assert reader.checkpoint("g/00") == (5, b"state at 5")
+            assert reader.checkpoint("g/00") == (at(5), b"state at 5")
     finally:
         kept.close()
 
@@ -290,9 +292,9 @@ def join(client: RawClient, client_id: str) -> Assigned:
     return next_of(client, Assigned)
 
 
-def commit(assigned: Assigned, position: int) -> Commit:
+def commit(assigned: Assigned, position: Position) -> Commit:
     """A commit of partition 0, under an assignment."""
-    saved = f"state at {position}".encode()
+    saved = f"state at {position.offset}".encode()
     return Commit(share=0, token=assigned.shares[0], position=position, saved=saved)
 
 

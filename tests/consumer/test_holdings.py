@@ -10,6 +10,7 @@ from phase_bus.consumer.holdings import Holdings
 from phase_bus.consumer.share import Share
 from phase_bus.consumer.view import View
 from phase_bus.core.control import EVENTS, Assigned, Heard, State
+from phase_bus.core.position import Lineage, Segment
 from phase_bus.events import Receipt
 from tests.support.groups import Totals
 
@@ -29,6 +30,7 @@ class Ready:
 
 
 MEMBER = Ready()
+LINEAGE = Lineage([Segment("a" * 32, 1)])
 
 
 async def give(_receipt: Receipt) -> None:
@@ -42,7 +44,7 @@ def holding(*numbers: int, token: int = 1, cls: type[Totals] = Totals) -> Holdin
     for number in numbers:
         consumer = cls()
         share = Share(consumer, View.in_group(consumer, "g", number, token), "0" * 32, give)
-        asyncio.run(share.begin(None))
+        asyncio.run(share.begin(None, LINEAGE))
         asyncio.run(share.flush())
         holdings.add(share)
     return holdings
@@ -50,7 +52,8 @@ def holding(*numbers: int, token: int = 1, cls: type[Totals] = Totals) -> Holdin
 
 def heard(kept: dict[int, int] | None = None, refused: tuple[int, ...] = ()) -> Heard:
     """What the bus answers to a beat."""
-    return Heard(bus_id="b", kept=kept or {}, refused=refused)
+    positions = {number: LINEAGE.position(offset) for number, offset in (kept or {}).items()}
+    return Heard(bus_id="b", kept=positions, refused=refused)
 
 
 def test_only_a_released_share_that_is_kept_is_taken_up_again() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from phase_bus import Consumer, PhaseStart, Publisher, Receipt, Records, RunComplete, run_consumer
 from phase_bus.core.control import Beat, DeadLetterNote, Goodbye, Heard, Hello, NameTaken, Reply, Welcome
+from phase_bus.core.position import Position
 from phase_bus.core.session import introduce, is_gone, pid_space
 from phase_bus.errors import NameTakenError
 from phase_bus.journal.reader import JournalReader
@@ -45,7 +46,7 @@ def hello(client_id: str, *, pid: int = 4711, space: str = FAR) -> Hello:
     return Hello(client_id=client_id, role="consumer", name="one", pid=pid, host="far", pid_space=space)
 
 
-def alive(client_id: str, position: int | None = None) -> Beat:
+def alive(client_id: str, position: Position | None = None) -> Beat:
     """What it says from time to time."""
     saved = b"state of " + client_id.encode()
     return Beat(client_id=client_id, state="ready", position=position, saved=saved)
@@ -114,15 +115,16 @@ def test_who_was_away_changes_nothing(kept: DurableBus) -> None:
     kept.close()
     kept.options = type(kept.options)(heartbeat_s=0.05, silent_after_s=0.1)
     kept.open()
+    at = kept.journal.lineage.position
     letter = DeadLetterNote(offset=1, run_id="r", kind="records", error="late")
     with RawClient(kept.address) as first, RawClient(kept.address) as second:
         assert isinstance(first.ask(hello(FIRST)), Welcome)
-        first.ask(alive(FIRST, 3))
+        first.ask(alive(FIRST, at(3)))
         welcome = answer(second, SECOND)
         assert isinstance(welcome, Welcome)
-        assert (welcome.checkpoint, welcome.state) == (3, b"state of " + FIRST.encode())
-        second.ask(alive(SECOND, 9))
-        late = Beat(client_id=FIRST, state="ready", position=5, saved=b"late", dead_letters=(letter,))
+        assert (welcome.checkpoint, welcome.state) == (at(3), b"state of " + FIRST.encode())
+        second.ask(alive(SECOND, at(9)))
+        late = Beat(client_id=FIRST, state="ready", position=at(5), saved=b"late", dead_letters=(letter,))
         assert first.ask(late) == Heard(bus_id=kept.bus.bus_id, known=False)
         assert first.ask(hello(FIRST)) == NameTaken(name="one", pid=4711, host="far")
         second.ask(Goodbye(client_id=SECOND))
@@ -138,7 +140,8 @@ def test_an_onlooker_keeps_nothing(kept: DurableBus) -> None:
     letter = DeadLetterNote(offset=1, run_id="r", kind="records", error="broken pipe")
     with RawClient(kept.address) as client:
         client.ask(introduce(FIRST, "client", "tail"))
-        said = Beat(client_id=FIRST, state="ready", position=5, saved=b"", dead_letters=(letter,))
+        at = kept.journal.lineage.position(5)
+        said = Beat(client_id=FIRST, state="ready", position=at, saved=b"", dead_letters=(letter,))
         assert client.ask(said) == Heard(bus_id=kept.bus.bus_id)
     with JournalReader(kept.data) as reader:
         assert reader.dead_letters() == []
@@ -176,7 +179,7 @@ async def test_a_successor_that_has_come_and_gone_with_another_bus(kept: Durable
     kept.open()
     with RawClient(kept.address) as other:  # all at once: the first one cannot come in between
         assert isinstance(other.ask(hello(SECOND)), Welcome)
-        other.ask(alive(SECOND, 9))
+        other.ask(alive(SECOND, kept.journal.lineage.position(9)))
         other.ask(Goodbye(client_id=SECOND))
     with pytest.raises(NameTakenError, match="another process took the name over"):
         await asyncio.wait_for(running, 10)

@@ -16,6 +16,7 @@ from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.consumer.share import Share
 from phase_bus.consumer.view import View
 from phase_bus.core.address import Address
+from phase_bus.core.position import Lineage, Position, Segment
 from phase_bus.core.wire import Header, encode_event, topic_of
 from phase_bus.errors import JournalError
 from phase_bus.events import PhaseRef
@@ -68,6 +69,13 @@ class Host:
         return await self.share.handle(topic_of(event), header, encode_event(event), replayed=False)
 
 
+LINEAGE = Lineage([Segment("a" * 32, 1)])
+
+
+def at(offset: int) -> Position:
+    return LINEAGE.position(offset)
+
+
 def start(run_id: str = "r") -> PhaseStart:
     return PhaseStart(run_id=run_id, ts_ns=1, phase=PhaseRef("p"))
 
@@ -75,7 +83,7 @@ def start(run_id: str = "r") -> PhaseStart:
 async def begun(kept: Checkpoint | None = None, *, journaled: bool = True, onlooker: bool = False) -> Host:
     host = Host(onlooker=onlooker)
     await host.share.start()
-    await host.share.begin(kept, head=Head(0, 0), journaled=journaled)
+    await host.share.begin(kept, LINEAGE, head=Head(0, 0), journaled=journaled)
     return host
 
 
@@ -85,11 +93,11 @@ async def test_a_commit_is_confirmed_by_its_offset() -> None:
     await host.hand(start())
     assert await share.flush()
     assert share.tell() is not None
-    assert not share.confirm(0)
+    assert not share.confirm(at(0))
     assert share.tell() is not None
-    assert share.confirm(1)
+    assert share.confirm(at(1))
     assert share.tell() is None
-    assert not share.confirm(1), "there is nothing to confirm"
+    assert not share.confirm(at(1)), "there is nothing to confirm"
 
 
 async def test_a_late_reply_confirms_nothing() -> None:
@@ -101,12 +109,12 @@ async def test_a_late_reply_confirms_nothing() -> None:
     share.tell()
     await host.hand(start())
     await share.flush()
-    assert not share.confirm(1)
-    assert not share.confirm(2), "nobody was told of this one"
+    assert not share.confirm(at(1))
+    assert not share.confirm(at(2)), "nobody was told of this one"
     commit = share.tell()
     assert commit is not None
-    assert commit.position == 2
-    assert share.confirm(2)
+    assert commit.position == at(2)
+    assert share.confirm(at(2))
 
 
 async def test_a_consumer_can_hold_its_checkpoint() -> None:
@@ -123,7 +131,7 @@ async def test_a_consumer_can_hold_its_checkpoint() -> None:
     assert await share.flush()
     commit = share.tell()
     assert commit is not None
-    assert commit.position == 2
+    assert commit.position == at(2)
 
 
 async def test_what_was_confirmed_is_told_again_to_a_new_bus() -> None:
@@ -133,10 +141,12 @@ async def test_what_was_confirmed_is_told_again_to_a_new_bus() -> None:
     await host.hand(start())
     await share.flush()
     share.tell()
-    share.confirm(1)
+    share.confirm(at(1))
     share.tell_again()
     assert share.tell() is not None
-    share.leave_stream()
+    assert share.follow(Lineage([*LINEAGE.segments, Segment("b" * 32, 2)])), "the same, restarted"
+    assert share.tell() is not None
+    assert not share.follow(Lineage([*LINEAGE.segments, Segment("b" * 32, 1)])), "it lost the event"
     assert share.tell() is None
     assert not share.placed
 
@@ -148,7 +158,7 @@ async def test_it_goes_on_from_a_checkpoint() -> None:
     commit = host.share.tell()
     assert commit is not None
     other = Host()
-    await other.share.begin(Checkpoint(commit.position, commit.saved))
+    await other.share.begin(Checkpoint(commit.position, commit.saved), LINEAGE)
     assert other.consumer.count == 1
     await other.hand(start())  # has the offset 1 again
     assert other.consumer.count == 1
@@ -249,7 +259,8 @@ async def test_a_commit_that_fails_in_the_bus_is_made_again(
             works.set()
             await until(lambda: runner.share.commit is None)
             with JournalReader(tmp_path / "journal") as reader:
-                assert reader.checkpoint("counter") == Checkpoint(1, runner.share.dispatcher.saved())
+                kept = Checkpoint(reader.lineage.position(1), runner.share.dispatcher.saved())
+                assert reader.checkpoint("counter") == kept
         finally:
             runner.stop()
             await task

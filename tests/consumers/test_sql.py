@@ -12,6 +12,7 @@ import pytest
 
 from phase_bus.consumer.consumer import handlers_of
 from phase_bus.consumer.options import build_consumer
+from phase_bus.core.position import Lineage, Position, Segment
 from phase_bus.errors import ConfigError, OptionError, WireError
 from phase_bus.events import (
     PhaseRef,
@@ -20,7 +21,7 @@ from phase_bus.events import (
 )
 from phase_bus.publisher.record_builder import RecordBuilder
 from phase_bus_consumers.sql import SqlSink
-from tests.support.sql import NOT_ROWS, PROFILING, check, dump, feed, records, running, stream
+from tests.support.sql import JOURNAL, NOT_ROWS, PROFILING, check, dump, feed, records, running, stream
 
 
 @pytest.mark.parametrize("batch_rows", [1, 100, 100_000])
@@ -42,7 +43,7 @@ async def test_what_comes_again_is_not_written_again(url: str) -> None:
         await sink.flush()
         await feed(sink, events[:9])
     async with running(url) as sink:
-        assert await sink.position() == 9
+        assert await sink.position() == Position(JOURNAL, 9)
         await feed(sink, events)
         await sink.flush()
     check(url, events)
@@ -55,19 +56,20 @@ async def test_without_flush_nothing_is_half_there(url: str) -> None:
         await feed(sink, events)
     assert not any(rows for name, rows in dump(url).items() if name not in NOT_ROWS)
     async with running(url) as sink:
-        assert await sink.position() == 0
+        assert await sink.position() == Position(JOURNAL, 0)
 
 
 async def test_journals_are_kept_apart(url: str) -> None:
     """Offsets of another bus are others, also if the bus changes under a running consumer."""
     async with running(url, journal="a") as sink:
         await feed(sink, [(7, RunStart(run_id="r1"))])
-        sink.context.journal_id = "b"
+        sink.context.lineage = Lineage([Segment("b", 1)])
+        await sink.position()
         await feed(sink, [(1, RunStart(run_id="r2")), (2, records(0, 3))])
         await sink.flush()
     tables = dump(url)
-    assert [(row["journal_id"], row["position"]) for row in tables["positions"]] == [("a", 7), ("b", 2)]
-    assert [(row["journal_id"], row["run_id"]) for row in tables["events"]] == [("a", "r1"), ("b", "r2")]
+    assert [(row["stream"], row["position"]) for row in tables["positions"]] == [("a", 7), ("b", 2)]
+    assert [(row["stream"], row["run_id"]) for row in tables["events"]] == [("a", "r1"), ("b", "r2")]
     assert len(tables["records"]) == 3
 
 
@@ -81,7 +83,7 @@ async def test_without_a_journal_everything_is_written(tmp_path: Path) -> None:
             await sink.flush()
     tables = dump(url)
     assert len(tables["records"]) == 2 * 80
-    assert len({row["journal_id"] for row in tables["records"]}) == 2
+    assert len({row["stream"] for row in tables["records"]}) == 2
 
 
 async def test_another_name_needs_tables_of_its_own(url: str) -> None:
@@ -130,7 +132,7 @@ async def test_a_damaged_batch_is_refused_whole(url: str) -> None:
             await feed(sink, [(1, bad)])
         await feed(sink, [(2, good)])
         await sink.flush()
-    assert [row["journal_offset"] for row in dump(url)["records"]] == [2] * 5
+    assert [row["stream_offset"] for row in dump(url)["records"]] == [2] * 5
 
 
 def test_options_come_as_text() -> None:

@@ -13,13 +13,14 @@ import pytest
 import sqlalchemy as sa
 import structlog
 
+from phase_bus.core.position import Position
 from phase_bus.errors import ConfigError, PhaseBusError
 from phase_bus.testing.waiting import until
 from phase_bus_consumers import sql, sql_database
 from phase_bus_consumers.sql import SqlSink
 from phase_bus_consumers.sql_rows import Tables
 from tests.support.postgres import PASSWORD, Postgres
-from tests.support.sql import check, dump, feed, running, stream
+from tests.support.sql import JOURNAL, check, dump, feed, running, stream
 
 ROOT = Path(__file__).parents[2]
 KILLS = 5
@@ -29,7 +30,7 @@ from tests.support.sql import feed, running, stream
 
 async def main():
     async with running(sys.argv[1], batch_rows=150) as sink:
-        position = await sink.position()
+        position = (await sink.position()).offset
         print("ready", position, flush=True)
         for event in stream(300)[position:]:
             await feed(sink, [event])
@@ -88,11 +89,11 @@ async def test_two_of_one_name_write_each_row_once(url: str) -> None:
 async def test_two_that_start_at_once_both_find_the_tables(url: str) -> None:
     """Making the tables at the same time is no error."""
 
-    async def start() -> int | None:
+    async def start() -> Position | None:
         async with running(url) as sink:
             return await sink.position()
 
-    assert await asyncio.gather(*(start() for _ in range(4))) == [0] * 4
+    assert await asyncio.gather(*(start() for _ in range(4))) == [Position(JOURNAL, 0)] * 4
 
 
 async def test_a_server_that_is_restarted_costs_nothing(postgres: Postgres) -> None:

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from phase_bus.consumer.consumer import Consumer
+from phase_bus.core.position import Position
 from phase_bus.core.records import RecordBatch
 from phase_bus.core.wire import topic_of
 from phase_bus.errors import ConfigError, NameTakenError, OptionError
@@ -323,12 +324,15 @@ class Stored(Consumer):
     def __init__(self, place: Path) -> None:
         self.place = place
 
-    async def position(self) -> int | None:
-        return int(self.place.read_text().split()[0]) if self.place.exists() else None
+    async def position(self) -> Position | None:
+        if not self.place.exists():
+            return None
+        stream, offset, *_ = self.place.read_text().split()
+        return Position(stream, int(offset))
 
     async def on_phase_start(self, event: PhaseStart) -> None:
-        names = self.place.read_text().split()[1:] if self.place.exists() else []
-        self.place.write_text(" ".join([str(self.offset), *names, event.phase.name]))
+        names = self.place.read_text().split()[2:] if self.place.exists() else []
+        self.place.write_text(" ".join([self.stream, str(self.offset), *names, event.phase.name]))
 
 
 async def test_a_position_kept_with_the_data_is_exactly_once(bus: AnyBus, tmp_path: Path) -> None:
@@ -340,7 +344,7 @@ async def test_a_position_kept_with_the_data_is_exactly_once(bus: AnyBus, tmp_pa
         await run.crash()
     bus.publish(make_event(PhaseStart, phase="profiling"))
     await bus.run_consumer(Stored(place), name="a")
-    assert place.read_text().split()[1:] == ["warmup", "profiling"]
+    assert place.read_text().split()[2:] == ["warmup", "profiling"]
 
 
 class Summing(Consumer):

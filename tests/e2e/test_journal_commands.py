@@ -220,7 +220,7 @@ def test_prune_waits_for_the_bus_to_end(past: Past) -> None:
     past.end(bus)
     with Journal(past.directory / "data") as journal:
         journal.see({"away": ()}, time.time_ns())
-        journal.commit("away", 1)
+        journal.commit("away", journal.lineage.position(1))
     told = past.json(*prune)
     assert (told["pruned"], told["held"], told["unread"]) == ([], ["r", "r-2"], [])
     told = past.json(*prune, "--max-absence-s", "0")

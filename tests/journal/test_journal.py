@@ -97,7 +97,7 @@ def test_a_transaction_is_kept_whole_or_not_at_all(journal: Journal) -> None:
     with suppress(ZeroDivisionError), journal.transaction():
         journal.append([first, second])
         journal.note_run("r1", "completed", 1, 2, "p")
-        journal.commit("c", 1)
+        journal.commit("c", journal.lineage.position(1))
         assert journal.head == Head(2, 2)
         _ = 1 // 0
     assert (journal.head, journal.runs(), journal.info().checkpoints) == (Head(0, 0), [], {})
@@ -110,13 +110,14 @@ def test_checkpoints_are_kept_by_name(tmp_path: Path) -> None:
     """A checkpoint with and without state; the last one counts; both outlive a restart."""
     with Journal(tmp_path) as journal:
         assert journal.checkpoint("sql") is None
-        journal.commit("sql", 5, b"state")
-        journal.commit("agg", 7)
-        journal.commit("sql", 6, b"\0later")
+        at = journal.lineage.position
+        journal.commit("sql", at(5), b"state")
+        journal.commit("agg", at(7))
+        journal.commit("sql", at(6), b"\0later")
     with Journal(tmp_path) as journal:
-        assert journal.checkpoint("sql") == Checkpoint(6, b"\0later")
-        assert journal.checkpoint("agg") == Checkpoint(7, None)
-        assert journal.info().checkpoints == {"agg": 7, "sql": 6}
+        assert journal.checkpoint("sql") == Checkpoint(at(6), b"\0later")
+        assert journal.checkpoint("agg") == Checkpoint(at(7), None)
+        assert journal.info().checkpoints == {"agg": at(7), "sql": at(6)}
 
 
 def test_dead_letters(journal: Journal) -> None:
@@ -147,7 +148,8 @@ def test_runs_and_info_count_what_is_there(journal: Journal) -> None:
     assert (old.run_id, old.status, old.ended_ns) == ("old", "unknown", 3 * _S)
     assert first.size_bytes == sum(len(e.topic + e.header + e.payload) for e in log.entries[:2])
     journal.note_run("r1", "completed", 5, 6, "aiperf")
-    journal.commit("sql", 2)
+    at = journal.lineage.position(2)
+    journal.commit("sql", at)
     old, first = sorted(journal.runs(), key=lambda run: run.run_id)
     assert (first.status, first.started_ns, first.ended_ns, first.publisher) == (
         "completed",
@@ -157,7 +159,7 @@ def test_runs_and_info_count_what_is_there(journal: Journal) -> None:
     )
     info = journal.info()
     assert (info.events, info.records, info.runs, info.head) == (3, 7, 2, Head(3, 2))
-    assert (info.oldest_ts_ns, info.checkpoints) == (_S, {"sql": 2})
+    assert (info.oldest_ts_ns, info.checkpoints) == (_S, {"sql": at})
     assert info.size_bytes > 10_000
 
 

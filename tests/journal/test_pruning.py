@@ -104,17 +104,17 @@ def test_a_run_that_a_consumer_has_not_read_is_held_back(tmp_path: Path) -> None
         for run_id in "abc":
             fill(journal, log, run_id, 1)
         journal.see({"slow": (), "ends": ("run_complete.",)}, 15 * _S)
-        journal.commit("slow", 3)
-        journal.commit("ends", 0)
+        journal.commit("slow", journal.lineage.position(3))
+        journal.commit("ends", journal.lineage.position(0))
         assert pruned(journal, 20 * _S) == []
         assert journal.held == ["a", "b", "c"]
-        journal.commit("slow", 5)
+        journal.commit("slow", journal.lineage.position(5))
         assert pruned(journal, 20 * _S) == ["a"]
-        journal.commit("slow", 12)
+        journal.commit("slow", journal.lineage.position(12))
         assert pruned(journal, 20 * _S) == ["b"]
         assert journal.held == ["c"]
         assert journal.unread_runs() == []
-        journal.commit("slow", 15)
+        journal.commit("slow", journal.lineage.position(15))
         assert pruned(journal, 20 * _S) == ["c"]
 
 
@@ -125,7 +125,7 @@ def test_what_is_held_back_pushes_nothing_out(tmp_path: Path) -> None:
         for run_id in "abc":
             fill(journal, log, run_id, 1)
         journal.see({"ends": ("phase_start.b", "phase_start.c")}, 15 * _S)
-        journal.commit("ends", 0)
+        journal.commit("ends", journal.lineage.position(0))
         for run_id in "de":
             fill(journal, log, run_id, 1)
         assert pruned(journal, 30 * _S) == ["a"]
@@ -142,7 +142,7 @@ def test_a_consumer_that_is_not_seen_holds_nothing_back(tmp_path: Path) -> None:
         for run_id in "abc":
             fill(journal, log, run_id, 1)
         journal.see({"gone": ()}, 10 * _S)
-        journal.commit("gone", 7)
+        journal.commit("gone", journal.lineage.position(7))
         assert pruned(journal, 110 * _S) == ["a"], "that was read"
         assert journal.prune(10**9 * _S, by_age=False) == []
         assert pruned(journal, 111 * _S) == ["b"]
@@ -158,10 +158,10 @@ def test_beyond_the_bound_a_run_goes_and_the_loss_is_kept(tmp_path: Path) -> Non
         for i in range(6):
             fill(journal, log, f"r{i}", i, size=100_000, count=5)
         journal.see({"slow": (), "group": ("records.",)}, 1)
-        journal.commit("slow", 2)
-        journal.commit("group/events", 30)
-        journal.commit("group/03", 6)
-        journal.commit("group/04", 0)  # nothing is in this partition
+        journal.commit("slow", journal.lineage.position(2))
+        journal.commit("group/events", journal.lineage.position(30))
+        journal.commit("group/03", journal.lineage.position(6))
+        journal.commit("group/04", journal.lineage.position(0))  # nothing is in this partition
         gone = journal.prune(10 * _S)
         assert [row.run_id for row in gone] == ["r0", "r1"]
         assert journal.held == ["r2", "r3", "r4"], "without these the limit would hold"
@@ -260,7 +260,7 @@ class JournalModel(RuleBasedStateMachine):
     @rule(share=st.floats(0, 1))
     def commit(self, share: float) -> None:
         self.place = int(share * (self.log.offset + 1))
-        self.journal.commit("c", self.place)
+        self.journal.commit("c", self.journal.lineage.position(self.place))
 
     @rule()
     def prune(self) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from phase_bus.consumer.consumer import Consumer
+from phase_bus.core.position import Lineage, Segment
 from phase_bus.events import (
     EventBase,
     PhaseComplete,
@@ -99,7 +100,7 @@ class Made:
         assert isinstance(consumer, ProcessorConsumer)
         self.consumer = consumer
         self.summaries: list[Summary] = []
-        consumer.context.journal_id = journal
+        consumer.context.lineage = Lineage([Segment(journal, 1)])
         consumer.context.publish = self._publish
 
     def _publish(self, event: EventBase) -> None:
@@ -344,7 +345,7 @@ async def test_a_run_of_another_journal_does_not_hold_the_checkpoint(make: Make)
     """Its records cannot be read again, and its end may never come."""
     made = make()
     await made.give(records(0, 3, run_id="a"))
-    made.consumer.context.journal_id = "other"
+    made.consumer.context.lineage = Lineage([Segment("other", 1)])
     assert await made.checkpoint() is not None
     await made.give(records(3, 3, run_id="a"))  # its publisher goes on in the new journal
     assert await made.checkpoint() is None

@@ -11,6 +11,7 @@ import msgspec
 import sqlalchemy as sa
 
 from phase_bus.consumer.consumer import handlers_of, named
+from phase_bus.core.position import Lineage, Segment
 from phase_bus.core.records import RecordBatch
 from phase_bus.events import (
     EventBase,
@@ -112,7 +113,7 @@ async def running(
 ) -> AsyncIterator[SqlSink]:
     """A sink that is started, and stopped at the end."""
     sink = SqlSink(url, **options)
-    named(sink, name).context.journal_id = journal
+    named(sink, name).context.lineage = Lineage([Segment(journal, 1)] if journal else [])
     await sink.start()
     try:
         await sink.position()
@@ -149,7 +150,7 @@ def check(url: str, events: list[tuple[int, EventBase]]) -> None:
     """See that every event and record is there once, with its content."""
     tables = dump(url)
     others = [(offset, event) for offset, event in events if not isinstance(event, Records)]
-    assert [row["journal_offset"] for row in tables["events"]] == [offset for offset, _ in others]
+    assert [row["stream_offset"] for row in tables["events"]] == [offset for offset, _ in others]
     assert [row["event"] for row in tables["events"]] == [plain(e) for _, e in others]
     batches = [(offset, event) for offset, event in events if isinstance(event, Records)]
     assert len(tables["records"]) == sum(event.count for _, event in batches)
@@ -157,7 +158,7 @@ def check(url: str, events: list[tuple[int, EventBase]]) -> None:
         (offset, row, record) for offset, event in batches for row, record in enumerate(RecordBatch(event))
     )
     for found, (offset, row, record) in zip(tables["records"], expected, strict=True):
-        assert (found["journal_offset"], found["record_row"]) == (offset, row)
+        assert (found["stream_offset"], found["record_row"]) == (offset, row)
         assert found["x_request_id"] == record["x_request_id"]
         assert found["request_end_ns"] == record["request_end_ns"]
         assert found["was_cancelled"] == record["was_cancelled"]

@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 
 from phase_bus.consumer.consumer import Consumer
+from phase_bus.core.position import Position
 from phase_bus.core.wire import topic_of
 from phase_bus.events import EventBase, PhaseStart, Records
 
@@ -66,17 +67,17 @@ class Once(Consumer):
     async def start(self) -> None:
         self._db = sqlite3.connect(self._output)
         self._db.execute("CREATE TABLE IF NOT EXISTS numbers (number INTEGER)")
-        self._db.execute("CREATE TABLE IF NOT EXISTS place (id INTEGER PRIMARY KEY, offset INTEGER)")
+        self._db.execute("CREATE TABLE IF NOT EXISTS place (id INTEGER PRIMARY KEY, stream, offset)")
         self._db.commit()
 
     async def stop(self) -> None:
         if self._db is not None:
             self._db.close()
 
-    async def position(self) -> int | None:
+    async def position(self) -> Position | None:
         assert self._db is not None
-        row = self._db.execute("SELECT offset FROM place").fetchone()
-        return int(row[0]) if row else None
+        row = self._db.execute("SELECT stream, offset FROM place").fetchone()
+        return Position(*row) if row else None
 
     async def flush(self) -> None:
         assert self._db is not None
@@ -85,7 +86,7 @@ class Once(Consumer):
     async def on_phase_start(self, event: PhaseStart) -> None:
         assert self._db is not None
         self._db.execute("INSERT INTO numbers VALUES (?)", (event.ts_ns,))
-        self._db.execute("INSERT OR REPLACE INTO place VALUES (1, ?)", (self.offset,))
+        self._db.execute("INSERT OR REPLACE INTO place VALUES (1, ?, ?)", (self.stream, self.offset))
         if event.ts_ns % 7 == 0:
             self._db.commit()
         await asyncio.sleep(0.001)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from phase_bus.bus.groups import Group, Judgement
 from phase_bus.core.control import EVENTS, Beat, ClientInfo, Commit, DeadLetterNote, Heard, Hello
+from phase_bus.core.position import Lineage, Position
 from phase_bus.errors import JournalError
 from phase_bus.journal.rows import Checkpoint, checkpoint_name
 from phase_bus.journal.writer import Journal
@@ -25,11 +26,7 @@ class Checkpoints:
     def __init__(self, bus_id: str, journal: Journal | None) -> None:
         self._bus_id = bus_id
         self._journal = journal
-
-    @property
-    def journal_id(self) -> str:
-        """Which journal the offsets belong to; empty without one."""
-        return "" if self._journal is None else self._journal.journal_id
+        self._lineage = Lineage() if journal is None else journal.lineage
 
     def see(self, consumers: Mapping[str, Sequence[str]]) -> None:
         """Note that consumers or groups are here, and which topics they take; what fails is logged."""
@@ -59,27 +56,33 @@ class Checkpoints:
         for commit in beat.commits:
             judgement = Judgement.REFUSE if group is None else group.judge(beat.client_id, commit)
             by_judgement[judgement].append(commit)
-        commits, refused = by_judgement[Judgement.KEEP], by_judgement[Judgement.REFUSE]
+        # What it was told under another bus, of another stream, is told anew once its place is found here.
+        commits = [commit for commit in by_judgement[Judgement.KEEP] if self._is_here(commit.position)]
+        position = beat.position if beat.position and self._is_here(beat.position) else None
+        refused = by_judgement[Judgement.REFUSE]
         if refused:
             _log_refused(client, refused)
-        if self._journal is not None and (beat.position is not None or beat.dead_letters or commits):
+        if self._journal is not None and (position is not None or beat.dead_letters or commits):
             try:
                 with self._journal.transaction():
-                    _write(self._journal, client.name, beat, commits)
+                    _write(self._journal, client.name, beat, position, commits)
             except JournalError as error:
                 logger.error("phase-bus bus: %s", error)
                 return Heard(bus_id=self._bus_id)
         known = commits + by_judgement[Judgement.REPETITION]
         kept = {commit.share: commit.position for commit in known}
-        if self._journal is not None and beat.position is not None and not client.group:
-            kept[EVENTS] = beat.position
+        if self._journal is not None and position is not None and not client.group:
+            kept[EVENTS] = position
         letters = [*beat.dead_letters, *(letter for commit in known for letter in commit.dead_letters)]
         return Heard(
             bus_id=self._bus_id,
-            dead_letters=tuple(letter.offset for letter in letters),
+            dead_letters=tuple(letter.position for letter in letters),
             kept=kept,
             refused=tuple(commit.share for commit in refused),
         )
+
+    def _is_here(self, position: Position) -> bool:
+        return self._lineage.find(position).found == "here"
 
     def settle(self, letter_id: int, saved: bytes | None) -> bool:
         """Forget a dead letter that was handled after all; return whether that is kept, or else logged.
@@ -96,10 +99,12 @@ class Checkpoints:
         return True
 
 
-def _write(journal: Journal, name: str, beat: Beat, commits: Sequence[Commit]) -> None:
+def _write(
+    journal: Journal, name: str, beat: Beat, position: Position | None, commits: Sequence[Commit]
+) -> None:
     _add_dead_letters(journal, name, beat.dead_letters)
-    if beat.position is not None:
-        journal.commit(name, beat.position, beat.saved)
+    if position is not None:
+        journal.commit(name, position, beat.saved)
     for commit in commits:
         share = checkpoint_name(name, commit.share)
         _add_dead_letters(journal, share, commit.dead_letters)
@@ -117,5 +122,7 @@ def _log_refused(member: ClientInfo, commits: Sequence[Commit]) -> None:
         "been given to others while it was silent",
         member.group,
         member.pid,
-        ", ".join(f"{checkpoint_name(member.group, c.share)} at offset {c.position}" for c in commits),
+        ", ".join(
+            f"{checkpoint_name(member.group, c.share)} at offset {c.position.offset}" for c in commits
+        ),
     )

@@ -197,10 +197,10 @@ class Clients:
             silent_after_s=self._silent_after_s,
             last_seq=client.last_seq,
             replay=self._sockets.replay_endpoint,
-            journal_id=self._checkpoints.journal_id,
+            lineage=self._stream.lineage.segments,
             offset=self._stream.head.offset,
             event_number=self._stream.head.event_number,
-            checkpoint=checkpoint.offset if checkpoint else None,
+            checkpoint=checkpoint.position if checkpoint else None,
             state=checkpoint.state if checkpoint else None,
             pruned=self._checkpoints.prunings(),
         )
@@ -288,6 +288,7 @@ class Clients:
             received=beat.received,
             failed=beat.failed,
             position=beat.position,
+            journal_losses=beat.journal_losses,
         )
         heard = Heard(bus_id=self._bus_id)
         if client.info.role == "consumer":  # an onlooker keeps nothing, whatever it says

@@ -9,6 +9,7 @@ from pathlib import Path
 import zmq
 
 from phase_bus.core.control import Fetch, Fetched, FetchedStates, FetchStates, ReadFailed
+from phase_bus.core.position import Position
 from phase_bus.core.wire import decode_request, encode_control, receive_frames, send_frames
 from phase_bus.errors import JournalError, WireError
 from phase_bus.journal.reader import JournalReader
@@ -18,6 +19,7 @@ logger = logging.getLogger("phase_bus.bus")
 
 _LOOK_MS = 200
 _LARGEST = 8 << 20
+_TOLD_DAMAGE = 1000  # offsets in one answer
 
 
 class ReplayServer:
@@ -27,8 +29,10 @@ class ReplayServer:
     ROUTER, belongs to the thread until :meth:`close`.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], path: Path) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], path: Path, stream: str) -> None:
         self._socket = socket
+        self._stream = stream
+        self._told: set[int] = set()  # damaged events that the log has
         self._path = path
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main, name="phase-bus-replay", daemon=True)
@@ -62,12 +66,31 @@ class ReplayServer:
 
     def _answer(self, reader: JournalReader, frames: list[bytes]) -> None:
         match decode_request(frames[1]) if len(frames) == 2 else None:
+            case Fetch(stream=stream) | FetchStates(stream=stream) if stream not in ("", self._stream):
+                moved = ReadFailed(
+                    reason="this is another bus than the one that it was asked of", moved=True
+                )
+                self._send(frames[0], encode_control(moved))
             case Fetch() as fetch:
+                reader.damaged.clear()
                 self._send(frames[0], *_events(reader, fetch))
+                self._tell_damage(reader)
             case FetchStates() as fetch:
                 self._send(frames[0], encode_control(_states(reader, fetch)))
             case _:
                 raise WireError("the replay socket answers nothing but a fetch")
+
+    def _tell_damage(self, reader: JournalReader) -> None:
+        new = sorted(reader.damaged - self._told)
+        if new:
+            what = (
+                "phase-bus bus: %s: %d events do not match their checksums and are left out (offset %s%s); "
+            )
+            offsets, more = ", ".join(map(str, new[:10])), " ..." if len(new) > 10 else ""
+            logger.error(
+                f"{what}'phase-bus journal verify' says more", reader.path, len(new), offsets, more
+            )
+        self._told |= reader.damaged
 
     def _send(self, identity: bytes, *frames: bytes) -> None:
         send_frames(self._socket, [identity, *frames], int(zmq.NOBLOCK))
@@ -92,6 +115,7 @@ def _events(reader: JournalReader, fetch: Fetch) -> list[bytes]:
         end=not entries,
         # Read after the events: a run is noted here before the first of its events goes.
         pruned=tuple(reader.pruned_runs(fetch.after, offset)),
+        damaged=tuple(sorted(reader.damaged)[:_TOLD_DAMAGE]),
     )
     return [encode_control(answer), *(part for e in entries for part in (e.topic, e.header, e.payload))]
 
@@ -101,7 +125,7 @@ def _states(reader: JournalReader, request: FetchStates) -> FetchedStates:
     if request.only is not None:
         checkpoint = reader.checkpoint(checkpoint_name(request.group, request.only))
         return FetchedStates(states={} if checkpoint is None else {request.only: checkpoint})
-    states: dict[int, tuple[int, bytes | None]] = {}  # of checkpoints, which msgpack has as plain tuples
+    states: dict[int, tuple[Position, bytes | None]] = {}  # checkpoints, plain tuples to msgpack
     size_bytes = 0
     for share, checkpoint in reader.group_checkpoints(request.group, request.after):
         if size_bytes >= _LARGEST:

@@ -81,7 +81,7 @@ class Bus:
         journal: Journal | None = None,
     ) -> None:
         self.options = options or BusOptions()
-        self.bus_id = uuid.uuid4().hex
+        self.bus_id = uuid.uuid4().hex if journal is None else journal.stream
         self.addresses: tuple[Address, ...] = tuple(addresses)
         self._started_s = time.monotonic()
         self._next_tick_s = 0.0
@@ -93,6 +93,7 @@ class Bus:
         self._acks: dict[bytes, tuple[int, bool]] = {}  # by connection: up to where, and to send again
         self._ending: list[tuple[bytes, str]] = []  # who asked to end the runs, and why
         self._stop = False
+        self._journal_gone = False  # whether that was told
         self._waker = Waker()
         self._sockets = BusSockets(self.options)
         self._router, self._xpub = self._sockets.router, self._sockets.xpub
@@ -134,7 +135,7 @@ class Bus:
         """
         self.addresses = self._sockets.bind(self.addresses, replay=self._journal is not None)
         if self._journal is not None:
-            self._replay = ReplayServer(self._sockets.replay, self._journal.path)
+            self._replay = ReplayServer(self._sockets.replay, self._journal.path, self.bus_id)
 
     def run(self, stop_on_eof: int | None = None) -> None:
         """Serve until SIGTERM, SIGINT or :meth:`stop`, or the end of a file that a parent holds open."""
@@ -377,6 +378,8 @@ class Bus:
         self._clients.miss(now_s)
         self._publish_ends()
         self._beat()
+        if self._journal is not None:
+            self._see_journal(self._journal)
         if self._journal is not None and now_s >= self._next_prune_s:
             self._next_prune_s = now_s + _PRUNE_EVERY_S
             self._prune(self._journal)
@@ -386,6 +389,16 @@ class Bus:
         beat = Heartbeat(bus_id=self.bus_id, partitions=self._stream.partitions)
         topic, header, payload = number_own(self._own_events, beat)
         send_frames(self._xpub, (topic, header.pack_at(*self._stream.head, 0, self._stream.tag), payload))
+
+    def _see_journal(self, journal: Journal) -> None:
+        """See that the journal's files are where they were, also while nothing is published."""
+        try:
+            journal.check_in_place()
+            self._journal_gone = False
+        except JournalError as error:
+            if not self._journal_gone:
+                logger.error("phase-bus bus: %s", error)
+            self._journal_gone = True
 
     def _prune(self, journal: Journal) -> None:
         now_ns = time.time_ns()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import zmq
 
 from phase_bus.core.outbox import Outbox
+from phase_bus.core.position import Lineage
 from phase_bus.core.wire import NO_PARTITION, Header, Topic, send_frames, stream_tag, unpack_header
 from phase_bus.events import Event, EventBase
 from phase_bus.journal.rows import Entry, Head
@@ -37,11 +38,13 @@ class Stream:
         stream: the stream's id.
 
     Attributes:
-        tag: its beginning, which is in the header of each event.
+        lineage: the streams that the journal holds, this one the last of them; empty without a journal.
+        tag: the id's beginning, which is in the header of each event.
     """
 
     def __init__(self, socket: zmq.Socket[bytes], journal: Journal | None, stream: str) -> None:
         self.tag = stream_tag(stream)
+        self.lineage = journal.lineage if journal is not None else Lineage()
         self._socket = socket
         self._journal = journal
         self.head = journal.head if journal is not None else Head(0, 0)

@@ -43,7 +43,8 @@ def info(*, data: OneDataOption = None, json: JsonOption = False) -> None:
         f"{counted(letters, 'dead letter')}"
     )
     if told.checkpoints:
-        rows = ((name, offset, told.head.offset - offset) for name, offset in told.checkpoints.items())
+        offsets = ((name, position.offset) for name, position in told.checkpoints.items())
+        rows = ((name, offset, told.head.offset - offset) for name, offset in offsets)
         print_table(("CONSUMER", "CHECKPOINT", "BEHIND"), rows)
 
 

@@ -50,6 +50,9 @@ def _show(status: Status) -> None:
         why = "pruned before it was read"
         lost = ((u.consumer, u.run_id, u.events, u.records, why) for u in status.unread)
         print_table(columns, lost, whole=("LOST BY", "RUN"), spare=("WHY",))
+    for client in clients:
+        for loss in client.journal_losses:
+            make_console().print(f"{client.role} {client.name}: {loss}", style="red", soft_wrap=True)
     columns = ("RUN", "STATUS", "STARTED", "DURATION", "EVENTS", "PUBLISHER", "HANDLED BY")
     runs = (_run_row(run, status) for run in status.runs)
     spare = ("PUBLISHER", "STARTED", "EVENTS", "DURATION")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from msgspec import Struct, field
 
 from phase_bus.core.control import PrunedTopic
-from phase_bus.events import Loss, Receipt, RunComplete, TopicReceipt
+from phase_bus.events import JournalLoss, Loss, Receipt, RunComplete, TopicReceipt
 
 PRUNED = "pruned from the journal before it was read"
 
@@ -40,11 +40,13 @@ class RunAccount(Struct):
 
     Attributes:
         worst_lag_ns: the longest time from an event's happening to its being handled.
+        journal_losses: what it learned meanwhile that the journal lost.
     """
 
     run_id: str
     topics: dict[bytes, TopicCounts] = field(default_factory=dict)
     worst_lag_ns: int = 0
+    journal_losses: list[JournalLoss] = field(default_factory=list)
 
     def counts(self, topic: bytes) -> TopicCounts:
         """Return a topic's counts."""
@@ -52,9 +54,11 @@ class RunAccount(Struct):
 
     def joined(self, parts: Iterable[RunAccount]) -> RunAccount:
         """Return one account of what this and others received, each on topics of its own."""
-        whole = RunAccount(self.run_id, dict(self.topics), self.worst_lag_ns)
+        whole = RunAccount(self.run_id, dict(self.topics), self.worst_lag_ns, list(self.journal_losses))
         for part in parts:
             whole.topics |= part.topics
+            new = (loss for loss in part.journal_losses if loss not in whole.journal_losses)
+            whole.journal_losses += new
             whole.worst_lag_ns = max(whole.worst_lag_ns, part.worst_lag_ns)
         return whole
 
@@ -105,6 +109,7 @@ class RunAccount(Struct):
             consumer=consumer,
             consumer_id=consumer_id,
             topics=topics,
+            journal_losses=tuple(self.journal_losses),
             worst_lag_s=self.worst_lag_ns / 1e9,
             lost=lost,
         )

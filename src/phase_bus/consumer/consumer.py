@@ -15,6 +15,7 @@ import structlog
 from msgspec import Struct, field
 
 from phase_bus.core.output_file import OutputFile
+from phase_bus.core.position import Lineage, Position
 from phase_bus.errors import ConsumerDefinitionError, suggest
 from phase_bus.events import KINDS, EventBase
 
@@ -29,7 +30,8 @@ class Context(Struct):
 
     Attributes:
         name: what the user calls the consumer; in a group, that and the partition.
-        journal_id: which journal offsets belong to; empty without one.
+        lineage: the streams of the bus's journal.
+        event: the source of the event that is handled, and its number among that one's.
         claim: what only the consumers have that the bus lets have this name, one after another; empty if no
             bus has said so.
         outputs: the files that it has opened, which are closed after :meth:`Consumer.stop`.
@@ -38,11 +40,17 @@ class Context(Struct):
     name: str = ""
     log: Any = field(default_factory=lambda: structlog.get_logger("phase_bus.consumer"))
     offset: int = 0
-    journal_id: str = ""
+    lineage: Lineage = field(default_factory=Lineage)
+    event: tuple[bytes, int] = (b"", 0)
     partition: int | None = None
     publish: Callable[[EventBase], None] = lambda _event: None
     claim: str = ""
     outputs: list[OutputFile] = field(default_factory=list)
+
+    @property
+    def stream(self) -> str:
+        """The stream that the offset is in; empty without a journal."""
+        return self.lineage.position(self.offset).stream
 
 
 class Consumer:
@@ -87,8 +95,38 @@ class Consumer:
 
     @property
     def journal_id(self) -> str:
-        """Which journal offsets belong to; set before :meth:`position` is called."""
-        return self.context.journal_id
+        """Which journal the bus has, however often it was restarted on it; empty without one.
+
+        It is the first of :attr:`streams`.
+        """
+        return self.context.lineage.journal_id
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams of the bus's journal, the oldest first; set before :meth:`position` is called.
+
+        Each start of a bus begins a new one. An offset means something together with its stream only.
+        """
+        return self.context.lineage.streams
+
+    @property
+    def stream(self) -> str:
+        """While a handler runs, the stream that :attr:`offset` is in; empty without a journal."""
+        return self.context.stream
+
+    @property
+    def source(self) -> str:
+        """While a handler runs, who published its event: 32 hex digits."""
+        return self.context.event[0].hex()
+
+    @property
+    def sequence(self) -> int:
+        """While a handler runs, the number of its event among all that its source published.
+
+        The numbers of one source grow. By source and sequence an event is recognised that comes again in
+        another place: from a journal that was cut, and got again what its publisher had kept.
+        """
+        return self.context.event[1]
 
     @property
     def partition(self) -> int | None:
@@ -107,12 +145,14 @@ class Consumer:
     async def stop(self) -> None:
         """Let go of everything: called once, last."""
 
-    async def position(self) -> int | None:
-        """Say up to which offset this consumer has stored everything, if it keeps that with its data.
+    async def position(self) -> Position | None:
+        """Say up to which place this consumer has stored everything, if it keeps that with its data.
 
-        Called once, after :meth:`start`. One that stores data and offset in one transaction gets every
-        event after it and is exactly-once. None leaves it to the bus, which keeps the offset of the last
-        flush as a checkpoint: then an event may come twice after a crash.
+        Called after :meth:`start`, and again if the bus comes back with another stream, of whose
+        :attr:`streams` the last one read is not any more, or no further than to an earlier offset. One that
+        stores data and ``Position(self.stream, self.offset)`` in one transaction gets every event after it
+        and is exactly-once. None leaves it to the bus, which keeps the place of the last flush as a
+        checkpoint: then an event may come twice after a crash.
         """
         return None
 

@@ -16,28 +16,35 @@ from phase_bus.consumer.account import RunAccount, TopicCounts
 from phase_bus.consumer.consumer import Consumer, Handler
 from phase_bus.consumer.view import View
 from phase_bus.core.control import REMEMBERED_RUNS, DeadLetterNote, PrunedRun
+from phase_bus.core.position import Position
 from phase_bus.core.throttle import Throttle
 from phase_bus.core.values import as_text
 from phase_bus.core.wire import Header, decode, decode_event, parse_topic
 from phase_bus.errors import WireError
-from phase_bus.events import Event, Loss, Receipt, RunComplete
+from phase_bus.events import Event, JournalLoss, Loss, Receipt, RunComplete
 
 logger = logging.getLogger("phase_bus.consumer")
 
 ATTEMPTS = 3
+KEPT_JOURNAL_LOSSES = 20  # of one receipt, and of one consumer for `status`: the latest
 _KEPT_LOSSES = 100
 _KEPT_TOLD = 20 * _KEPT_LOSSES  # those of all shares of a group
 _SHORT_WAIT_S = 0.05  # instead, while no handler succeeds: a consumer that is broken shall not fall behind
 
 
 class Saved(Struct):
-    """What is kept in a consumer's checkpoint; for ``handled`` and so on see :class:`Dispatcher`."""
+    """What is kept in a consumer's checkpoint; for ``handled`` and so on see :class:`Dispatcher`.
+
+    Attributes:
+        journal_losses: what the journal lost, to be told in the receipt of the next run.
+    """
 
     accounts: dict[str, RunAccount]
     handled: dict[str, bool]
     state: bytes | None = None
     losses: dict[str, Loss] = {}
     told_losses: list[str] = []
+    journal_losses: list[JournalLoss] = []
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -93,6 +100,7 @@ class Dispatcher:
         self._unknown: set[str] = set()
         self._succeeds = True  # whether the last call of a handler did
         self._complaints = Throttle(logger)
+        self._journal_losses: list[JournalLoss] = []  # for the next run's receipt
 
     def knows(self, topic: bytes, header: Header) -> bool:
         """Return whether this very event was received before."""
@@ -128,6 +136,7 @@ class Dispatcher:
             counts.handled += 1
         else:
             self._context.offset = header.offset
+            self._context.event = (source, header.source_seq)
             try:
                 await _called(handler, event)
             except Exception as error:
@@ -159,10 +168,10 @@ class Dispatcher:
         _, counts = self._of_topic.get(topic) or self._account(topic)
         counts.repeated += 1
 
-    def forget_dead_letters(self, offsets: tuple[int, ...]) -> None:
+    def forget_dead_letters(self, positions: tuple[Position, ...]) -> None:
         """Let go of what the bus has taken over."""
-        if offsets:
-            self.dead_letters = [each for each in self.dead_letters if each.offset not in offsets]
+        if positions:
+            self.dead_letters = [each for each in self.dead_letters if each.position not in positions]
 
     def lose(self, run: PrunedRun, after: int) -> None:
         """Note, and log, what was lost of a run that was pruned; its end will not come any more.
@@ -224,7 +233,15 @@ class Dispatcher:
     def saved(self) -> bytes:
         """Return what is to be kept in the checkpoint: the accounts of runs, and the consumer's state."""
         state = self._consumer.state()
-        return _encode(Saved(self._accounts, self.handled, state, self.losses, self.told_losses))
+        told = (self.losses, self.told_losses, self._journal_losses)
+        return _encode(Saved(self._accounts, self.handled, state, *told))
+
+    def note_journal_loss(self, loss: JournalLoss) -> None:
+        """Have what the journal lost told by the receipts of the runs that go on, or of the next one."""
+        going_on = [account for run_id, account in self._accounts.items() if run_id not in self.handled]
+        for losses in [account.journal_losses for account in going_on] or [self._journal_losses]:
+            losses.append(loss)
+            del losses[:-KEPT_JOURNAL_LOSSES]
 
     def restore(self, saved: bytes) -> None:
         """Go on, and let the consumer go on, from what an earlier process left.
@@ -236,13 +253,34 @@ class Dispatcher:
         self._accounts = kept.accounts
         self._of_topic.clear()
         self.handled, self.losses, self.told_losses = kept.handled, kept.losses, kept.told_losses
+        self._journal_losses = kept.journal_losses
         if kept.state is not None:
             self._consumer.restore(kept.state)
+
+    def join(self, saved: bytes | None) -> bool:
+        """Go on after a checkpoint that one of this name left in another journal, keeping what there is.
+
+        Returns:
+            False if that is not possible, since the consumer's own state is in it: nothing has changed.
+
+        Raises:
+            WireError: if it cannot be decoded.
+        """
+        kept = Saved({}, {}) if saved is None else decode_saved(saved)
+        if kept.state is not None:
+            return False
+        self._accounts = kept.accounts | self._accounts
+        self.handled = kept.handled | self.handled
+        self._of_topic.clear()
+        return True
 
     def _account(self, topic: bytes) -> tuple[RunAccount, TopicCounts]:
         """Return the account of a topic's run, and the topic's counts in it: looked up once a topic."""
         run_id = parse_topic(topic).run_id
-        account = self._accounts.setdefault(run_id, RunAccount(run_id))
+        account = self._accounts.get(run_id)
+        if account is None:
+            account = self._accounts[run_id] = RunAccount(run_id, journal_losses=self._journal_losses)
+            self._journal_losses = []
         found = self._of_topic[topic] = (account, account.counts(topic))
         return found
 
@@ -300,6 +338,7 @@ class Dispatcher:
         self.dead_letters.append(
             DeadLetterNote(
                 offset=offset,
+                stream=self._context.lineage.position(offset).stream,
                 run_id=run_id,
                 kind=kind,
                 error=as_text(repr(error)),

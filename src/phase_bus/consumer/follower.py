@@ -30,6 +30,7 @@ class Follower:
         replaying: whether it reads from the journal; live messages are left where they are meanwhile.
         journaled: whether what is missing can be read from a journal; if not, it goes on after a hole.
         missed: events that were published, and are nowhere to be had any more.
+        known_offset: how far the stream is known to go.
     """
 
     direct: ClassVar[bool] = False
@@ -41,11 +42,13 @@ class Follower:
         self.event_number: int | None = 0
         self.replaying = True
         self.missed = 0
+        self.known_offset = 0
 
     def stand_at(self, offset: int, event_number: int | None = None, *, replay: bool = True) -> None:
         """Begin after an offset; ``replay`` if later events may have been published already."""
         self.offset = offset
         self.event_number = event_number if offset else 0
+        self.known_offset = offset
         self.replaying = replay
 
     def live(self, header: Header) -> Verdict:
@@ -54,6 +57,7 @@ class Follower:
             return Verdict.REPETITION
         if self._distance(header) != 1:
             if self.journaled:
+                self.known_offset = max(self.known_offset, header.offset)
                 self.replaying = True
                 return Verdict.HOLE
             self.missed += max(self._distance(header) - 1, 0)
@@ -72,6 +76,7 @@ class Follower:
 
     def heartbeat(self, header: Header) -> None:
         """Take in a heartbeat, which says where the stream stands: after it nothing older can come."""
+        self.known_offset = max(self.known_offset, header.offset)
         if self._distance(header) > 0:
             self.replaying = True
         if self.replaying and not self.journaled:
@@ -125,6 +130,7 @@ class PartitionFollower(Follower):
 
     def heartbeat(self, header: Header) -> None:
         """Take in where the stream and, as ``previous``, the partition stand: nothing older can come."""
+        self.known_offset = max(self.known_offset, header.offset)
         if header.previous > self.offset:
             self.replaying = True
         elif not self.replaying:

@@ -14,11 +14,12 @@ from functools import partial
 
 from phase_bus.consumer.consumer import Consumer, subscriptions_of
 from phase_bus.consumer.holdings import Holdings
-from phase_bus.consumer.member import FLUSH_S, Member
+from phase_bus.consumer.member import FLUSH_S, LOOK_S, Member
 from phase_bus.consumer.share import Share
 from phase_bus.consumer.view import View, check_shareable
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, Welcome
+from phase_bus.core.position import Lineage
 from phase_bus.core.session import introduce
 from phase_bus.core.wire import Header, partition_of, topic_prefix
 from phase_bus.errors import ConfigError
@@ -27,7 +28,6 @@ logger = logging.getLogger("phase_bus.consumer")
 
 _HEARTBEAT = topic_prefix("heartbeat")
 _RUN_COMPLETE = topic_prefix("run_complete")
-_LOOK_S = 0.05  # between two looks where nothing tells this process that it can go on
 # From when a share has come to the end of the journal until that is committed: not at once, since the
 # others come to it at about the same time, and all can be told in one beat.
 _SOON_S = 0.05
@@ -98,7 +98,7 @@ class GroupMember(Member):
 
     async def _step(self) -> None:
         if not self._is_member():
-            await self._pause(_LOOK_S)
+            await self._pause(LOOK_S)
             return
         settled = await self._act_on_assignment()
         await self._drain()
@@ -114,7 +114,7 @@ class GroupMember(Member):
                 wait_s = min(wait_s, self._holdings.leader.look_s)
             await self._wait(wait_s)
         elif self._replay is None:
-            await self._pause(_LOOK_S)
+            await self._pause(LOOK_S)
         self._live.ask_again()
 
     def _is_member(self) -> bool:
@@ -176,20 +176,24 @@ class GroupMember(Member):
 
     async def _take_up(self, number: int, assigned: Assigned) -> bool:
         """Begin a share where its last owner left it; return whether the bus could say where that is."""
+        bus_id = self._bus_id
         kept = await self._read_journal(lambda replay: replay.fetch_states(self.name, {}, only=number))
         if kept is None:
             return False
         consumer = self._build()
-        consumer.context.journal_id, consumer.context.publish = self._journal_id, self.publish
+        consumer.context.publish = self.publish
         consumer.context.claim = self._claim
         view = View.in_group(consumer, self.name, number, assigned.shares[number])
         share = Share(consumer, view, self.client_id, self._give_receipt)
         await share.start()
         try:
-            await share.begin(kept.get(number), prunings=self._prunings)
+            await share.begin(kept.get(number), self._lineage, prunings=self._prunings)
         except BaseException:
             await share.stop()
             raise
+        if self._bus_id != bus_id:  # another bus has welcomed this process meanwhile
+            await share.stop()
+            return False
         self._holdings.add(share)
         for run_id in assigned.handled_runs:
             share.forget(run_id)
@@ -303,8 +307,11 @@ class GroupMember(Member):
                 "the consumer without a group"
             )
             self._fail(ConfigError(problem))
+        self._lineage = Lineage(welcome.lineage)
+        if self._bus_id and welcome.bus_id != self._bus_id:
+            self._holdings.move(self._lineage)
         self._holdings.begin_anew(lose_all=welcome.bus_id != self._bus_id)
-        self._bus_id, self._journal_id = welcome.bus_id, welcome.journal_id
+        self._bus_id = welcome.bus_id
         self._live.readable.look_again()
 
     def _on_assigned(self, assigned: Assigned) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+from phase_bus.consumer.dispatcher import KEPT_JOURNAL_LOSSES
 from phase_bus.consumer.leader import GroupLeader
-from phase_bus.consumer.share import Share
+from phase_bus.consumer.share import Share, loss_of
 from phase_bus.core.control import EVENTS, Assigned, Beat, Commit, Heard, State
+from phase_bus.core.position import Lineage, Position
+from phase_bus.events import JournalLoss
+
+logger = logging.getLogger("phase_bus.consumer")
 
 _BEAT_BYTES = 512 << 10  # of commits in one beat at most: a bus refuses messages that are too large
 
@@ -27,6 +33,7 @@ class Holdings:
         leader: what it does as the group's leader, None while it is not.
         assigned: the latest assignment, None while the bus is to give one.
         generation: that of the assignment that is acted upon.
+        journal_losses: what the member learned that the journal lost, the latest ones.
     """
 
     def __init__(self, group: str) -> None:
@@ -34,6 +41,8 @@ class Holdings:
         self.leader: GroupLeader | None = None
         self.assigned: Assigned | None = None
         self.generation = 0
+        self.journal_losses: list[JournalLoss] = []
+        self._untold: list[JournalLoss] = []
         self._group = group
         self._released: dict[int, Commit] = {}  # last commits of shares that are let go
 
@@ -42,6 +51,8 @@ class Holdings:
         self.shares[share.view.number] = share
         if share.leads:
             self.leader = GroupLeader(self._group, share)
+            while self._untold:
+                share.dispatcher.note_journal_loss(self._untold.pop(0))
 
     def remove(self, share: Share) -> None:
         """Work on it no more."""
@@ -93,6 +104,23 @@ class Holdings:
             for share in self.shares.values():
                 share.lost = True
 
+    def move(self, lineage: Lineage) -> None:
+        """Take note of what another bus's journal lacks of what the shares had come to.
+
+        Its checkpoints are where they begin anew.
+        """
+        furthest: dict[str, tuple[Position, int]] = {}
+        for share in self.shares.values():
+            at, known = share.position, share.follower.known_offset
+            before, known_before = furthest.get(at.stream, (at, known))
+            furthest[at.stream] = (max(before, at, key=lambda each: each.offset), max(known, known_before))
+        for position, known in furthest.values():
+            loss = loss_of(position, lineage.find(position), known)
+            if loss is not None:
+                logger.error("consumer group %r: %s", self._group, loss)
+                self.journal_losses = [*self.journal_losses, loss][-KEPT_JOURNAL_LOSSES:]
+                self._untold = [*self._untold, loss][-KEPT_JOURNAL_LOSSES:]
+
     # ---- what the bus is told, and says ----
 
     def release(self, share: Share) -> None:
@@ -114,6 +142,7 @@ class Holdings:
             if share.commit in commits:
                 share.tell()
         handled = {} if self.leader is None else self.leader.handled
+        journal_losses = [*self.journal_losses, *(loss for share in held for loss in share.journal_losses)]
         lost_runs = set() if self.leader is None else self.leader.share.lost_runs
         return Beat(
             client_id=member.client_id,
@@ -123,6 +152,7 @@ class Holdings:
             lost_runs=tuple(lost_runs & handled.keys()),
             received=sum(share.dispatcher.received for share in held),
             failed=sum(share.dispatcher.failed for share in held),
+            journal_losses=tuple(journal_losses[-KEPT_JOURNAL_LOSSES:]),
             generation=self.generation,
             shares=tuple(share.view.number for share in held),
             commits=commits,

@@ -58,7 +58,7 @@ class GroupLeader:
             WireError: if a state cannot be read.
         """
         for partition, (position, saved) in checkpoints.items():
-            self.positions[partition] = position
+            self.positions[partition] = position.offset
             if saved is not None:
                 kept = decode_saved(saved)
                 self._accounts[partition] = kept.accounts

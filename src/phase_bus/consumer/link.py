@@ -53,6 +53,12 @@ class ControlLink:
         if self._readable is not None:
             self._readable.look_again()
 
+    def ask_anew(self) -> None:
+        """Say hello at once: another bus seems to be at the address."""
+        if self.session.connected:
+            self.session.lose(time.monotonic())
+            self.tell_news()
+
     async def run(self) -> None:
         """Keep the link until cancelled; then say where the client stands, and goodbye."""
         sock = dealer(self._context, self._address.control)

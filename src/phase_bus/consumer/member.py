@@ -23,10 +23,26 @@ from phase_bus.consumer.replay import Piece, ReplayClient
 from phase_bus.consumer.share import Share
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, NameTaken, Reply, State, Welcome
+from phase_bus.core.position import Lineage
 from phase_bus.core.throttle import Throttle
-from phase_bus.core.wire import READY, Header, decode_event, receive_event, topic_prefix, unpack_header
-from phase_bus.errors import BusUnreachableError, JournalUnreadableError, PhaseBusError, WireError
-from phase_bus.events import EventBase, Heartbeat, Receipt
+from phase_bus.core.wire import (
+    NO_STREAM,
+    READY,
+    Header,
+    decode_event,
+    receive_event,
+    stream_tag,
+    topic_prefix,
+    unpack_header,
+)
+from phase_bus.errors import (
+    BusUnreachableError,
+    JournalUnreadableError,
+    PhaseBusError,
+    StreamMovedError,
+    WireError,
+)
+from phase_bus.events import EventBase, Heartbeat, JournalLoss, Receipt
 from phase_bus.publisher.publisher import Publisher
 
 logger = logging.getLogger("phase_bus.consumer")
@@ -35,6 +51,7 @@ FLUSH_S = 1.0
 _HEARTBEAT = topic_prefix("heartbeat")
 _BREATH_S = 0.005  # how long handlers may run before heartbeats and signals get a turn
 _RECEIPT_S = 2.0
+LOOK_S = 0.05  # between two looks where nothing tells this process that it can go on
 _READ_AGAIN_S = 1.0  # after the bus could not read its journal
 
 T = TypeVar("T")
@@ -73,8 +90,11 @@ class Member(ABC):
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._live = LiveQueue(self._context, self.client_id, high_water_mark)
         self._replay: ReplayClient | None = None
-        self._bus_id = self._journal_id = ""  # of the bus that welcomed it last
         self._prunings = 0  # how many there had been when that bus welcomed it
+        self._bus_id = ""  # of the bus that welcomed it last
+        self._lineage = Lineage()  # likewise
+        self._tag = NO_STREAM  # what of its stream's id is in the headers
+        self._old_tags: set[bytes] = set()  # of the buses before
         self._next_flush_s = 0.0
         self._failure: PhaseBusError | None = None  # why it ends, if that is its bus's word
         self._link = ControlLink(
@@ -136,6 +156,15 @@ class Member(ABC):
             for share in self._held:
                 share.follower.replaying = True
 
+    def _meet(self, tag: bytes) -> None:
+        """Take in that a live event is not of the stream that is followed.
+
+        ZeroMQ may have connected to a bus that was started anew, before that has welcomed this process.
+        What is left of the old stream in the queue, and matters, comes from the journal.
+        """
+        if tag not in self._old_tags:
+            self._link.ask_anew()
+
     def _take_heartbeat(self, topic: bytes, header: Header, payload: memoryview) -> None:
         """Take in where the stream and each partition of it stand."""
         event = decode_event(topic, payload)
@@ -162,6 +191,9 @@ class Member(ABC):
                         self._take_greeting()
                     continue
                 header = unpack_header(header_frame, topic)
+                if header.stream != self._tag and not self.address.direct:
+                    self._meet(header.stream)
+                    continue
                 if topic.startswith(_HEARTBEAT) and not self.address.direct:
                     self._take_heartbeat(topic, header, payload.buffer)
                 else:
@@ -183,6 +215,10 @@ class Member(ABC):
             return await ask(self._replay)
         except BusUnreachableError:
             return None  # it may have been restarted; the control connection finds out
+        except StreamMovedError:
+            self._link.ask_anew()
+            await self._pause(LOOK_S)
+            return None
         except (JournalUnreadableError, WireError) as error:
             logger.warning("%s %r: %s; trying again", self._noun, self.name, error)
             await self._pause(_READ_AGAIN_S)
@@ -197,6 +233,9 @@ class Member(ABC):
         if piece is None or not goes_on():
             return piece
         share.note_pruned(piece.pruned)
+        for first, last in _ranges(piece.damaged):
+            stream = self._lineage.position(first).stream
+            share.note_journal_loss(JournalLoss(reason="damaged", stream=stream, first=first, last=last))
         breath_s = time.monotonic() + _BREATH_S
         for topic, header, payload in piece.events:
             try:
@@ -246,7 +285,12 @@ class Member(ABC):
             self._replay.close()
             self._replay = None
         if welcome.replay is not None:
-            self._replay = ReplayClient(self._context, self.address.endpoint(welcome.replay))
+            endpoint = self.address.endpoint(welcome.replay)
+            self._replay = ReplayClient(self._context, endpoint, welcome.bus_id)
+        if welcome.bus_id != self._bus_id:
+            self._old_tags.add(self._tag)
+            self._tag = stream_tag(welcome.bus_id)
+            self._old_tags.discard(self._tag)
 
     def _fail(self, failure: PhaseBusError) -> None:
         """End with an error, and without another word to the bus that told it so."""
@@ -313,3 +357,14 @@ class Member(ABC):
                 self._replay.close()
             self._live.close()
             self._context.destroy()
+
+
+def _ranges(offsets: Iterable[int]) -> list[tuple[int, int]]:
+    """Return ascending numbers as ranges, both ends included."""
+    ranges: list[tuple[int, int]] = []
+    for offset in offsets:
+        if ranges and ranges[-1][1] == offset - 1:
+            ranges[-1] = (ranges[-1][0], offset)
+        else:
+            ranges.append((offset, offset))
+    return ranges

@@ -12,7 +12,7 @@ from phase_bus.core.control import Fetch, Fetched, FetchedStates, FetchStates, P
 from phase_bus.core.readable import Readable
 from phase_bus.core.sockets import dealer
 from phase_bus.core.wire import Header, decode_reply, encode_control, receive_frames, unpack_header
-from phase_bus.errors import BusUnreachableError, JournalUnreadableError, WireError
+from phase_bus.errors import BusUnreachableError, JournalUnreadableError, StreamMovedError, WireError
 from phase_bus.journal.rows import Checkpoint
 
 _TIMEOUT_S = 5.0
@@ -26,6 +26,7 @@ class Piece(NamedTuple):
         offset: where a reader stands that has handled them; likewise the event number.
         end: whether there was nothing more when it was read.
         pruned: the runs between there and here that are, or are being, pruned.
+        damaged: the offsets of events that are damaged, and were left out.
     """
 
     events: list[tuple[bytes, Header, memoryview]]
@@ -33,12 +34,18 @@ class Piece(NamedTuple):
     event_number: int
     end: bool
     pruned: tuple[PrunedRun, ...] = ()
+    damaged: tuple[int, ...] = ()
 
 
 class ReplayClient:
-    """Fetches past events, in the event loop of its caller."""
+    """Fetches past events, in the event loop of its caller, of a stream and those before it.
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+    Raises:
+        StreamMovedError: by whatever fetches, if another bus has come to the place of the one asked.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, stream: str) -> None:
+        self._stream = stream
         self._context = context
         self._endpoint = endpoint
         self._connect()
@@ -54,7 +61,9 @@ class ReplayClient:
             BusUnreachableError: if no answer comes in time.
             JournalUnreadableError: if the bus cannot read its journal.
         """
-        frames = await self._ask(Fetch(after=after, records=records, partition=partition))
+        frames = await self._ask(
+            Fetch(after=after, records=records, partition=partition, stream=self._stream)
+        )
         return _piece(frames)
 
     async def fetch_states(
@@ -73,7 +82,7 @@ class ReplayClient:
         known = dict(after)
         checkpoints: dict[int, Checkpoint] = {}
         while True:
-            frames = await self._ask(FetchStates(group=group, after=known, only=only))
+            frames = await self._ask(FetchStates(group=group, after=known, only=only, stream=self._stream))
             answer = _answer(frames)
             if not isinstance(answer, FetchedStates):
                 raise WireError("not the states of a group")
@@ -111,7 +120,7 @@ class ReplayClient:
 def _answer(frames: list[zmq.Frame]) -> Reply:
     answer = decode_reply(frames[0].buffer)
     if isinstance(answer, ReadFailed):
-        raise JournalUnreadableError(answer.reason)
+        raise StreamMovedError(answer.reason) if answer.moved else JournalUnreadableError(answer.reason)
     return answer
 
 
@@ -123,4 +132,4 @@ def _piece(frames: list[zmq.Frame]) -> Piece:
         (topic := frames[i].bytes, unpack_header(frames[i + 1].bytes, topic), frames[i + 2].buffer)
         for i in range(1, len(frames), 3)
     ]
-    return Piece(events, answer.offset, answer.event_number, answer.end, answer.pruned)
+    return Piece(events, answer.offset, answer.event_number, answer.end, answer.pruned, answer.damaged)

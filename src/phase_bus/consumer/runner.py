@@ -14,6 +14,7 @@ from phase_bus.consumer.share import Origin, Share
 from phase_bus.consumer.view import View
 from phase_bus.core.address import Address, default_address
 from phase_bus.core.control import EVENTS, Beat, Heard, Hello, NameTaken, Role, Welcome
+from phase_bus.core.position import Lineage
 from phase_bus.core.session import introduce
 from phase_bus.core.wire import Header
 from phase_bus.errors import NameTakenError, WireError
@@ -57,7 +58,6 @@ class ConsumerRunner(Member):
         self._role: Role = "consumer" if receipts else "client"
         self._origin = origin
         self._welcomed = asyncio.Event()
-        self._moved = False  # whether it followed another stream before this one
         self._contested: NameTaken | None = None  # who has its name and does not answer, at last word
         self._begun_at = -1  # the offset of the checkpoint that there was when it came
 
@@ -179,18 +179,18 @@ class ConsumerRunner(Member):
                 return
             self._welcomed.clear()
             await self._welcomed.wait()
-        self.share.consumer.context.journal_id = welcome.journal_id
         kept = None if welcome.checkpoint is None else Checkpoint(welcome.checkpoint, welcome.state)
         head, journaled = Head(welcome.offset, welcome.event_number), welcome.replay is not None
         await self.share.begin(
             kept,
-            origin="checkpoint" if self._moved else self._origin,
-            head=Head(0, 0) if self._moved and not journaled else head,
+            Lineage(welcome.lineage),
+            origin=self._origin,
+            head=Head(0, 0) if self.share.moving and not journaled else head,
             prunings=welcome.pruned,
             journaled=journaled,
         )
         if welcome.bus_id != self._bus_id:
-            self.share.leave_stream()  # that was the place in another bus's stream
+            self.share.follow(self._lineage)  # that was the place in the stream of an earlier bus
 
     async def _drain_rest(self) -> None:
         """Handle what had arrived when the consumer was to stop, for a while at most."""
@@ -247,8 +247,8 @@ class ConsumerRunner(Member):
 
     def _on_welcome(self, welcome: Welcome) -> None:
         self._contested = None
-        same = bool(welcome.journal_id) and welcome.journal_id == self._journal_id
-        kept = -1 if welcome.checkpoint is None else welcome.checkpoint
+        same = bool(welcome.lineage) and welcome.lineage[0].stream == self._lineage.journal_id
+        kept = -1 if welcome.checkpoint is None else welcome.checkpoint.offset
         if same and self._role == "consumer" and kept > max(self._begun_at, self.share.checkpoint):
             self._fail(NameTakenError(self.name, taken_over=True))  # it has come and gone meanwhile
             return
@@ -258,10 +258,10 @@ class ConsumerRunner(Member):
         super()._on_welcome(welcome)
         if not same:
             self._begun_at = kept
-        if self._bus_id and self._bus_id != welcome.bus_id and not same:
-            self.share.leave_stream()
-            self._moved = True
-        self._bus_id, self._journal_id = welcome.bus_id, welcome.journal_id
+        self._lineage = Lineage(welcome.lineage)
+        if self._bus_id and self._bus_id != welcome.bus_id:
+            self.share.follow(self._lineage)
+        self._bus_id = welcome.bus_id
         self._welcomed.set()
 
     def _on_name_taken(self, taken: NameTaken) -> None:
@@ -293,6 +293,7 @@ class ConsumerRunner(Member):
             received=dispatcher.received,
             failed=dispatcher.failed,
             position=None if commit is None else commit.position,
+            journal_losses=tuple(self.share.journal_losses),
             saved=None if commit is None else commit.saved,
             dead_letters=tuple(dispatcher.dead_letters) if self._role == "consumer" else (),
         )

@@ -10,16 +10,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from phase_bus.consumer.account import RunAccount
 from phase_bus.consumer.consumer import Consumer
-from phase_bus.consumer.dispatcher import ATTEMPTS, Dispatcher
+from phase_bus.consumer.dispatcher import ATTEMPTS, KEPT_JOURNAL_LOSSES, Dispatcher
 from phase_bus.consumer.follower import Verdict
 from phase_bus.consumer.view import View
 from phase_bus.core.control import EVENTS, Commit, PrunedRun
+from phase_bus.core.position import Lineage, Place, Position
 from phase_bus.core.wire import Header, topic_prefix
-from phase_bus.events import Event, Loss, Receipt, RunComplete
+from phase_bus.events import Event, JournalLoss, Loss, Receipt, RunComplete
 from phase_bus.journal.rows import Checkpoint, Head, checkpoint_name
 
 logger = logging.getLogger("phase_bus.consumer")
@@ -31,9 +32,16 @@ _RUN_COMPLETE = topic_prefix(RunComplete.kind)  # every consumer learns of the e
 _IDLE_S = 5.0
 
 
+class Beginning(NamedTuple):
+    """The offset after which to begin, and the state to begin with."""
+
+    offset: int
+    state: bytes | None
+
+
 def begin_at(
     kept: Checkpoint | None, stored: int | None, *, origin: Origin = "checkpoint", head: int = 0
-) -> Checkpoint:
+) -> Beginning:
     """Return the offset after which to begin, and the state to begin with.
 
     Args:
@@ -43,14 +51,28 @@ def begin_at(
         head: the offset of the last event that there is.
     """
     if isinstance(origin, int):
-        return Checkpoint(origin, None)
+        return Beginning(origin, None)
     if origin == "now":
-        return Checkpoint(head, None)
+        return Beginning(head, None)
     if origin == "start" or kept is None or (stored is not None and stored < kept.offset):
         # Never here before, or its data were set back to before the checkpoint: there is no account of
         # what it stored, so all is counted anew, but handled only after that.
-        return Checkpoint(0, None)
-    return kept
+        return Beginning(0, None)
+    return Beginning(kept.offset, kept.state)
+
+
+def loss_of(position: Position, place: Place, known_offset: int) -> JournalLoss | None:
+    """Return what was lost for somebody who stood at a position, and is at another place now.
+
+    Args:
+        known_offset: how far the position's stream is known to have gone.
+    """
+    stream, offset = position.stream, position.offset
+    if place.found == "cut":
+        return JournalLoss(reason="cut", stream=stream, first=place.offset + 1, last=offset)
+    if place.found == "elsewhere" and stream and offset:  # without a journal nothing was promised
+        return JournalLoss(reason="moved", stream=stream, first=offset + 1, last=max(offset, known_offset))
+    return None
 
 
 class Share:
@@ -64,6 +86,7 @@ class Share:
     Attributes:
         name: what its checkpoint is kept under.
         placed: whether it has a place in the stream of the bus that it is connected to.
+        journal_losses: what it learned that the journal lost, the latest ones.
         checkpoint: the offset of its last commit.
         commit: what the bus is to keep and has not confirmed.
         lost: in a group: it is assigned to another member by now.
@@ -91,6 +114,9 @@ class Share:
         self.commit: Commit | None = None
         self.lost = False
         self.lost_runs: set[str] = set()
+        self.journal_losses: list[JournalLoss] = []
+        self._left: Position | None = None  # where it stood when it left another bus's stream
+        self._known_offset = 0  # how far that one is known to have gone
         self.parts: Callable[[str], Iterable[RunAccount]] = lambda _run_id: ()
         self.lost_by_others: Callable[[], dict[str, Loss]] = dict
         self._give = give
@@ -138,9 +164,24 @@ class Share:
             file.close()
         self.consumer.context.outputs.clear()
 
+    @property
+    def moving(self) -> bool:
+        """Whether it comes from another bus's stream, and has no place in that of this one yet."""
+        return self._left is not None
+
+    @property
+    def position(self) -> Position:
+        """The place up to which everything is handled, or of no interest."""
+        return self._lineage.position(self.follower.offset)
+
+    @property
+    def _lineage(self) -> Lineage:
+        return self.consumer.context.lineage
+
     async def begin(
         self,
         kept: Checkpoint | None,
+        lineage: Lineage,
         *,
         origin: Origin = "checkpoint",
         head: Head | None = None,
@@ -149,7 +190,11 @@ class Share:
     ) -> None:
         """Find the place in the stream from which the instance reads.
 
+        An instance that comes from another bus's stream goes on with all that it has, and recognises what
+        it finds here again.
+
         Args:
+            lineage: that of the stream.
             head: where the stream ends now, if that is known.
             prunings: how many runs were pruned so far: to one that is new here these are no loss.
             journaled: whether what is past can be read; else it begins at the head.
@@ -157,10 +202,23 @@ class Share:
         Raises:
             WireError: if the state in the checkpoint cannot be read.
         """
-        stored = await self.consumer.position()
-        after, state = begin_at(kept, stored, origin=origin, head=head.offset if head else 0)
-        if state is not None:
-            self.dispatcher.restore(state)
+        left, self._left = self._left, None
+        self.consumer.context.lineage = lineage
+        position = await self.consumer.position()
+        if position is None:
+            stored = None
+        elif left is None:
+            stored = self._find(position, position.offset)
+        else:  # what is lost is told by where it stood
+            stored = lineage.find(position).offset
+        if left is not None:
+            after = self._find(left, self._known_offset)
+            if kept is not None and not after and self.dispatcher.join(kept.state):
+                after = kept.offset
+        else:
+            after, state = begin_at(kept, stored, origin=origin, head=head.offset if head else 0)
+            if state is not None:
+                self.dispatcher.restore(state)
         was_here = origin == "checkpoint" and (kept is not None or stored is not None)
         self._prunings = 0 if was_here else prunings
         # What a consumer stored beyond its checkpoint is counted again, but not handled again.
@@ -174,10 +232,37 @@ class Share:
         self.checkpoint = after
         self.placed = True
 
-    def leave_stream(self) -> None:
-        """Forget the place: the bus has another stream now, of which the old offsets say nothing."""
+    def _find(self, position: Position, known_offset: int) -> int:
+        """Return the offset here at which a position of before is; tell what is lost."""
+        place = self._lineage.find(position)
+        if (loss := loss_of(position, place, known_offset)) is not None:
+            self.note_journal_loss(loss)
+        return place.offset
+
+    def note_journal_loss(self, loss: JournalLoss) -> None:
+        """Take note, once, that the journal lost something: for the log, the bus's status and receipts."""
+        if loss not in self.journal_losses:
+            self.journal_losses.append(loss)
+            del self.journal_losses[:-KEPT_JOURNAL_LOSSES]
+            self.dispatcher.note_journal_loss(loss)
+            self._changed = True
+            logger.error("consumer %r: %s", self.name, loss)
+
+    def follow(self, lineage: Lineage) -> bool:
+        """Go on in the stream of a bus that was started anew; return whether the place is in it.
+
+        If it is not, the place is forgotten: :meth:`begin` finds another one.
+        """
+        if not self.placed:
+            return False
+        left = self.position
+        if lineage.find(left).found == "here":
+            self.consumer.context.lineage = lineage
+            return True
+        self._left, self._known_offset = left, self.follower.known_offset
         self.placed, self.commit, self._latest = False, None, None
         self._pruned.clear()
+        return False
 
     # ---- events ----
 
@@ -199,7 +284,8 @@ class Share:
         if verdict is Verdict.HOLE or not topic.startswith(self._handled_topics):
             return None
         dispatcher = self.dispatcher
-        if verdict is Verdict.REPETITION or (not replayed and dispatcher.knows(topic, header)):
+        # An event that comes at another place: its publisher sent it again after the journal lost it.
+        if verdict is Verdict.REPETITION or dispatcher.knows(topic, header):
             dispatcher.repetition(topic)
             return None
         end = await dispatcher.take(topic, header, payload, replayed=replayed)
@@ -262,7 +348,7 @@ class Share:
             self.commit = self._latest = Commit(
                 share=self.view.number,
                 token=self.view.epoch,
-                position=self.checkpoint,
+                position=self.position,
                 saved=self.dispatcher.saved(),
                 dead_letters=tuple(self.dispatcher.dead_letters),
             )
@@ -290,8 +376,8 @@ class Share:
         """Have the latest commit told once more, though it was confirmed: the bus was started anew."""
         self.commit = self._latest
 
-    def confirm(self, checkpoint: int) -> bool:
-        """Note that the bus has kept the commit at an offset; return whether it is the latest one.
+    def confirm(self, checkpoint: Position) -> bool:
+        """Note that the bus has kept the commit at a place; return whether it is the latest one.
 
         A reply that is about an older commit, or came before this one was told, confirms nothing.
         """

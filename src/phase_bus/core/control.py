@@ -11,7 +11,8 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from phase_bus.events import Int
+from phase_bus.core.position import Position, Segment
+from phase_bus.events import Int, JournalLoss
 
 WIRE_VERSION = 3
 EVENTS = -1  # the share of a group that is all events but records; its other shares are partitions
@@ -27,6 +28,7 @@ class DeadLetterNote(Struct, frozen=True, kw_only=True):
 
     Attributes:
         offset: the event's place in the journal.
+        stream: the stream that the offset is in.
         error: the exception in one line.
         traceback: the exception in full.
         attempts: how often it was tried.
@@ -38,6 +40,12 @@ class DeadLetterNote(Struct, frozen=True, kw_only=True):
     error: str
     traceback: str = ""
     attempts: Int = 1
+    stream: str = ""
+
+    @property
+    def position(self) -> Position:
+        """The event's place in its stream."""
+        return Position(self.stream, self.offset)
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
@@ -79,16 +87,17 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
     """The bus knows the client now.
 
     Attributes:
-        bus_id: 32 hex digits, new at each start of the bus.
+        bus_id: 32 hex digits, new at each start of the bus, and the id of the stream that it publishes.
         events: where live events are published.
         heartbeat_s: how often the bus wants to hear from the client, in seconds.
         silent_after_s: seconds without a word after which the client counts as gone.
         last_seq: for a publisher, the last source sequence the bus has, 0 for none.
         replay: where past events can be fetched, None if the bus keeps none.
-        journal_id: which journal the offsets belong to; empty without one.
+        lineage: the streams that the journal holds, the oldest first and this one last: the first one, and
+            the latest of the others; empty without a journal.
         offset: the offset of the last event the bus took in.
         event_number: how many of the events up to there are no records.
-        checkpoint: for a consumer, the offset up to which one of its name has finished, None if none has.
+        checkpoint: for a consumer, the position up to which one of its name has finished, None if none has.
         state: the state that was kept with the checkpoint, if any.
         pruned: how many runs were pruned from the journal since it was begun: what these held, a consumer
             that comes for the first time has not lost.
@@ -100,10 +109,10 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
     silent_after_s: float = 10.0
     last_seq: Int = 0
     replay: Endpoint | None = None
-    journal_id: str = ""
+    lineage: tuple[Segment, ...] = ()
     offset: Int = 0
     event_number: Int = 0
-    checkpoint: Int | None = None
+    checkpoint: Position | None = None
     state: bytes | None = None
     pruned: int = 0
 
@@ -114,14 +123,14 @@ class Commit(Struct, frozen=True, kw_only=True):
     Attributes:
         share: a partition of the records, or :data:`EVENTS`.
         token: the epoch in which the member was given the share; see :class:`Assigned`.
-        position: the offset up to which all of the share is handled and flushed.
+        position: the place up to which all of the share is handled and flushed.
         saved: the state at that position.
         dead_letters: what was dead-lettered in the share since the last commit that was confirmed.
     """
 
     share: Int
     token: Int
-    position: Int
+    position: Position
     saved: bytes | None = None
     dead_letters: tuple[DeadLetterNote, ...] = ()
 
@@ -137,8 +146,9 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
         failed: events its handlers failed on (consumer), or dropped (publisher).
         sent_seq: for a publisher, the last source sequence it sent. If the bus does not have it by now,
             it was lost with a connection, and the bus asks for it.
-        position: for a consumer, the offset up to which all is handled and flushed, None to leave its
+        position: for a consumer, the place up to which all is handled and flushed, None to leave its
             checkpoint where it is.
+        journal_losses: what it has learned that the journal lost, the latest ones.
         saved: the consumer's state at that position, if it has one.
         dead_letters: what it has dead-lettered since the last beat that was confirmed.
         generation: for a member of a group, the last assignment that it acts upon.
@@ -154,7 +164,8 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
     received: Int = 0
     failed: Int = 0
     sent_seq: Int = 0
-    position: Int | None = None
+    position: Position | None = None
+    journal_losses: tuple[JournalLoss, ...] = ()
     saved: bytes | None = None
     dead_letters: tuple[DeadLetterNote, ...] = ()
     generation: Int = 0
@@ -173,7 +184,7 @@ class Heard(Struct, frozen=True, kw_only=True, tag_field="op", tag="heard"):
 
     Attributes:
         known: False asks the client to say hello again.
-        dead_letters: the offsets of those that the bus has taken over from the beat.
+        dead_letters: the places of those that the bus has taken over from the beat.
         kept: the shares whose commits in the beat are kept, with their positions; for a consumer that is in
             no group, :data:`EVENTS` with the position that the journal holds now.
         refused: the shares whose commits are refused: they were given to another member meanwhile.
@@ -181,8 +192,8 @@ class Heard(Struct, frozen=True, kw_only=True, tag_field="op", tag="heard"):
 
     bus_id: str
     known: bool = True
-    dead_letters: tuple[Int, ...] = ()
-    kept: dict[Int, Int] = {}
+    dead_letters: tuple[Position, ...] = ()
+    kept: dict[Int, Position] = {}
     refused: tuple[Int, ...] = ()
 
 
@@ -265,6 +276,8 @@ class Fetch(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch"):
 
     Attributes:
         after: the offset after which they are wanted.
+        stream: the stream of the bus that the offset was judged by, so that another one does not answer;
+            empty for any.
         records: whether batches of records are wanted too.
         limit_bytes: the size of the answer at most; one event comes in any case.
         partition: only the records of this partition.
@@ -274,6 +287,7 @@ class Fetch(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch"):
     records: bool
     limit_bytes: Int = 1 << 20
     partition: Int | None = None
+    stream: str = ""
 
 
 class PrunedTopic(Struct, frozen=True, array_like=True):
@@ -308,6 +322,7 @@ class Fetched(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched"):
         end: whether there was nothing more.
         pruned: the runs with events beyond ``after`` that are, or are being, pruned from the journal, as
             far as they begin before ``offset``. The journal knows the latest 1,000 such runs.
+        damaged: the offsets of events that were left out, as they do not match their checksums.
     """
 
     after: Int
@@ -315,12 +330,19 @@ class Fetched(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched"):
     event_number: Int
     end: bool
     pruned: tuple[PrunedRun, ...] = ()
+    damaged: tuple[Int, ...] = ()
 
 
 class ReadFailed(Struct, frozen=True, kw_only=True, tag_field="op", tag="read_failed"):
-    """The answer of the replay socket if the journal cannot be read: why, in words."""
+    """The answer of the replay socket if the journal cannot be read.
+
+    Attributes:
+        reason: why, in words.
+        moved: whether it was another bus that was asked: say hello again.
+    """
 
     reason: str
+    moved: bool = False
 
 
 class FetchStates(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch_states"):
@@ -329,22 +351,24 @@ class FetchStates(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch_
     Attributes:
         after: by share the offset that is known already; checkpoints not beyond it are left out.
         only: this share alone, None for all partitions.
+        stream: as for :class:`Fetch`.
     """
 
     group: str
     after: dict[Int, Int] = {}
     only: Int | None = None
+    stream: str = ""
 
 
 class FetchedStates(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetched_states"):
     """The answer.
 
     Attributes:
-        states: the checkpoints by share, in order: offset and state.
+        states: the checkpoints by share, in order: position and state.
         end: whether that is all; else ask again.
     """
 
-    states: dict[Int, tuple[Int, bytes | None]] = {}
+    states: dict[Int, tuple[Position, bytes | None]] = {}
     end: bool = True
 
 
@@ -388,7 +412,8 @@ class ClientInfo(Struct, frozen=True, kw_only=True):
     incomplete_runs: tuple[str, ...] = ()
     received: Int = 0
     failed: Int = 0
-    position: Int | None = None
+    position: Position | None = None
+    journal_losses: tuple[JournalLoss, ...] = ()
     age_s: float = 0.0
     group: str = ""
     shares: tuple[Int, ...] = ()

@@ -13,6 +13,7 @@ from phase_bus.consumer.view import View
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import Status
+from phase_bus.core.position import Position
 from phase_bus.core.wire import decode_event
 from phase_bus.errors import (
     BusUnreachableError,
@@ -40,8 +41,15 @@ def event_of(reader: JournalReader, letter: DeadLetter) -> Event:
     """Return a dead letter's event.
 
     Raises:
-        PhaseBusError: if it is not in the journal, or of a kind that this version does not know.
+        PhaseBusError: if it is not in the journal, damaged, or of a kind that this version does not know.
     """
+    place = reader.lineage.find(Position(letter.stream, letter.offset), reader.head.offset)
+    if place.found != "here":
+        raise PhaseBusError(
+            f"dead letter {letter.id}: the journal {str(reader.path)!r} has lost its event (offset "
+            f"{letter.offset} of stream {letter.stream[:8]}), by a power cut or a deleted file; another "
+            "event may be at that offset now, so the letter cannot be retried"
+        )
     found = reader.read(letter.offset - 1, records=True, until=letter.offset, limit=1)
     event = decode_event(found[0].topic, found[0].payload) if found else None
     if event is None:
@@ -69,7 +77,6 @@ async def retry(reader: JournalReader, settle: Settle, name: str, use: str, lett
     else:
         consumer.context.name = group
         view = View.in_group(consumer, group, number)
-    consumer.context.journal_id = reader.journal_id
     share = Share(consumer, view, "")
     try:
         await share.start()
@@ -86,12 +93,13 @@ async def retry(reader: JournalReader, settle: Settle, name: str, use: str, lett
 async def _give(reader: JournalReader, settle: Settle, share: Share, letters: Letters) -> int:
     consumer, name = share.consumer, share.name
     kept = reader.checkpoint(name)
+    consumer.context.lineage = reader.lineage
     if await consumer.position() is not None:
         raise ConfigError(
             f"consumer {name!r} keeps its position with its data, and takes no event twice; "
             "to have it take all again, give it a new place for its data"
         )
-    await share.begin(kept)
+    await share.begin(kept, reader.lineage)
     failed = 0
     for letter in letters:
         if not {letter.kind, "*"} & share.view.handlers.keys():

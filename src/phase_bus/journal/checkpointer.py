@@ -60,6 +60,10 @@ class WalCheckpointer:
             self._writer_waits = False
             self._log_bytes = 0
 
+    def wait(self) -> None:
+        """Wait until the thread copies nothing; it begins again only when it is told of a transaction."""
+        self._idle.wait()
+
     def committed(self, size_bytes: int) -> None:
         """Note how much, about, the transaction wrote."""
         self._log_bytes += size_bytes

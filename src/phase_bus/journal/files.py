@@ -7,12 +7,14 @@ Tables of ``journal.sqlite``:
 - ``runs``, ``checkpoints``, ``dead_letters``: as their names say.
 - ``consumers``: when the bus last saw each consumer or group, and what it takes.
 - ``pruned_runs``: what the runs held that were pruned last, and which consumers had not read it.
-- ``past``: one row: how far the journal was at the last pruning, how much of it was pruned, and its id.
+- ``segments``: one row for each stream, that is each start of a bus, with the offset it begins at.
+- ``past``: one row: how far the journal was at the last pruning, and how much of it was pruned.
 - ``past_sources``: the last sequence of sources all of whose events were pruned.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import struct
@@ -23,6 +25,7 @@ from typing import IO
 from zlib import crc32
 
 from phase_bus.core.files import lock_file
+from phase_bus.core.position import Position
 from phase_bus.errors import JournalDamagedError, JournalError, JournalInUseError
 
 FILE_NAME = "journal.sqlite"
@@ -31,7 +34,7 @@ SCHEMA_VERSION = 3  # of the tables here, and of what the payloads hold
 _LOCK_NAME = "journal.lock"
 _PAGE_BYTES = 8192
 _WAL_KEPT_BYTES = 64 << 20
-_BUSY_S = 5.0
+BUSY_MS = 5000
 _NUMBERS = struct.Struct("<QQQQq")
 _TABLES = frozenset(("events", "streams", "past"))
 
@@ -54,7 +57,13 @@ CREATE TABLE runs (
     run_id TEXT PRIMARY KEY, status TEXT NOT NULL, started_ns INTEGER NOT NULL, ended_ns INTEGER,
     publisher TEXT NOT NULL DEFAULT '', pruning INTEGER NOT NULL DEFAULT 0
 );
-CREATE TABLE checkpoints (consumer TEXT PRIMARY KEY, offset INTEGER NOT NULL, state BLOB);
+CREATE TABLE segments (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, stream TEXT NOT NULL UNIQUE, first_offset INTEGER NOT NULL
+);
+CREATE TABLE checkpoints (
+    consumer TEXT PRIMARY KEY, stream TEXT NOT NULL, offset INTEGER NOT NULL, state BLOB,
+    crc INTEGER NOT NULL
+);
 CREATE TABLE consumers (name TEXT PRIMARY KEY, seen_ns INTEGER NOT NULL, topics TEXT NOT NULL);
 CREATE TABLE pruned_runs (
     id INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL, first_offset INTEGER NOT NULL,
@@ -62,16 +71,17 @@ CREATE TABLE pruned_runs (
 );
 CREATE INDEX pruned_runs_by_end ON pruned_runs (last_offset);
 CREATE TABLE dead_letters (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, consumer TEXT NOT NULL, offset INTEGER NOT NULL,
-    run_id TEXT NOT NULL, kind TEXT NOT NULL, error TEXT NOT NULL, traceback TEXT NOT NULL,
-    ts_ns INTEGER NOT NULL, attempts INTEGER NOT NULL, UNIQUE (consumer, offset)
+    id INTEGER PRIMARY KEY AUTOINCREMENT, consumer TEXT NOT NULL, stream TEXT NOT NULL,
+    offset INTEGER NOT NULL, run_id TEXT NOT NULL, kind TEXT NOT NULL, error TEXT NOT NULL,
+    traceback TEXT NOT NULL, ts_ns INTEGER NOT NULL, attempts INTEGER NOT NULL,
+    UNIQUE (consumer, stream, offset)
 );
 CREATE TABLE past (
     id INTEGER PRIMARY KEY CHECK (id = 1), offset INTEGER NOT NULL, event_number INTEGER NOT NULL,
-    pruned INTEGER NOT NULL, journal_id TEXT NOT NULL
+    pruned INTEGER NOT NULL
 );
 CREATE TABLE past_sources (source BLOB PRIMARY KEY, last_seq INTEGER NOT NULL, ts_ns INTEGER NOT NULL);
-INSERT INTO past VALUES (1, 0, 0, 0, lower(hex(randomblob(16))));
+INSERT INTO past VALUES (1, 0, 0, 0);
 """
 
 _DAMAGED = (
@@ -198,7 +208,9 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
 def connect(path: Path, how: str) -> sqlite3.Connection:
     """Open a journal as it is; ``how`` is part of SQLite's URI."""
     uri = f"{path.absolute().as_uri()}?{how}"
-    return sqlite3.connect(uri, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
+    return sqlite3.connect(
+        uri, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False, uri=True
+    )
 
 
 def _connect_to_read(path: Path, how: str) -> sqlite3.Connection:
@@ -241,6 +253,22 @@ def event_crc(start: int, numbers: tuple[int, int, int, int, int], header: bytes
     The numbers are offset, source sequence, records, event number, time.
     """
     return crc32(payload, crc32(header, crc32(_NUMBERS.pack(*numbers), start)))
+
+
+def checkpoint_crc(consumer: str, position: Position, state: bytes | None) -> int:
+    """Return a checkpoint's checksum."""
+    return crc32(state or b"", crc32(f"{consumer}\0{position.stream}\0{position.offset}".encode()))
+
+
+def sync_directory(directory: Path) -> None:
+    """Have a directory on the disk with what it names, so that a power cut takes no new file away."""
+    for each in (directory, directory.parent):
+        with suppress(OSError):  # one that may not be read, or a file system that cannot: then nobody can
+            fd = os.open(each, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
 
 def pragma(db: sqlite3.Connection, name: str) -> int:

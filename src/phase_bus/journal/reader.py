@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -11,17 +14,29 @@ import msgspec
 from msgspec import Struct
 
 from phase_bus.core.control import PrunedRun, PrunedTopic, UnreadRun
-from phase_bus.core.wire import NO_PARTITION, decode_event, parse_topic
+from phase_bus.core.position import Lineage, Position, Segment
+from phase_bus.core.wire import NO_PARTITION, decode_event, parse_topic, partition_of
 from phase_bus.events import EventBase
-from phase_bus.journal.files import FILE_NAME, failing_clearly, open_for_reading, size_on_disk
+from phase_bus.journal.files import (
+    FILE_NAME,
+    checkpoint_crc,
+    event_crc,
+    failing_clearly,
+    open_for_reading,
+    size_on_disk,
+    stream_crc,
+)
 from phase_bus.journal.rows import Checkpoint, DeadLetter, Entry, Head, JournalInfo, RunRow
 from phase_bus.journal.verify import find_problems
 
-# CROSS JOIN keeps SQLite from turning the join around: events come in order, none is sorted.
+logger = logging.getLogger("phase_bus.bus")
+
+# CROSS JOIN keeps SQLite from turning the join around: events come in order, none is sorted. So does LEFT
+# JOIN, which also returns an event whose stream is missing: as damaged.
 _READ = """
 SELECT e.offset, s.topic, e.header, e.payload, s.run_id, s.kind, s.source, e.source_seq, e.records,
-    e.event_number, e.ts_ns
-FROM events AS e {index} CROSS JOIN streams AS s ON s.id = e.stream
+    e.event_number, e.ts_ns, e.crc
+FROM events AS e {index} {join} JOIN streams AS s ON s.id = e.stream
 WHERE e.offset > ? AND e.offset <= ? {where} ORDER BY e.offset LIMIT ?
 """
 # A run's events are those of its publishers, and its end: one, whoever published how many.
@@ -39,7 +54,7 @@ LEFT JOIN publishers AS p ON p.run_id = s.run_id AND p.source = s.source WHERE N
 GROUP BY r.run_id ORDER BY r.started_ns, r.rowid
 """
 _DEAD_LETTERS = """
-SELECT id, consumer, offset, run_id, kind, error, traceback, ts_ns, attempts FROM dead_letters
+SELECT id, consumer, stream, offset, run_id, kind, error, traceback, ts_ns, attempts FROM dead_letters
 WHERE ?1 IS NULL OR consumer = ?1 OR substr(consumer, 1, length(?1) + 1) = ?1 || '/' ORDER BY id
 """
 _BY_PARTITION = "INDEXED BY events_by_partition"
@@ -60,6 +75,10 @@ class JournalReader:
     Use it from one thread at a time. What it returns is as of the moment of the call. Without a connection
     to the file, which may be given by its directory, it opens one that cannot write.
 
+    Attributes:
+        damaged: the offsets of events that were come upon and do not match their checksums, by whatever
+            reads events. They are left out.
+
     Raises:
         JournalError: if there is no journal, or it cannot be read. Every method may raise it too.
     """
@@ -67,6 +86,8 @@ class JournalReader:
     def __init__(self, path: Path, connection: sqlite3.Connection | None = None) -> None:
         self.path = path / FILE_NAME if path.is_dir() else path
         self._db = connection or open_for_reading(self.path)
+        self.damaged: set[int] = set()
+        self._damaged_checkpoints: set[str] = set()  # that were told
 
     def __enter__(self) -> Self:
         return self
@@ -92,10 +113,10 @@ class JournalReader:
         return Head(*rows[0]) if rows else Head(0, 0)
 
     @property
-    def journal_id(self) -> str:
-        """32 hex digits that tell this journal, and so its offsets, from every other."""
-        ((journal_id,),) = self._query("SELECT journal_id FROM past")
-        return str(journal_id)
+    def lineage(self) -> Lineage:
+        """The streams whose events are here, or were."""
+        rows = self._query("SELECT stream, first_offset FROM segments ORDER BY id")
+        return Lineage(Segment(*row) for row in rows)
 
     def topics(self, run_id: str) -> list[tuple[bytes, bytes, int]]:
         """Return topic, source and number of events of each topic of a run."""
@@ -114,6 +135,8 @@ class JournalReader:
     ) -> list[Entry]:
         """Return the next events after an offset, in order; nothing only if there are none.
 
+        Events that do not match their checksums are left out, and added to :attr:`damaged`.
+
         Args:
             records: whether batches of request records are wanted too.
             partition: only the records of this partition.
@@ -127,15 +150,21 @@ class JournalReader:
                 after_offset, last = max(after_offset, first - 1), min(last, last_of_run)
             parameters: list[int | str] = [after_offset, last]
             index = where = ""
+            wanted = None
             if partition is not None or not records:
                 index, where = _BY_PARTITION, "AND e.partition = ?"
-                parameters.append(NO_PARTITION if partition is None else partition)
+                wanted = NO_PARTITION if partition is None else partition
+                parameters.append(wanted)
             if run_id is not None:
                 where += " AND s.run_id = ?"
                 parameters.append(run_id)
-            parameters.append(limit)
-            sql = _READ.format(index=index, where=where)
-            return _up_to(self._db.execute(sql, parameters), limit_bytes)
+            sql = _READ.format(index=index, join="LEFT" if run_id is None else "CROSS", where=where)
+            while True:
+                found = self._db.execute(sql, (*parameters, limit))
+                entries, after_offset = self._up_to(found, limit_bytes, wanted)
+                if entries or not after_offset:
+                    return entries
+                parameters[0] = after_offset
 
     def entries(self, run_id: str | None = None, until: int | None = None) -> Iterator[Entry]:
         """Yield the events of one run or of all, up to an offset or to the last one that there is now.
@@ -154,10 +183,11 @@ class JournalReader:
         Raises:
             WireError: if one cannot be decoded.
         """
-        sql = _READ.format(index=_BY_PARTITION, where="AND e.partition = ? AND s.run_id = ? AND s.kind = ?")
+        where = "AND e.partition = ? AND s.run_id = ? AND s.kind = ?"
+        sql = _READ.format(index=_BY_PARTITION, join="CROSS", where=where)
         first, last = self._range(run_id)
-        rows = map(Entry._make, self._query(sql, first - 1, last, NO_PARTITION, run_id, kind.kind, -1))
-        events = [decode_event(entry.topic, entry.payload) for entry in rows]
+        rows = self._query(sql, first - 1, last, NO_PARTITION, run_id, kind.kind, -1)
+        events = [decode_event(entry.topic, entry.payload) for entry in self._whole(rows)]
         return [event for event in events if isinstance(event, kind)]
 
     def _range(self, run_id: str) -> tuple[int, int]:
@@ -183,9 +213,21 @@ class JournalReader:
     # ---- consumers ----
 
     def checkpoint(self, consumer: str) -> Checkpoint | None:
-        """Return a consumer's checkpoint, None if it has none."""
-        rows = self._query("SELECT offset, state FROM checkpoints WHERE consumer = ?", consumer)
-        return Checkpoint(*rows[0]) if rows else None
+        """Return a consumer's checkpoint, None if it has none or, which is logged, it is damaged."""
+        sql = "SELECT stream, offset, state, crc FROM checkpoints WHERE consumer = ?"
+        for stream, offset, state, crc in self._query(sql, consumer):
+            position = Position(stream, offset)
+            if checkpoint_crc(consumer, position, state) == crc:
+                return Checkpoint(position, state)
+            if consumer not in self._damaged_checkpoints:
+                self._damaged_checkpoints.add(consumer)
+                logger.error(
+                    "phase-bus: %s: the checkpoint of consumer %r is damaged and not used; "
+                    "the consumer begins at the start of the journal",
+                    self.path,
+                    consumer,
+                )
+        return None
 
     def group_checkpoints(self, group: str, after: Mapping[int, int]) -> Iterator[tuple[int, Checkpoint]]:
         """Yield the partitions of a group, in their order, with their checkpoints.
@@ -260,12 +302,44 @@ class JournalReader:
             runs=runs,
             head=self.head,
             oldest_ts_ns=oldest[0][0] if oldest else None,
-            checkpoints=dict(self._query("SELECT consumer, offset FROM checkpoints")),
+            checkpoints={
+                consumer: Position(*position)
+                for consumer, *position in self._query("SELECT consumer, stream, offset FROM checkpoints")
+            },
+            streams=len(self.lineage.segments),
         )
 
     def verify(self) -> list[str]:
         """Read everything, and return what is wrong, naming offsets; nothing means that all is well."""
         return find_problems(self._db)
+
+    def _up_to(
+        self, rows: sqlite3.Cursor, limit_bytes: int, partition: int | None
+    ) -> tuple[list[Entry], int]:
+        """Return the first whole events up to a size, and the last offset that was come to, 0 for none."""
+        entries: list[Entry] = []
+        offset = size_bytes = 0
+        for row in rows:
+            offset = row[0]
+            for entry in self._whole((row,)):
+                if partition is not None and partition_of(entry.topic) != partition:
+                    self.damaged.add(offset)  # the column is what no checksum covers
+                    continue
+                size_bytes += len(entry.topic) + len(entry.header) + len(entry.payload)
+                if entries and size_bytes > limit_bytes:
+                    rows.close()  # what is read no further must not keep the log from being reused
+                    return entries, offset
+                entries.append(entry)
+        return entries, offset
+
+    def _whole(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[Entry]:
+        """Yield the events that match their checksums; note the others."""
+        for *values, crc in rows:
+            entry = Entry._make(values)
+            if _matches(entry, crc):
+                yield entry
+            else:
+                self.damaged.add(entry.offset)
 
     def _query(self, sql: str, *parameters: object) -> list[Any]:
         with failing_clearly(self.path):
@@ -304,14 +378,15 @@ class PublishedInJournal:
         return (entry for entry in entries if (entry.run_id, entry.source) in self._wanted)
 
 
-def _up_to(rows: sqlite3.Cursor, limit_bytes: int) -> list[Entry]:
-    entries: list[Entry] = []
-    size_bytes = 0
-    for row in rows:
-        entry = Entry._make(row)
-        size_bytes += len(entry.topic) + len(entry.header) + len(entry.payload)
-        if entries and size_bytes > limit_bytes:
-            rows.close()  # what is read no further must not keep the log from being reused
-            break
-        entries.append(entry)
-    return entries
+# The same few streams come again and again; a checksum of their texts would cost more than one of the rest.
+_stream_crc = lru_cache(maxsize=1024)(stream_crc)
+
+
+def _matches(entry: Entry, crc: int) -> bool:
+    """Return whether an event is what was written."""
+    numbers = (entry.offset, entry.source_seq, entry.records, entry.event_number, entry.ts_ns)
+    try:
+        start = _stream_crc(entry.topic, entry.source, entry.run_id, entry.kind)
+        return event_crc(start, numbers, entry.header, entry.payload) == crc
+    except (TypeError, AttributeError, struct.error):  # damage can change a type, or lose the stream
+        return False

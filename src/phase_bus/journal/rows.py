@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
 from phase_bus.core.control import EVENTS, UnreadRun
+from phase_bus.core.position import Position
+
+Durability: TypeAlias = Literal["write", "fsync"]
 
 
 class Entry(NamedTuple):
@@ -56,10 +59,15 @@ def parse_checkpoint_name(name: str) -> tuple[str, int | None]:
 
 
 class Checkpoint(NamedTuple):
-    """The offset up to which a consumer has finished, and its state there if it has one."""
+    """The position up to which a consumer has finished, and its state there if it has one."""
 
-    offset: int
+    position: Position
     state: bytes | None
+
+    @property
+    def offset(self) -> int:
+        """The position's offset."""
+        return self.position.offset
 
 
 class DeadLetter(Struct, frozen=True, kw_only=True):
@@ -73,6 +81,7 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
 
     id: int
     consumer: str
+    stream: str
     offset: int
     run_id: str
     kind: str
@@ -111,7 +120,8 @@ class JournalInfo(Struct, frozen=True, kw_only=True):
         size_bytes: what it takes on the disk, the write-ahead log included.
         records: how many request records are in its events.
         oldest_ts_ns: when its first event was taken in, in Unix ns; None if there is none.
-        checkpoints: the offset of each consumer's checkpoint.
+        checkpoints: the position of each consumer's checkpoint.
+        streams: how often a bus was started on it.
     """
 
     path: str
@@ -121,7 +131,8 @@ class JournalInfo(Struct, frozen=True, kw_only=True):
     runs: int
     head: Head
     oldest_ts_ns: int | None
-    checkpoints: dict[str, int]
+    checkpoints: dict[str, Position]
+    streams: int
 
 
 class PrunedRow(Struct, frozen=True, kw_only=True):

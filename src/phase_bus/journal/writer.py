@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import sqlite3
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -13,25 +15,30 @@ from typing import NamedTuple
 import msgspec
 
 from phase_bus.core.control import DeadLetterNote
+from phase_bus.core.position import KEPT_STREAMS, Position
 from phase_bus.core.wire import NO_PARTITION, partition_of
 from phase_bus.errors import JournalError
 from phase_bus.events import BEGIN_NO_RUN
 from phase_bus.journal.checkpointer import WalCheckpointer
 from phase_bus.journal.files import (
+    BUSY_MS,
     FILE_NAME,
+    checkpoint_crc,
     event_crc,
     failing_clearly,
     lock,
     open_for_writing,
     pragma,
     stream_crc,
+    sync_directory,
 )
 from phase_bus.journal.holding import KEPT_PRUNED_RUNS, Candidate, HoldingJournal
-from phase_bus.journal.rows import Entry, Head, Limits, PrunedRow
+from phase_bus.journal.rows import Durability, Entry, Head, Limits, PrunedRow
 
 RUNNING = "running"
 UNKNOWN = "unknown"
 
+_READERS_MS = 200  # how long readers may keep the log from being copied when a bus is started
 _PRUNED_AT_ONCE = 500  # offsets in one transaction
 _VACUUMED_AT_ONCE = 1000  # pages in one transaction
 _PAGES_AT_LEAST = 4  # that a transaction writes
@@ -52,12 +59,15 @@ ON CONFLICT (run_id) DO UPDATE SET status = excluded.status, started_ns = exclud
     ended_ns = excluded.ended_ns, publisher = excluded.publisher
 """
 _COMMIT = """
-INSERT INTO checkpoints VALUES (?, ?, ?)
-ON CONFLICT (consumer) DO UPDATE SET offset = excluded.offset, state = excluded.state
+INSERT INTO checkpoints VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (consumer) DO UPDATE SET stream = excluded.stream, offset = excluded.offset,
+    state = excluded.state, crc = excluded.crc
 """
-_SAVE_STATE = (
-    "UPDATE checkpoints SET state = ? WHERE consumer = (SELECT consumer FROM dead_letters WHERE id = ?)"
+_FORGET_STREAMS = """
+DELETE FROM segments WHERE id NOT IN (
+    SELECT min(id) FROM segments UNION ALL SELECT * FROM (SELECT id FROM segments ORDER BY id DESC LIMIT ?)
 )
+"""
 _SEE = """
 INSERT INTO consumers VALUES (?, ?, ?)
 ON CONFLICT (name) DO UPDATE SET seen_ns = excluded.seen_ns, topics = excluded.topics
@@ -67,9 +77,9 @@ INSERT INTO pruned_runs (run_id, first_offset, last_offset, topics, unread) VALU
 RETURNING id
 """
 _ADD_DEAD_LETTER = """
-INSERT INTO dead_letters (consumer, offset, run_id, kind, error, traceback, ts_ns, attempts)
-VALUES (:consumer, :offset, :run_id, :kind, :error, :traceback, :ts_ns, :attempts)
-ON CONFLICT (consumer, offset) DO UPDATE SET error = excluded.error, traceback = excluded.traceback,
+INSERT INTO dead_letters (consumer, stream, offset, run_id, kind, error, traceback, ts_ns, attempts)
+VALUES (:consumer, :stream, :offset, :run_id, :kind, :error, :traceback, :ts_ns, :attempts)
+ON CONFLICT (consumer, stream, offset) DO UPDATE SET error = excluded.error, traceback = excluded.traceback,
     ts_ns = excluded.ts_ns, attempts = excluded.attempts
 """
 _KEEP_SEQS = """
@@ -89,15 +99,16 @@ class _Stream(NamedTuple):
 class Journal(HoldingJournal):
     """The bus's durable, ordered log: append, read on from an offset, prune whole runs.
 
-    It is a SQLite file in WAL mode with ``synchronous=NORMAL``: what was appended survives any kill of
-    the process. A power cut may lose the last moments, but never damages the file. One bus has it at a
-    time; others read it by :class:`~phase_bus.journal.reader.JournalReader`. Use it from one thread at a
-    time.
+    It is a SQLite file in WAL mode: what was appended survives any kill of the process. A power cut may
+    lose the last moments, unless the durability is ``fsync``, but never damages the file. One bus has it
+    at a time; others read it by :class:`~phase_bus.journal.reader.JournalReader`. Use it from one thread
+    at a time.
 
     The directory is made if it is not there; the limits say how much :meth:`prune` leaves.
 
     Attributes:
         held: the runs that the last :meth:`prune` held back, beyond the other limits.
+        stream: the id of the stream that events are appended to; a new one each time.
 
     Raises:
         JournalInUseError: if another bus has it.
@@ -105,7 +116,9 @@ class Journal(HoldingJournal):
             the disk is full; nothing has changed then.
     """
 
-    def __init__(self, directory: Path, limits: Limits | None = None) -> None:
+    def __init__(
+        self, directory: Path, limits: Limits | None = None, durability: Durability = "write"
+    ) -> None:
         self.limits = limits or Limits()
         self.held: list[str] = []
         self._held_bytes = 0
@@ -116,10 +129,14 @@ class Journal(HoldingJournal):
             with failing_clearly(path):
                 self._head = super().head
                 self._streams: dict[tuple[bytes, bytes], _Stream] = {}
-                self._inode = path.stat().st_ino
+                self._parts = [str(path), *(f"{path}{end}" for end in ("-wal", "-shm"))]
+                self._inodes = [_inode_of(part) for part in self._parts]
+                self._rescued = False
                 self._page_bytes = pragma(self._db, "page_size")
                 self._checkpointer = WalCheckpointer(path)
                 self._written_bytes = 0  # by the current transaction, about
+                stack.callback(self._checkpointer.close)
+                self.stream = self._begin_stream(durability)
             stack.pop_all()
 
     def close(self) -> None:
@@ -145,7 +162,7 @@ class Journal(HoldingJournal):
             return
         head = self._head
         with failing_clearly(self.path):
-            self._check_in_place()
+            self.check_in_place()
             self._checkpointer.begin()
             self._written_bytes = _PAGES_AT_LEAST * self._page_bytes
             self._db.execute("BEGIN IMMEDIATE")
@@ -160,14 +177,54 @@ class Journal(HoldingJournal):
                 raise
             self._checkpointer.committed(self._written_bytes)
 
-    def _check_in_place(self) -> None:
-        # SQLite would go on writing to a file that nobody can find any more.
-        with suppress(OSError):
-            if self.path.stat().st_ino == self._inode:
-                return
-        raise JournalError(
-            self.path, "was moved or deleted while the bus had it open", "start the bus again"
-        )
+    def check_in_place(self) -> None:
+        """See that the files are where they were: SQLite would go on writing to what nobody can find.
+
+        If only the log is gone, which SQLite has open still, what is in it is brought into the main file.
+
+        Raises:
+            JournalError: if they are not.
+        """
+        there = [_inode_of(part) == inode for part, inode in zip(self._parts, self._inodes, strict=True)]
+        if all(there):
+            return
+        what, remedy = "", "start the bus again"
+        if there[0]:
+            what = "the log beside it "
+            remedy = "stop the bus by SIGTERM, which saves what is in the log, and start it again"
+            if self._rescue():
+                remedy = "start the bus again: all that it acknowledged is saved"
+        raise JournalError(self.path, f"{what}was moved or deleted while the bus had it open", remedy)
+
+    def _rescue(self) -> bool:
+        """Copy the log, which has no name any more, into the main file; return whether all of it is."""
+        if not self._rescued:
+            self._checkpointer.wait()
+            ((_, size, copied),) = self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            self._rescued = size == copied
+        return self._rescued
+
+    def _set_durability(self, durability: Durability) -> None:
+        self._db.execute(f"PRAGMA synchronous = {'FULL' if durability == 'fsync' else 'NORMAL'}")
+
+    def _begin_stream(self, durability: Durability) -> str:
+        """Begin the stream of those who have opened the journal now; return its id.
+
+        It is on the disk, in the main file if no reader prevents that, before this returns: whatever is
+        lost of the log later, nobody can take events of this stream for those of another one.
+        """
+        stream = uuid.uuid4().hex
+        self._set_durability("fsync")
+        with self.transaction():
+            sql = "INSERT INTO segments (stream, first_offset) VALUES (?, ?)"
+            self._db.execute(sql, (stream, self._head.offset + 1))
+            self._db.execute(_FORGET_STREAMS, (KEPT_STREAMS - 1,))
+        self._db.execute(f"PRAGMA busy_timeout = {_READERS_MS}")
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        self._set_durability(durability)
+        sync_directory(self.path.parent)
+        return stream
 
     # ---- events ----
 
@@ -217,10 +274,11 @@ class Journal(HoldingJournal):
 
     # ---- consumers ----
 
-    def commit(self, consumer: str, offset: int, state: bytes | None = None) -> None:
-        """Keep a consumer's checkpoint, its offset and state, instead of its last one."""
+    def commit(self, consumer: str, position: Position, state: bytes | None = None) -> None:
+        """Keep a consumer's checkpoint, its position and state, instead of its last one."""
+        crc = checkpoint_crc(consumer, position, state)
         with self.transaction():
-            self._db.execute(_COMMIT, (consumer, offset, state))
+            self._db.execute(_COMMIT, (consumer, position.stream, position.offset, state, crc))
             self._written_bytes += len(state or b"")
 
     def add_dead_letter(self, consumer: str, letter: DeadLetterNote, ts_ns: int) -> int:
@@ -232,7 +290,9 @@ class Journal(HoldingJournal):
         with self.transaction():
             self._db.execute(_ADD_DEAD_LETTER, row)
             (letter_id,) = self._db.execute(
-                "SELECT id FROM dead_letters WHERE consumer = :consumer AND offset = :offset", row
+                "SELECT id FROM dead_letters"
+                " WHERE consumer = :consumer AND stream = :stream AND offset = :offset",
+                row,
             ).fetchone()
         return int(letter_id)
 
@@ -242,9 +302,10 @@ class Journal(HoldingJournal):
         The consumer's state with it is kept with its checkpoint; None leaves that as it is.
         """
         with self.transaction():
-            if saved is not None:
-                self._db.execute(_SAVE_STATE, (saved, letter_id))
-                self._written_bytes += len(saved)
+            of = self._query("SELECT consumer FROM dead_letters WHERE id = ?", letter_id)
+            kept = self.checkpoint(of[0][0]) if of and saved is not None else None
+            if kept is not None:
+                self.commit(of[0][0], kept.position, saved)
             return self._db.execute("DELETE FROM dead_letters WHERE id = ?", (letter_id,)).rowcount > 0
 
     # ---- runs ----
@@ -379,6 +440,12 @@ class Journal(HoldingJournal):
         return PrunedRow(
             run_id=run_id, unread=self.unread_runs(run_id), dead_letters=deleted["dead_letters"]
         )
+
+
+def _inode_of(path: str) -> int | None:
+    with suppress(OSError):
+        return os.stat(path).st_ino  # noqa: PTH116 - with each transaction: a Path costs twice as much
+    return None
 
 
 def _row(entry: Entry, stream: _Stream) -> tuple[object, ...]:

@@ -42,7 +42,7 @@ class GroupOutcome(MemoryOutcome[C]):
             for share in self._shares.values():
                 await share.start()
                 started.append(share)
-                await share.begin(self._bus.checkpoints.get(share.name))
+                await share.begin(self._bus.checkpoints.get(share.name), self._bus.lineage)
             for message in self._bus.messages:  # the group may add to them
                 await self._hand_out(message)
             for share in self._shares.values():

@@ -103,7 +103,7 @@ class MemoryRun(MemoryOutcome[C], RunningOutcome[C]):
         self._bus.names.add(name)
         self._runs = True
         kept = self._bus.checkpoints.get(self._whole.name)
-        await self._whole.begin(kept, origin=self._origin, head=self._bus.head)
+        await self._whole.begin(kept, self._bus.lineage, origin=self._origin, head=self._bus.head)
         self._read = self._whole.follower.offset
         return self
 

@@ -13,6 +13,7 @@ from phase_bus.consumer.share import Share
 from phase_bus.consumer.view import View
 from phase_bus.core.control import DeadLetterNote
 from phase_bus.core.outbox import Outbox
+from phase_bus.core.position import Lineage, Segment
 from phase_bus.core.values import ListMode
 from phase_bus.core.wire import parse_topic, topic_prefix, unpack_header
 from phase_bus.events import EventBase, PhaseRef, Receipt, RunStatus
@@ -35,7 +36,7 @@ class MessageStore(Bus):
         batch_records: how many records a batch has at most.
 
     Attributes:
-        journal_id: tells its offsets from those of every other.
+        lineage: that of its one stream.
         messages: all that was published; the first has the offset 1.
         checkpoints: where each consumer stood at its last flush, by name.
         dead_letters: each consumer's dead letters, by name.
@@ -43,7 +44,7 @@ class MessageStore(Bus):
     """
 
     def __init__(self, *, lists: ListMode = "summary", batch_records: int = 256) -> None:
-        self.journal_id = uuid.uuid4().hex
+        self.lineage = Lineage([Segment(uuid.uuid4().hex, 1)])
         self.messages: list[StoredMessage] = []
         self.checkpoints: dict[str, Checkpoint] = {}
         self.dead_letters: dict[str, list[DeadLetterNote]] = {}
@@ -70,7 +71,7 @@ class MessageStore(Bus):
         """Take over a share's new dead letters, as the bus does; return them."""
         new = share.dispatcher.dead_letters
         self.dead_letters.setdefault(share.name, []).extend(new)
-        share.dispatcher.forget_dead_letters(tuple(letter.offset for letter in new))
+        share.dispatcher.forget_dead_letters(tuple(letter.position for letter in new))
         return new
 
     def keep(self, share: Share) -> None:
@@ -177,7 +178,7 @@ class MemoryOutcome(Outcome[C]):
         self._publisher = bus.publisher(f"{name} (results)")
 
     def _share(self, consumer: C, view: View, attempts: int = ATTEMPTS) -> Share:
-        consumer.context.publish, consumer.context.journal_id = self._publish, self._bus.journal_id
+        consumer.context.publish = self._publish
         share = Share(consumer, view, uuid.uuid4().hex, self._give_receipt, attempts=attempts)
         share.dispatcher.retry_wait_s = 0.0  # nothing passes in memory
         return share
