@@ -219,7 +219,7 @@ class Share:
             after, state = begin_at(kept, stored, origin=origin, head=head.offset if head else 0)
             if state is not None:
                 self.dispatcher.restore(state)
-        was_here = origin == "checkpoint" and (kept is not None or stored is not None)
+        was_here = origin == "checkpoint" and (kept is not None or stored is not None or after > 0)
         self._prunings = 0 if was_here else prunings
         # What a consumer stored beyond its checkpoint is counted again, but not handled again.
         self.dispatcher.done_offset = stored or 0
