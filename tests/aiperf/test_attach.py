@@ -14,6 +14,7 @@ import zmq
 
 from phase_bus.aiperf.attach import AttachReport, ipc_address, run_attach, tcp_address
 from phase_bus.aiperf.listener import BusListener
+from phase_bus.cli.attach import source_of
 from phase_bus.events import EventBase, RunStatus, Summary
 
 DATA = Path(__file__).parent / "data"
@@ -168,6 +169,22 @@ def test_addresses() -> None:
     assert ipc_address("/x/y") == "ipc:///x/y/event_bus_proxy_backend.ipc"
     assert tcp_address("host") == "tcp://host:5664"
     assert tcp_address("::1", 7) == "tcp://[::1]:7"
+
+
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        ("host", "tcp://host:5664"),
+        ("host:7", "tcp://host:7"),
+        ("::1", "tcp://[::1]:5664"),
+        ("[::1]", "tcp://[::1]:5664"),
+        ("[::1]:7", "tcp://[::1]:7"),
+        ("0.0.0.0", "tcp://127.0.0.1:5664"),
+    ],
+)
+def test_where_aiperf_is(given: str, address: str) -> None:
+    """A host, with a port or without, IPv6 with brackets or without."""
+    assert source_of(None, given) == address
 
 
 def test_a_listener_survives_its_callbacks(

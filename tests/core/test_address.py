@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import zmq
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from phase_bus.core import sockets
 from phase_bus.core.address import Address, default_address
 from phase_bus.core.control import Endpoint
 from phase_bus.errors import AddressError
@@ -18,6 +23,9 @@ from phase_bus.errors import AddressError
         "tcp://127.0.0.1:5555",
         "tcp://*:0",
         "tcp://[::1]:80",
+        "tcp://[fe80::1%eth0]:80",
+        "tcp://0.0.0.0:80",
+        "ipc:///tmp/a directory: ü",
         "tcp://my-host.example:65535",
         "direct+tcp://127.0.0.1:0",
         "direct+ipc:///tmp/x",
@@ -43,6 +51,20 @@ def test_round_trip(text: str) -> None:
         "tcp://host:-1",
         "tcp://host:²",
         "tcp://ho st:1",
+        "tcp://999.1.1.1:5",
+        "tcp://0:5",
+        "tcp://...:5",
+        "tcp://::1:5",
+        "tcp://[::1]",
+        "tcp://[::1:5",
+        "tcp://[1.2.3.4]:5",
+        "tcp://[:::]:5",
+        "tcp://[fe80::1%e\x1b]:5",
+        "tcp://h\u00f6st:5",
+        "tcp://h:5 ",
+        "ipc:///a\x00b",
+        "ipc:///a\x1b[31m",
+        "ipc:///a\udcff",
         "direct+",
         "tcp://h:" + "9" * 5000,
         "ipc://~no-such-user-at-all/x",
@@ -60,6 +82,57 @@ def test_path_too_long() -> None:
     with pytest.raises(AddressError, match="too long"):
         Address.parse("ipc:///" + "x" * 100)
     Address.parse("ipc:///" + "x" * 94)
+
+
+@pytest.mark.parametrize(
+    ("bound", "connected"),
+    [
+        ("tcp://*:5", "tcp://127.0.0.1:5"),
+        ("tcp://0.0.0.0:5", "tcp://127.0.0.1:5"),
+        ("tcp://[::]:5", "tcp://[::1]:5"),
+        ("tcp://[0:0::0]:5", "tcp://[::1]:5"),
+        ("tcp://[fd00::7]:5", "tcp://[fd00::7]:5"),
+        ("direct+tcp://*:5", "direct+tcp://127.0.0.1:5"),
+        ("ipc:///tmp/x", "ipc:///tmp/x"),
+    ],
+)
+def test_where_clients_connect_to(bound: str, connected: str) -> None:
+    """An address that stands for all of a machine is reached at the one that always means this machine."""
+    address = Address.parse(bound)
+    assert str(address.connectable()) == connected
+    assert address.is_wildcard == (bound != connected)
+
+
+def test_any_port_is_nowhere_to_connect_to() -> None:
+    """A client must know which port it became."""
+    with pytest.raises(AddressError, match="port of the bus"):
+        Address.parse("tcp://127.0.0.1:0").connectable()
+
+
+ODD = st.text(st.sampled_from("abc019.:%[]/*~@ -_\\\x00\x1b\u00fc\udcff\n"), max_size=24)
+
+
+@given(st.sampled_from(["tcp://", "ipc://", "direct+tcp://", "direct+ipc://", ""]), ODD)
+@example("tcp://", "*:0")
+@example("tcp://", "[::1%lo]:0")
+@example("tcp://", "[fe80::1%nothing]:0")
+@example("tcp://", "-:0")
+@example("tcp://", "lo:0")
+@settings(deadline=None)
+def test_no_address_raises_anything_else(scheme: str, rest: str) -> None:
+    """Whatever is written: it works, or an AddressError says why not."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    sock = context.socket(zmq.ROUTER)
+    sock.linger = 0
+    try:
+        address = Address.parse(f"{scheme}{rest}")
+        if address.scheme == "tcp":
+            address = sockets.bind(sock, replace(address, port=0), address.endpoint(Endpoint()))
+        sockets.dealer(context, address.connectable().control).close(linger=0)
+    except AddressError:
+        pass
+    finally:
+        context.destroy(linger=0)
 
 
 def test_relative_and_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -447,3 +447,13 @@ def test_a_text_report_has_the_runs_of_its_own_bus(workplace: Workplace) -> None
     text = (workplace.directory / "s.txt").read_text()
     assert "later" in text
     assert "earlier" not in text
+
+
+@pytest.mark.parametrize("host", ["*", "[::1]"])
+def test_the_command_is_given_an_address_that_it_can_connect_to(workplace: Workplace, host: str) -> None:
+    """Whatever the bus is bound to."""
+    arguments = ("--address", f"tcp://{host}:0", *AGGREGATOR)
+    done = workplace.run("exec", *arguments, "--", *SIMULATE, "-n", "20", "-r", "0", "--warmup", "0")
+    assert done.returncode == 0, done.stderr
+    assert runs_of(workplace)[0]["records"] == 20
+    assert f"bus ready at tcp://{'127.0.0.1' if host == '*' else host}:" in done.stderr

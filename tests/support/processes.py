@@ -58,10 +58,12 @@ class Forwarder:
 
     Args:
         port: where to forward to, on 127.0.0.1.
+        host: where it listens.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._to = port
+        self._host = host
         self.port = 0
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
@@ -76,7 +78,7 @@ class Forwarder:
     def open(self) -> None:
         """Listen, on the same port as before."""
         self._stop = threading.Event()
-        listener = socket.create_server(("127.0.0.1", self.port), reuse_port=False)
+        listener = socket.create_server((self._host, self.port), reuse_port=False)
         self.port = listener.getsockname()[1]
         self._start(self._accept, listener, self._stop)
 

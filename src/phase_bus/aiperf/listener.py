@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 import zmq
 
+from phase_bus.core.sockets import connect
+
 logger = logging.getLogger("phase_bus.aiperf")
 
 POLL_S = 0.05
@@ -92,7 +94,7 @@ class BusListener:
         for topic in self._topics:
             # With its end sign, or "credit_phase_start" would match all that begins like it.
             socket.subscribe(f"{topic}$".encode())
-        socket.connect(self._address)
+        connect(socket, self._address)
         while not self._stopping.is_set():
             if socket.poll(int(POLL_S * 1000)):
                 self._receive(socket)

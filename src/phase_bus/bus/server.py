@@ -50,7 +50,7 @@ from phase_bus.core.wire import (
     send_frames,
     unpack_header,
 )
-from phase_bus.errors import JournalError, WireError
+from phase_bus.errors import AddressError, JournalError, WireError
 from phase_bus.events import WORDS_ON_A_RUN, Drop, Heartbeat
 from phase_bus.journal.holding import in_words
 from phase_bus.journal.writer import Journal
@@ -100,6 +100,7 @@ class Bus:
         self._reply = self._sockets.reply
         self._journal = journal
         self._replay: ReplayServer | None = None
+        self._told_removed = False
         self._stream = Stream(self._xpub, journal, self.bus_id)
         self._own_events = Outbox(uuid.uuid4().bytes, 0)  # under a source of their own
         self._checkpoints = Checkpoints(self.bus_id, journal)
@@ -134,8 +135,7 @@ class Bus:
             AddressError: if one is in use, cannot be bound, or is the second of its scheme.
         """
         self.addresses = self._sockets.bind(self.addresses, replay=self._journal is not None)
-        if self._journal is not None:
-            self._replay = ReplayServer(self._sockets.replay, self._journal.path, self.bus_id)
+        self._start_replay()
 
     def run(self, stop_on_eof: int | None = None) -> None:
         """Serve until SIGTERM, SIGINT or :meth:`stop`, or the end of a file that a parent holds open."""
@@ -154,6 +154,10 @@ class Bus:
                 self._stop = True
             if time.monotonic() >= self._next_tick_s:
                 self._tick()
+
+    def _start_replay(self) -> None:
+        if self._journal is not None:
+            self._replay = ReplayServer(self._sockets.replay, self._journal.path, self.bus_id)
 
     def stop(self, *_signal: object) -> None:
         """End :meth:`run` after the current message; usable as a signal handler."""
@@ -377,12 +381,42 @@ class Bus:
         self._next_tick_s = min(now_s + self.options.heartbeat_s, self._groups.next_due_s())
         self._clients.miss(now_s)
         self._publish_ends()
+        self._watch_sockets()
         self._beat()
         if self._journal is not None:
             self._see_journal(self._journal)
         if self._journal is not None and now_s >= self._next_prune_s:
             self._next_prune_s = now_s + _PRUNE_EVERY_S
             self._prune(self._journal)
+
+    def _watch_sockets(self) -> None:
+        """Bind the Unix sockets anew if a cleaner of temporary files has removed them."""
+        if not self._sockets.removed:
+            self._told_removed = False
+            return
+        try:
+            self._sockets.lock_again()
+            if self._replay is not None:
+                self._replay.close()
+            try:
+                self._sockets.bind_again()
+            finally:
+                self._start_replay()
+        except AddressError as error:
+            if not self._told_removed:
+                self._told_removed = True
+                logger.error(
+                    "phase-bus bus: somebody has removed its sockets, and no client can connect any more: "
+                    "%s; start another one elsewhere",
+                    error,
+                )
+            return
+        where = " and ".join(map(str, self.addresses))
+        logger.warning(
+            "phase-bus bus: somebody has removed the sockets of %s; they are there again. If that was a "
+            "cleaner of temporary files, choose a directory that it leaves alone",
+            where,
+        )
 
     def _beat(self) -> None:
         """Say that the bus is alive, and how far the stream is: after this nothing older comes."""

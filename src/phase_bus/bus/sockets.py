@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import IO
 
 import zmq
 
 from phase_bus.bus.options import BusOptions
 from phase_bus.core.address import Address
 from phase_bus.core.control import Endpoint, Reply
-from phase_bus.core.files import lock_directory, unlock_directory
+from phase_bus.core.files import DirectoryLock, lock_directory
 from phase_bus.core.sockets import bind
 from phase_bus.core.wire import READY, Header, encode_control, receive_frame, send_frames
 from phase_bus.errors import AddressError
+
+logger = logging.getLogger("phase_bus.bus")
 
 _NO_HEADER = Header(source=bytes(16), source_seq=0, topic_seq=0).pack()
 
@@ -29,7 +31,8 @@ class BusSockets:
 
     def __init__(self, options: BusOptions) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._locks: list[IO[str]] = []
+        self._ipc: Address | None = None  # where it has Unix sockets
+        self._lock: DirectoryLock | None = None
         self._max_message_bytes = options.max_message_bytes
         self.router = self._socket(zmq.ROUTER)
         self.xpub = self._socket(zmq.XPUB)
@@ -85,9 +88,9 @@ class BusSockets:
         self.router.close(linger=500)
         self.xpub.close(linger=500)
         self._context.term()
-        for lock in self._locks:
-            unlock_directory(lock)
-        self._locks.clear()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         sock = self._context.socket(kind)
@@ -96,23 +99,78 @@ class BusSockets:
         return sock
 
     def _bind_tcp(self, address: Address) -> Address:
-        port = bind(self.router, address, address.control)
-        try:
-            wanted = port + 1 if address.port else 0
-            events = bind(self.xpub, address, f"tcp://{address.host}:{wanted}")
-        except AddressError:
-            # The next port is only a custom, for firewalls; clients are told which one it is.
-            events = bind(self.xpub, address, f"tcp://{address.host}:0")
+        bound = bind(self.router, address, address.control)
+        events = self._bind_beside(self.xpub, address, 1, "live events")
         self.events_endpoint = Endpoint(ipc_name="events.ipc", tcp_port=events)
         if self.replay_endpoint is not None:
-            replay = bind(self.replay, address, f"tcp://{address.host}:0")
+            replay = self._bind_beside(self.replay, address, 2, "past events")
             self.replay_endpoint = Endpoint(ipc_name="replay.ipc", tcp_port=replay)
-        return Address("tcp", host=address.host, port=port)
+        return bound
+
+    def _bind_beside(self, sock: zmq.Socket[bytes], address: Address, distance: int, what: str) -> int:
+        """Bind to a port that firewalls can know beforehand, else to any, and return it.
+
+        Clients are told which one it is.
+        """
+        wanted = address.port + distance
+        if address.port:
+            with suppress(AddressError):
+                return bind(sock, address, f"tcp://{address.host}:{wanted}").port
+        other = bind(sock, address, f"tcp://{address.host}:0").port
+        if address.port:
+            logger.warning(
+                "phase-bus bus: port %d cannot be had; %s are at port %d instead, which a firewall or a "
+                "forwarded port has to let through",
+                wanted,
+                what,
+                other,
+            )
+        return other
 
     def _bind_ipc(self, address: Address) -> Address:
-        self._locks.append(lock_directory(address))
-        bind(self.router, address, address.control)
-        bind(self.xpub, address, address.direct_events)
-        if self.replay_endpoint is not None:
-            bind(self.replay, address, address.endpoint(self.replay_endpoint))
+        self._ipc = address
+        self._lock = lock_directory(address)
+        for sock, endpoint in self._unix_sockets(address):
+            bind(sock, address, endpoint)
+        self._lock.remember_sockets()
         return address
+
+    def _unix_sockets(self, address: Address) -> Iterator[tuple[zmq.Socket[bytes], str]]:
+        yield self.router, address.control
+        yield self.xpub, address.direct_events
+        if self.replay_endpoint is not None:
+            yield self.replay, address.endpoint(self.replay_endpoint)
+
+    # ---- a directory that somebody removes ----
+
+    @property
+    def removed(self) -> bool:
+        """Whether somebody has removed the directory of its Unix sockets, or one of them."""
+        return self._lock is not None and not self._lock.is_whole
+
+    def lock_again(self) -> None:
+        """Take the directory again, if it was removed.
+
+        Raises:
+            AddressError: if another bus has it by now, or it cannot be made.
+        """
+        assert self._ipc is not None
+        assert self._lock is not None
+        if not self._lock.is_ours:
+            taken = lock_directory(self._ipc)
+            self._lock.release()
+            self._lock = taken
+
+    def bind_again(self) -> None:
+        """Bind the Unix sockets again; no other thread may use them meanwhile.
+
+        Raises:
+            AddressError: if one cannot be bound.
+        """
+        assert self._ipc is not None
+        assert self._lock is not None
+        for sock, endpoint in self._unix_sockets(self._ipc):
+            with suppress(zmq.ZMQError):  # it was not bound at the last try
+                sock.unbind(endpoint)
+            bind(sock, self._ipc, endpoint)
+        self._lock.remember_sockets()

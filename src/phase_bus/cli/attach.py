@@ -9,10 +9,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from phase_bus.aiperf.attach import DEFAULT_PORT, SILENCE_S, ipc_address, run_attach, tcp_address
+from phase_bus.aiperf.attach import DEFAULT_PORT, SILENCE_S, ipc_address, run_attach
 from phase_bus.cli.options import AddressOption, check_bus, check_delivered, parse_address
 from phase_bus.cli.output import configure_logging, say
-from phase_bus.errors import ConfigError
+from phase_bus.core.address import Address, check_socket_path
+from phase_bus.errors import AddressError, ConfigError
 from phase_bus.publisher.publisher import Publisher
 
 
@@ -41,7 +42,7 @@ def attach(
         timeout_s: Seconds of silence after which AIPerf is taken for lost.
     """
     configure_logging()
-    source = _source(ipc_path, tcp)
+    source = source_of(ipc_path, tcp)
     where = parse_address(address)
     check_bus(where)
     stop = threading.Event()
@@ -60,15 +61,20 @@ def attach(
     return 0
 
 
-def _source(ipc_path: Path | None, tcp: str | None) -> str:
+def source_of(ipc_path: Path | None, tcp: str | None) -> str:
+    """Return the ZeroMQ endpoint of AIPerf's event bus."""
     if (ipc_path is None) == (tcp is None):
         raise ConfigError("give either --ipc-path DIRECTORY or --tcp HOST[:PORT], as AIPerf was given")
     if ipc_path is not None:
-        return ipc_address(ipc_path)
+        address = ipc_address(ipc_path)
+        check_socket_path(str(ipc_path), address.removeprefix("ipc://"))
+        return address
     assert tcp is not None
-    host, colon, port = tcp.rpartition(":")
-    if not colon:
-        return tcp_address(tcp)
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"--tcp {tcp!r}: write HOST or HOST:PORT, as in 127.0.0.1:{DEFAULT_PORT}")
-    return tcp_address(host.strip("[]"), int(port))
+    host = f"[{tcp}]" if tcp.count(":") > 1 and not tcp.startswith("[") else tcp
+    has_port = ":" in host.rpartition("]")[2]
+    given = f"tcp://{host}" if has_port else f"tcp://{host}:{DEFAULT_PORT}"
+    try:
+        return Address.parse(given).connectable().control
+    except AddressError:
+        example = f"127.0.0.1:{DEFAULT_PORT} or [::1]:{DEFAULT_PORT}"
+        raise ConfigError(f"--tcp {tcp!r}: write HOST or HOST:PORT, as in {example}") from None

@@ -60,7 +60,9 @@ def bus(
         server.bind()
         if not stop_on_eof:
             where = f"journal in {journal.path}" if journal else "no journal: missed events are lost"
-            print_line(f"bus ready at {' and '.join(map(str, server.addresses))}; {where}")
+            everywhere = [f"bound to {each}; " for each in server.addresses if each.is_wildcard]
+            at = " and ".join(str(each.connectable()) for each in server.addresses)
+            print_line(f"bus ready at {at}; {''.join(everywhere)}{where}")
         server.run(stop_on_eof=sys.stdin.fileno() if stop_on_eof else None)
     finally:
         server.close()

@@ -110,7 +110,7 @@ def _new_directory(output: Path | None) -> Path:
     """Make the directory for all runs."""
     directory = output or Path(f"phase-bus-verify-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(exist_ok=True)
         used = any(directory.iterdir())
     except OSError as error:
         raise ConfigError(

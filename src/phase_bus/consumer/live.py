@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 
 import zmq
 
 from phase_bus.core.readable import Readable
+from phase_bus.core.sockets import connect
 from phase_bus.core.wire import READY
 
+logger = logging.getLogger("phase_bus.consumer")
+
 _GREETING_S = 1.0  # how long the bus's greeting may take
+_COMPLAIN_AFTER_S = 3.0
 
 
 class LiveQueue:
@@ -36,6 +41,8 @@ class LiveQueue:
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self._ready_topic = READY + client_id.encode() + b"$"
         self._asked_s: float | None = None
+        self._connected_s = 0.0
+        self._complained = False
         self.readable = Readable(self.socket)
         self.endpoint = ""
         self.greeted = False
@@ -58,8 +65,9 @@ class LiveQueue:
             return
         if self.endpoint:
             self.socket.disconnect(self.endpoint)
-        self.socket.connect(endpoint)
+        connect(self.socket, endpoint)
         self.endpoint = endpoint
+        self._connected_s, self._complained = time.monotonic(), False
         self.ask_for_greeting()
 
     def ask_for_greeting(self) -> None:
@@ -75,9 +83,17 @@ class LiveQueue:
 
     def ask_again(self) -> None:
         """Ask again if no greeting has come for a while: it may have found the queue full."""
-        asked_s = self._asked_s
-        if not self.greeted and asked_s is not None and time.monotonic() >= asked_s + _GREETING_S:
-            self.ask_for_greeting()
+        asked_s, now_s = self._asked_s, time.monotonic()
+        if self.greeted or asked_s is None or now_s < asked_s + _GREETING_S:
+            return
+        self.ask_for_greeting()
+        if not self._complained and now_s > self._connected_s + _COMPLAIN_AFTER_S:
+            self._complained = True
+            logger.warning(
+                "the bus answers, but from its live stream at %s nothing comes; does a firewall, or a "
+                "forwarded port, let that one through? Still trying",
+                self.endpoint,
+            )
 
     def is_greeting(self, topic: bytes) -> bool:
         """Say whether a message's topic makes it the bus's greeting, and note that it came."""

@@ -78,9 +78,8 @@ class Member(ABC):
         high_water_mark: int = 1000,
         on_ready: Callable[[], None] | None = None,
     ) -> None:
-        address.check_connectable()
         self.name = name
-        self.address = address
+        self.address = address = address.connectable()
         self.client_id = uuid.uuid4().hex
         self.state: State = "starting"
         self._on_ready = on_ready
@@ -96,6 +95,7 @@ class Member(ABC):
         self._tag = NO_STREAM  # what of its stream's id is in the headers
         self._old_tags: set[bytes] = set()  # of the buses before
         self._next_flush_s = 0.0
+        self._complained_of = ""  # the endpoint at which no answer about the journal came
         self._failure: PhaseBusError | None = None  # why it ends, if that is its bus's word
         self._link = ControlLink(
             self._context,
@@ -213,8 +213,17 @@ class Member(ABC):
             return None
         try:
             return await ask(self._replay)
-        except BusUnreachableError:
-            return None  # it may have been restarted; the control connection finds out
+        except BusUnreachableError as error:
+            # It may have been restarted: the control connection finds out.
+            if self._link.session.connected and self._complained_of != error.address:
+                self._complained_of = error.address
+                logger.warning(
+                    "the bus answers, but its journal at %s did not within %g s; does a firewall, or a "
+                    "forwarded port, let that one through? Still trying",
+                    error.address,
+                    error.timeout_s,
+                )
+            return None
         except StreamMovedError:
             self._link.ask_anew()
             await self._pause(LOOK_S)

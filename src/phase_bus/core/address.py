@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from phase_bus.core.control import Endpoint
+from phase_bus.core.printable import printable
 from phase_bus.errors import AddressError
 
 ADDRESS_VARIABLE = "PHASE_BUS_ADDRESS"
@@ -18,7 +21,7 @@ ADDRESS_VARIABLE = "PHASE_BUS_ADDRESS"
 FORMS = "write ipc:///some/directory or tcp://host:port"
 _MAX_IPC_PATH = 107  # sun_path of a Unix socket, less its closing zero
 _PORT = re.compile(r"[0-9]{1,5}")
-_HOST = re.compile(r"\*|\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.-]+")
+_NAME = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z_-][A-Za-z0-9_.-]*")
 
 
 class Address(Struct, frozen=True):
@@ -51,17 +54,13 @@ class Address(Struct, frozen=True):
                 raise AddressError(text, "names no directory", FORMS)
             try:
                 directory = str(Path(rest).expanduser().absolute())
-            except RuntimeError as error:  # no home directory to put for a ~
+            except (RuntimeError, ValueError) as error:  # no home directory to put for a ~
                 raise AddressError(text, str(error), FORMS) from None
-            over = len(os.fsencode(f"{directory}/control.ipc")) - _MAX_IPC_PATH
-            if over > 0:
-                raise AddressError(
-                    text, f"the directory's path is {over} bytes too long for a socket", "use a shorter one"
-                )
+            check_socket_path(text, f"{directory}/control.ipc")
             return cls("ipc", directory=directory, direct=direct)
         host, _, port = rest.rpartition(":")
-        if not _HOST.fullmatch(host):
-            raise AddressError(text, "names no host and port", FORMS)
+        if not _is_host(host):
+            raise AddressError(text, "names no host and port", f"{FORMS}; an IPv6 address goes in brackets")
         if not _PORT.fullmatch(port) or int(port) > 65535:
             raise AddressError(text, f"{port!r} is not a port (0 to 65535)", FORMS)
         return cls("tcp", host=host, port=int(port), direct=direct)
@@ -87,12 +86,53 @@ class Address(Struct, frozen=True):
             return f"ipc://{self.directory}/{endpoint.ipc_name}"
         return f"tcp://{self.host}:{endpoint.tcp_port}"
 
-    def check_connectable(self) -> None:
-        """Raise an :class:`AddressError` if the address says only where to bind."""
-        if self.scheme == "tcp" and (self.port == 0 or self.host == "*"):
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether it stands for every address of a machine."""
+        return self.scheme == "tcp" and self.host != self._reachable_host
+
+    def connectable(self) -> Address:
+        """Return where a client connects to: this machine, if the address stands for every one of it.
+
+        Raises:
+            AddressError: if the port is any free one.
+        """
+        if self.scheme == "tcp" and self.port == 0:
             raise AddressError(
                 str(self), "can be bound, but not connected to", "give the host and port of the bus"
             )
+        return replace(self, host=self._reachable_host)
+
+    @property
+    def _reachable_host(self) -> str:
+        if self.host in ("*", "0.0.0.0"):
+            return "127.0.0.1"
+        if self.host.startswith("[") and IPv6Address(self.host[1:-1]).is_unspecified:
+            return "[::1]"
+        return self.host
+
+
+def check_socket_path(text: str, path: str) -> None:
+    """Raise an :class:`AddressError`, which quotes a text, unless a Unix socket may be called so."""
+    if printable(path) != path:  # ZeroMQ takes UTF-8 without zeros; the rest would spoil messages
+        raise AddressError(text, "the path has control characters, or is not UTF-8", "use another one")
+    over = len(os.fsencode(path)) - _MAX_IPC_PATH
+    if over > 0:
+        raise AddressError(text, f"the path is {over} bytes too long for a socket", "use a shorter one")
+
+
+def _is_host(host: str) -> bool:
+    """Whether it is ``*``, an IPv4 address, an IPv6 address in brackets, or may be a host's name."""
+    if host == "*" or (len(host) < 256 and _NAME.fullmatch(host)):
+        return True
+    try:
+        if host.startswith("[") and host.endswith("]"):
+            IPv6Address(host[1:-1])
+            return printable(host) == host
+        IPv4Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def default_address() -> str:

@@ -24,11 +24,12 @@ class BusClient:
     """Asks one bus, and waits for its answers.
 
     Raises:
+        AddressError: if there is nothing to connect to.
         BusUnreachableError: by every method that asks, if no answer comes within its ``timeout_s``.
     """
 
     def __init__(self, address: Address) -> None:
-        self.address = address
+        self.address = address.connectable()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._dealer = self._connect()
 

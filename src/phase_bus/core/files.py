@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +14,11 @@ from typing import IO
 from phase_bus.core.address import Address
 from phase_bus.errors import AddressError, ConfigError
 
+logger = logging.getLogger("phase_bus.files")
+
 
 def check_writable(path: Path, option: str) -> None:
-    """Make the directory of an output file, and check that the file can be written.
+    """Check that an output file can be written; make its directory, but none above that.
 
     Args:
         path: the file.
@@ -24,23 +28,67 @@ def check_writable(path: Path, option: str) -> None:
         ConfigError: if it cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(exist_ok=True)
+            logger.warning("%s: made the directory %s", option, path.parent)
         existed = path.exists()
         with path.open("a"):
             pass
         if not existed:
             path.unlink()
     except OSError as error:
+        made = "make its directory first, or " if isinstance(error, FileNotFoundError) else ""
         raise ConfigError(
             f"{option}: {str(path)!r} cannot be written ({error.strerror}); "
-            f"give another file with {option}=..."
+            f"{made}give another file with {option}=..."
         ) from error
 
 
-def lock_directory(address: Address) -> IO[str]:
-    """Make an ipc address's directory, and keep others from binding there until the file is closed.
+class DirectoryLock:
+    """Keeps others from binding in an ipc address's directory, until :meth:`release`.
 
     ZeroMQ itself would take the sockets away from whoever has them.
+    """
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._sockets: dict[Path, int] = {}  # with their inodes
+
+    def remember_sockets(self) -> None:
+        """Take those that are in the directory now for ours."""
+        found = Path(self._file.name).parent.glob("*.ipc")
+        self._sockets = {path: inode for path in found if (inode := _inode(path))}
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the directory is the one that was locked: a cleaner may have removed it since."""
+        return _inode(Path(self._file.name)) == os.fstat(self._file.fileno()).st_ino
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the directory and the sockets in it are still ours."""
+        return self.is_ours and all(_inode(path) == inode for path, inode in self._sockets.items())
+
+    def release(self) -> None:
+        """Remove our own sockets, and let others have the directory.
+
+        The lock's own file stays: removing it would race with the next process that locks it.
+        """
+        for path, inode in self._sockets.items():
+            if self.is_ours and _inode(path) == inode:
+                path.unlink(missing_ok=True)
+        self._file.close()
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+def lock_directory(address: Address) -> DirectoryLock:
+    """Make an ipc address's directory, and keep others from binding there.
 
     Raises:
         AddressError: if it is in use, or cannot be written to.
@@ -48,7 +96,7 @@ def lock_directory(address: Address) -> IO[str]:
     directory = Path(address.directory)
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return lock_file(directory / "bus.lock")
+        return DirectoryLock(lock_file(directory / "bus.lock"))
     except BlockingIOError:
         raise AddressError(
             str(address),
@@ -76,16 +124,6 @@ def lock_file(path: Path) -> IO[str]:
         file.close()
         raise
     return file
-
-
-def unlock_directory(lock: IO[str]) -> None:
-    """Remove the sockets that :func:`lock_directory` kept others from, and let others have it.
-
-    The lock's own file stays: removing it would race with the next process that locks it.
-    """
-    for name in ("control.ipc", "events.ipc"):
-        Path(lock.name).with_name(name).unlink(missing_ok=True)
-    lock.close()
 
 
 def write_whole(path: Path, text: str) -> None:

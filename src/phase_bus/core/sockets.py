@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from socket import if_nameindex
 from typing import Any
 
 import zmq
+from msgspec.structs import replace
 
-from phase_bus.core.address import Address
+from phase_bus.core.address import FORMS, Address
 from phase_bus.errors import AddressError
 
 _Socket: Any = zmq.Socket
@@ -40,27 +42,44 @@ def dealer(
         reconnect_max_ms: ... up to this; 0 for no doubling.
 
     Raises:
-        zmq.ZMQError: if there can be no more sockets, or the endpoint is malformed.
+        AddressError: if there can be no more sockets, or the endpoint is malformed.
     """
-    sock = context.socket(zmq.DEALER)
+    try:
+        sock = context.socket(zmq.DEALER)
+    except zmq.ZMQError as error:
+        raise AddressError(endpoint, f"no socket: {error}", "close other files") from None
     try:
         sock.setsockopt(zmq.LINGER, 0)
         sock.setsockopt(zmq.IMMEDIATE, int(immediate))
         sock.setsockopt(zmq.RECONNECT_IVL, reconnect_ms)
         sock.setsockopt(zmq.RECONNECT_IVL_MAX, reconnect_max_ms)
-        sock.connect(endpoint)
-    except zmq.ZMQError:
+        connect(sock, endpoint)
+    except BaseException:
         sock.close(linger=0)
         raise
     return sock
 
 
-def bind(sock: zmq.Socket[bytes], address: Address, endpoint: str) -> int:
-    """Bind a socket; return the TCP port it got, 0 for ipc.
+def connect(sock: zmq.Socket[bytes], endpoint: str) -> None:
+    """Connect a socket, now or when there is something to connect to.
+
+    Raises:
+        AddressError: if the endpoint is malformed.
+    """
+    _allow_ipv6(sock, endpoint)
+    try:
+        sock.connect(endpoint)
+    except zmq.ZMQError as error:
+        raise AddressError(endpoint, f"cannot be connected to: {error}", FORMS) from None
+
+
+def bind(sock: zmq.Socket[bytes], address: Address, endpoint: str) -> Address:
+    """Bind a socket; return the address with the TCP port it got, and with an interface's own address.
 
     Raises:
         AddressError: if the endpoint is in use, or cannot be bound.
     """
+    _allow_ipv6(sock, endpoint)
     try:
         sock.bind(endpoint)
     except zmq.ZMQError as error:
@@ -70,5 +89,15 @@ def bind(sock: zmq.Socket[bytes], address: Address, endpoint: str) -> int:
             "is in use" if in_use else f"cannot be bound: {error}",
             "choose another port, or end what uses it" if in_use else "give an address of this machine",
         ) from None
-    bound = sock.getsockopt_string(zmq.LAST_ENDPOINT)
-    return int(bound.rpartition(":")[2]) if address.scheme == "tcp" else 0
+    if address.scheme == "ipc":
+        return address
+    host, _, port = sock.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://").rpartition(":")
+    # To ZeroMQ the name of an interface is where to bind; to a client it would be that of a host.
+    interfaces = [name for _, name in if_nameindex()]
+    return replace(address, host=host if address.host in interfaces else address.host, port=int(port))
+
+
+def _allow_ipv6(sock: zmq.Socket[bytes], endpoint: str) -> None:
+    # Only for such an address: with it a name would mean its IPv6 address, where a bus need not listen.
+    if endpoint.startswith("tcp://["):
+        sock.setsockopt(zmq.IPV6, 1)

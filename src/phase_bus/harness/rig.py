@@ -85,7 +85,7 @@ class Rig:
                 child.speak()
                 self._watchers.append(asyncio.create_task(self._watch(child)))
             if self.config.address:
-                self.address = status.addresses[0]
+                self.address = str(Address.parse(status.addresses[0]).connectable())
             if not self._quiet:
                 await self._start_display()
         except BaseException:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import time
 from contextlib import suppress
 
 import zmq
+from msgspec.structs import replace
 
-from phase_bus.core.address import FORMS, Address
+from phase_bus.core.address import Address
 from phase_bus.core.control import Ack, Beat, Goodbye, Hello, Refused, Rejected, Welcome
-from phase_bus.core.files import lock_directory, unlock_directory
+from phase_bus.core.files import lock_directory
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.session import Session, introduce
 from phase_bus.core.sockets import bind, dealer
@@ -43,9 +43,8 @@ class BusLink:
         name: str,
         linger_ms: int,
     ) -> None:
-        address.check_connectable()
         self._context = context
-        self._address = address
+        self._address = address.connectable()
         self._outbox = outbox
         self._name = name
         self._linger_ms = linger_ms
@@ -152,12 +151,7 @@ class BusLink:
         self.socket.close(linger=self._linger_ms)
 
     def _connect(self) -> zmq.Socket[bytes]:
-        try:
-            return dealer(self._context, self._address.control)
-        except zmq.ZMQError as error:
-            if error.errno == errno.EMFILE:
-                raise AddressError(str(self._address), f"no socket: {error}", "close other files") from None
-            raise AddressError(str(self._address), f"cannot be connected to: {error}", FORMS) from None
+        return dealer(self._context, self._address.control)
 
     def _hello(self) -> Hello:
         return introduce(self._client_id, "publisher", self._name, next_seq=self._outbox.next_seq)
@@ -195,11 +189,12 @@ class DirectLink:
         self.socket.setsockopt(zmq.LINGER, linger_ms)
         self.socket.setsockopt(zmq.SNDHWM, _HIGH_WATER_MARK)
         try:
-            port = bind(self.socket, address, address.direct_events)
+            self.address = replace(bind(self.socket, address, address.direct_events), direct=True)
         except AddressError:
             self.close()
             raise
-        self.address = Address(address.scheme, address.directory, address.host, port, direct=True)
+        if self._lock is not None:
+            self._lock.remember_sockets()
 
     @property
     def connected(self) -> bool:
@@ -225,4 +220,4 @@ class DirectLink:
         """Close the socket, and unlock the directory it was in."""
         self.socket.close()
         if self._lock is not None:
-            unlock_directory(self._lock)
+            self._lock.release()
