@@ -92,18 +92,11 @@ class ExampleLoggingHook(EventHook):
 
     def take(self, event: PhaseEvent) -> None:
         try:
-<<<<<<< HEAD
             file = OutputFile.of_process(self.log_file, "log_file")
             file.append(describe(event, self.verbose) + "\n")
         except (OSError, ConfigError) as error:
             if self.alone:
                 raise
-=======
-            self.log_file.parent.mkdir(exist_ok=True)
-            with self.log_file.open("a", encoding="utf-8") as file:
-                file.write(describe(event, self.verbose) + "\n")
-        except OSError as error:
->>>>>>> 68a288f (Addresses: IPv6, wildcards that can be connected to, three ports in a row, sockets that were removed)
             logger.error("log_file %s cannot be written: %s", self.log_file, error)
 
 

@@ -160,17 +160,11 @@ class ExampleMetricsCollectorHook(EventHook):
     def take(self, event: PhaseEvent) -> None:
         self.phases.setdefault(event.phase.name, Phase(kind=event.phase.kind)).take(event)
         try:
-<<<<<<< HEAD
             file = OutputFile.of_process(self.output_file, "output_file")
             file.replace(_json({"phases": self.phases}))
         except (OSError, ConfigError) as error:
             if self.alone:
                 raise
-=======
-            self.output_file.parent.mkdir(exist_ok=True)
-            write_whole(self.output_file, _json({"phases": self.phases}))
-        except OSError as error:
->>>>>>> 68a288f (Addresses: IPv6, wildcards that can be connected to, three ports in a row, sockets that were removed)
             logger.error("output_file %s cannot be written: %s", self.output_file, error)
 
 

@@ -150,15 +150,9 @@ class ExampleResultsAggregator:
         if self.output_file is None:
             return ProcessingResult(True, overall.total, metrics)
         try:
-<<<<<<< HEAD
             file = OutputFile.of_process(self.output_file, "output_file")
             file.replace(msgspec.json.format(msgspec.json.encode(metrics)).decode())
         except (OSError, ConfigError) as error:
-=======
-            self.output_file.parent.mkdir(exist_ok=True)
-            write_whole(self.output_file, msgspec.json.format(msgspec.json.encode(metrics)).decode())
-        except OSError as error:
->>>>>>> 68a288f (Addresses: IPv6, wildcards that can be connected to, three ports in a row, sockets that were removed)
             return ProcessingResult(False, overall.total, metrics, f"cannot write: {error}")
         return ProcessingResult(True, overall.total, metrics, output_file=str(self.output_file))
 

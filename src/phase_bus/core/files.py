@@ -28,9 +28,7 @@ def check_writable(path: Path, option: str) -> None:
         ConfigError: if it cannot be written.
     """
     try:
-        if not path.parent.is_dir():
-            path.parent.mkdir(exist_ok=True)
-            logger.warning("%s: made the directory %s", option, path.parent)
+        make_directory(path, option)
         existed = path.exists()
         with path.open("a"):
             pass
@@ -42,6 +40,17 @@ def check_writable(path: Path, option: str) -> None:
             f"{option}: {str(path)!r} cannot be written ({error.strerror}); "
             f"{made}give another file with {option}=..."
         ) from error
+
+
+def make_directory(path: Path, option: str) -> None:
+    """Make the directory of an output file and say so; none above it, which may be mistyped.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    if not path.parent.is_dir():
+        path.parent.mkdir(exist_ok=True)
+        logger.warning("%s: made the directory %s", option, path.parent)
 
 
 class DirectoryLock:

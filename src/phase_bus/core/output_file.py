@@ -17,7 +17,7 @@ from typing import ClassVar
 import msgspec
 from msgspec import Struct
 
-from phase_bus.core.files import check_writable, write_whole
+from phase_bus.core.files import check_writable, make_directory, write_whole
 from phase_bus.errors import ConfigError
 
 logger = logging.getLogger("phase_bus.consumer")
@@ -93,7 +93,7 @@ class OutputFile:
         self._locked = not path.exists() or path.is_file()
         try:
             if self._locked:
-                self._real.parent.mkdir(parents=True, exist_ok=True)
+                make_directory(self._real, option)
                 self._acquire()
         except PermissionError:
             self._lock_itself()
