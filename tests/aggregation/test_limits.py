@@ -109,14 +109,14 @@ def test_a_long_type_of_error_is_cut_and_few_types_are_all_listed() -> None:
 
 
 def test_many_metrics_are_left_out_and_counted() -> None:
-    rows: list[Row] = [ended(n / 1000, **{f"mine{n}": 1.0, "common": 2.0}) for n in range(3_000)]
+    rows: list[Row] = [ended(n / 1000, **{f"mine{n}": 1.0, "common": 2.0}) for n in range(1_200)]
     run = run_of(batch_of(rows))
     document = summarize(run)
     (phase,) = document["phases"]
     assert len(phase["metrics"]) == LISTED_METRICS
-    assert (phase["metrics"]["common"]["count"], phase["metrics"]["common"]["sum"]) == (3_000, 6_000.0)
+    assert (phase["metrics"]["common"]["count"], phase["metrics"]["common"]["sum"]) == (1_200, 2_400.0)
     kept = sum(metric["count"] for metric in phase["metrics"].values())
-    assert kept + phase["other_values"] == 3 * 3_000
+    assert kept + phase["other_values"] == 3 * 1_200
     assert sum(len(state.metrics) for state in run.parts[0].values()) == MAX_METRICS
     text = render_text(document)
     assert f"{phase['other_values']:,} values of other metrics are left out" in text
@@ -245,7 +245,7 @@ odd_records = st.lists(
 )
 
 
-@settings(repeatable, max_examples=60)
+@settings(repeatable, max_examples=20)
 @given(odd_records)
 def test_whatever_records_hold_all_reports_work_and_other_metrics_are_right(rows: list[Any]) -> None:
     good: list[Row] = [ended(n / 10, output_sequence_length=n) for n in range(20)]

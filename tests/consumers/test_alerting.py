@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import socket
 import sys
 import threading
 from collections.abc import Iterator, MutableMapping
@@ -12,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 from structlog.testing import capture_logs
@@ -23,11 +25,14 @@ from phase_bus.events import (
     Drop,
     EventBase,
     PhaseComplete,
+    PhaseProgress,
     PhaseStats,
     PhaseTimeout,
     RunComplete,
+    RunStart,
 )
-from phase_bus.testing import PROFILING, until
+from phase_bus.testing import PROFILING, MemoryBus, until
+from phase_bus_consumers import alerting
 from phase_bus_consumers.alerting import PhaseAlerts
 
 SLOW = PhaseComplete(
@@ -211,12 +216,20 @@ async def test_a_command_gets_the_alert_twice(tmp_path: Path) -> None:
     await consumer.stop()
 
 
-async def test_a_command_that_fails_is_logged(logs: list[MutableMapping[str, Any]]) -> None:
-    """The exit code of the command is logged, and that is all."""
-    consumer = PhaseAlerts(command=python("raise SystemExit(3)"))
+async def test_a_command_that_fails_is_run_again(
+    tmp_path: Path, logs: list[MutableMapping[str, Any]]
+) -> None:
+    """A command that fails once has delivered nothing; it is run until it succeeds."""
+    file = tmp_path / "there"
+    code = (
+        f"from pathlib import Path; file = Path({str(file)!r});"
+        "first = not file.exists(); file.touch(); raise SystemExit(first)"
+    )
+    consumer = PhaseAlerts(command=python(code))
     await give(consumer, SLOW)
+    await until(lambda: file.exists() and not consumer._deliveries)
     await consumer.flush()
-    assert [line["code"] for line in logs if line["event"] == "the alert command failed"] == [3]
+    assert "exit code 1" in next(line["error"] for line in logs if "error" in line)
 
 
 async def test_a_command_that_hangs_is_ended(tmp_path: Path, logs: list[MutableMapping[str, Any]]) -> None:
@@ -233,9 +246,9 @@ async def test_a_command_that_hangs_is_ended(tmp_path: Path, logs: list[MutableM
     assert consumer._deliveries  # the handler did not wait for it
     await until(lambda: file.exists() and file.read_text() != "")
     child = psutil.Process(int(file.read_text()))
-    await consumer.flush()
-    assert "the alert command took too long" in [line["event"] for line in logs]
+    await until(lambda: any("took longer than 2 s" in str(line.get("error")) for line in logs))
     await until(lambda: ended(child))
+    await consumer.stop()
 
 
 async def test_stop_ends_what_still_runs() -> None:
@@ -257,9 +270,10 @@ async def test_a_command_that_vanished_is_logged(
     consumer = PhaseAlerts(command=str(script))
     await consumer.start()
     script.unlink()
+    consumer.retry_s = 0.0
     await consumer.on_phase_complete(SLOW)
     await consumer.flush()
-    assert "the alert command could not be run" in [line["event"] for line in logs]
+    assert "could not be run" in next(line["error"] for line in logs if "error" in line)
 
 
 async def test_a_webhook_gets_the_alert(webhook: Webhook) -> None:
@@ -274,7 +288,7 @@ async def test_a_webhook_does_not_hold_up_events(webhook: Webhook) -> None:
     """Handlers return while the server still thinks; flush waits for it."""
     webhook.release.clear()
     consumer = PhaseAlerts(webhook=webhook.url, timeout_s=10.0)
-    await give(consumer, SLOW, SLOW)
+    await give(consumer, SLOW, msgspec.structs.replace(SLOW, run_id="r2"))
     flushing = asyncio.create_task(consumer.flush())
     await until(lambda: len(webhook.bodies) == 2)
     assert not flushing.done()
@@ -282,36 +296,100 @@ async def test_a_webhook_does_not_hold_up_events(webhook: Webhook) -> None:
     await flushing
 
 
-async def test_a_webhook_is_tried_twice(webhook: Webhook, logs: list[MutableMapping[str, Any]]) -> None:
-    """After one failure the second attempt succeeds."""
-    webhook.codes = [503, 200]
+async def test_a_webhook_is_tried_again(webhook: Webhook, logs: list[MutableMapping[str, Any]]) -> None:
+    """After two failures, told once and without the address's secret, the third attempt succeeds."""
+    webhook.codes = [503, 503, 200]
     consumer = PhaseAlerts(webhook=webhook.url)
     await give(consumer, SLOW)
+    await until(lambda: not consumer._deliveries)
     await consumer.flush()
-    assert len(webhook.bodies) == 2
-    assert [line["attempt"] for line in logs if line["event"] == "the webhook failed"] == [1]
+    assert len(webhook.bodies) == 3
+    errors = [line["error"] for line in logs if "error" in line]
+    assert errors == ["webhook at 127.0.0.1: HTTP Error 503: Service Unavailable"]
 
 
-async def test_a_webhook_that_stays_broken_is_logged(
-    webhook: Webhook, logs: list[MutableMapping[str, Any]]
-) -> None:
-    """Failures are logged without the address's secret part, and are not fatal."""
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flush waits but a moment."""
+    monkeypatch.setattr(alerting, "_PATIENCE_S", 0.1)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_an_alert_is_written_once_it_is_delivered(webhook: Webhook) -> None:
+    """Until then flush fails, the receipt is not given and the checkpoint stays; events are handled on."""
     webhook.codes = [500]
-    consumer = PhaseAlerts(webhook=webhook.url)
-    await give(consumer, SLOW)
-    await consumer.flush()
-    failures = [line for line in logs if line["event"] == "the webhook failed"]
-    assert [line["attempt"] for line in failures] == [1, 2]
-    assert "secret" not in str(failures)
+    bus = MemoryBus()
+    bus.publish(RunStart(run_id="r1"), SLOW)
+    async with bus.consumer(PhaseAlerts, name="alerting", webhook=webhook.url) as run:
+        await run.catch_up()
+        assert not await run.flush()
+        bus.complete_run("r1", "failed", "why")
+        await run.catch_up()
+        assert not run.receipts
+        webhook.codes = [200]
+        await until(lambda: not run.consumer._deliveries)
+        assert await run.flush()
+    assert run.receipt.complete
+    assert {"slow_phase", "run_failed"} == {body["kind"] for body in webhook.bodies}
 
 
-async def test_a_webhook_that_never_answers(webhook: Webhook, logs: list[MutableMapping[str, Any]]) -> None:
-    """The time-out ends the wait."""
-    webhook.release.clear()
-    consumer = PhaseAlerts(webhook=webhook.url, timeout_s=0.1)
-    await give(consumer, SLOW)
-    await asyncio.wait_for(consumer.flush(), 5)
-    assert len([line for line in logs if line["event"] == "the webhook failed"]) == 2
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("kind", ["phase", "run"])
+async def test_an_alert_that_reached_nobody_is_not_written(kind: str) -> None:
+    """A consumer that is ended before it could deliver says so in its receipt."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/"
+        bus = MemoryBus()
+        if kind == "phase":
+            bus.publish(RunStart(run_id="r1"), SLOW)
+        bus.complete_run("r1", "completed" if kind == "phase" else "failed")
+        run = await bus.run_consumer(PhaseAlerts, name="alerting", webhook=url)
+    assert not run.receipt.complete
+    assert sum(topic.written for topic in run.receipt.topics.values()) == 0
+
+
+async def test_an_alert_that_is_given_up_is_a_dead_letter() -> None:
+    """Its event counts as failed, once, and can be retried."""
+    bus = MemoryBus()
+    bus.publish(RunStart(run_id="r1"), SLOW)
+    bus.complete_run("r1")
+    command = python("raise SystemExit(3)")
+    consumer = PhaseAlerts(command=command, webhook="http://127.0.0.1:9/", retry_s=0.0)
+    async with bus.consumer(consumer, name="alerting") as run:
+        await run.catch_up()
+        assert await run.flush()
+    assert run.receipt.topics["phase_complete.r1$"].failed == 1
+    assert run.receipt.topics["phase_complete.r1$"].handled == 0
+    assert not run.receipt.complete
+    (letter,) = run.dead_letters
+    assert letter.kind == "phase_complete"
+
+
+async def test_errors_are_warned_of_while_the_phase_runs(logs: list[MutableMapping[str, Any]]) -> None:
+    """Once there are enough answers, and once for a phase."""
+
+    def progress(completed: int, errors: int) -> PhaseProgress:
+        stats = PhaseStats(completed=completed, errors=errors, start_ns=0)
+        return PhaseProgress(run_id="r1", phase=PROFILING, stats=stats, ts_ns=10**9)
+
+    consumer = PhaseAlerts(max_error_rate=0.1)
+    await give(consumer, progress(19, 19), progress(100, 10))
+    assert alerts(logs) == []
+    text = "phase profiling: so far 50 of 100 requests failed (50.0%, more than 10.0%)"
+    await give(consumer, progress(100, 50), progress(200, 150), SLOW)
+    assert alerts(logs) == [
+        ("error_rate", text),
+        ("slow_phase", "phase profiling took 61.0 s, more than 60 s"),
+    ]
+
+
+async def test_a_slow_phase_is_warned_of_while_it_runs(logs: list[MutableMapping[str, Any]]) -> None:
+    stats = PhaseStats(start_ns=0)
+    slow = PhaseProgress(run_id="r1", phase=PROFILING, stats=stats, ts_ns=61 * 10**9)
+    await give(PhaseAlerts(), slow, slow, SLOW)
+    text = "phase profiling has been running for 61.0 s, more than 60 s"
+    assert alerts(logs) == [("slow_phase", text)]
 
 
 async def test_a_command_that_is_not_there_is_told_at_start() -> None:

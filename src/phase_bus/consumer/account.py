@@ -99,7 +99,12 @@ class RunAccount(Struct):
             )
             for name, counts in self.topics.items()
             # Its own topic is not among what the run's end counts; a failure there is told all the same.
-            if name.startswith(wanted) and ((topic := name.decode()) != _own_topic(end) or counts.failed)
+            if name.startswith(wanted)
+            and (
+                (topic := name.decode()) != _own_topic(end)
+                or counts.failed
+                or counts.written < counts.handled
+            )
         }
         for topic, published in end.published.items():
             if topic not in topics and topic.encode().startswith(wanted):

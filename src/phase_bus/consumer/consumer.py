@@ -44,6 +44,7 @@ class Context(Struct):
     event: tuple[bytes, int] = (b"", 0)
     partition: int | None = None
     publish: Callable[[EventBase], None] = lambda _event: None
+    fail: Callable[[EventBase, int, Exception], None] = lambda _event, _offset, _error: None
     claim: str = ""
     outputs: list[OutputFile] = field(default_factory=list)
 
@@ -193,6 +194,18 @@ class Consumer:
     def publish(self, event: EventBase) -> None:
         """Put an event on the bus, for other consumers. Never blocks, never raises."""
         self.context.publish(event)
+
+    def fail(self, event: EventBase, offset: int, error: Exception) -> None:
+        """Say, in :meth:`flush`, that what a handler accepted cannot be done after all.
+
+        The event becomes a dead letter and counts as failed, as if its handler had raised the error.
+
+        Args:
+            event: the event.
+            offset: what :attr:`offset` was while its handler ran.
+            error: why.
+        """
+        self.context.fail(event, offset, error)
 
 
 def handlers_of(consumer: Consumer) -> dict[str, Handler]:

@@ -19,9 +19,9 @@ from phase_bus.core.control import REMEMBERED_RUNS, DeadLetterNote, PrunedRun
 from phase_bus.core.position import Position
 from phase_bus.core.throttle import Throttle
 from phase_bus.core.values import as_text
-from phase_bus.core.wire import Header, decode, decode_event, parse_topic
-from phase_bus.errors import WireError
-from phase_bus.events import Event, JournalLoss, Loss, Receipt, RunComplete
+from phase_bus.core.wire import Header, decode, decode_event, parse_topic, topic_of
+from phase_bus.errors import PhaseBusError, WireError
+from phase_bus.events import Event, EventBase, JournalLoss, Loss, Receipt, RunComplete
 
 logger = logging.getLogger("phase_bus.consumer")
 
@@ -89,6 +89,7 @@ class Dispatcher:
         self.told_losses: list[str] = []
         self._consumer = consumer
         self._context = consumer.context
+        self._context.fail = self.fail
         self._handlers = view.handlers
         self._any = view.handlers.get("*")
         self._wanted = view.wanted
@@ -163,6 +164,12 @@ class Dispatcher:
             return False
         return True
 
+    def fail(self, event: EventBase, offset: int, error: Exception) -> None:
+        """Make an event a dead letter that a handler accepted, and that the consumer failed on later."""
+        _, counts = self._account(topic_of(event))
+        counts.handled -= 1
+        self._give_up(offset, event.run_id, event.kind, error, counts, attempts=1)
+
     def repetition(self, topic: bytes) -> None:
         """Count an event that came once more."""
         _, counts = self._of_topic.get(topic) or self._account(topic)
@@ -210,6 +217,11 @@ class Dispatcher:
         """Let the consumer write out all that it has handled so far; return whether it could."""
         try:
             await _called(self._consumer.flush)
+        except (PhaseBusError, OSError) as error:
+            self._complaints.warn(
+                "consumer %r could not write out: %s; trying again", self._context.name, error
+            )
+            return False
         except Exception:
             logger.exception("consumer %r could not write out; trying again", self._context.name)
             return False
