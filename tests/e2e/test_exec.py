@@ -133,6 +133,25 @@ def test_what_is_not_handled_at_the_end_counts(workplace: Workplace, how: str, s
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        ("alerting:threshold_s=0,webhook=http://127.0.0.1:9/", "not delivered yet: webhook at 127.0.0.1"),
+        ("logging:log_file=/dev/full", "No space left on device"),
+    ],
+)
+def test_what_reached_nobody_is_not_written(workplace: Workplace, use: str, said: str) -> None:
+    """An alert to a closed port, lines on a full disk: it is told, the benchmark succeeds, exec does not."""
+    (workplace.directory / "bus.yaml").write_text("drain_timeout_s: 2\n")
+    done = workplace.run("exec", "-c", "bus.yaml", "--with", use, "--", *SIMULATE, "-n", "20", "-r", "0")
+    assert done.returncode == 3, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    rows = json.loads(workplace.run("receipts", "latest", "--json").stdout)
+    assert any(row["written"] < row["received"] for row in rows)
+
+
+@pytest.mark.slow
 def test_each_of_many_runs_is_to_be_handled(workplace: Workplace) -> None:
     """Also the first one, of which no beat of the consumer speaks any more at the end."""
     (workplace.directory / "late.py").write_text(NO_RECEIPT)
