@@ -141,7 +141,7 @@ def test_what_is_not_handled_at_the_end_counts(workplace: Workplace, how: str, s
     ],
 )
 def test_what_reached_nobody_is_not_written(workplace: Workplace, use: str, said: str) -> None:
-    """An alert to a closed port, lines on a full disk: it is told, the benchmark succeeds, exec does not."""
+    """An alert to a closed port, lines on a full disk: the benchmark succeeds, exec tells and does not."""
     (workplace.directory / "bus.yaml").write_text("drain_timeout_s: 2\n")
     done = workplace.run("exec", "-c", "bus.yaml", "--with", use, "--", *SIMULATE, "-n", "20", "-r", "0")
     assert done.returncode == 3, done.stderr
