@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from phase_bus.journal.rows import Durability
+
 
 class BusOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a bus behaves.
@@ -15,9 +17,13 @@ class BusOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         high_water_mark: events queued for each consumer at most; more wait in the journal, or are lost
             without one.
         max_message_bytes: larger messages are refused.
+        durability: when events are acknowledged. ``write``: once they are written to the journal; a kill
+            of the bus takes none of them, a power cut may take the last moments. ``fsync``: once they are
+            on the disk, so that a power cut takes none either; all that came in meanwhile share one fsync.
     """
 
     heartbeat_s: float = 1.0
     silent_after_s: float = 10.0
     high_water_mark: int = 1000
     max_message_bytes: int = 256 << 20
+    durability: Durability = "write"

@@ -53,7 +53,8 @@ def bus(
     configure_logging()
     addresses = [Address.parse(text) for text in address or [default_address()]]
     kept = msgspec.convert(limits, Limits, from_attributes=True)
-    journal = None if no_journal else Journal(data or journal_directory(addresses[0]), kept)
+    directory = data or journal_directory(addresses[0])
+    journal = None if no_journal else Journal(directory, kept, options.durability)
     server = Bus(addresses, msgspec.convert(options, BusOptions, from_attributes=True), journal)
     server.install_signals()
     try:

@@ -10,7 +10,7 @@ import msgspec
 from cyclopts import Parameter
 from rich.filesize import decimal
 
-from phase_bus.cli.journals import OneDataOption, find_run, journal_to_write, one_journal
+from phase_bus.cli.journals import OneDataOption, exit_code, find_run, journal_to_write, one_journal
 from phase_bus.cli.options import DEFAULT_LIMITS, JsonOption, LimitOptions, OutputOption, RunOption
 from phase_bus.cli.output import counted, local_time, make_console, print_json, print_line, print_table, say
 from phase_bus.errors import ConfigError, JournalDamagedError
@@ -118,8 +118,8 @@ def export(
     data: OneDataOption = None,
     format: Literal["jsonl", "parquet"] = "jsonl",
     output: OutputOption = None,
-) -> None:
-    """Write a journal's events to a file, for other programs.
+) -> int:
+    """Write a journal's events to a file, for other programs; exit with 3 if some are damaged.
 
     As JSON lines, an event a line, or as Parquet, a request record a row; for the latter install
     'phase-bus[parquet]'. A journal of any size needs little memory.
@@ -148,3 +148,4 @@ def export(
         else:
             count, what = export_jsonl(reader, run_id, output), "event"
         say(f"{counted(count, what)} of {reader.path} exported")
+        return exit_code(reader)

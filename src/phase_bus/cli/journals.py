@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple, TypeAlias
 
 from cyclopts import Parameter
 
-from phase_bus.cli.output import say
+from phase_bus.cli.output import EXIT_NOT_WHOLE, say
 from phase_bus.errors import ConfigError, JournalError, suggest
 from phase_bus.events import RunStart
 from phase_bus.journal.files import FILE_NAME
@@ -34,6 +34,14 @@ class Found(NamedTuple):
 
     journal: Path
     row: RunRow
+
+
+def exit_code(reader: JournalReader) -> int:
+    """Say what was left out of a journal because it is damaged; return the exit code that follows."""
+    if not (damage := reader.damage()):
+        return 0
+    say(f"{reader.path}: {damage}; 'phase-bus journal verify' says more")
+    return EXIT_NOT_WHOLE
 
 
 def one_journal(data: Path | None) -> Path:

@@ -76,7 +76,8 @@ def as_options(struct: type[Struct], *hidden: str) -> Any:
     for each in msgspec.structs.fields(struct):
         text = helps.get(each.name, "")
         text = text[:1].upper() + text[1:]
-        parameter = Parameter(help=text, show=each.name not in hidden, validator=_not_negative)
+        check = None if isinstance(each.default, str) else _not_negative
+        parameter = Parameter(help=text, show=each.name not in hidden, validator=check)
         made.append((each.name, Annotated[each.type, parameter], field(default=each.default)))
     namespace = {"__module__": __name__}  # else it passes for a type of Python's own
     return Parameter(name="*")(make_dataclass(struct.__name__, made, frozen=True, namespace=namespace))

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from phase_bus.cli.journals import LATEST
+from phase_bus.cli.journals import LATEST, exit_code
 from phase_bus.cli.options import AddressOption, RunOption, parse_address
 from phase_bus.cli.output import configure_logging, counted, say
 from phase_bus.core.address import Address
@@ -78,11 +78,12 @@ def replay(
                 on_sent=lambda count: progress.update(task, completed=count),
             )
             replayer.publish(published)
+        code = exit_code(reader)
     say(
         f"{counted(len(run_ids), 'run')}, {counted(replayer.events, 'event')}, "
         f"{counted(replayer.records, 'record')} published again at {where}"
     )
-    return 0
+    return code
 
 
 def _deliver(spool: Path, where: Address) -> int:

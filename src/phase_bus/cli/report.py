@@ -80,6 +80,8 @@ def report(
         assert run is not None
         name, result, past = _run(run, data, by, form)
         code = 0 if past.is_whole else EXIT_NOT_WHOLE
+        if past.damage:
+            say(f"run {name}: {past.damage}; 'phase-bus journal verify' says more")
     if form == "html" and output is None and sys.stdout.isatty():
         in_a_file_name = re.sub(r"[^\w.-]+", "-", name)
         output = Path(f"phase-bus-{in_a_file_name}.html")

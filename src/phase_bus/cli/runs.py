@@ -7,7 +7,7 @@ from collections import Counter
 import msgspec
 from rich.filesize import decimal
 
-from phase_bus.cli.journals import DataOption, find_run, find_runs, run_starts, short_name
+from phase_bus.cli.journals import DataOption, exit_code, find_run, find_runs, run_starts, short_name
 from phase_bus.cli.options import JsonOption
 from phase_bus.cli.output import EXIT_NOT_WHOLE, duration, local_time, make_console, print_json, print_table
 from phase_bus.errors import ConfigError
@@ -95,6 +95,7 @@ def receipts(run: str, *, data: DataOption = None, json: JsonOption = False) -> 
     found = find_run(run, data)
     with JournalReader(found.journal) as reader:
         said = reader.events(found.row.run_id, Receipt)
+        code = exit_code(reader)
     if not said:
         raise ConfigError(
             f"there are no receipts for run {found.row.run_id!r} in {str(found.journal)!r}: no consumer "
@@ -110,4 +111,4 @@ def receipts(run: str, *, data: DataOption = None, json: JsonOption = False) -> 
         print_losses(said, console)
         if not whole:
             console.print("not every consumer handled everything that was published for it", style="red")
-    return 0 if whole else EXIT_NOT_WHOLE
+    return code if whole else EXIT_NOT_WHOLE

@@ -59,6 +59,7 @@ WHERE ?1 IS NULL OR consumer = ?1 OR substr(consumer, 1, length(?1) + 1) = ?1 ||
 """
 _BY_PARTITION = "INDEXED BY events_by_partition"
 _NO_END = 2**63 - 1
+_NAMED_OFFSETS = 10
 # What consumers and the bus put on the bus too: having published it makes nobody a run's publisher.
 _OF_ANYBODY = frozenset({"summary", "receipt", "drop", "run_complete"})
 
@@ -340,6 +341,20 @@ class JournalReader:
                 yield entry
             else:
                 self.damaged.add(entry.offset)
+
+    def damage(self, missing: int = 0) -> str:
+        """Return in words what was left out so far; empty if nothing was.
+
+        Args:
+            missing: how many events less were read than there were, the damaged ones among them.
+        """
+        count = max(len(self.damaged), missing)
+        if not count:
+            return ""
+        offsets = ", ".join(map(str, sorted(self.damaged)[:_NAMED_OFFSETS]))
+        more = " ..." if count > min(len(self.damaged), _NAMED_OFFSETS) else ""
+        where = f" (offset {offsets}{more})" if offsets else ""
+        return f"{count:,} {'event is' if count == 1 else 'events are'} damaged and left out{where}"
 
     def _query(self, sql: str, *parameters: object) -> list[Any]:
         with failing_clearly(self.path):

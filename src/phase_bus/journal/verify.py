@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
+from phase_bus.core.position import Position
 from phase_bus.core.wire import NO_PARTITION, parse_topic, partition_of
 from phase_bus.errors import WireError
-from phase_bus.journal.files import event_crc, stream_crc
+from phase_bus.journal.files import checkpoint_crc, event_crc, stream_crc
 
 _COUNTED = ("events", "records", "bytes", "last sequence", "last offset")
 _NOTHING = (0, 0, 0, 0, 0)
@@ -108,6 +109,7 @@ def find_problems(db: sqlite3.Connection) -> list[str]:
         problems += _some(scan.events(db))
         problems += _some(scan.missing())
         problems += _count_problems(db, scan)
+        problems += _checkpoint_problems(db)
     except (sqlite3.DatabaseError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         where = f"after offset {scan.offset}" if scan else "in the list of topics"
         problems.append(f"{where}: the file cannot be read on ({error})")
@@ -161,6 +163,15 @@ def _count_problems(db: sqlite3.Connection, scan: _Scan) -> list[str]:
     if here + pruned == head:
         return []
     return [f"of {head} offsets {pruned} were pruned and {here} are here: {head - pruned - here} missing"]
+
+
+def _checkpoint_problems(db: sqlite3.Connection) -> list[str]:
+    rows = db.execute("SELECT consumer, stream, offset, state, crc FROM checkpoints")
+    return [
+        f"the checkpoint of consumer {consumer!r} does not match its checksum"
+        for consumer, stream, offset, state, crc in rows
+        if checkpoint_crc(consumer, Position(stream, offset), state) != crc
+    ]
 
 
 def _crc(stream: _Stream, numbers: tuple[int, int, int, int, int], header: bytes, payload: bytes) -> int:

@@ -65,10 +65,14 @@ def losses(receipts: Iterable[Receipt]) -> dict[str, tuple[Loss, ...]]:
 
 
 def print_losses(receipts: Iterable[Receipt], console: Console) -> None:
-    """Print a line for each such loss."""
+    """Print a line for each such loss, and for each that the journal had."""
+    receipts = list(receipts)
     for consumer, lost in losses(receipts).items():
         for loss in lost:
             console.print(f"{consumer} lost {loss}", style="red", soft_wrap=True)
+    for receipt in _last(receipts):
+        for found in receipt.journal_losses:
+            console.print(f"{receipt.consumer}: {found}", style="red", soft_wrap=True)
 
 
 def ledger_table(rows: Iterable[LedgerRow]) -> Table:

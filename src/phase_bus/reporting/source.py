@@ -25,6 +25,7 @@ class PastRun(Struct, frozen=True, kw_only=True):
         end: its end, None while it goes on.
         phases: the states of its phases, in their order; None if a consumer made the summary.
         by: the consumer that made the summary, None if it was made from the journal's records.
+        damage: what of it is damaged in the journal, and therefore left out, in words; empty for nothing.
     """
 
     summary: dict[str, Any]
@@ -32,16 +33,18 @@ class PastRun(Struct, frozen=True, kw_only=True):
     end: RunComplete | None = None
     phases: list[PhaseState] | None = None
     by: str | None = None
+    damage: str = ""
 
     @property
     def is_complete(self) -> bool:
         """Whether the run completed and everything it published is in the summary."""
-        return bool(self.summary["status"] == "completed" and self.summary["complete"])
+        whole = self.summary["status"] == "completed" and self.summary["complete"]
+        return bool(whole and not self.damage)
 
     @property
     def is_whole(self) -> bool:
         """Whether the run goes on, or everything that there ever was of it is in the summary."""
-        return self.end is None or bool(self.summary.get("complete", True))
+        return not self.damage and (self.end is None or bool(self.summary.get("complete", True)))
 
 
 def compute(journal: Path, run_id: str) -> PastRun:
@@ -55,7 +58,9 @@ def compute(journal: Path, run_id: str) -> PastRun:
     result = RunResult(RunState(run_id))
     start = None
     with JournalReader(journal) as reader:
+        missing = sum(events for _, _, events in reader.topics(run_id))
         for entry in reader.entries(run_id):
+            missing -= 1
             event = decode_event(entry.topic, entry.payload)
             if event is None or event.kind in BEGIN_NO_RUN:
                 continue
@@ -64,7 +69,9 @@ def compute(journal: Path, run_id: str) -> PastRun:
                 start = event
             else:
                 result.take(event)
-    return PastRun(summary=result.summary(), start=start, end=result.end, phases=result.state.phases())
+        damage = reader.damage(missing)
+    phases = result.state.phases()
+    return PastRun(summary=result.summary(), start=start, end=result.end, phases=phases, damage=damage)
 
 
 def published(journal: Path, run_id: str, consumer: str) -> PastRun:
@@ -83,9 +90,11 @@ def published(journal: Path, run_id: str, consumer: str) -> PastRun:
             )
         start = next(iter(reader.events(run_id, RunStart)), None)
         ends = reader.events(run_id, RunComplete)
+        damage = reader.damage()
     return PastRun(
         summary=last[consumer].result,
         start=start,
         end=ends[-1] if ends else None,
         by=consumer,
+        damage=damage,
     )

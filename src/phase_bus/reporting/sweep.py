@@ -235,6 +235,8 @@ def _why_left_out(run: PastRun) -> str:
         reasons.append(f"{summary['dropped_records']:,} records dropped by the publisher")
     elif summary["dropped"]:
         reasons.append(f"{sum(summary['dropped'].values()):,} events dropped by the publisher")
+    if run.damage:
+        reasons.append(run.damage)
     return "; ".join(reasons) or "more records than its end announced"
 
 

@@ -1,0 +1,344 @@
+"""Consumers whose bus comes back without the end of its journal, or with another journal.
+
+A truth is kept apart from the bus: the numbers of the events that were published, and acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+
+from phase_bus.consumer.consumer import named
+from phase_bus.core.control import ClientInfo
+from phase_bus.events import Receipt, Records, Summary
+from phase_bus.journal.files import FILE_NAME
+from phase_bus.publisher.publisher import Publisher
+from phase_bus.testing import LiveBus
+from phase_bus.testing.waiting import until
+from phase_bus_consumers.sql import SqlSink
+from tests.support.groups import members
+from tests.support.recorder import PHASE, WithRecords, running, start
+from tests.support.sql import dump
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+SEED = random.randrange(2**32)
+
+
+@pytest.fixture
+def bus() -> Iterator[LiveBus]:
+    """A bus in a process of its own."""
+    print(f"seed {SEED}")
+    with LiveBus("--silent-after-s", "2") as bus:
+        yield bus
+
+
+class Load:
+    """A publisher in this process, and what it has published: event and record for each number."""
+
+    def __init__(self, bus: LiveBus) -> None:
+        self.publisher = Publisher(bus.address, batch_records=1)
+        self.published = 0
+
+    async def publish(self, count: int, run_id: str = "r", *, end: bool = False) -> None:
+        """Publish numbers; return when the bus has acknowledged them."""
+        for number in range(self.published, self.published + count):
+            self.publisher.publish(start(number, run_id))
+            self.publisher.record(run_id, PHASE, {"n": number}, {})
+        self.published += count
+        if end:
+            self.publisher.complete_run(run_id, "completed")
+        assert await asyncio.to_thread(self.publisher.flush, 20)
+
+
+@asynccontextmanager
+async def load(bus: LiveBus) -> AsyncIterator[Load]:
+    """A publisher that lives as long as the test."""
+    made = Load(bus)
+    try:
+        yield made
+    finally:
+        await asyncio.to_thread(made.publisher.close)
+
+
+class Summing(WithRecords):
+    """Has its result in memory, and keeps it in its checkpoint."""
+
+    total = 0
+
+    async def on_records(self, event: Records) -> None:
+        await super().on_records(event)
+        self.total += event.count
+
+    def state(self) -> bytes:
+        return msgspec.json.encode((self.total, self.numbers))
+
+    def restore(self, state: bytes) -> None:
+        self.total, numbers = json.loads(state)
+        self.events = [start(number) for number in numbers]
+
+
+async def cut(bus: LiveBus, chance: random.Random) -> int:
+    """End the bus as a power cut may: without a part of its log. Return how many events are left."""
+    await asyncio.to_thread(bus.kill)
+    log = bus.directory / "journal" / f"{FILE_NAME}-wal"
+    data = log.read_bytes()
+    log.write_bytes(data[: chance.randrange(len(data) // 4, len(data) * 3 // 4)])
+    await asyncio.to_thread(bus.start)
+    with bus.reader() as reader:
+        return reader.head.offset
+
+
+def losses(bus: LiveBus, name: str) -> list[str]:
+    """What the bus's status says that a consumer found lost."""
+    infos: list[ClientInfo] = [client for client in bus.status().clients if client.name == name]
+    return [str(loss) for info in infos for loss in info.journal_losses]
+
+
+def receipts(bus: LiveBus, run_id: str) -> dict[str, Receipt]:
+    """The last receipt of each consumer."""
+    with bus.reader() as reader:
+        return {receipt.consumer: receipt for receipt in reader.events(run_id, Receipt)}
+
+
+def whole(count: int) -> list[int]:
+    return list(range(count))
+
+
+async def test_consumers_that_go_on(bus: LiveBus, caplog: pytest.LogCaptureFixture) -> None:
+    """What they had is theirs, what comes is handled once, and what was lost is told."""
+    chance = random.Random(SEED)
+    plain, summing = WithRecords(), Summing()
+    sink = SqlSink(f"sqlite:///{bus.directory}/test.db")
+    async with (
+        load(bus) as source,
+        running(named(plain, "plain"), bus.address),
+        running(named(summing, "summing"), bus.address),
+        running(named(sink, "sql"), bus.address),
+    ):
+        for _ in range(2):
+            await source.publish(200)
+            await until(lambda: plain.numbers == summing.numbers == whole(source.published))
+            left = await cut(bus, chance)
+            assert left < 2 * source.published
+        await source.publish(50)
+        await source.publish(10, "next", end=True)
+        await until(lambda: plain.ended and summing.ended)
+        await source.publish(40, end=True)
+        await until(lambda: receipts(bus, "r").keys() == {"plain", "summing", "sql"})
+        for consumer in (plain, summing):
+            assert consumer.numbers == whole(source.published)
+            assert consumer.counted == source.published
+        assert summing.total == source.published
+        for name in ("plain", "summing", "sql"):
+            (first, second) = losses(bus, name)
+            assert "the journal lost its end" in first
+            assert "the journal lost its end" in second
+            said = receipts(bus, "r")[name]
+            assert len(said.journal_losses) == 2
+            assert said.complete, said  # it has all: by the publisher's counts
+    check_rows(bus, source.published)
+    assert caplog.text.count("'plain': the journal lost its end: offset") == 2
+
+
+def check_rows(bus: LiveBus, published: int) -> None:
+    """Check that each event and record is in the tables, once."""
+    tables = dump(f"sqlite:///{bus.directory}/test.db")
+    numbers = [row["ts_ns"] for row in tables["events"] if row["kind"] == "phase_start"]
+    assert sorted(numbers) == whole(published)
+    assert sorted(row["metrics"]["n"] for row in tables["records"]) == whole(published)
+
+
+async def test_consumers_that_were_restarted(bus: LiveBus) -> None:
+    """What came after the cut is handled, though its offsets are those of what the consumer stored."""
+    chance = random.Random(SEED)
+    url = f"sqlite:///{bus.directory}/test.db"
+    async with load(bus) as source:
+        summing = Summing()
+        async with (
+            running(named(SqlSink(url), "sql"), bus.address),
+            running(named(summing, "summing"), bus.address) as runner,
+        ):
+            await source.publish(300)
+            await until(lambda: summing.numbers == whole(300) and runner.share.commit is None)
+        left = await cut(bus, chance)
+        again = Summing()
+        async with (
+            running(named(SqlSink(url), "sql"), bus.address),
+            running(named(again, "summing"), bus.address),
+        ):
+            await source.publish(250, "new", end=True)
+            await source.publish(1, end=True)
+            await until(lambda: {"sql", "summing"} <= receipts(bus, "r").keys())
+            assert again.numbers[-251:] == list(range(300, 551))
+            assert len(again.numbers) < 551
+            assert sorted(set(again.numbers)) == again.numbers
+            for name in ("sql", "summing"):
+                assert receipts(bus, "new")[name].complete
+                said = receipts(bus, "r")[name]
+                assert not said.complete
+                kept = (left + 1) // 2
+                assert said.topics["phase_start.r$"].received == kept + 1
+                assert said.topics["phase_start.r$"].published == 301
+            assert "the journal lost its end" in losses(bus, "sql")[0]
+    check_rows(bus, source.published)
+
+
+async def test_a_new_journal(bus: LiveBus) -> None:
+    """Nothing of it is taken for the old one's, nothing is doubled, and that it is another one is told."""
+    url = f"sqlite:///{bus.directory}/test.db"
+    plain, summing = WithRecords(), Summing()
+    async with load(bus) as source, running(named(plain, "plain"), bus.address):
+        async with (
+            running(named(summing, "summing"), bus.address),
+            running(named(SqlSink(url), "sql"), bus.address),
+        ):
+            await source.publish(200)
+            await until(lambda: summing.numbers == whole(200))
+        await until(lambda: plain.numbers == whole(200))
+        await asyncio.to_thread(bus.kill)
+        (bus.directory / "journal").rename(bus.directory / "old")
+        await asyncio.to_thread(bus.start)
+        async with running(named(SqlSink(url), "sql"), bus.address):
+            await source.publish(150, end=True)
+            await until(lambda: receipts(bus, "r").keys() == {"plain", "sql"})
+            assert plain.numbers == whole(350)
+            told = losses(bus, "plain")
+            assert len(told) == 1
+            assert "another journal than before" in told[0]
+            assert receipts(bus, "r")["plain"].complete
+            # This process of `sql` knows nothing of the old journal: it says what it did not see.
+            assert receipts(bus, "r")["sql"].topics["phase_start.r$"].missed == 200
+    check_rows(bus, 350)
+
+
+async def test_the_directory_is_moved_under_a_running_bus(bus: LiveBus) -> None:
+    """The publisher keeps what the bus refuses; consumers that go on have each event once."""
+    url = f"sqlite:///{bus.directory}/test.db"
+    plain = WithRecords()
+    async with (
+        load(bus) as source,
+        running(named(plain, "plain"), bus.address),
+        running(named(SqlSink(url), "sql"), bus.address),
+    ):
+        await source.publish(200)
+        (bus.directory / "journal").rename(bus.directory / "old")
+        publishing = asyncio.create_task(source.publish(200))
+        await asyncio.sleep(0.3)
+        assert not publishing.done()
+        await asyncio.to_thread(bus.kill)
+        await asyncio.to_thread(bus.start)
+        await publishing
+        await source.publish(1, end=True)
+        await until(lambda: receipts(bus, "r").keys() == {"plain", "sql"})
+        assert plain.numbers == whole(401)
+        assert receipts(bus, "r")["plain"].complete
+        assert receipts(bus, "r")["sql"].complete
+    check_rows(bus, 401)
+
+
+async def test_the_log_is_deleted_under_a_running_bus(bus: LiveBus) -> None:
+    """The bus says so at once, though nothing is published, and nothing that it acknowledged is lost."""
+    plain = WithRecords()
+    async with load(bus) as source, running(named(plain, "plain"), bus.address):
+        await source.publish(100)
+        for end in ("-wal", "-shm"):
+            (bus.directory / "journal" / f"{FILE_NAME}{end}").unlink()
+        log = bus.directory / "bus.log"
+        await until(lambda: "the log beside it was moved or deleted" in log.read_text())
+        await asyncio.to_thread(bus.kill)
+        await asyncio.to_thread(bus.start)
+        await source.publish(100, end=True)
+        await until(lambda: plain.ended)
+        assert plain.numbers == whole(200)
+        assert losses(bus, "plain") == []
+    late = WithRecords()
+    async with running(named(late, "late"), bus.address):
+        await until(lambda: late.ended)
+    assert late.numbers == whole(200)
+
+
+async def test_a_copy_that_is_restored(bus: LiveBus) -> None:
+    """An older copy of the journal goes on in its own way: what is common is common, the rest is told."""
+    plain, journal = WithRecords(), bus.directory / "journal"
+    async with load(bus) as source, running(named(plain, "plain"), bus.address):
+        await source.publish(100)
+        await until(lambda: plain.numbers == whole(100))
+        await asyncio.to_thread(bus.kill)
+        shutil.copytree(journal, bus.directory / "copy")
+        await asyncio.to_thread(bus.start)
+        await source.publish(100)
+        await until(lambda: plain.numbers == whole(200))
+        await asyncio.to_thread(bus.kill)
+        shutil.rmtree(journal)
+        (bus.directory / "copy").rename(journal)
+        await asyncio.to_thread(bus.start)
+        await source.publish(100, end=True)
+        await until(lambda: plain.ended)
+        assert plain.numbers == whole(300)
+        assert receipts(bus, "r").get("plain") is None or receipts(bus, "r")["plain"].complete
+        assert len(losses(bus, "plain")) == 1
+
+
+@pytest.mark.parametrize("moved", [False, True])
+async def test_a_group(bus: LiveBus, *, moved: bool) -> None:
+    """It goes on from what the journal has; its receipt and its summary say what is missing."""
+    chance = random.Random(SEED)
+    async with load(bus) as source, members(2, bus.address):
+        await source.publish(320)
+        await until(lambda: received(bus) >= 640)
+        if moved:
+            await asyncio.to_thread(bus.kill)
+            (bus.directory / "journal").rename(bus.directory / "old")
+            await asyncio.to_thread(bus.start)
+            kept = 0
+        else:
+            await cut(bus, chance)
+            with bus.reader() as reader:
+                kept = sum(entry.records for entry in reader.entries("r"))
+        await source.publish(160, end=True)
+        await source.publish(160, "next", end=True)
+        await until(lambda: "totals" in receipts(bus, "next") and "totals" in receipts(bus, "r"))
+        said, after = receipts(bus, "r")["totals"], receipts(bus, "next")["totals"]
+        assert after.complete
+        assert not said.complete
+        got = sum(t.received for name, t in said.topics.items() if name.startswith("records"))
+        assert got == kept + 160
+        assert sum(t.published or 0 for n, t in said.topics.items() if n.startswith("records")) == 480
+        (loss, *_) = losses(bus, "totals")
+        assert ("another journal" if moved else "lost its end") in loss
+        summaries = {event.run_id: event for event in bus.events(Summary)}
+        assert (summaries["r"].final, summaries["r"].result["records"]) == (False, kept + 160)
+        assert (summaries["next"].final, summaries["next"].result["records"]) == (True, 160)
+
+
+def received(bus: LiveBus) -> int:
+    """How many events the members of all groups have received."""
+    return sum(client.received for client in bus.status().clients if client.group)
+
+
+async def test_what_is_damaged_is_told_by_those_who_miss_it(bus: LiveBus) -> None:
+    """The receipt counts what was left out, and names its place."""
+    async with load(bus) as source:
+        await source.publish(50, end=True)
+        await asyncio.to_thread(bus.kill)
+        db = sqlite3.connect(bus.directory / "journal" / FILE_NAME)
+        with db:
+            db.execute("UPDATE events SET payload = zeroblob(length(payload)) WHERE offset IN (10, 11, 40)")
+        db.close()
+        await asyncio.to_thread(bus.start)
+        plain = WithRecords()
+        async with running(named(plain, "plain"), bus.address):
+            await until(lambda: "plain" in receipts(bus, "r"))
+        said = receipts(bus, "r")["plain"]
+        assert not said.complete
+        assert sum((t.published or 0) - t.received for t in said.topics.values()) == 3
+        assert [(loss.first, loss.last) for loss in said.journal_losses] == [(10, 11), (40, 40)]
+        assert "3 events do not match their checksums" in (bus.directory / "bus.log").read_text()
