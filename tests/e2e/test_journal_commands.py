@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from phase_bus.consumer.dispatcher import decode_saved
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.events import BEGIN_NO_RUN, Receipt
@@ -269,6 +270,19 @@ def test_dead_letters_are_retried(past: Past, with_bus: bool) -> None:
     assert handled == ("warmup\n" if with_bus else "warmup\nprofiling\n")
     with past.journal("data") as journal:
         assert journal.dead_letters() == []
+        # The new receipt is what the last one would have been; so is the account in the checkpoint.
+        receipt = journal.events("one", Receipt)[-1]
+        assert receipt.complete
+        told = receipt.topics["phase_complete.one$"]
+        assert (told.published, told.received, told.handled, told.written, told.failed) == (2, 2, 2, 2, 0)
+        kept = journal.checkpoint("picky")
+        assert kept is not None
+        saved = decode_saved(kept.state or b"")
+        counts = saved.accounts["one"].counts(b"phase_complete.one$")
+        assert (counts.handled, counts.written, counts.failed) == (2, 2, 0)
+        assert saved.handled == {"one": True}
+    assert past.json("receipts", "one", "--data", "data")["whole"]
+    assert past.run("journal", "verify", "--data", "data").returncode == 0
     if with_bus:
         past.end(bus)
 

@@ -115,7 +115,7 @@ def retry(
 
     The consumer runs here, in this process, for these events alone, and goes on from the state that its
     last process left. So give it the options that it had, and see that it is not running. What it handles
-    is no longer a dead letter. The bus may be running or not.
+    is no longer a dead letter, and a new receipt says so. The bus may be running or not.
 
     For example:
 

@@ -170,6 +170,14 @@ class Dispatcher:
         counts.handled -= 1
         self._give_up(offset, event.run_id, event.kind, error, counts, attempts=1)
 
+    def settled(self, topic: bytes) -> None:
+        """Count an event as handled and written out that had failed."""
+        _, counts = self._of_topic.get(topic) or self._account(topic)
+        if counts.failed:
+            counts.failed -= 1
+            counts.handled += 1
+            counts.written = counts.handled
+
     def repetition(self, topic: bytes) -> None:
         """Count an event that came once more."""
         _, counts = self._of_topic.get(topic) or self._account(topic)

@@ -308,9 +308,12 @@ class Share:
                 self.dispatcher.lose(run, after)
                 self._changed = True
 
-    async def retry(self, event: Event, offset: int) -> bool:
+    async def retry(self, topic: bytes, event: Event, offset: int) -> bool:
         """Give the instance an event that is a dead letter once more; return whether it handled it."""
-        return await self.dispatcher.retry(event, offset) and await self.dispatcher.flush()
+        if not (await self.dispatcher.retry(event, offset) and await self.dispatcher.flush()):
+            return False
+        self.dispatcher.settled(topic)
+        return True
 
     def forget(self, run_id: str) -> None:
         """Let go of a run of which the group has handled everything."""

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
+import time
+import uuid
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TypeAlias
 
+import zmq
+from msgspec.structs import replace
+
+from phase_bus.bus.stream import Incoming, Stream, number_own
+from phase_bus.consumer.dispatcher import decode_saved
 from phase_bus.consumer.share import Share
 from phase_bus.consumer.view import View
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import Status
+from phase_bus.core.outbox import Outbox
 from phase_bus.core.position import Position
-from phase_bus.core.wire import decode_event
+from phase_bus.core.wire import decode_event, parse_topic, partition_of
 from phase_bus.errors import (
     BusUnreachableError,
     ConfigError,
@@ -22,18 +30,22 @@ from phase_bus.errors import (
     JournalInUseError,
     PhaseBusError,
 )
-from phase_bus.events import Event
+from phase_bus.events import Event, Receipt
 from phase_bus.harness.config import ConsumerConfig
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import DeadLetter, parse_checkpoint_name
 from phase_bus.journal.writer import Journal
 from phase_bus.plugins.build import build
 from phase_bus.plugins.registry import Registry
+from phase_bus.publisher.publisher import Publisher
 
 logger = logging.getLogger("phase_bus.consumer")
 
+_RECEIPT_S = 5.0
+
 Letters: TypeAlias = Sequence[DeadLetter]
 Settle: TypeAlias = Callable[[int, bytes | None], object]
+Tell: TypeAlias = Callable[[Receipt], object]
 Retry: TypeAlias = Callable[[str, str, Letters], Coroutine[None, None, int]]
 
 
@@ -43,6 +55,11 @@ def event_of(reader: JournalReader, letter: DeadLetter) -> Event:
     Raises:
         PhaseBusError: if it is not in the journal, damaged, or of a kind that this version does not know.
     """
+    return _find(reader, letter)[1]
+
+
+def _find(reader: JournalReader, letter: DeadLetter) -> tuple[bytes, Event]:
+    """Return the topic and the event of a dead letter."""
     place = reader.lineage.find(Position(letter.stream, letter.offset), reader.head.offset)
     if place.found != "here":
         raise PhaseBusError(
@@ -57,14 +74,16 @@ def event_of(reader: JournalReader, letter: DeadLetter) -> Event:
             f"dead letter {letter.id}: its event, offset {letter.offset}, is not in {str(reader.path)!r} "
             "or newer than this phase-bus; 'phase-bus journal verify' tells which"
         )
-    return event
+    return found[0].topic, event
 
 
-async def retry(reader: JournalReader, settle: Settle, name: str, use: str, letters: Letters) -> int:
+async def retry(
+    reader: JournalReader, settle: Settle, tell: Tell, name: str, use: str, letters: Letters
+) -> int:
     """Run one consumer for some of its dead letters alone; return how many it failed on again.
 
     ``name`` is what it was called, ``use`` what it is, with options, as for ``--with``. ``settle`` takes a
-    dead letter out of the journal and keeps the consumer's new state.
+    dead letter out of the journal and keeps the consumer's new state; ``tell`` publishes its new receipts.
 
     Raises:
         PhaseBusError: if it cannot be built, cannot start, or must not be run so.
@@ -81,7 +100,7 @@ async def retry(reader: JournalReader, settle: Settle, name: str, use: str, lett
     try:
         await share.start()
         try:
-            return await _give(reader, settle, share, letters)
+            return await _give(reader, settle, tell, share, letters)
         finally:
             await share.stop()
     except OSError as error:
@@ -90,7 +109,7 @@ async def retry(reader: JournalReader, settle: Settle, name: str, use: str, lett
         ) from error
 
 
-async def _give(reader: JournalReader, settle: Settle, share: Share, letters: Letters) -> int:
+async def _give(reader: JournalReader, settle: Settle, tell: Tell, share: Share, letters: Letters) -> int:
     consumer, name = share.consumer, share.name
     kept = reader.checkpoint(name)
     consumer.context.lineage = reader.lineage
@@ -100,16 +119,67 @@ async def _give(reader: JournalReader, settle: Settle, share: Share, letters: Le
             "to have it take all again, give it a new place for its data"
         )
     await share.begin(kept, reader.lineage)
+    # What a consumer without a state has in its checkpoint is the account of its runs.
+    saves = kept is not None and kept.state is not None
+    if saves and consumer.state() is None and kept is not None and kept.state is not None:
+        saves = decode_saved(kept.state).state is None
     failed = 0
+    receipts: dict[str, Receipt] = {}  # the new ones, by run
     for letter in letters:
         if not {letter.kind, "*"} & share.view.handlers.keys():
             raise ConfigError(f"consumer {name!r} handles no {letter.kind!r}; give another --with")
-        if not await share.retry(event_of(reader, letter), letter.offset):
+        topic, event = _find(reader, letter)
+        if not await share.retry(topic, event, letter.offset):
             failed += 1
             continue
-        stateful = kept is not None and kept.state is not None and consumer.state() is not None
-        settle(letter.id, share.dispatcher.saved() if stateful else None)
+        run_id = letter.run_id
+        told = receipts.get(run_id) or _last_receipt(reader, run_id, parse_checkpoint_name(name)[0])
+        if told is not None:
+            receipts[run_id] = _corrected(told, topic.decode())
+            if run_id in share.dispatcher.handled:
+                share.dispatcher.handled[run_id] = receipts[run_id].complete
+        settle(letter.id, share.dispatcher.saved() if saves else None)
+    for receipt in receipts.values():
+        tell(receipt)
     return failed
+
+
+def _last_receipt(reader: JournalReader, run_id: str, consumer: str) -> Receipt | None:
+    said = [each for each in reader.events(run_id, Receipt) if each.consumer == consumer]
+    return said[-1] if said else None
+
+
+def _corrected(receipt: Receipt, topic: str) -> Receipt:
+    """Return a receipt in which an event of a topic was handled that had failed."""
+    said = receipt.topics.get(topic)
+    if said is None or not said.failed:  # it failed after the receipt was given
+        return receipt
+    said = replace(said, failed=said.failed - 1, handled=said.handled + 1, written=said.written + 1)
+    return replace(receipt, ts_ns=time.time_ns(), topics={**receipt.topics, topic: said})
+
+
+def _publish(address: Address, receipt: Receipt) -> None:
+    """Publish a receipt on a bus."""
+    with Publisher(str(address), name=f"{receipt.consumer} (dead letters)") as publisher:
+        publisher.publish(receipt)
+        if not publisher.flush(_RECEIPT_S):
+            raise BusUnreachableError(str(address), _RECEIPT_S)
+
+
+def _journal_receipt(journal: Journal, receipt: Receipt) -> None:
+    """Put a receipt into a journal that no bus has."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    nobody = context.socket(zmq.XPUB)
+    try:
+        stream = Stream(nobody, journal, journal.stream)
+        topic, header, payload = number_own(Outbox(uuid.uuid4().bytes, 0), receipt)
+        stream.add(
+            Incoming(topic, parse_topic(topic), header, payload, partition_of(topic), payload, receipt)
+        )
+        stream.commit()
+    finally:
+        nobody.close()
+        context.term()
 
 
 @contextmanager
@@ -129,12 +199,13 @@ def open_retry(reader: JournalReader, address: Address) -> Iterator[Retry]:
 
             async def retry_beside(name: str, use: str, letters: Letters) -> int:
                 _check_alone(status, name)
-                return await retry(reader, client.remove_dead_letter, name, use, letters)
+                tell = partial(_publish, address)
+                return await retry(reader, client.remove_dead_letter, tell, name, use, letters)
 
             yield retry_beside
         return
     with journal:
-        yield partial(retry, reader, journal.settle_dead_letter)
+        yield partial(retry, reader, journal.settle_dead_letter, partial(_journal_receipt, journal))
 
 
 def _check_alone(status: Status, name: str) -> None:
