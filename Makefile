@@ -4,7 +4,7 @@
 #   make VENV=.venv-3.13 ...        uses another environment than .venv, so that one for each Python stand side by side
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos lint bench schemas docs clean
+.PHONY: help demo test test-slow chaos fuzz lint bench schemas docs clean
 
 VENV := .venv
 export PYTHON VENV
@@ -31,6 +31,9 @@ test-slow: $(DEV)  ## Run the slow tests
 
 chaos: $(DEV)  ## Kill bus, consumers and connections at random, for some minutes
 	@PHASE_BUS_CHAOS_RECORDS=1000000 PHASE_BUS_CHAOS_KILLS=120 $(BIN)/python -m pytest -m chaos tests/chaos $(ARGS)
+
+fuzz: $(DEV)  ## Give each decoder and each socket damaged bytes, for about a minute each
+	PHASE_BUS_FUZZ_FACTOR=50 $(BIN)/python -m pytest tests/fuzz --hypothesis-seed=$$(date +%s) $(ARGS)
 
 lint: $(DEV)  ## Check style, format, types, and that imports go down only
 	$(BIN)/ruff check

@@ -20,6 +20,7 @@ from phase_bus.consumer.view import View
 from phase_bus.core.control import EVENTS, Commit, PrunedRun
 from phase_bus.core.position import Lineage, Place, Position
 from phase_bus.core.wire import Header, topic_prefix
+from phase_bus.errors import PhaseBusError, WireError
 from phase_bus.events import Event, JournalLoss, Loss, Receipt, RunComplete
 from phase_bus.journal.rows import Checkpoint, Head, checkpoint_name
 
@@ -200,7 +201,7 @@ class Share:
             journaled: whether what is past can be read; else it begins at the head.
 
         Raises:
-            WireError: if the state in the checkpoint cannot be read.
+            PhaseBusError: if the state in the checkpoint cannot be read.
         """
         left, self._left = self._left, None
         self.consumer.context.lineage = lineage
@@ -218,7 +219,7 @@ class Share:
         else:
             after, state = begin_at(kept, stored, origin=origin, head=head.offset if head else 0)
             if state is not None:
-                self.dispatcher.restore(state)
+                self._restore(state)
         was_here = origin == "checkpoint" and (kept is not None or stored is not None or after > 0)
         self._prunings = 0 if was_here else prunings
         # What a consumer stored beyond its checkpoint is counted again, but not handled again.
@@ -231,6 +232,14 @@ class Share:
         self.follower.journaled = self._keeps_checkpoint = journaled
         self.checkpoint = after
         self.placed = True
+
+    def _restore(self, state: bytes) -> None:
+        try:
+            self.dispatcher.restore(state)
+        except WireError as error:
+            raise PhaseBusError(
+                f"consumer {self.name!r}: {error}; begin anew with --from start, or under another --name"
+            ) from error
 
     def _find(self, position: Position, known_offset: int) -> int:
         """Return the offset here at which a position of before is; tell what is lost."""
