@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import uuid
 from pathlib import Path
@@ -355,3 +356,11 @@ def test_a_large_event(bus: BusThread) -> None:
         wait_until(lambda: subscriber.read() == [event])
         assert len(encode_event(event)) > 1_000_000
         assert subscriber.topics == [topic_of(event)]
+
+
+@pytest.mark.parametrize(
+    "options", [{"heartbeat_s": 0.0}, {"silent_after_s": math.nan}, {"heartbeat_s": math.inf}]
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"must be more than 0|not a finite number"):
+        BusOptions(**options)  # type: ignore[arg-type]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import typing
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,9 @@ def test_conversion_from_values() -> None:
         ({"path": "x", "mode": "c"}, "mode", "'c' does not fit mode"),
         ({"path": "x", "names": "a: b"}, "names", "does not fit names"),
         ({"path": 5}, "path", "5 does not fit path: Path"),
+        ({"path": "x", "threshold_s": "nan"}, "threshold_s", "nan is not a finite number"),
+        ({"path": "x", "threshold_s": math.inf}, "threshold_s", "inf is not a finite number"),
+        ({"path": "x", "names": "[a, -.inf]"}, "names", "-inf is not a finite number"),
         ({"path": "x", "count": "-1"}, "path, count", "count must not be negative"),
     ],
 )
@@ -159,6 +164,23 @@ def test_wrong_options(values: dict[str, Any], option: str, message: str) -> Non
     assert (caught.value.consumer, caught.value.option) == ("my-sink", option)
     assert "'my-sink'" in str(caught.value)
     assert message in str(caught.value)
+
+
+class Colour(Enum):
+    RED = "red"
+    GREEN = "green"
+
+
+def test_the_choices_of_an_enumeration_are_listed() -> None:
+    class Painter(Everything):
+        def __init__(self, colour: Colour | None = None) -> None:
+            self.colour = colour
+
+    painter = build_consumer(Painter, "painter", {"colour": "green"})
+    assert isinstance(painter, Painter)
+    assert painter.colour is Colour.GREEN
+    with pytest.raises(OptionError, match="choose one of 'red', 'green'"):
+        build_consumer(Painter, "painter", {"colour": "blue"})
 
 
 def test_type_hints_that_cannot_be_read() -> None:

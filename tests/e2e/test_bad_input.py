@@ -27,6 +27,8 @@ CASES = {
         ["exec", "--with", "alerting:threshold_s=soon", "--", "true"],
         ["'alerting'", "'threshold_s'", "'soon'", "float"],
     ),
+    "no number": (["simulate", "--rate", "nan"], ["--rate", "not a finite number"]),
+    "an endless time": (["bus", "--silent-after-s", "inf"], ["--silent-after-s", "not a finite number"]),
     "option without =": (["consume", "metrics", "--set", "output"], ["'output'", "key=value"]),
     "workers of nobody": (
         ["exec", "--with", "metrics", "--workers", "metric=2", "--", "true"],

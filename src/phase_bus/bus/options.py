@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from phase_bus.core.numbers import check_finite
 from phase_bus.journal.rows import Durability
 
 
@@ -27,3 +28,9 @@ class BusOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     high_water_mark: int = 1000
     max_message_bytes: int = 256 << 20
     durability: Durability = "write"
+
+    def __post_init__(self) -> None:
+        check_finite(self)
+        for name in ("heartbeat_s", "silent_after_s", "high_water_mark", "max_message_bytes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be more than 0, not {getattr(self, name):g}")

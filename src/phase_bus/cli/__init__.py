@@ -64,7 +64,7 @@ def build_app(*chosen: str) -> App:
         "Start with: phase-bus exec --with logging --with aggregator -- aiperf profile ...",
         # Markdown takes as long to load as everything else; the list of commands does without it.
         help_format="markdown" if chosen[:1] and chosen[0] in _COMMANDS else "plaintext",
-        default_parameter=Parameter(negative=()),
+        default_parameter=Parameter(negative=(), validator=_finite),
         result_action="return_value",
     )
     for name, (where, what) in _COMMANDS.items():
@@ -76,6 +76,13 @@ def build_app(*chosen: str) -> App:
         else:
             _add(app, name, where, None if chosen[:1] == (name,) else what)
     return app
+
+
+def _finite(_type: Any, value: Any) -> None:
+    """Refuse NaN and infinity, which no option means."""
+    from phase_bus.core.numbers import check_finite
+
+    check_finite(value)
 
 
 def _add(app: App, name: str, where: str, what: str | None) -> None:

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from phase_bus.core.address import Address, default_address
 from phase_bus.core.client import BusClient
+from phase_bus.core.numbers import check_finite
 from phase_bus.errors import ConfigError, PhaseBusError
 from phase_bus.journal.rows import Limits
 
@@ -60,7 +61,13 @@ RunOption: TypeAlias = Annotated[
 StopOnEof: TypeAlias = Annotated[bool, Parameter(name="--stop-on-eof", show=False)]
 
 
+def finite(_type: Any, value: Any) -> None:
+    """Refuse NaN and infinity, as the command line does for every option without a validator."""
+    check_finite(value)
+
+
 def _not_negative(_type: Any, value: float | None) -> None:
+    check_finite(value)
     if value is not None and not value >= 0:
         raise ValueError("Must not be negative.")
 

@@ -12,6 +12,7 @@ from phase_bus.cli.options import (
     AddressOption,
     check_bus,
     check_delivered,
+    finite,
     key_values,
     parse_address,
 )
@@ -30,7 +31,7 @@ def simulate(
     runs: Annotated[int, NOT_NEGATIVE] = 1,
     seed: int = 0,
     run_id: str | None = None,
-    ttft_ms: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 30.0,
+    ttft_ms: Annotated[float, Parameter(validator=(validators.Number(gt=0), finite))] = 30.0,
     sweep_id: str | None = None,
     trial: int | None = None,
     label: str | None = None,

@@ -6,6 +6,7 @@ import inspect
 import re
 import typing
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from msgspec import Struct
 
 from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.core.classes import import_class, look_here_too
+from phase_bus.core.numbers import check_finite
 from phase_bus.errors import ConsumerDefinitionError, OptionError, PhaseBusError, suggest
 
 
@@ -101,17 +103,29 @@ def _convert(owner: str, shown: str, option: Option, value: Any) -> Any:
         attempts = [meant] if _is_object(meant) else [value, meant]
     error: Exception | None = None
     try:
+        check_finite(attempts[-1])
         if option.type is Any:
             return _made(attempts[-1])
         for kind in _kinds(option.type):
             for attempt in attempts:
                 try:
-                    return msgspec.convert(attempt, kind, strict=False, dec_hook=_convert_other)
+                    converted = msgspec.convert(attempt, kind, strict=False, dec_hook=_convert_other)
+                    check_finite(converted)
+                    return converted
                 except (msgspec.ValidationError, NotImplementedError, TypeError, ValueError) as caught:
                     error = error or caught
-    except PhaseBusError as caught:  # of an object inside the option
+    except (PhaseBusError, ValueError) as caught:  # of an object inside the option, or no finite number
         error = caught
-    raise OptionError(owner, shown, f"{value!r} does not fit {option}: {error}") from error
+    choices = ", ".join(map(repr, _choices(option.type)))
+    choose = f"; choose one of {choices}" if choices else ""
+    raise OptionError(owner, shown, f"{value!r} does not fit {option}: {error}{choose}") from error
+
+
+def _choices(hint: Any) -> list[Any]:
+    """Return the values of the enumerations in a type hint."""
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return [member.value for member in hint]
+    return [choice for each in typing.get_args(hint) for choice in _choices(each)]
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from phase_bus.bus.options import BusOptions
+from phase_bus.core.numbers import check_finite
 from phase_bus.errors import ConfigError, suggest
 from phase_bus.journal.rows import Limits
 from phase_bus.plugins.registry import Registry
@@ -147,8 +148,9 @@ def _read(path: Path) -> Config:
         if isinstance(listed := content.get("consumers"), list):
             content["consumers"] = [{"use": each} if isinstance(each, str) else each for each in listed]
     try:
+        check_finite(content)
         return msgspec.convert(content, Config)
-    except msgspec.ValidationError as error:
+    except ValueError as error:  # msgspec's are, too
         raise ConfigError(f"{path}: {_explain(str(error))}") from error
 
 
