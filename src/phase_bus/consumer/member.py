@@ -209,13 +209,15 @@ class Member(ABC):
 
     async def _read_journal(self, ask: Callable[[ReplayClient], Awaitable[T]]) -> T | None:
         """Return what the bus answers from its journal, None if it cannot now: then ask again."""
-        if self._replay is None:
+        asked = self._replay
+        if asked is None:
             return None
         try:
-            return await ask(self._replay)
+            return await ask(asked)
         except BusUnreachableError as error:
-            # It may have been restarted: the control connection finds out.
-            if self._link.session.connected and self._complained_of != error.address:
+            # It may have been restarted: the control connection finds out, or has just done so.
+            connected = self._link.session.connected and asked is self._replay
+            if connected and self._complained_of != error.address:
                 self._complained_of = error.address
                 logger.warning(
                     "the bus answers, but its journal at %s did not within %g s; does a firewall, or a "
