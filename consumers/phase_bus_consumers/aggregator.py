@@ -19,7 +19,6 @@ from phase_bus import (
     RunComplete,
     RunStart,
     Summary,
-    printable_json,
 )
 from phase_bus.aggregation import (
     EXACT_LIMIT,
@@ -30,6 +29,7 @@ from phase_bus.aggregation import (
     RunState,
     render_text,
 )
+from phase_bus_consumers.run_files import KEPT_RUNS, Pace, Pieces
 
 # While a run goes on, its summary has only the last windows over time, since it is published every second
 # and stays in the journal.
@@ -61,14 +61,15 @@ class ResultsAggregator(Consumer):
     result is the same to the last bit, whoever counted which partition.
 
     Args:
-        output: the JSON file, ``{"runs": {run_id: summary}}``; always complete. Runs that are already in
-            it stay. None for no file.
+        output: the JSON file, ``{"runs": {run_id: summary}, "runs_left_out": 0}``; always complete. Runs
+            that are already in it stay. None for no file.
         text: a text report, None for no file: of the runs that this consumer has seen on its bus, before
             it was restarted too if it remembers them; not of earlier ones that are in ``output``.
         interval_s: the least time between two summaries of a run that goes on, in seconds.
         relative_error: the largest relative error of percentiles that are not exact, e.g. 0.005.
         exact_limit: up to how many values of one metric and phase in a partition percentiles are exact.
         window_metrics: metrics that have percentiles over time, separated by commas; ``*`` for all.
+        keep_runs: how many runs the files hold, the latest ones; how many were left out stands in them.
     """
 
     def __init__(
@@ -79,13 +80,17 @@ class ResultsAggregator(Consumer):
         relative_error: float = RELATIVE_ERROR,
         exact_limit: int = EXACT_LIMIT,
         window_metrics: str = ",".join(WINDOW_METRICS),
+        keep_runs: int = KEPT_RUNS,
     ) -> None:
         if not 1e-5 <= relative_error < 1:
             raise ValueError(f"relative_error must be from 0.00001 to below 1, not {relative_error}")
+        if keep_runs < 1:
+            raise ValueError(f"keep_runs must be at least 1, not {keep_runs}")
         if interval_s < 0 or exact_limit < 0:
             raise ValueError("interval_s and exact_limit must not be negative")
         self.output = output
         self.text = text
+        self.keep_runs = keep_runs
         self.interval_s = interval_s
         names = sorted({name.strip() for name in window_metrics.split(",")} - {""})
         self._options = Options(relative_error, exact_limit, tuple(names))
@@ -93,7 +98,10 @@ class ResultsAggregator(Consumer):
         self._done: dict[str, None] = {}  # finished runs, the oldest first
         self._grouped = False  # whether records are counted elsewhere, and come by merge()
         self._summaries: dict[str, dict[str, Any]] = {}
+        self._left_out = 0  # runs that are no longer among these
+        self._pieces, self._pace = Pieces(), Pace()
         self._changed = False  # whether the files are behind these
+        self._urgent = False  # whether they lack the end of a run
         self._json_file: OutputFile | None = None
         self._text_file: OutputFile | None = None
 
@@ -102,7 +110,7 @@ class ResultsAggregator(Consumer):
             return
         if self.output is not None:
             self._json_file = self.open_output(self.output, "output")
-            self._summaries = _read_runs(self.output)
+            self._summaries, self._left_out = _read_runs(self.output)
             if self._summaries:
                 self.log.info(
                     "earlier runs stay in the file", output=str(self.output), runs=len(self._summaries)
@@ -117,7 +125,8 @@ class ResultsAggregator(Consumer):
             for run in self._runs.values():
                 if run.changed and self._due(run):
                     self._summarize(run)
-            self._write()
+            if self._urgent or self._pace.due:
+                self._write()
 
     async def stop(self) -> None:
         # In a group another may lead by now, whose files are newer.
@@ -230,7 +239,7 @@ class ResultsAggregator(Consumer):
         summary = self._summarize(run)
         run_id = run.state.run_id
         self.publish(Summary(run_id=run_id, producer=self.name, final=run.final, result=summary))
-        self._write()
+        self._urgent = self._urgent or run.end is not None
 
     def _finish(self, run: _Run) -> None:
         """Publish the result at a run's end; keep a run that is not complete for late records, and a lost
@@ -240,32 +249,49 @@ class ResultsAggregator(Consumer):
             self.forget(run.state.run_id)
 
     def _write(self) -> None:
+        self._leave_out_old()
         if not self._changed:
             return
+        began_s = time.monotonic()
         if self._json_file is not None:
-            document = msgspec.json.encode({"runs": self._summaries})
-            self._json_file.replace(printable_json(msgspec.json.format(document).decode()) + "\n")
+            self._json_file.replace(self._pieces.file(self._summaries, self._left_out))
         if self._text_file is not None:
             seen = self._done.keys() | self._runs.keys()
             mine = [summary for run_id, summary in self._summaries.items() if run_id in seen]
-            self._text_file.replace("\n".join(map(render_text, mine)))
-        self._changed = False
+            earlier = [f"{self._left_out:,} earlier runs are left out\n"] if self._left_out else []
+            self._text_file.replace("\n".join([*earlier, *map(render_text, mine)]))
+        self._changed = self._urgent = False
+        self._pace.wrote(began_s)
+
+    def _leave_out_old(self) -> None:
+        """Let go of the oldest summaries beyond the number to keep, but for runs that go on."""
+        over = len(self._summaries) - self.keep_runs
+        if over > 0:
+            for run_id in sorted(self._summaries, key=self._runs.__contains__)[:over]:
+                del self._summaries[run_id]
+            self._left_out += over
 
 
-def _read_runs(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the summaries by run that an earlier process wrote to a file, if there is one.
+class _File(Struct):
+    runs: dict[str, dict[str, Any]]
+    runs_left_out: int = 0
+
+
+def _read_runs(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """Return the summaries by run that an earlier process wrote to a file, and how many it left out.
 
     Raises:
         ConfigError: if the file holds something else.
     """
     content = path.read_bytes() if path.is_file() else b""
     if not content.strip():
-        return {}
+        return {}, 0
     try:
-        runs = msgspec.json.decode(content, type=dict[str, dict[str, dict[str, Any]]])["runs"]
-        return {run_id: runs[run_id] for run_id in runs if runs[run_id]["version"] == 1}
-    except (msgspec.MsgspecError, KeyError) as error:
+        file = msgspec.json.decode(content, type=_File)
+        runs = {run_id: run for run_id, run in file.runs.items() if run["version"] == 1}
+    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError) as error:
         raise ConfigError(
             f"output: {str(path)!r} exists and holds no summaries of ours; "
             "give another file with output=..., or remove this one"
         ) from error
+    return runs, file.runs_left_out

@@ -1,12 +1,15 @@
 """The ``metrics`` consumer: events, counts and durations of each phase, in a JSON file.
 
-The file is replaced as a whole after each event, so it can be read at any time while runs go on.
+The file is replaced as a whole after each event, or a little later if there are many, so it can be read at
+any time while runs go on.
 :class:`ExampleMetricsCollectorHook` writes the same file from inside a load generator, without a bus.
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -29,11 +32,13 @@ from phase_bus import (
     RunStart,
     printable_json,
 )
+from phase_bus_consumers.run_files import KEPT_RUNS, Pace, Pieces
 
 logger = logging.getLogger(__name__)
 
 _COUNTS = [field.name for field in msgspec.structs.fields(PhaseStats) if type(field.default) is int]
-_KEPT_RUNS = 500  # the whole file is written each time, so it must stay small on a bus that never stops
+# Of each phase and of each run: more come from a publisher that repeats itself.
+_EVENTS, _PHASES = 100, 100
 
 
 class Moment(Struct, frozen=True):
@@ -44,7 +49,10 @@ class Moment(Struct, frozen=True):
 
 
 class Phase(Struct, kw_only=True):
-    """A phase so far; ``requests_cut`` counts the requests cut off at the end of the grace period."""
+    """A phase so far; ``requests_cut`` counts the requests cut off at the end of the grace period.
+
+    Of too many ``events`` the first ones are here, and ``events_left_out`` counts the others.
+    """
 
     kind: str
     state: Literal["sending", "waiting", "complete"] = "sending"
@@ -56,6 +64,7 @@ class Phase(Struct, kw_only=True):
     sending_duration_s: float | None = None
     duration_s: float | None = None
     events: list[Moment] = []
+    events_left_out: int = 0
 
     def take(self, event: PhaseEvent) -> None:
         """Update the phase."""
@@ -74,7 +83,10 @@ class Phase(Struct, kw_only=True):
                 self.timed_out, self.requests_cut = True, event.requests_cut
             case PhaseComplete():
                 self.state = "complete"
-        self.events.append(Moment(event.kind, event.ts_ns))
+        if len(self.events) < _EVENTS:
+            self.events.append(Moment(event.kind, event.ts_ns))
+        else:
+            self.events_left_out += 1
 
 
 class Run(Struct, kw_only=True):
@@ -88,13 +100,17 @@ class Run(Struct, kw_only=True):
     end_ns: int | None = None
     records: int | None = None
     phases: dict[str, Phase] = {}
+    phase_events_left_out: int = 0
 
     def take(self, event: EventBase) -> None:
         """Update the run."""
         match event:
             case PhaseEvent():
                 name = event.phase.name
-                self.phases.setdefault(name, Phase(kind=event.phase.kind)).take(event)
+                if name in self.phases or len(self.phases) < _PHASES:
+                    self.phases.setdefault(name, Phase(kind=event.phase.kind)).take(event)
+                else:
+                    self.phase_events_left_out += 1
             case RunStart():
                 self.start_ns, self.producer, self.models = event.ts_ns, event.producer, event.models
             case RunComplete():
@@ -104,36 +120,50 @@ class Run(Struct, kw_only=True):
 
 class _File(Struct):
     runs: dict[str, Run]
+    runs_left_out: int = 0
 
 
 class PhaseMetrics(Consumer):
     """Keep events, counts and durations of each phase in a JSON file, while the run goes on.
 
     Args:
-        output: the file: ``{"runs": {run_id: {"status": ..., "phases": {name: ...}}}}``. Runs that are
-            already in it stay.
+        output: the file: ``{"runs": {run_id: {"status": ..., "phases": {...}}}, "runs_left_out": 0}``.
+            Runs that are already in it stay.
+        keep_runs: how many runs it holds, the latest ones; how many were left out stands in it.
     """
 
-    def __init__(self, output: Path = Path("phase-bus-metrics.json")) -> None:
+    def __init__(self, output: Path = Path("phase-bus-metrics.json"), keep_runs: int = KEPT_RUNS) -> None:
+        if keep_runs < 1:
+            raise ValueError(f"keep_runs must be at least 1, not {keep_runs}")
         self.output = output
+        self.keep_runs = keep_runs
         self._runs: dict[str, Run] = {}
+        self._left_out = 0
+        self._pieces, self._pace = Pieces(), Pace()
+        self._changed = True
         self._file: OutputFile | None = None
 
     async def start(self) -> None:
         self._file = self.open_output(self.output, "output")
-        self._runs = _read_runs(self.output)
+        kept = _read_runs(self.output)
+        self._runs, self._left_out = kept.runs, kept.runs_left_out
         if self._runs:
             self.log.info("earlier runs stay in the file", output=str(self.output), runs=len(self._runs))
         self._write()
 
     async def flush(self) -> None:
-        self._write()  # again, in case the last write failed
+        if self._changed:
+            self._write()
 
     async def _take(self, event: EventBase) -> None:
-        self._runs.setdefault(event.run_id, Run()).take(event)
-        if len(self._runs) > _KEPT_RUNS:
-            del self._runs[next(iter(self._runs))]
-        self._write()
+        run = self._runs.pop(event.run_id, None) or Run()
+        self._runs[event.run_id] = run  # the latest one now
+        run.take(event)
+        self._changed = True
+        self._pieces.changed(event.run_id)
+        if self._pace.due:
+            with suppress(OSError):  # flush says so: the event itself is handled
+                self._write()
 
     # One method under several names: the names decide what is subscribed to.
     on_run_start = on_run_complete = _take
@@ -142,7 +172,13 @@ class PhaseMetrics(Consumer):
 
     def _write(self) -> None:
         assert self._file is not None, "not started"
-        self._file.replace(_json({"runs": self._runs}))
+        while len(self._runs) > self.keep_runs:
+            del self._runs[next(iter(self._runs))]
+            self._left_out += 1
+        began_s = time.monotonic()
+        self._file.replace(self._pieces.file(self._runs, self._left_out))
+        self._changed = False
+        self._pace.wrote(began_s)
 
 
 class ExampleMetricsCollectorHook(EventHook):
@@ -158,7 +194,8 @@ class ExampleMetricsCollectorHook(EventHook):
         self.phases: dict[str, Phase] = {}
 
     def take(self, event: PhaseEvent) -> None:
-        self.phases.setdefault(event.phase.name, Phase(kind=event.phase.kind)).take(event)
+        if event.phase.name in self.phases or len(self.phases) < _PHASES:
+            self.phases.setdefault(event.phase.name, Phase(kind=event.phase.kind)).take(event)
         try:
             file = OutputFile.of_process(self.output_file, "output_file")
             file.replace(_json({"phases": self.phases}))
@@ -168,11 +205,11 @@ class ExampleMetricsCollectorHook(EventHook):
             logger.error("output_file %s cannot be written: %s", self.output_file, error)
 
 
-def _read_runs(path: Path) -> dict[str, Run]:
+def _read_runs(path: Path) -> _File:
     if not path.is_file() or not (content := path.read_bytes().strip()):
-        return {}
+        return _File({})
     try:
-        return msgspec.json.decode(content, type=_File).runs
+        return msgspec.json.decode(content, type=_File)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"output: {str(path)!r} holds something other than metrics of runs and is left unchanged; "
@@ -180,5 +217,5 @@ def _read_runs(path: Path) -> dict[str, Run]:
         ) from error
 
 
-def _json(document: dict[str, dict[str, Run]] | dict[str, dict[str, Phase]]) -> str:
+def _json(document: dict[str, dict[str, Phase]]) -> str:
     return printable_json(msgspec.json.format(msgspec.json.encode(document), indent=2).decode()) + "\n"

@@ -94,6 +94,7 @@ async def test_summaries_come_while_the_run_goes_on(tmp_path: Path) -> None:
     await consumer.on_records(records("a", [10]))
     await consumer.on_phase_progress(PhaseProgress(run_id="a", phase=PROFILING))
     assert [(event.final, event.result["status"]) for event in told] == [(False, "running")] * 2
+    await consumer.flush()
     assert written(tmp_path)["a"]["records"] == 1
 
 
@@ -106,7 +107,43 @@ async def test_records_that_are_missing_are_told_and_late_ones_complete_it(tmp_p
     assert (summary["complete"], summary["missing_records"]) == (False, 2)
     await consumer.on_records(records("a", [50, 60]))
     assert [event.final for event in told] == [False, True]
+    await consumer.flush()
     assert written(tmp_path)["a"]["records"] == 6
+
+
+async def test_the_files_stay_small(tmp_path: Path) -> None:
+    """On a bus that serves run after run, the oldest runs leave the files, which say how many did."""
+    text = tmp_path / "report.txt"
+    consumer, _ = aggregator(tmp_path, keep_runs=3, text=str(text))
+    await consumer.start()
+    await consumer.on_run_start(RunStart(run_id="going on"))
+    await consumer.on_records(records("going on", [10]))
+    for n in range(10):
+        await whole_run(consumer, f"run {n}")
+    await consumer.stop()
+    document = json.loads((tmp_path / "summary.json").read_text())
+    assert list(document["runs"]) == ["run 8", "run 9", "going on"]
+    assert document["runs_left_out"] == 8
+    assert text.read_text().startswith("8 earlier runs are left out\n")
+    again, _ = aggregator(tmp_path, keep_runs=3)
+    await again.start()
+    await whole_run(again, "another")
+    await again.stop()
+    document = json.loads((tmp_path / "summary.json").read_text())
+    assert (len(document["runs"]), document["runs_left_out"]) == (3, 9)
+
+
+async def test_a_full_disk_counts_no_record_twice(tmp_path: Path) -> None:
+    """What cannot be written fails the flush, and no handler, which would take the records once more."""
+    consumer, told = aggregator(tmp_path, interval_s=0, output="/dev/full")
+    await consumer.start()
+    await consumer.on_records(records("a", [10, 20]))
+    await consumer.on_run_complete(RunComplete(run_id="a", status="completed", records=2))
+    with pytest.raises(OSError, match="No space left"):
+        await consumer.flush()
+    assert (told[-1].result["records"], told[-1].final) == (2, True)
+    with pytest.raises(OSError, match="No space left"):
+        await consumer.stop()
 
 
 async def test_more_records_than_announced_do_not_change_a_final_summary(tmp_path: Path) -> None:

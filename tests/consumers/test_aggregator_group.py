@@ -167,6 +167,7 @@ class Group:
             await self.commit(partition)
         await self.merge()
         await self.leader.handle(end)
+        await self.leader.instance.flush()
         if self.told[-1].final:  # the others may still change: as the runtime does it
             for part in self.parts:
                 part.instance.forget(end.run_id)

@@ -27,7 +27,7 @@ from phase_bus.events import (
     RunStart,
 )
 from phase_bus.publisher.hooks import PhaseLifecycleHook
-from phase_bus_consumers import ExampleMetricsCollectorHook, metrics
+from phase_bus_consumers import ExampleMetricsCollectorHook
 from phase_bus_consumers.metrics import PhaseMetrics
 
 WARMUP = PhaseRef("warmup", "warmup", 0)
@@ -52,6 +52,7 @@ async def give(consumer: PhaseMetrics, *events: EventBase) -> None:
     """Let a consumer handle events, as its process would."""
     for event in events:
         await handlers_of(consumer)[event.kind](event)
+    await consumer.flush()
 
 
 async def test_a_run_from_start_to_end(output: Path) -> None:
@@ -88,10 +89,10 @@ async def test_a_run_from_start_to_end(output: Path) -> None:
 
 
 async def test_readable_while_the_run_goes_on(output: Path) -> None:
-    """After each handler the file is up to date and whole, with nothing left beside it."""
+    """After each flush the file is up to date and whole, with nothing left beside it."""
     consumer = PhaseMetrics(output)
     await consumer.start()
-    assert read(output) == {"runs": {}}
+    assert read(output) == {"runs": {}, "runs_left_out": 0}
     await give(consumer, PhaseStart(run_id="r1", phase=PROFILING, stats=PhaseStats(start_ns=0)))
     assert read(output)["runs"]["r1"]["phases"]["profiling"]["state"] == "sending"
     progress = PhaseStats(sent=5, completed=3, start_ns=0)
@@ -112,7 +113,7 @@ async def test_an_open_reader_keeps_a_whole_file(output: Path) -> None:
     await consumer.start()
     with output.open() as file:
         await give(consumer, RunStart(run_id="r1"))
-        assert json.load(file) == {"runs": {}}
+        assert json.load(file) == {"runs": {}, "runs_left_out": 0}
 
 
 async def test_runs_are_kept_apart(output: Path) -> None:
@@ -133,13 +134,30 @@ async def test_runs_are_kept_apart(output: Path) -> None:
     assert runs["b"]["status"] == "running"
 
 
-async def test_the_file_stays_small(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a bus that serves run after run, the oldest runs leave the file."""
-    monkeypatch.setattr(metrics, "_KEPT_RUNS", 2)
+async def test_the_file_stays_small(output: Path) -> None:
+    """On a bus that serves run after run, the oldest runs leave the file, and it says how many did."""
+    consumer = PhaseMetrics(output, keep_runs=2)
+    await consumer.start()
+    await give(consumer, *(RunStart(run_id=run_id) for run_id in "abac"))
+    assert list(read(output)["runs"]) == ["a", "c"]
+    assert read(output)["runs_left_out"] == 1
+    consumer = PhaseMetrics(output, keep_runs=2)
+    await consumer.start()
+    await give(consumer, RunStart(run_id="d"))
+    assert (list(read(output)["runs"]), read(output)["runs_left_out"]) == (["c", "d"], 2)
+
+
+async def test_a_publisher_that_repeats_itself_does_not_make_it_grow(output: Path) -> None:
+    """Of too many events of a phase, and phases of a run, the number is kept."""
     consumer = PhaseMetrics(output)
     await consumer.start()
-    await give(consumer, *(RunStart(run_id=run_id) for run_id in "abc"))
-    assert list(read(output)["runs"]) == ["b", "c"]
+    await give(consumer, *(PhaseStart(run_id="r1", phase=PROFILING) for _ in range(1_000)))
+    await give(consumer, *(PhaseStart(run_id="r1", phase=PhaseRef(f"p{n}")) for n in range(1_000)))
+    run = read(output)["runs"]["r1"]
+    phase = run["phases"]["profiling"]
+    assert len(phase["events"]) + phase["events_left_out"] == 1_000
+    assert len(run["phases"]) - 1 + run["phase_events_left_out"] == 1_000
+    assert len(output.read_bytes()) < 200_000
 
 
 async def test_a_file_that_cannot_be_written_is_told_at_start(tmp_path: Path) -> None:
