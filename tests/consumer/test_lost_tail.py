@@ -13,16 +13,22 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from phase_bus.consumer.consumer import named
 from phase_bus.core.control import ClientInfo
-from phase_bus.events import Receipt, Records, Summary
+from phase_bus.core.position import Position
+from phase_bus.errors import PhaseBusError
+from phase_bus.events import PhaseStart, Receipt, Records, Summary
+from phase_bus.harness.dead_letters import event_of
 from phase_bus.journal.files import FILE_NAME
+from phase_bus.journal.rows import DeadLetter
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing import LiveBus
+from phase_bus.testing.process import BusProcess
 from phase_bus.testing.waiting import until
 from phase_bus_consumers.sql import SqlSink
 from tests.support.groups import members
@@ -351,3 +357,60 @@ async def test_what_is_damaged_is_told_by_those_who_miss_it(bus: LiveBus) -> Non
         assert sum((t.published or 0) - t.received for t in said.topics.values()) == 3
         assert [(loss.first, loss.last) for loss in said.journal_losses] == [(10, 11), (40, 40)]
         assert "3 events do not match their checksums" in (bus.directory / "bus.log").read_text()
+
+
+class Failing(WithRecords):
+    """Takes no event."""
+
+    async def on_phase_start(self, event: PhaseStart) -> None:
+        raise RuntimeError("no luck today")
+
+
+async def test_a_dead_letter_whose_event_is_lost(bus: LiveBus) -> None:
+    """It is not retried on the event that is at its offset now."""
+    async with load(bus) as source:
+        async with running(named(Failing(), "failing"), bus.address):
+            await source.publish(3)
+            await until(lambda: len(letters(bus)) == 3)
+        await asyncio.to_thread(bus.kill)
+        (bus.directory / "journal" / f"{FILE_NAME}-wal").write_bytes(b"")
+        await asyncio.to_thread(bus.start)
+        async with running(named(Failing(), "failing"), bus.address):
+            await source.publish(1)
+            await until(lambda: len(letters(bus)) == 1)
+    (letter,) = letters(bus)
+    with bus.reader() as reader:
+        assert event_of(reader, letter) == start(3)
+        for lost in (Position(letter.stream, 99), Position("e" * 32, letter.offset)):
+            moved = msgspec.structs.replace(letter, stream=lost.stream, offset=lost.offset)
+            with pytest.raises(PhaseBusError, match=r"has lost its event .* cannot be retried"):
+                event_of(reader, moved)
+    assert "acknowledged 6 events of publisher" in (bus.directory / "bus.log").read_text()
+
+
+def letters(bus: LiveBus) -> list[DeadLetter]:
+    with bus.reader() as reader:
+        return reader.dead_letters("failing")
+
+
+@pytest.mark.parametrize("durability", ["write", "fsync"])
+def test_what_is_acknowledged_is_as_durable_as_was_asked_for(
+    tmp_path: Path, ipc_dir: Path, durability: str
+) -> None:
+    """By the system calls of the bus's loop: one sync for each turn's events, or none."""
+    options = ("--durability", durability, "--data", str(tmp_path / "journal"), "--heartbeat-s", "60")
+    log, calls = tmp_path / "bus.log", tmp_path / "calls"
+    strace = ("strace", "-f", "-qq", "-e", "trace=fsync,fdatasync", "-o", str(calls))
+    if shutil.which("strace") is None:
+        pytest.skip("needs strace")
+    with BusProcess(log, f"ipc://{ipc_dir}", options=options, under=strace):
+        with Publisher(f"ipc://{ipc_dir}") as publisher:
+            before = 0
+            for number in range(6):
+                publisher.publish(start(number))
+                assert publisher.flush(20)
+                before = before or len(
+                    calls.read_text().splitlines()
+                )  # the log's own begins with the first
+            synced = len(calls.read_text().splitlines()) - before
+    assert synced >= 5 if durability == "fsync" else synced == 0

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -128,7 +129,7 @@ def test_a_run_seen_from_its_journal_alone(one_run: Past) -> None:
     assert sum(line.get("count", 0) for line in lines if line["kind"] == "records") == 3050
     info = past.json("journal", "info")
     assert (info["events"], info["records"], info["runs"]) == (len(lines), 3050, 1)
-    assert info["checkpoints"]["aggregator"] == info["head"]["offset"]
+    assert info["checkpoints"]["aggregator"]["offset"] == info["head"]["offset"]
 
 
 def test_parquet_has_every_record(one_run: Past) -> None:
@@ -208,6 +209,35 @@ def test_verify_finds_a_flipped_byte(one_run: Past) -> None:
     journal.write_bytes(content.replace(b"phase-bus simulate", b"phase-bus simulatf"))
     problems = one_run.json("journal", "verify", code=1)["problems"]
     assert any("checksum" in problem for problem in problems)
+
+
+def test_a_flipped_bit_is_in_no_result(one_run: Past) -> None:
+    """Every result leaves the damaged batch out and says so; replayed, the run is still not whole."""
+    past = one_run
+    (path,) = (past.directory / "state").rglob("journal.sqlite")
+    with JournalReader(path) as reader:
+        batch = next(e for e in reader.entries("one") if e.kind == "records" and e.records > 1)
+    db = sqlite3.connect(path)
+    with db:
+        flipped = batch.payload[:-1] + bytes([batch.payload[-1] ^ 1])
+        db.execute("UPDATE events SET payload = ? WHERE offset = ?", (flipped, batch.offset))
+    db.close()
+    told = f"1 event is damaged and left out (offset {batch.offset})"
+    for form in ("text", "json", "csv", "html"):
+        done = past.run("report", "one", "--format", form)
+        assert (done.returncode, told in done.stderr) == (3, True), done.stderr
+        assert done.stdout
+    summary = past.json("report", "one", code=3)
+    assert (summary["records"], summary["missing_records"]) == (3050 - batch.records, batch.records)
+    for form, output in (("jsonl", "a.jsonl"), ("parquet", "a.parquet")):
+        done = past.run("journal", "export", "--run", "one", "--format", form, "--output", output)
+        assert (done.returncode, told in done.stderr) == (3, True), done.stderr
+    bus, address = past.bus("other")
+    done = past.run("replay", str(path), "--address", address, "--as-fast-as-possible")
+    assert (done.returncode, told in done.stderr) == (3, True), done.stderr
+    past.end(bus)
+    summary = past.json("report", "one", "--data", "other", code=3)
+    assert (summary["records"], summary["missing_records"]) == (3050 - batch.records, batch.records)
 
 
 def test_prune_waits_for_the_bus_to_end(past: Past) -> None:

@@ -250,6 +250,7 @@ class Clients:
         if client is None:
             client = self.by_id[hello.client_id] = Client(hello)
             self._forget_old()
+            self._tell_gap(hello)
         # Nobody can send again what was acknowledged: waiting for it would never end.
         last_seq = self._last_seqs.pop(client.source, 0)
         client.last_seq = client.kept_seq = max(client.last_seq, hello.next_seq - 1, last_seq)
@@ -259,6 +260,17 @@ class Clients:
             self.sources[client.source] = client
             self._orphans.pop(client.source, None)
         return client
+
+    def _tell_gap(self, hello: Hello) -> None:
+        """Tell that a publisher was acknowledged more by an earlier bus than is in the journal."""
+        last_seq = self._last_seqs.get(bytes.fromhex(hello.client_id), 0)
+        if hello.role == "publisher" and self._stream.lineage.segments and hello.next_seq - 1 > last_seq:
+            logger.error(
+                "phase-bus bus: an earlier bus acknowledged %d events of publisher %r that are not in this "
+                "journal: it has lost its end, or it is another one",
+                hello.next_seq - 1 - last_seq,
+                hello.name,
+            )
 
     def _forget_old(self) -> None:
         gone = [client_id for client_id, client in self.by_id.items() if not client.here]

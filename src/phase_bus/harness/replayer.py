@@ -29,7 +29,7 @@ class Replayer:
     """Publishes past events on a bus under a new source id, and waits until the bus has them.
 
     It has no thread and drops nothing: it reads no further than the bus takes. Payloads stay as they are,
-    except for the end of a run, whose counts become those of what was published here.
+    except for the end of a run, whose counts become those of what its publisher published.
     The time between events is divided by ``speed``; None is for as fast as the bus takes them. ``on_sent``
     is called with the number of events that the bus has.
     """
@@ -98,14 +98,23 @@ class Replayer:
             )
         if isinstance(event, RunComplete):
             self._going_on.discard(run_id)
+            # What the journal lost, or is damaged in it, was published all the same: it shall be missed.
+            told = event.parts.get(past.source.hex(), event)
+            published = Counter({self._renamed(each): n for each, n in told.published.items()})
             event = msgspec.structs.replace(
                 event,
-                published=dict(self._published.pop(key, {})),
-                records=self._published_records.pop(key, 0),
+                published=dict(self._published.pop(key, Counter()) | published),
+                records=max(self._published_records.pop(key, 0), told.records),
             )
         if self._run_id is not None:
             event = msgspec.structs.replace(event, run_id=self._run_id)
         return topic_of(event), encode_event(event)
+
+    def _renamed(self, topic: str) -> str:
+        """Return the name of a topic under the run's new id."""
+        if self._run_id is None:
+            return topic
+        return f"{topic.removesuffix(f'{parse_topic(topic.encode()).run_id}$')}{self._run_id}$"
 
     # ---- time, and the bus ----
 
