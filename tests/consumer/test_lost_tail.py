@@ -403,14 +403,14 @@ def test_what_is_acknowledged_is_as_durable_as_was_asked_for(
     strace = ("strace", "-f", "-qq", "-e", "trace=fsync,fdatasync", "-o", str(calls))
     if shutil.which("strace") is None:
         pytest.skip("needs strace")
-    with BusProcess(log, f"ipc://{ipc_dir}", options=options, under=strace):
-        with Publisher(f"ipc://{ipc_dir}") as publisher:
-            before = 0
-            for number in range(6):
-                publisher.publish(start(number))
-                assert publisher.flush(20)
-                before = before or len(
-                    calls.read_text().splitlines()
-                )  # the log's own begins with the first
-            synced = len(calls.read_text().splitlines()) - before
+    with (
+        BusProcess(log, f"ipc://{ipc_dir}", options=options, under=strace),
+        Publisher(f"ipc://{ipc_dir}") as publisher,
+    ):
+        before = 0
+        for number in range(6):
+            publisher.publish(start(number))
+            assert publisher.flush(20)
+            before = before or len(calls.read_text().splitlines())  # with the first the log is begun
+        synced = len(calls.read_text().splitlines()) - before
     assert synced >= 5 if durability == "fsync" else synced == 0
