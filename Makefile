@@ -4,7 +4,7 @@
 #   make VENV=.venv-3.13 ...        uses another environment than .venv, so that one for each Python stand side by side
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos fuzz lint bench schemas docs clean
+.PHONY: help demo test test-slow test-aiperf chaos fuzz lint bench schemas docs clean
 
 VENV := .venv
 export PYTHON VENV
@@ -17,8 +17,11 @@ DEV := $(VENV)/.stamp-dev
 BENCH := $(VENV)/.stamp-bench
 INPUTS := pyproject.toml constraints-dev.txt
 
+# AIPerf 0.12, from which the plugin can be called, in an environment of its own.
+OLD := .venv-aiperf-0.12
+
 help:  ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: $(AIPERF)  ## Run a real AIPerf benchmark against a mock server, followed by four consumers
 	@$(BIN)/python examples/demo.py $(ARGS)
@@ -28,6 +31,10 @@ test: $(DEV)  ## Run the tests, but for the slow ones
 
 test-slow: $(DEV)  ## Run the slow tests
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-aiperf: $(DEV) $(OLD)/.stamp  ## Run the tests that run AIPerf with the oldest version that is known
+	@PHASE_BUS_TEST_AIPERF=$(abspath $(OLD))/bin/aiperf $(BIN)/python -m pytest tests/aiperf/test_plugin_real.py \
+		tests/e2e/test_aiperf.py::test_the_aggregator_agrees_with_aiperf $(ARGS)
 
 chaos: $(DEV)  ## Kill bus, consumers and connections at random, for some minutes
 	@PHASE_BUS_CHAOS_RECORDS=1000000 PHASE_BUS_CHAOS_KILLS=120 $(BIN)/python -m pytest -m chaos tests/chaos $(ARGS)
@@ -62,6 +69,9 @@ $(DOCS): $(INPUTS)
 
 $(DEV): $(INPUTS)
 	@sh scripts/setup-venv.sh aiperf,dev $@ $(AIPERF) $(DOCS)
+
+$(OLD)/.stamp: pyproject.toml constraints-aiperf-0.12.txt
+	@VENV=$(OLD) CONSTRAINTS=constraints-aiperf-0.12.txt sh scripts/setup-venv.sh aiperf $@
 
 $(BENCH): $(INPUTS)
 	@sh scripts/setup-venv.sh aiperf,dev,bench $@ $(AIPERF) $(DEV) $(DOCS)

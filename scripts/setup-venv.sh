@@ -1,18 +1,19 @@
 #!/bin/sh
 # Usage: setup-venv.sh EXTRAS STAMP...
-# Install the project with EXTRAS (for example "aiperf,dev") into $VENV, by default .venv, editable, then touch each
-# STAMP. Two of these at once take turns, and the second finds the work done.
+# Install the project with EXTRAS (for example "aiperf,dev") into $VENV, by default .venv, editable, in the versions of
+# $CONSTRAINTS, by default constraints-dev.txt, then touch each STAMP. Two of these at once take turns, and the second finds the work done.
 set -eu
 
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
+constraints=${CONSTRAINTS:-constraints-dev.txt}
 extras=$1
 stamp=$2
 
 # True if STAMP is newer than everything the environment is made from.
 is_fresh() {
     [ -e "$stamp" ] && "$venv/bin/python" -c '' 2>/dev/null &&
-        [ -z "$(find pyproject.toml constraints-dev.txt -newer "$stamp")" ]
+        [ -z "$(find pyproject.toml "$constraints" -newer "$stamp")" ]
 }
 
 if [ -z "${PHASE_BUS_SETUP_LOCKED:-}" ]; then
@@ -50,7 +51,7 @@ echo "Installing .[$extras] into $venv (the first time takes a few minutes) ..."
 started=$venv/.setup-started
 touch "$started"
 "$venv/bin/python" -m pip install -qq --disable-pip-version-check \
-    --constraint constraints-dev.txt --editable ".[$extras]"
+    --constraint "$constraints" --editable ".[$extras]"
 
 # The stamps bear the time at which the work began, so that an edit made meanwhile is not missed.
 shift

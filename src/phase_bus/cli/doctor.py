@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from typing import Annotated, Literal, TypeAlias
 
 import zmq
@@ -17,6 +17,7 @@ from msgspec import Struct
 from rich.text import Text
 
 from phase_bus import __version__
+from phase_bus.aiperf.environment import KNOWN, lack_of_category
 from phase_bus.cli.options import AddressOption, JsonOption
 from phase_bus.cli.output import make_console, print_json
 from phase_bus.core.address import ADDRESS_VARIABLE, Address, default_address
@@ -89,15 +90,19 @@ def _installed() -> Iterator[Finding]:
 
 def _aiperf() -> Iterator[Finding]:
     try:
-        found = version("aiperf")
+        installed = distribution("aiperf")
     except PackageNotFoundError:
         remedy = "install 'phase-bus[aiperf]' where AIPerf runs"
         yield Finding("note", "aiperf", f"not installed in this environment; {remedy}")
         return
-    if found.startswith("0.13."):
+    found = installed.version
+    if found.startswith(tuple(f"{known}." for known in KNOWN)):
         yield Finding("ok", "aiperf", found)
     else:
-        yield Finding("note", "aiperf", f"{found}; the plugin was tested with 0.13")
+        yield Finding("note", "aiperf", f"{found}; the plugin was tested with {' and '.join(KNOWN)}")
+    if lack := lack_of_category(installed):
+        yield Finding("wrong", "plugin", lack)
+        return
     ask = [sys.executable, "-c", _ASK_AIPERF]
     try:
         answer = subprocess.run(ask, capture_output=True, text=True, timeout=_AIPERF_TIMEOUT_S, check=False)

@@ -10,6 +10,7 @@ import msgspec
 from cyclopts import Parameter
 from rich.text import Text
 
+from phase_bus.aiperf.environment import lack_of_plugin
 from phase_bus.cli.options import AddressesOption, ConfigOption, WithOption
 from phase_bus.cli.output import EXIT_NOT_WHOLE, configure_logging, make_console, say
 from phase_bus.core.address import default_address
@@ -119,6 +120,8 @@ async def _exec(command: tuple[str, ...], config: Config, *, quiet: bool, allow_
     console = make_console(stderr=True)
     async with Rig(config, console, quiet=quiet) as rig:
         _note_ready(rig)
+        if lack := lack_of_plugin(command):
+            rig.progress.note((lack, "yellow"))
         returncode = await run_in_foreground(command, environment(rig.address))
         await rig.settle(f"the command {describe_exit(returncode)} without ending the run")
         if not quiet:
