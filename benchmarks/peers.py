@@ -20,6 +20,7 @@ from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
 from phase_bus.events import EventBase
 from phase_bus.harness.signals import stop_on_signals
+from phase_bus.journal.rows import Durability
 from phase_bus.journal.writer import Journal
 from phase_bus_consumers.aggregator import ResultsAggregator
 
@@ -27,11 +28,11 @@ HIGH_WATER_MARK = 20_000  # more than is ever in flight: nothing is dropped on e
 NOTHING = b"nothing"  # a bare message that only shows that a subscription is in force
 
 
-def bus(ready: Connection, address: str) -> None:
+def bus(ready: Connection, address: str, durability: Durability = "write") -> None:
     """Run a bus."""
     logging.getLogger("phase_bus.bus").setLevel(logging.ERROR)  # that a run never ends is intended here
     where = Address.parse(address)
-    journal = Journal(Path(where.directory) / "journal")
+    journal = Journal(Path(where.directory) / "journal", durability=durability)
     server = Bus([where], BusOptions(high_water_mark=HIGH_WATER_MARK), journal)
     server.install_signals()
     try:

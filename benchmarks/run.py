@@ -37,6 +37,7 @@ NAMES = (
     "batches",
     "aggregation",
     "replay",
+    "durability",
     "resources",
     "groups",
     "growth",
