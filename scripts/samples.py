@@ -339,6 +339,7 @@ _NOTE = control.DeadLetterNote(
     traceback="Traceback ...",
     attempts=3,
     stream=FIRST_STREAM,
+    skipped=2,
 )
 _COMMIT = control.Commit(share=3, token=2, position=_AT_41, saved=b"\x00state", dead_letters=(_NOTE,))
 

@@ -8,11 +8,13 @@ from contextlib import closing
 
 import pytest
 
+from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.wire import Header, parse_topic
-from phase_bus.events import EventBase, PhaseStart, Receipt
+from phase_bus.events import EventBase, PhaseRef, PhaseStart, Receipt
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Entry
 from phase_bus.journal.writer import Journal
+from phase_bus.testing import MemoryBus
 from phase_bus.testing.waiting import until
 from tests.support.buses import DurableBus
 from tests.support.groups import handled, members
@@ -149,3 +151,26 @@ async def test_a_flush_that_fails_keeps_the_checkpoint(kept: DurableBus) -> None
             assert runner.share.dispatcher.handled == {"r": True}
             (receipt,) = await until(lambda: journal.events("r", Receipt) or False)
             assert receipt.complete
+
+
+async def test_a_handler_that_fails_on_everything() -> None:
+    """Its dead letters wait in bounded memory, with short texts; the receipt has the number of all."""
+
+    class Broken(Consumer):
+        async def on_phase_start(self, event: PhaseStart) -> None:
+            raise ValueError("x" * 100_000)
+
+    bus = MemoryBus()
+    bus.publish(*(PhaseStart(run_id="r1", phase=PhaseRef("p")) for _ in range(1_500)))
+    async with bus.consumer(Broken, attempts=1) as run:
+        await run.catch_up()
+        bus.publish(PhaseStart(run_id="r1", phase=PhaseRef("p")))
+        await run.flush()
+        bus.complete_run("r1")
+        await run.catch_up()
+    assert run.receipt.topics["phase_start.r1$"].failed == 1_501
+    assert len(run.dead_letters) == 1_001
+    assert run.dead_letters[-1].skipped == 500
+    for letter in run.dead_letters:
+        assert (len(letter.error), len(letter.traceback) < 20_000) == (1_000, True)
+        assert "characters left out" in letter.traceback

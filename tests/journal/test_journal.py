@@ -11,6 +11,7 @@ import pytest
 
 from phase_bus.errors import JournalError
 from phase_bus.events import Receipt, RunStart, TopicReceipt
+from phase_bus.journal import writer
 from phase_bus.journal.files import FILE_NAME
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Checkpoint, Entry, Head
@@ -135,6 +136,20 @@ def test_dead_letters(journal: Journal) -> None:
     assert not journal.settle_dead_letter(second, None)
     assert journal.dead_letters("log") == []
     assert dead_letter_at(journal, "log", 4) > second
+
+
+def test_dead_letters_are_bounded(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a consumer that fails on everything the first are kept, and the number of the others."""
+    monkeypatch.setattr(writer, "MAX_DEAD_LETTERS", 3)
+    ids = [dead_letter_at(journal, "sql", offset) for offset in range(1, 11)]
+    other = dead_letter_at(journal, "log", 1, skipped=40)
+    assert [letter.id for letter in journal.dead_letters()] == [*ids[:3], other]
+    assert ids[3:] == [0] * 7
+    assert dead_letter_at(journal, "sql", 2) == ids[1], "one that is there is changed"
+    assert journal.dead_letters_left_out() == {"log": 40, "sql": 7}
+    assert journal.settle_dead_letter(ids[0], None)
+    assert dead_letter_at(journal, "sql", 11) > 0
+    assert journal.dead_letters_left_out("sql") == {"sql": 7}
 
 
 def test_runs_and_info_count_what_is_there(journal: Journal) -> None:

@@ -83,7 +83,7 @@ def run_child(code: str, *args: object, prefix: tuple[str, ...] = ()) -> str:
 
 
 def dead_letter_at(
-    journal: Journal, consumer: str, offset: int, run_id: str = "r1", attempts: int = 3
+    journal: Journal, consumer: str, offset: int, run_id: str = "r1", attempts: int = 3, skipped: int = 0
 ) -> int:
     """Add a dead letter; return its id."""
     letter = DeadLetterNote(
@@ -93,5 +93,6 @@ def dead_letter_at(
         error="KeyError: 'x'",
         traceback="Traceback ...",
         attempts=attempts,
+        skipped=skipped,
     )
     return journal.add_dead_letter(consumer, letter, ts_ns=9)

@@ -41,16 +41,23 @@ _COLUMNS = ("ID", "CONSUMER", "KIND", "RUN", "WHEN", "ATTEMPTS", "ERROR", "JOURN
 def list_(*, consumer: _ConsumerOption = None, data: DataOption = None, json: JsonOption = False) -> None:
     """List the dead letters: events that consumers failed on, by journal, the oldest first.
 
+    A journal keeps the first 1,000 of a consumer; how many more there were at least is told below, and in
+    JSON by objects with 'left_out' and no 'id'.
+
     For example:
 
         phase-bus dead-letters list
         phase-bus dead-letters list --consumer alerting --json
     """
-    found = [
-        (reader.path, it) for reader in readable_journals(data) for it in reader.dead_letters(consumer)
-    ]
+    found: list[tuple[Path, DeadLetter]] = []
+    left_out: list[tuple[Path, str, int]] = []
+    for reader in readable_journals(data):
+        found += [(reader.path, it) for it in reader.dead_letters(consumer)]
+        left_out += [(reader.path, *more) for more in reader.dead_letters_left_out(consumer).items()]
     if json:
-        print_json([{**msgspec.to_builtins(it), "journal": str(path)} for path, it in found])
+        letters = [{**msgspec.to_builtins(it), "journal": str(path)} for path, it in found]
+        more = [{"consumer": name, "left_out": n, "journal": str(path)} for path, name, n in left_out]
+        print_json([*letters, *more])
         return
     empty = "no dead letters" if data is None else f"no dead letters in {data}"
     rows = (
@@ -67,6 +74,8 @@ def list_(*, consumer: _ConsumerOption = None, data: DataOption = None, json: Js
         for path, it in found
     )
     print_table(_COLUMNS, rows, empty)
+    for path, name, n in left_out:
+        print_line(f"and at least {n:,} more of consumer {name!r} that {short_name(path)} does not keep")
 
 
 def show(letter_id: int, /, *, data: _LettersOption = None, json: JsonOption = False) -> None:

@@ -28,6 +28,8 @@ logger = logging.getLogger("phase_bus.consumer")
 ATTEMPTS = 3
 KEPT_JOURNAL_LOSSES = 20  # of one receipt, and of one consumer for `status`: the latest
 _KEPT_LOSSES = 100
+_WAITING_LETTERS = 1000  # dead letters that the bus has not taken over yet
+_ERROR_CHARACTERS, _TRACEBACK_CHARACTERS = 1000, 16_000  # of a dead letter
 _KEPT_TOLD = 20 * _KEPT_LOSSES  # those of all shares of a group
 _SHORT_WAIT_S = 0.05  # instead, while no handler succeeds: a consumer that is broken shall not fall behind
 
@@ -71,7 +73,7 @@ class Dispatcher:
         done_offset: up to here the consumer has everything already, so handlers are not called.
         failed: dead letters and malformed events.
         handled: the runs whose end is handled and written out, and whether everything was.
-        dead_letters: those that the bus has not taken over yet.
+        dead_letters: those that the bus has not taken over yet; of too many only the number is told.
         losses: what was lost and is to be told in the next receipt, by a name for each. In a share of a
             group that does not lead they stay, the latest of them; the leader tells them.
         told_losses: those of the group's other shares that this one, which leads, has told.
@@ -85,6 +87,7 @@ class Dispatcher:
         self.failed = 0
         self.handled: dict[str, bool] = {}
         self.dead_letters: list[DeadLetterNote] = []
+        self._skipped = 0  # failures without a dead letter, to be told with the next one
         self.losses: dict[str, Loss] = {}
         self.told_losses: list[str] = []
         self._consumer = consumer
@@ -355,17 +358,23 @@ class Dispatcher:
         )
         self.failed += 1
         counts.failed += 1
+        if len(self.dead_letters) >= _WAITING_LETTERS:
+            self._skipped += 1
+            return
+        told = as_text("".join(traceback.format_exception(error)))
         self.dead_letters.append(
             DeadLetterNote(
                 offset=offset,
                 stream=self._context.lineage.position(offset).stream,
                 run_id=run_id,
                 kind=kind,
-                error=as_text(repr(error)),
-                traceback=as_text("".join(traceback.format_exception(error))),
+                error=as_text(repr(error))[:_ERROR_CHARACTERS],
+                traceback=_shortened(told, _TRACEBACK_CHARACTERS),
                 attempts=attempts,
+                skipped=self._skipped,
             )
         )
+        self._skipped = 0
 
     def _skip_unknown(self, topic: bytes) -> None:
         kind = parse_topic(topic).kind
@@ -376,6 +385,14 @@ class Dispatcher:
                 self._context.name,
                 kind,
             )
+
+
+def _shortened(text: str, most: int) -> str:
+    """Return a text's beginning and, mostly, its end, where a traceback says what went wrong."""
+    if len(text) <= most:
+        return text
+    begin, end = most // 4, most - most // 4
+    return f"{text[:begin]}\n... {len(text) - most:,} characters left out ...\n{text[-end:]}"
 
 
 def _by_run(losses: Iterable[Loss]) -> tuple[Loss, ...]:

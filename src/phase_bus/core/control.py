@@ -32,6 +32,8 @@ class DeadLetterNote(Struct, frozen=True, kw_only=True):
         error: the exception in one line.
         traceback: the exception in full.
         attempts: how often it was tried.
+        skipped: how many events it failed on before this one, since the last note, that have none: there
+            were too many at once.
     """
 
     offset: Int
@@ -41,6 +43,7 @@ class DeadLetterNote(Struct, frozen=True, kw_only=True):
     traceback: str = ""
     attempts: Int = 1
     stream: str = ""
+    skipped: Int = 0
 
     @property
     def position(self) -> Position:

@@ -5,6 +5,7 @@ Tables of ``journal.sqlite``:
 - ``events``: one row an event. What its columns hold besides the frames is covered by ``crc``.
 - ``streams``: one row for each topic of each source: what its events have in common, and their counts.
 - ``runs``, ``checkpoints``, ``dead_letters``: as their names say.
+- ``dead_letters_left_out``: how many events without a dead letter a consumer failed on, at least.
 - ``consumers``: when the bus last saw each consumer or group, and what it takes.
 - ``pruned_runs``: what the runs held that were pruned last, and which consumers had not read it.
 - ``segments``: one row for each stream, that is each start of a bus, with the offset it begins at.
@@ -76,6 +77,7 @@ CREATE TABLE dead_letters (
     traceback TEXT NOT NULL, ts_ns INTEGER NOT NULL, attempts INTEGER NOT NULL,
     UNIQUE (consumer, stream, offset)
 );
+CREATE TABLE dead_letters_left_out (consumer TEXT PRIMARY KEY, count INTEGER NOT NULL);
 CREATE TABLE past (
     id INTEGER PRIMARY KEY CHECK (id = 1), offset INTEGER NOT NULL, event_number INTEGER NOT NULL,
     pruned INTEGER NOT NULL

@@ -252,6 +252,16 @@ class JournalReader:
         """Return the dead letters of one consumer or group, or of all, the oldest first."""
         return self._structs(DeadLetter, _DEAD_LETTERS, consumer)
 
+    def dead_letters_left_out(self, consumer: str | None = None) -> dict[str, int]:
+        """Return how many more events a consumer or group, or each, failed on, at least, by name."""
+        rows = self._query(
+            "SELECT consumer, count FROM dead_letters_left_out"
+            " WHERE ?1 IS NULL OR consumer = ?1 OR substr(consumer, 1, length(?1) + 1) = ?1 || '/'"
+            " ORDER BY consumer",
+            consumer,
+        )
+        return {name: int(count) for name, count in rows}
+
     # ---- what is gone ----
 
     def pruned_runs(self, after: int = 0, until: int = _NO_END) -> list[PrunedRun]:

@@ -82,6 +82,12 @@ VALUES (:consumer, :stream, :offset, :run_id, :kind, :error, :traceback, :ts_ns,
 ON CONFLICT (consumer, stream, offset) DO UPDATE SET error = excluded.error, traceback = excluded.traceback,
     ts_ns = excluded.ts_ns, attempts = excluded.attempts
 """
+# Of a consumer, or a share of a group: whoever fails on everything is not worth more of them.
+MAX_DEAD_LETTERS = 1000
+_LEAVE_OUT_DEAD_LETTERS = """
+INSERT INTO dead_letters_left_out VALUES (?, ?)
+ON CONFLICT (consumer) DO UPDATE SET count = count + excluded.count
+"""
 _KEEP_SEQS = """
 INSERT INTO past_sources SELECT source, max(last_seq), ? FROM streams WHERE run_id = ? GROUP BY source
 ON CONFLICT (source) DO UPDATE SET ts_ns = excluded.ts_ns, last_seq = max(last_seq, excluded.last_seq)
@@ -282,18 +288,25 @@ class Journal(HoldingJournal):
             self._written_bytes += len(state or b"")
 
     def add_dead_letter(self, consumer: str, letter: DeadLetterNote, ts_ns: int) -> int:
-        """Add a dead letter of a consumer; return its number.
+        """Add a dead letter of a consumer; return its number, 0 if that has too many: then it is counted.
 
         A consumer that does so again with the same event changes its first dead letter.
         """
         row = {**msgspec.structs.asdict(letter), "consumer": consumer, "ts_ns": ts_ns}
+        find = (
+            "SELECT id FROM dead_letters"
+            " WHERE consumer = :consumer AND stream = :stream AND offset = :offset"
+        )
         with self.transaction():
+            known = self._db.execute(find, row).fetchone()
+            count = "SELECT count(*) FROM dead_letters WHERE consumer = :consumer"
+            left_out = known is None and self._db.execute(count, row).fetchone()[0] >= MAX_DEAD_LETTERS
+            if left_out or letter.skipped:
+                self._db.execute(_LEAVE_OUT_DEAD_LETTERS, (consumer, letter.skipped + left_out))
+            if left_out:
+                return 0
             self._db.execute(_ADD_DEAD_LETTER, row)
-            (letter_id,) = self._db.execute(
-                "SELECT id FROM dead_letters"
-                " WHERE consumer = :consumer AND stream = :stream AND offset = :offset",
-                row,
-            ).fetchone()
+            (letter_id,) = self._db.execute(find, row).fetchone()
         return int(letter_id)
 
     def settle_dead_letter(self, letter_id: int, saved: bytes | None) -> bool:
