@@ -16,7 +16,7 @@ from phase_bus.errors import ConfigError
 from phase_bus.events import Records, RunStart
 from phase_bus.journal.reader import JournalReader
 from phase_bus.reporting.source import compute
-from phase_bus.reporting.sweep import Sweep, identify
+from phase_bus.reporting.sweep import Sweep, _over_trials, identify
 from phase_bus.reporting.sweep_text import sweep_text
 from tests.support.journals import Made, Phase, sweep_of, write_journal
 
@@ -161,3 +161,13 @@ def test_without_scipy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "scipy.special", None)
     with pytest.raises(ConfigError, match=r"scipy.*pip install 'phase-bus\[report\]'"):
         Sweep("s")
+
+
+def test_an_interval_ends_where_its_quantity_does() -> None:
+    """Few errors in a few trials are no negative rate of errors, and many are not more than all."""
+    few = _over_trials([0.0, 0.0, 0.02], "fraction")
+    many = _over_trials([1.0, 0.98, 1.0], "fraction")
+    assert (few["ci95_low"], few["ci95_high"]) == (0.0, pytest.approx(0.0353, abs=1e-4))
+    assert (many["ci95_low"], many["ci95_high"]) == (pytest.approx(0.9647, abs=1e-4), 1.0)
+    assert _over_trials([1e6, 9e6], "ns")["ci95_low"] == 0.0
+    assert _over_trials([1e6, 9e6], "ns")["ci95_high"] > 50e6

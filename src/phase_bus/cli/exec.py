@@ -52,6 +52,7 @@ class Setup:
 
 _DEFAULTS = Setup()
 _NAMED = 10  # of the journals that were removed
+_SHOWN_RUNS = 10  # whose results and ledgers are shown
 
 
 def exec_command(*command: str, setup: Setup = _DEFAULTS, allow_no_run: bool = False) -> int:
@@ -127,7 +128,7 @@ async def _exec(command: tuple[str, ...], config: Config, *, quiet: bool, allow_
         if not quiet:
             from phase_bus.aggregation.text import render_text
 
-            for result in rig.progress.results.values():
+            for result in list(rig.progress.results.values())[-_SHOWN_RUNS:]:
                 console.print()
                 console.print(Text(render_text(result, brief=True)), soft_wrap=True)
             _print_ledger(rig, console)
@@ -160,7 +161,14 @@ def _note_ready(rig: Rig, hint: str = "") -> None:
 
 def _print_ledger(rig: Rig, console: Console) -> None:
     """Print for each run what became of its events at each consumer."""
-    for run_id in rig.progress.ended:
+    shown = list(rig.progress.ended)[-_SHOWN_RUNS:]
+    earlier = len(rig.progress.ended) - len(shown) + rig.progress.left_out
+    if earlier:
+        rig.note(
+            f"these are the last {len(shown)} runs; 'phase-bus runs' lists the {earlier} before them, and "
+            "'phase-bus report' and 'phase-bus receipts' show each"
+        )
+    for run_id in shown:
         said = [receipt for (run, _), receipt in rig.progress.receipts.items() if run == run_id]
         console.print()
         console.print(f"Ledger of run {run_id}, in events:", soft_wrap=True)

@@ -15,11 +15,14 @@ from rich.console import Console
 from rich.text import Text
 
 from phase_bus import events
+from phase_bus.aggregation.windows import find_column
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.printable import printable
 from phase_bus.core.records import RecordBatch
 
 _EVERY_S = 2.0
+KEPT_RUNS = 100  # ``up`` sees run after run
+_KEPT_PHASES = 1000  # that go on
 _LATENCIES = ("request_latency", "time_to_first_token")
 _STYLES = {"completed": "green", "cancelled": "yellow", "failed": "red", "lost": "red"}
 
@@ -36,16 +39,25 @@ class _Phase:
 
 
 class Progress(Consumer):
-    """Shows how the runs on a bus go."""
+    """Shows how the runs on a bus go.
+
+    Attributes:
+        results: the last summaries of runs; these, ``ended`` and ``receipts`` are of the latest runs.
+        ended: the ends of runs.
+        left_out: how many runs ended before these.
+        receipts: the last ones by run and consumer.
+        profiling: set as soon as a profiling phase has begun.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self.results: dict[str, dict[str, Any]] = {}  # final summaries by run
+        self.results: dict[str, dict[str, Any]] = {}
         self.ended: dict[str, events.RunComplete] = {}
-        self.receipts: dict[tuple[str, str], events.Receipt] = {}  # the last by run and consumer
-        self.profiling = asyncio.Event()  # set as soon as a profiling phase has begun
+        self.left_out = 0
+        self.receipts: dict[tuple[str, str], events.Receipt] = {}
+        self.profiling = asyncio.Event()
         self._phases: dict[tuple[str, int], _Phase] = {}
-        self._runs: list[str] = []
+        self._runs = 0
         self._shown_s = time.monotonic()
 
     def say(self, who: str, line: str) -> None:
@@ -65,7 +77,7 @@ class Progress(Consumer):
 
     async def on_run_start(self, event: events.RunStart) -> None:
         """Show that a run began."""
-        self._runs.append(event.run_id)
+        self._runs += 1
         what = ", ".join(filter(None, (event.producer, *event.models)))
         self.note(f"run {event.run_id} started{f': {what}' if what else ''}")
 
@@ -110,8 +122,9 @@ class Progress(Consumer):
         phase.records += event.count
         phase.errors += len(event.errors)
         for name, parts in phase.latencies_ns.items():
-            if name in batch:
-                parts.append(batch.values(name))
+            column = find_column(batch, name)
+            if column is not None and column.type in "if":
+                parts.append(column.values[np.isfinite(column.values)])
         self._show_from_time_to_time(event)
 
     async def on_drop(self, event: events.Drop) -> None:
@@ -130,6 +143,12 @@ class Progress(Consumer):
         )
         for key in [key for key in self._phases if key[0] == event.run_id]:
             del self._phases[key]
+        if len(self.ended) > KEPT_RUNS:
+            old = next(iter(self.ended))
+            del self.ended[old]
+            self.left_out += 1
+            self.results.pop(old, None)
+            self.receipts = {key: said for key, said in self.receipts.items() if key[0] != old}
 
     async def on_receipt(self, event: events.Receipt) -> None:
         """Keep the last receipt of each consumer."""
@@ -141,10 +160,12 @@ class Progress(Consumer):
             self.results[event.run_id] = event.result
 
     def _phase(self, event: events.PhaseEvent | events.Records) -> _Phase:
+        if len(self._phases) > _KEPT_PHASES:  # their ends were lost
+            del self._phases[next(iter(self._phases))]
         return self._phases.setdefault((event.run_id, event.phase.index), _Phase())
 
     def _title(self, event: events.PhaseEvent | events.Records) -> str:
-        run = f"{event.run_id} " if len(self._runs) > 1 else ""
+        run = f"{event.run_id} " if self._runs > 1 else ""
         return f"{run}{event.phase.name}"
 
     def _show_from_time_to_time(self, event: events.PhaseEvent | events.Records) -> None:
@@ -161,8 +182,9 @@ class Progress(Consumer):
         if phase.records:
             parts.append(f"{(phase.records - phase.shown_records) / elapsed_s:,.0f} req/s")
         for name, label in zip(_LATENCIES, ("latency", "TTFT"), strict=True):
-            if phase.latencies_ns[name]:
-                p50, p99 = np.percentile(np.concatenate(phase.latencies_ns[name]), (50, 99)) / 1e6
+            values = np.concatenate([np.empty(0), *phase.latencies_ns[name]])
+            if len(values):
+                p50, p99 = np.percentile(values, (50, 99)) / 1e6
                 parts.append(f"{label} p50 {p50:.1f} p99 {p99:.1f} ms")
                 phase.latencies_ns[name].clear()
         errors = max(phase.errors, phase.stats.errors)

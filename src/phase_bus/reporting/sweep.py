@@ -91,7 +91,8 @@ class Sweep:
           summarised, and in ``pooled`` the metric over the requests of all trials.
         - A statistic has ``n`` (trials that have it), ``mean``, ``std`` (of the sample), the ends of
           the confidence interval of the mean by Student's t, ``ci95_low`` and ``ci95_high``, None for
-          fewer than two trials, and the trials' ``values``.
+          fewer than two trials, and the trials' ``values``. The interval ends where the quantity does: at
+          0, as none of these can be negative, and that of a fraction at 1.
 
         Units are the raw ones of the bus: latencies are in ``ns``.
         """
@@ -147,7 +148,7 @@ class _Phase:
         return {
             "title": title,
             "unit": unit,
-            "statistics": {statistic: _over_trials(found) for statistic, found in values.items()},
+            "statistics": {statistic: _over_trials(found, unit) for statistic, found in values.items()},
             "pooled": _pooled(self._pooled[name]) if name in self._pooled else None,
         }
 
@@ -195,16 +196,18 @@ def mean_half_width(values: Sequence[float]) -> float:
     return student_t(len(values)) * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def _over_trials(values: Sequence[float]) -> dict[str, Any]:
+def _over_trials(values: Sequence[float], unit: str) -> dict[str, Any]:
     n, mean = len(values), statistics.fmean(values)
     std = statistics.stdev(values) if n > 1 else None
     half = mean_half_width(values) if n > 1 else None
+    # Student's t knows of no bounds; a value beyond one, by a clock that was set, is not hidden by it.
+    least, most = min(0.0, *values), max(1.0, *values) if unit == "fraction" else math.inf
     return {
         "n": n,
         "mean": mean,
         "std": std,
-        "ci95_low": None if half is None else mean - half,
-        "ci95_high": None if half is None else mean + half,
+        "ci95_low": None if half is None else max(mean - half, least),
+        "ci95_high": None if half is None else min(mean + half, most),
         "values": list(values),
     }
 

@@ -82,7 +82,8 @@ class _Plot:
         }
         # A separate trace: plotly draws a missing error as one of zero.
         known = [(variation, trials) for variation, trials in points if trials["ci95_high"] is not None]
-        halves = [(trials["ci95_high"] - trials["mean"]) * self._factor for _, trials in known]
+        above = [(trials["ci95_high"] - trials["mean"]) * self._factor for _, trials in known]
+        below = [(trials["mean"] - trials["ci95_low"]) * self._factor for _, trials in known]
         bars = {
             **self._places(known),
             "legendgroup": name,
@@ -90,7 +91,14 @@ class _Plot:
             "hoverinfo": "skip",
             "mode": "lines",
             "line": {"width": 0},
-            "error_y": {"type": "data", "array": halves, "color": color, "thickness": 1.4, "width": 6},
+            "error_y": {
+                "type": "data",
+                "array": above,
+                "arrayminus": below,
+                "color": color,
+                "thickness": 1.4,
+                "width": 6,
+            },
         }
         return [line, bars]
 

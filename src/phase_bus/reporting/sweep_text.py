@@ -77,8 +77,11 @@ def _in_overview(metric: Mapping[str, Any] | None, statistic: str) -> str:
         return "-"
     trials, (_, factor) = metric["statistics"][statistic], readable_unit(metric["unit"])
     mean = format_number(trials["mean"] * factor)
-    high = trials["ci95_high"]
-    return mean if high is None else f"{mean} \u00b1 {format_number((high - trials['mean']) * factor)}"
+    low, high = trials["ci95_low"], trials["ci95_high"]
+    if high is None:
+        return mean
+    half = max(high - trials["mean"], trials["mean"] - low)  # one may end where the quantity does
+    return f"{mean} \u00b1 {format_number(half * factor)}"
 
 
 def notes(sweep: Mapping[str, Any]) -> Iterable[str]:
