@@ -14,6 +14,7 @@ from phase_bus.core.position import Position
 from phase_bus.errors import JournalError
 from phase_bus.journal.rows import Checkpoint
 from phase_bus.journal.writer import Journal
+from tests.support.entries import Log
 
 BUS_ID = "b" * 32
 CONSUMER = ClientInfo(client_id="1" * 32, role="consumer", name="c", pid=1, host="", state="ready")
@@ -22,8 +23,10 @@ LETTER = DeadLetterNote(offset=4, run_id="r", kind="phase_start", error="KeyErro
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    """An empty journal."""
+    """A journal of ten events."""
+    log = Log()
     with Journal(tmp_path) as journal:
+        journal.append([log.entry() for _ in range(10)])
         yield journal
 
 
@@ -68,6 +71,16 @@ def test_a_commit_that_fails_confirms_nothing(
         EVENTS: journal.lineage.position(7)
     }
     assert journal.checkpoint("c") == Checkpoint(journal.lineage.position(7), b"s")
+
+
+@pytest.mark.parametrize("stream", ["", "f" * 32])
+@pytest.mark.parametrize("offset", [5, 11, 2**62])
+def test_a_position_that_is_nowhere_is_not_kept(journal: Journal, stream: str, offset: int) -> None:
+    """In another stream, or beyond the end: what comes there later is not what the consumer had."""
+    nowhere = Position(stream or journal.stream, offset)
+    kept = Checkpoints(BUS_ID, journal).keep(CONSUMER, beat(nowhere), None).kept
+    assert kept == ({EVENTS: nowhere} if (stream, offset) == ("", 5) else {})
+    assert (journal.checkpoint("c") is not None) == bool(kept)
 
 
 def test_a_beat_without_a_position_confirms_none(journal: Journal) -> None:

@@ -35,6 +35,7 @@ from tests.support.groups import (
     publish,
     shared_out,
 )
+from tests.support.recorder import publish as numbered
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -243,6 +244,7 @@ def test_a_late_commit_is_refused(ipc_dir: Path, tmp_path: Path) -> None:
     """A member that slept too long cannot overwrite what its successor has committed meanwhile."""
     kept = DurableBus(ipc_dir, tmp_path / "journal", BusOptions(heartbeat_s=0.1, silent_after_s=0.5))
     try:
+        numbered(kept.address, 5)
         at = kept.journal.lineage.position
         with RawClient(kept.address) as sleeper, RawClient(kept.address) as successor:
             first = join(sleeper, "a" * 32)

@@ -16,10 +16,13 @@ from phase_bus.core.position import Position
 from phase_bus.core.session import introduce, is_gone, pid_space
 from phase_bus.errors import NameTakenError
 from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.writer import Journal
 from phase_bus.testing import LiveBus, MemoryBus, make_event, make_run, until, wait_until
 from phase_bus.testing.process import PythonProcess
 from tests.support.buses import BusThread, DurableBus
 from tests.support.clients import RawClient
+from tests.support.entries import Log
+from tests.support.recorder import publish
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -115,6 +118,7 @@ def test_who_was_away_changes_nothing(kept: DurableBus) -> None:
     kept.close()
     kept.options = type(kept.options)(heartbeat_s=0.05, silent_after_s=0.1)
     kept.open()
+    publish(kept.address, 5)
     at = kept.journal.lineage.position
     letter = DeadLetterNote(offset=1, run_id="r", kind="records", error="late")
     with RawClient(kept.address) as first, RawClient(kept.address) as second:
@@ -176,6 +180,9 @@ async def test_a_successor_that_has_come_and_gone_with_another_bus(kept: Durable
     running = asyncio.create_task(run_consumer(Counting(), kept.address, name="one"))
     await until(lambda: is_ready(kept))
     kept.close()
+    with Journal(kept.data) as journal:
+        log = Log(journal.head)
+        journal.append([log.entry() for _ in range(9)])
     kept.open()
     with RawClient(kept.address) as other:  # all at once: the first one cannot come in between
         assert isinstance(other.ask(hello(SECOND)), Welcome)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from phase_bus.core.position import KEPT_STREAMS
-from phase_bus.errors import JournalError
+from phase_bus.errors import JournalDamagedError, JournalError
 from phase_bus.journal.files import FILE_NAME
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.writer import Journal
@@ -207,3 +207,23 @@ def test_a_saved_state_is_as_good_as_a_commit(tmp_path: Path) -> None:
         assert journal.settle_dead_letter(letter, b"after")
         assert journal.checkpoint("sums") == (position, b"after")
         assert journal.verify() == []
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_a_main_file_that_is_cut_is_told(tmp_path: Path, *, logged: bool) -> None:
+    """It is not what a power cut does: nothing is guessed, whether the log is there or not."""
+    log = Log()
+    with Journal(tmp_path / "a") as journal:
+        journal.append([log.entry("records", payload=bytes(3000)) for _ in range(100)])
+    with Journal(tmp_path / "a") as journal:
+        journal.append([log.entry("records", payload=bytes(3000)) for _ in range(20)])
+        copy = copy_of(tmp_path / "a", tmp_path / "b")
+    if not logged:
+        (copy / f"{FILE_NAME}-wal").unlink()
+    size = (copy / FILE_NAME).stat().st_size
+    for part in range(1, 10):
+        shutil.copytree(copy, cut := tmp_path / str(part))
+        with (cut / FILE_NAME).open("r+b") as file:
+            file.truncate(size * part // 10)
+        with pytest.raises(JournalDamagedError, match="malformed"), Journal(cut) as journal:
+            read_all(journal)

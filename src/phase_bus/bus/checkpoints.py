@@ -82,7 +82,9 @@ class Checkpoints:
         )
 
     def _is_here(self, position: Position) -> bool:
-        return self._lineage.find(position).found == "here"
+        """Return whether there is such a place: from one beyond the end a consumer would skip events."""
+        head = None if self._journal is None else self._journal.head.offset
+        return self._lineage.find(position, head).found == "here"
 
     def settle(self, letter_id: int, saved: bytes | None) -> bool:
         """Forget a dead letter that was handled after all; return whether that is kept, or else logged.
