@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from phase_bus.aiperf.environment import lack_of_plugin
+from phase_bus.aiperf.environment import has_dashboard, lack_of_plugin
 from tests.support.workplace import Workplace
 
 
@@ -102,3 +102,35 @@ def test_exec_says_it_at_once_and_goes_on(workplace: Workplace) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ran ")
     assert "no phase-bus plugin" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("aiperf profile -m m", True),
+        ("/x/bin/aiperf profile --ui dashboard", True),
+        ("python3.11 -m aiperf profile --ui-type=dashboard", True),
+        ("uv run aiperf profile", True),
+        ("aiperf profile --ui none --ui dashboard", True),
+        ("aiperf profile --config dashboard.yaml", True),
+        ("aiperf profile --config nowhere.yaml", True),
+        ("aiperf profile --ui none", False),
+        ("aiperf profile --ui=simple", False),
+        ("aiperf profile --ui-type none", False),
+        ("aiperf profile -v", False),
+        ("aiperf profile --extra-verbose", False),
+        ("aiperf profile -f simple.yaml", False),
+        ("aiperf plot", False),
+        ("aiperf", False),
+        ("python script.py profile", False),
+        ("./nightly.sh", False),
+    ],
+)
+def test_which_command_has_a_dashboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, expected: bool
+) -> None:
+    """AIPerf's rules: the last option, its configuration file, other displays with -v."""
+    (tmp_path / "simple.yaml").write_text("benchmark:\n  runtime:\n    ui: simple\n")
+    (tmp_path / "dashboard.yaml").write_text("benchmark:\n  model: m\n")
+    monkeypatch.chdir(tmp_path)
+    assert has_dashboard(command.split()) == expected

@@ -1,4 +1,4 @@
-"""Whether the AIPerf that a command starts has the plugin: files are looked at, nothing is imported."""
+"""What is to be known of the AIPerf that a command starts: files are looked at, nothing is imported."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import Distribution
 from pathlib import Path
 
 PLUGINS = "aiperf.plugins"
 KNOWN = ("0.12", "0.13")
 _CATEGORY = re.compile(r"^stream_exporter:", re.MULTILINE)
+_QUIET = {"-v", "--verbose", "-vv", "--extra-verbose"}  # of AIPerf: they choose another display
+_UI_IN_FILE = re.compile(r"""^\s*ui:\s*["']?(\w+)""", re.MULTILINE)
 _PYTHON = re.compile(r"python[0-9.]*")
 # The first line of a script, or the second if the path to Python is too long for the first.
 _INTERPRETER = re.compile(
@@ -29,6 +32,43 @@ def lack_of_plugin(command: Sequence[str]) -> str:
         return "" if python is None else _lack_in(python)
     except Exception:  # a look that fails must not keep the benchmark from running
         return ""
+
+
+def has_dashboard(command: Sequence[str]) -> bool:
+    """Return whether a command is an AIPerf benchmark that takes the whole screen of a terminal."""
+    words = _arguments_of_aiperf(command)
+    if words[:1] != ["profile"] or not _QUIET.isdisjoint(words):
+        return False
+    ui = _value(words, ("--ui", "--ui-type"))
+    if not ui and (file := _value(words, ("--config", "-f"))):
+        with suppress(OSError, UnicodeDecodeError):  # AIPerf says so
+            set_there = _UI_IN_FILE.search(Path(file).read_text("utf-8"))
+            ui = set_there[1] if set_there else ""
+    return ui.lower() in ("", "dashboard")
+
+
+def _value(words: Sequence[str], names: Sequence[str]) -> str:
+    """Return the value of an option, the last one given."""
+    value = ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, text = word.partition("=")
+        if name in names:
+            value = text if equals else following
+    return value
+
+
+def _arguments_of_aiperf(command: Sequence[str]) -> list[str]:
+    """Return the arguments of AIPerf, if that is what a command starts."""
+    name = Path(command[0]).name
+    if name == "aiperf":
+        return list(command[1:])
+    if tuple(command[1:3]) == ("run", "aiperf") if name == "uv" else _runs_module(command):
+        return list(command[3:])
+    return []
+
+
+def _runs_module(command: Sequence[str]) -> bool:
+    return bool(_PYTHON.fullmatch(Path(command[0]).name)) and tuple(command[1:3]) == ("-m", "aiperf")
 
 
 def lack_of_category(aiperf: Distribution) -> str:
@@ -63,7 +103,7 @@ def _python_of(command: Sequence[str]) -> Path | None:
         script = _in_project_of_uv()
     elif name == "aiperf":
         script = shutil.which(command[0])
-    elif _PYTHON.fullmatch(name) and tuple(command[1:3]) == ("-m", "aiperf"):
+    elif _runs_module(command):
         found = shutil.which(command[0])
         return None if found is None else Path(found)
     else:

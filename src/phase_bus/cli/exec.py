@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from cyclopts import Parameter
 from rich.text import Text
 
-from phase_bus.aiperf.environment import lack_of_plugin
+from phase_bus.aiperf.environment import has_dashboard, lack_of_plugin
 from phase_bus.cli.options import AddressesOption, ConfigOption, WithOption
 from phase_bus.cli.output import EXIT_NOT_WHOLE, configure_logging, make_console, say
 from phase_bus.core.address import default_address
@@ -55,7 +57,12 @@ _NAMED = 10  # of the journals that were removed
 _SHOWN_RUNS = 10  # whose results and ledgers are shown
 
 
-def exec_command(*command: str, setup: Setup = _DEFAULTS, allow_no_run: bool = False) -> int:
+def exec_command(
+    *command: str,
+    setup: Setup = _DEFAULTS,
+    allow_no_run: bool = False,
+    hold_output: Literal["auto", "always", "never"] = "auto",
+) -> int:
     """Run a benchmark command with a bus and consumers around it.
 
     Starts the bus and the consumers, waits until each is ready, runs COMMAND with the bus's address in
@@ -77,16 +84,20 @@ def exec_command(*command: str, setup: Setup = _DEFAULTS, allow_no_run: bool = F
     Args:
         command: The command and its arguments, after '--'.
         allow_no_run: Exit with COMMAND's exit code also if it published no run.
+        hold_output: Whether to show what is to be said only after COMMAND has ended: 'always', 'never', or
+            'auto', while AIPerf's dashboard has the terminal, whose screen and all that is on it vanishes
+            at its end.
     """
+    hold = hold_output == "always" or (hold_output == "auto" and _covers_screen(command))
     check_command(command)
     loaded = setup.load()
     if loaded.data:
-        return asyncio.run(_exec(command, loaded, quiet=setup.quiet, allow_no_run=allow_no_run))
+        return asyncio.run(_exec(command, loaded, quiet=setup.quiet, allow_no_run=allow_no_run, hold=hold))
     with ExecJournal() as journal:
         if journal.removed:
             say(_tell_removed(journal.removed))
         loaded = msgspec.structs.replace(loaded, data=str(journal.directory))
-        return asyncio.run(_exec(command, loaded, quiet=setup.quiet, allow_no_run=allow_no_run))
+        return asyncio.run(_exec(command, loaded, quiet=setup.quiet, allow_no_run=allow_no_run, hold=hold))
 
 
 def up(*, setup: Setup = _DEFAULTS) -> None:
@@ -114,7 +125,9 @@ def _tell_removed(names: list[str]) -> str:
     )
 
 
-async def _exec(command: tuple[str, ...], config: Config, *, quiet: bool, allow_no_run: bool) -> int:
+async def _exec(
+    command: tuple[str, ...], config: Config, *, quiet: bool, allow_no_run: bool, hold: bool
+) -> int:
     from phase_bus.harness.children import describe_exit, environment
     from phase_bus.harness.rig import Rig
 
@@ -123,7 +136,10 @@ async def _exec(command: tuple[str, ...], config: Config, *, quiet: bool, allow_
         _note_ready(rig)
         if lack := lack_of_plugin(command):
             rig.progress.note((lack, "yellow"))
-        returncode = await run_in_foreground(command, environment(rig.address))
+        if hold:
+            rig.note("the command's display has the screen: what there is to say comes after its end")
+        with rig.progress.lines.held() if hold else nullcontext():
+            returncode = await run_in_foreground(command, environment(rig.address))
         await rig.settle(f"the command {describe_exit(returncode)} without ending the run")
         if not quiet:
             from phase_bus.aggregation.text import render_text
@@ -132,6 +148,7 @@ async def _exec(command: tuple[str, ...], config: Config, *, quiet: bool, allow_
                 console.print()
                 console.print(Text(render_text(result, brief=True)), soft_wrap=True)
             _print_ledger(rig, console)
+    rig.progress.lines.repeat_alerts()
     nothing = not rig.runs and rig.whole
     if nothing and not (quiet and (allow_no_run or returncode)):
         remedy = (
@@ -141,6 +158,11 @@ async def _exec(command: tuple[str, ...], config: Config, *, quiet: bool, allow_
     if returncode == 0 and not (rig.whole and (rig.runs or allow_no_run)):
         return EXIT_NOT_WHOLE
     return 128 - returncode if returncode < 0 else returncode  # as a shell reports a signal
+
+
+def _covers_screen(command: tuple[str, ...]) -> bool:
+    """Whether a command takes the whole screen that is also ours."""
+    return os.isatty(1) and os.isatty(2) and has_dashboard(command)
 
 
 async def _up(config: Config, quiet: bool) -> None:

@@ -19,6 +19,7 @@ from phase_bus.aggregation.windows import find_column
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.printable import printable
 from phase_bus.core.records import RecordBatch
+from phase_bus.harness.lines import Lines
 
 _EVERY_S = 2.0
 KEPT_RUNS = 100  # ``up`` sees run after run
@@ -47,10 +48,11 @@ class Progress(Consumer):
         left_out: how many runs ended before these.
         receipts: the last ones by run and consumer.
         profiling: set as soon as a profiling phase has begun.
+        lines: where it shows them.
     """
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self.lines = Lines(console)
         self.results: dict[str, dict[str, Any]] = {}
         self.ended: dict[str, events.RunComplete] = {}
         self.left_out = 0
@@ -65,7 +67,7 @@ class Progress(Consumer):
         # Colours may be meant; of any other sequence nothing must reach the terminal.
         coloured = Text.from_ansi("\x1b".join(map(printable, line.split("\x1b"))))
         coloured.plain = coloured.plain.replace("\x1b", "\N{SYMBOL FOR ESCAPE}")
-        self._console.print(Text(f"{printable(who)} | ", style="dim") + coloured, soft_wrap=True)
+        self.lines.show(Text(f"{printable(who)} | ", style="dim") + coloured)
 
     def note(self, *parts: str | tuple[str, str]) -> None:
         """Show a line of our own, made of texts, some with a style."""
@@ -73,7 +75,7 @@ class Progress(Consumer):
         for part in parts:
             text, style = (part, "") if isinstance(part, str) else part
             line.append(printable(text), style)
-        self._console.print(line, soft_wrap=True)
+        self.lines.show(line)
 
     async def on_run_start(self, event: events.RunStart) -> None:
         """Show that a run began."""

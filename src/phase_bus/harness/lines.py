@@ -1,0 +1,80 @@
+"""Lines shown beside a benchmark's command, and held back while that has the whole screen."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from io import TextIOBase
+
+from rich.console import Console
+from rich.text import Text
+
+_MOST_HELD = 2000
+_MOST_ALERTS = 20
+_ALERT = re.compile(r"\balert=\w+")  # as the alerting consumer logs it
+
+
+class Lines:
+    """Shows lines on a console, now or when it may."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._holding = False
+        self._held: deque[Text] = deque(maxlen=_MOST_HELD)
+        self._left_out = 0
+        self._alerts: deque[Text] = deque(maxlen=_MOST_ALERTS)
+        self._alert_count = 0
+
+    def show(self, line: Text) -> None:
+        """Show a line, or keep it until it may be shown."""
+        if _ALERT.search(line.plain):
+            self._alerts.append(line)
+            self._alert_count += 1
+        if not self._holding:
+            self._console.print(line, soft_wrap=True)
+            return
+        self._left_out += len(self._held) == _MOST_HELD
+        self._held.append(line)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold all lines back, this process's own log among them, and show them in order at the end."""
+        with ExitStack() as undo:
+            for handler in logging.getLogger().handlers:
+                if isinstance(handler, logging.StreamHandler):
+                    undo.callback(handler.setStream, handler.setStream(_AsLines(self)))
+            self._holding = True
+            try:
+                yield
+            finally:
+                self._holding = False
+                if self._left_out:
+                    self._console.print(f"({self._left_out} earlier lines are left out)")
+                for line in self._held:
+                    self._console.print(line, soft_wrap=True)
+                self._held.clear()
+
+    def repeat_alerts(self) -> None:
+        """Show the alerts again, which may have gone by unseen."""
+        if not self._alerts:
+            return
+        more = f", the last {len(self._alerts)}" if self._alert_count > len(self._alerts) else ""
+        self._console.print()
+        self._console.print(f"Alerts ({self._alert_count}{more}):", style="bold")
+        for line in self._alerts:
+            self._console.print(line, soft_wrap=True)
+
+
+class _AsLines(TextIOBase):
+    """A text file whose lines are shown."""
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            self._lines.show(Text.from_ansi(line))
+        return len(text)
