@@ -68,7 +68,11 @@ def test_an_event_that_cannot_be_encoded_leaves_no_trace() -> None:
     class Odd(EventBase, frozen=True, kw_only=True, tag="odd"):
         value: object = None
 
-    for bad in (Odd(run_id="r", value=object()), Odd(run_id="r"), PhaseStart(run_id="\ud800", phase=PHASE)):
+    for bad in (
+        Odd(run_id="r", value=object()),
+        Odd(run_id="r"),
+        PhaseStart(run_id="r", ts_ns=2**70, phase=PHASE),
+    ):
         with pytest.raises((TypeError, AttributeError, ValueError, msgspec.MsgspecError)):
             outbox.put(bad)
     assert (len(outbox), outbox.size_bytes, outbox.last_seq) == (0, 0, 0)

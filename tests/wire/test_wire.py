@@ -229,3 +229,23 @@ def test_control_messages() -> None:
         decode_request(encode_control(ack))
     with pytest.raises(WireError):
         decode_request(b"\xc1")
+
+
+def test_texts_that_utf_8_cannot_carry_spoil_no_event() -> None:
+    """Arguments and names of files may hold lone surrogates, wherever they end up in an event."""
+    event = RunStart(
+        run_id="r\udcff",
+        producer="ok",
+        models=("m\ud800", "n"),
+        variation={"k\udc80": ["v\udcff", 1, None, {"deep": "\ud800"}]},
+    )
+    topic = topic_of(event)
+    assert topic == b"run_start.r?$"
+    again = decode_event(topic, encode_event(event))
+    assert again == RunStart(
+        run_id="r?",
+        ts_ns=event.ts_ns,
+        producer="ok",
+        models=("m?", "n"),
+        variation={"k?": ["v?", 1, None, {"deep": "?"}]},
+    )

@@ -18,15 +18,17 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import zmq
+from msgspec import Struct
 
 from phase_bus.core import sockets
 from phase_bus.core.control import WIRE_VERSION as WIRE_VERSION
 from phase_bus.core.control import Reply, Request
+from phase_bus.core.values import as_text
 from phase_bus.errors import WireError
 from phase_bus.events import KINDS, Event, EventBase, Records
 
@@ -115,7 +117,7 @@ def topic_of(event: EventBase) -> bytes:
 
 @functools.lru_cache(maxsize=1024)
 def _topic(kind: str, run_id: str) -> bytes:
-    return f"{kind}.{run_id}{TOPIC_END}".encode()
+    return f"{kind}.{run_id}{TOPIC_END}".encode("utf-8", "replace")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -163,8 +165,25 @@ def topic_prefix(kind: str) -> bytes:
 
 
 def encode_event(event: EventBase) -> bytes:
-    """Return an event's payload."""
-    return _event_encoder.encode(event)
+    """Return an event's payload; what UTF-8 cannot carry in its texts becomes a question mark."""
+    try:
+        return _event_encoder.encode(event)
+    except UnicodeEncodeError:  # names of files and arguments may hold lone surrogates
+        return _event_encoder.encode(_encodable(event))
+
+
+def _encodable(value: Any) -> Any:
+    """Return a value with all texts in it made such that UTF-8 can carry them."""
+    if isinstance(value, str):
+        return as_text(value)
+    if isinstance(value, Struct):
+        names = value.__struct_fields__
+        return msgspec.structs.replace(value, **{name: _encodable(getattr(value, name)) for name in names})
+    if isinstance(value, Mapping):
+        return {_encodable(key): _encodable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(each) for each in value]
+    return value
 
 
 def decode_event(topic: bytes, payload: bytes | memoryview) -> Event | None:

@@ -95,10 +95,14 @@ def _table(event: Records, schema: pa.Schema) -> pa.Table:
 def _array(column: Column, count: int, kind: pa.DataType) -> pa.Array:
     """Return a column with a value or null for each record."""
     if column.rows is None and column.type in "ifb":
-        return pa.array(column.values).cast(kind)
+        return pa.array(column.values).cast(kind, safe=False)  # a whole number may be too large for a float
     full: list[Any] = [None] * count
     for row, value in column.items():
         full[row] = value
-    if kind == pa.string():
+    if kind == pa.float64():
+        full = [None if value is None else float(value) for value in full]
+    elif kind == pa.list_(pa.float64()):
+        full = [None if value is None else [float(each) for each in value] for value in full]
+    elif kind == pa.string():
         full = [value if value is None or isinstance(value, str) else str(value) for value in full]
     return pa.array(full, kind)
