@@ -73,7 +73,7 @@ def test_an_event_that_cannot_be_encoded_leaves_no_trace() -> None:
         Odd(run_id="r"),
         PhaseStart(run_id="r", ts_ns=2**70, phase=PHASE),
     ):
-        with pytest.raises((TypeError, AttributeError, ValueError, msgspec.MsgspecError)):
+        with pytest.raises((TypeError, AttributeError, OverflowError, ValueError, msgspec.MsgspecError)):
             outbox.put(bad)
     assert (len(outbox), outbox.size_bytes, outbox.last_seq) == (0, 0, 0)
 
