@@ -16,6 +16,7 @@ import zmq
 from phase_bus.bus.checkpoints import Checkpoints
 from phase_bus.bus.clients import Client, Clients
 from phase_bus.bus.clock import ClockWatch
+from phase_bus.bus.descriptors import DescriptorWatch
 from phase_bus.bus.groups import Groups
 from phase_bus.bus.intake import check_event
 from phase_bus.bus.options import BusOptions
@@ -87,6 +88,7 @@ class Bus:
         self._next_tick_s = 0.0
         self._next_prune_s = 0.0
         self._clock = ClockWatch()
+        self._descriptors = DescriptorWatch()
         self._events = 0
         self._bad = 0
         self._complaints = Throttle(logger)
@@ -382,6 +384,7 @@ class Bus:
         self._clients.miss(now_s)
         self._publish_ends()
         self._watch_sockets()
+        self._descriptors.look(now_s)
         self._beat()
         if self._journal is not None:
             self._see_journal(self._journal)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from cyclopts import Parameter
 
+from phase_bus.bus.descriptors import raise_limit
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
 from phase_bus.cli.options import DEFAULT_LIMITS, AddressesOption, LimitOptions, StopOnEof, as_options
@@ -51,6 +52,7 @@ def bus(
         phase-bus bus --address tcp://0.0.0.0:5670 --address ipc:///tmp/my-bus
     """
     configure_logging()
+    raise_limit()
     addresses = [Address.parse(text) for text in address or [default_address()]]
     kept = msgspec.convert(limits, Limits, from_attributes=True)
     directory = data or journal_directory(addresses[0])
