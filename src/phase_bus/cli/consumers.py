@@ -12,6 +12,7 @@ from rich.text import Text
 
 from phase_bus.cli.options import JsonOption
 from phase_bus.cli.output import configure_logging, print_json, print_line, print_lines, print_table
+from phase_bus.core.printable import printable_lines
 from phase_bus.errors import ConfigError, PhaseBusError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def consumers(
             entry.priority,
             "yes" if entry.auto_load else "no",
             entry.description,
-            Text("\n".join(options)) if options else problem,
+            Text(printable_lines("\n".join(options))) if options else problem,
             ", ".join(entry.tags),
             entry.plugin,
         )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from phase_bus.cli.journals import LATEST, exit_code
 from phase_bus.cli.options import AddressOption, RunOption, parse_address
-from phase_bus.cli.output import configure_logging, counted, say
+from phase_bus.cli.output import configure_logging, counted, make_console, say
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import Status
@@ -67,7 +66,7 @@ def replay(
         published = PublishedInJournal(reader, run_ids)
         with BusClient(where) as client:
             _check_new(client.status(), [run_id] if run_id else run_ids, where)
-        console = Console(stderr=True)
+        console = make_console(stderr=True)
         columns = (TextColumn("replay"), MofNCompleteColumn(), TextColumn("events"), TimeElapsedColumn())
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             task = progress.add_task("replay", total=published.count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +13,7 @@ from io import TextIOBase
 from rich.console import Console
 from rich.text import Text
 
-_MOST_HELD = 2000
+MOST_HELD = 2000
 _MOST_ALERTS = 20
 _ALERT = re.compile(r"\balert=\w+")  # as the alerting consumer logs it
 
@@ -23,7 +24,7 @@ class Lines:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._holding = False
-        self._held: deque[Text] = deque(maxlen=_MOST_HELD)
+        self._held: deque[Text] = deque(maxlen=MOST_HELD)
         self._left_out = 0
         self._alerts: deque[Text] = deque(maxlen=_MOST_ALERTS)
         self._alert_count = 0
@@ -36,7 +37,7 @@ class Lines:
         if not self._holding:
             self._console.print(line, soft_wrap=True)
             return
-        self._left_out += len(self._held) == _MOST_HELD
+        self._left_out += len(self._held) == MOST_HELD
         self._held.append(line)
 
     @contextmanager
@@ -44,7 +45,7 @@ class Lines:
         """Hold all lines back, this process's own log among them, and show them in order at the end."""
         with ExitStack() as undo:
             for handler in logging.getLogger().handlers:
-                if isinstance(handler, logging.StreamHandler):
+                if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr:
                     undo.callback(handler.setStream, handler.setStream(_AsLines(self)))
             self._holding = True
             try:

@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from msgspec import Struct
 from msgspec.structs import asdict, replace
-from rich.console import Console
 
+from phase_bus.core.console import PlainConsole
 from phase_bus.harness.children import describe_exit, environment
 from phase_bus.harness.config import Config
 from phase_bus.harness.rig import Rig
@@ -106,7 +106,7 @@ class Bench:
         config = replace(self.config, data=str(journal))
         with (directory / "phase-bus.log").open("w") as log:
             try:
-                async with Rig(config, Console(file=log, width=_WIDE, highlight=False)) as rig:
+                async with Rig(config, PlainConsole(file=log, width=_WIDE)) as rig:
                     yield rig
             finally:
                 shutil.rmtree(journal, ignore_errors=True)
