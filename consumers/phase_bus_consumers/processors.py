@@ -18,6 +18,7 @@ Result = Mapping[str, Any]
 
 _BAD = (AttributeError, TypeError, ValueError)  # what a malformed result raises
 _PERCENTILES = (50, 90, 95, 99)
+_KINDS, _KIND_CHARACTERS, _OTHER = 100, 200, "other"  # of failures; more kinds than these are "other"
 
 
 class ProcessingResult(Struct, frozen=True):
@@ -70,7 +71,7 @@ class _Tally:
         failure = _failure(result)
         latency = result.get("latency_ms")
         if failure is not None:
-            self.failures[failure] += 1
+            self._fail(failure[:_KIND_CHARACTERS], 1)
         elif latency is not None and math.isfinite(latency):
             self.latencies.append(float(latency))
         self.total += 1
@@ -78,8 +79,13 @@ class _Tally:
     def update(self, other: _Tally) -> None:
         """Add another tally."""
         self.total += other.total
-        self.failures.update(other.failures)
+        for failure, count in other.failures.items():
+            self._fail(failure, count)
         self.latencies.extend(other.latencies)
+
+    def _fail(self, failure: str, count: int) -> None:
+        known = failure in self.failures or len(self.failures) < _KINDS
+        self.failures[failure if known else _OTHER] += count
 
     def metrics(self, percentiles: Sequence[float]) -> dict[str, Any]:
         """Return the metrics."""

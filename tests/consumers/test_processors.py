@@ -120,3 +120,13 @@ async def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert result.metrics is not None
     assert "cannot write" in str(result.error)
     assert (await ExampleResultsAggregator().process({"p": [{"latency_ms": "x"}]})).error is not None
+
+
+async def test_many_kinds_of_failures_are_counted_together() -> None:
+    results = [{"phase": "p", "error": f"odd {n} " + "x" * 1_000} for n in range(1_000)]
+    found = await ExampleResultsAggregator().process(results)
+    assert found.metrics is not None
+    overall = found.metrics["overall"]
+    assert overall["request_counts"]["failed"] == sum(overall["errors"].values()) == 1_000
+    assert len(overall["errors"]) == 101
+    assert max(map(len, overall["errors"])) == 200
