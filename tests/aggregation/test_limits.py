@@ -182,8 +182,10 @@ def test_what_is_kept_does_not_depend_on_how_records_were_cut(rows: list[Row], c
 def test_values_that_cannot_be_summed_are_set_aside() -> None:
     odd = [1.7e308, -1.7e308, math.inf, math.nan, 2 * LARGEST]
     rows = [ended(n / 10, mine=value) for n, value in enumerate([1.0, *odd, 3.0])]
-    (phase,) = summarize(run_of(batch_of(rows)))["phases"]
+    document = summarize(run_of(batch_of(rows)))
+    (phase,) = document["phases"]
     mine = phase["metrics"]["mine"]
+    assert "5 values are set aside, as NaN, infinite or beyond 1e250: mine" in render_text(document)
     assert (mine["count"], mine["set_aside"], mine["sum"], mine["max"]) == (2, 5, 4.0, 3.0)
     assert phase["metrics"]["request_latency"]["count"] == 7
 

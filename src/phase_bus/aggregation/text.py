@@ -28,6 +28,7 @@ _COLUMNS = ("mean", "std", "min", "p50", "p90", "p99", "max")
 _WIDTH = 100
 # Of each phase, and of each run, the most frequent and the first ones: a text is to be read.
 _ERRORS, _METRICS, _PHASES = 10, 60, 20
+_NAMED = 5  # metrics with values that are set aside
 _BRIEF_METRICS = 15  # of those that we do not know, if a run has no others
 
 
@@ -50,6 +51,7 @@ def render_text(summary: Mapping[str, Any], *, brief: bool = False) -> str:
         names, more = _shown_metrics(phase, brief)
         if names:
             parts.append(metrics_table(_COLUMNS, (row(phase["metrics"][name], _COLUMNS) for name in names)))
+        parts += _set_aside(phase)
         if more:
             parts.append(f"and {more:,} more metrics: --format json has them")
         if phase.get("other_values"):
@@ -133,6 +135,17 @@ def inexact(summary: Mapping[str, Any], phases: Iterable[Mapping[str, Any]]) -> 
     if all(metric["exact"] for phase in phases for metric in phase["metrics"].values()):
         return []
     return [f"~ percentiles within {summary['relative_error']:.2%} (too many values to keep)"]
+
+
+def _set_aside(phase: Mapping[str, Any]) -> list[str]:
+    """Return a line about the values of a phase that are in no statistic, if there are any."""
+    odd = [metric for metric in phase["metrics"].values() if metric["set_aside"]]
+    if not odd:
+        return []
+    named = ", ".join(metric["title"] for metric in odd[:_NAMED])
+    more = f" and {len(odd) - _NAMED} more" if len(odd) > _NAMED else ""
+    count = sum(metric["set_aside"] for metric in odd)
+    return [f"{count:,} values are set aside, as NaN, infinite or beyond 1e250: {named}{more}"]
 
 
 def _shown_metrics(phase: Mapping[str, Any], brief: bool) -> tuple[list[str], int]:
