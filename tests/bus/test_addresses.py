@@ -6,12 +6,14 @@ import asyncio
 import shutil
 import socket
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from phase_bus import Consumer, Publisher, RunStart
 from phase_bus.bus.server import Bus
+from phase_bus.consumer import replay
 from phase_bus.consumer.consumer import named
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
@@ -122,6 +124,27 @@ async def test_one_forwarded_port_is_too_few(tmp_path: Path, caplog: pytest.LogC
             )
             runner.stop()
             await running
+
+
+async def test_the_journals_port_is_forwarded_as_well(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the consumer says so: what came before it is out of its reach."""
+    monkeypatch.setattr(replay, "_TIMEOUT_S", 0.5)
+    with BusThread("tcp://127.0.0.1:0", journal=Journal(tmp_path)) as bus, ExitStack() as forwarded:
+        await asyncio.to_thread(publish, bus.address, "one")
+        sockets = bus.bus._sockets
+        assert sockets.replay_endpoint is not None
+        events, missing = sockets.events_endpoint.tcp_port, sockets.replay_endpoint.tcp_port
+        to_control = Forwarder(Address.parse(bus.address).port, "127.0.0.2")
+        forwarded.enter_context(to_control)
+        forwarded.enter_context(Forwarder(events, "127.0.0.2", events))
+        runner = ConsumerRunner(named(Runs(), "runs"), Address.parse(f"tcp://127.0.0.2:{to_control.port}"))
+        running = asyncio.create_task(runner.run())
+        where = f"its journal at tcp://127.0.0.2:{missing}"
+        await asyncio.to_thread(wait_until, lambda: any(where in line for line in caplog.messages))
+        runner.stop()
+        await running
 
 
 async def test_sockets_that_were_removed_are_there_again(

@@ -59,12 +59,13 @@ class Forwarder:
     Args:
         port: where to forward to, on 127.0.0.1.
         host: where it listens.
+        at: on which port; by default any.
     """
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1", at: int = 0) -> None:
         self._to = port
         self._host = host
-        self.port = 0
+        self.port = at
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
         self.open()

@@ -14,6 +14,7 @@ from phase_bus.core.address import Address
 from phase_bus.core.control import Ack, Beat, Goodbye, Hello, Refused, Rejected, Welcome
 from phase_bus.core.files import lock_directory
 from phase_bus.core.outbox import Outbox
+from phase_bus.core.printable import printable
 from phase_bus.core.session import Session, introduce
 from phase_bus.core.sockets import bind, dealer
 from phase_bus.core.throttle import Throttle
@@ -101,13 +102,13 @@ class BusLink:
                     logger.error(
                         "phase-bus publisher %r: the bus cannot keep events: %s; they wait here",
                         self._name,
-                        reply.reason,
+                        printable(reply.reason),
                     )
             elif isinstance(reply, Rejected):
                 self._complaints.warn(
                     "phase-bus publisher %r: the bus refused an event, which is lost: %s",
                     self._name,
-                    reply.reason,
+                    printable(reply.reason),
                 )
             elif isinstance(reply, Ack):
                 self._outbox.acknowledge(reply.seq)
