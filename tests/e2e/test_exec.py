@@ -437,11 +437,13 @@ def test_the_command_runs_though_nobody_can_be_told(workplace: Workplace, ending
 )
 def test_two_at_once_in_one_directory(workplace: Workplace, use: str, file: str) -> None:
     """The second is refused before its command runs; the first one's run is all there."""
-    first = workplace.phase_bus("exec", "--with", use, "--", *SIMULATE, "-n", "200", "-r", "100")
+    script = f"{' '.join(SIMULATE)} -n 20 -r 0; while [ ! -e second-done ]; do sleep 0.05; done"
+    first = workplace.phase_bus("exec", "--with", use, "--", "sh", "-c", script)
     wait_for(lambda: "bus ready" in workplace.stderr(first), "the first to be ready")
     second = workplace.run("exec", "--with", use, "--", "touch", "it-ran")
     assert_one_line(second.returncode, second.stderr, file, "is written by consumer", "pid", "another file")
     assert not (workplace.directory / "it-ran").exists()
+    (workplace.directory / "second-done").touch()
     assert workplace.finish(first).returncode == 0
     assert not list(workplace.directory.glob(".*.lock"))
     content = (workplace.directory / file).read_text()

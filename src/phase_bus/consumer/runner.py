@@ -256,8 +256,7 @@ class ConsumerRunner(Member):
         if self._role == "consumer":
             self.share.consumer.context.claim = self._claim
         super()._on_welcome(welcome)
-        if not same:
-            self._begun_at = kept
+        self._begun_at = max(self._begun_at, kept) if same else kept
         self._lineage = Lineage(welcome.lineage)
         if self._bus_id and self._bus_id != welcome.bus_id:
             self.share.follow(self._lineage)
