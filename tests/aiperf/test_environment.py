@@ -104,6 +104,15 @@ def test_exec_says_it_at_once_and_goes_on(workplace: Workplace) -> None:
     assert "no phase-bus plugin" in done.stderr
 
 
+def test_doctor_says_it_too(workplace: Workplace) -> None:
+    """Of the AIPerf in its own environment: that it registers the plugin is not enough."""
+    old = Environment(workplace.directory / "old", "0.11.0")
+    done = workplace.run("doctor", "--timeout-s", "0.1", PYTHONPATH=str(old.site))
+    assert done.returncode == 1
+    assert "AIPerf 0.11.0 has no stream exporters" in done.stdout
+    assert "AIPerf sees the stream exporter" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
