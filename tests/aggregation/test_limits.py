@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phase_bus.aggregation import state as state_module
+from phase_bus.aggregation.extremes import Extremes
 from phase_bus.aggregation.limits import (
     LARGEST,
     LISTED_ERRORS,
@@ -203,6 +205,44 @@ def test_a_time_far_from_all_others_is_set_aside(away_s: float, partitions: int)
             assert part["windows"]["requests"] == [100, 100, 100]
             assert part["windows"]["unplaced"] == 1
             assert part["requests"] == 301
+            assert part["last_request_ns"] == T0_NS + 299 * SECOND // 100
+            assert part["first_request_ns"] == T0_NS - SECOND
+
+
+def test_one_wrong_clock_does_not_change_the_throughput() -> None:
+    """Without the phase's events its duration is that of its requests."""
+
+    def request(n: float, start_ns: int = 0) -> Row:
+        end_ns = T0_NS + round(n * SECOND)
+        times = {"min_request_timestamp": start_ns or end_ns - SECOND, "max_response_timestamp": end_ns}
+        return times, {"request_end_ns": end_ns}, None
+
+    rows = [request(n / 100) for n in range(500)]
+    right = summarize(run_of(batch_of(rows)))["overall"]
+    odd = [request(86_400.0), request(1.0, start_ns=T0_NS - 86_400 * SECOND), request(2.0, start_ns=5)]
+    wrong = summarize(run_of(batch_of([*odd, *rows]), batch_of([], partition=1)))["overall"]
+    assert right["benchmark_duration_s"] == pytest.approx(5.99)
+    assert wrong["benchmark_duration_s"] == right["benchmark_duration_s"]
+    assert wrong["request_throughput"] == pytest.approx(right["request_throughput"], rel=0.01)
+
+
+@repeatable
+@given(
+    st.lists(st.integers(0, 400), max_size=60),
+    st.lists(st.integers(0, 60), max_size=4),
+    st.booleans(),
+)
+def test_extremes_are_those_of_all_times(at: list[int], cuts: list[int], latest: bool) -> None:
+    times = np.array([T0_NS + n * SECOND // 3 for n in at], dtype=np.int64)
+    parts = [Extremes(latest) for _ in range(2)]
+    whole = Extremes(latest)
+    whole.update(times)
+    for number, part in enumerate(np.split(times, sorted(cuts))):
+        parts[number % 2].update(part)
+    parts[0].merge([Extremes.from_list(latest, parts[1].to_list())])
+    assert parts[0].to_list() == whole.to_list()
+    assert whole.outermost() == (int(times.max() if latest else times.min()) if at else None)
+    assert whole.outermost(10**6) == whole.outermost()
 
 
 def test_times_that_the_phases_events_span_belong_to_it() -> None:

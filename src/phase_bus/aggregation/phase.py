@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from phase_bus.aggregation.extremes import Extremes
 from phase_bus.aggregation.limits import LONGEST_NAME, MAX_ERROR_TYPES, MAX_METRICS
 from phase_bus.aggregation.metric import MetricState, least, most
 from phase_bus.aggregation.options import Options
@@ -33,9 +34,6 @@ class PhaseState:
         errors: failed requests by the error's type and code (None without one).
         other_errors: failed requests whose type of error is not among ``errors``, since these are many.
         other_values: values of metrics that are not among ``metrics``, likewise.
-        first_request_ns: Unix time in ns of the first request's start; ``last_request_ns`` is the last
-            one's end.
-        first_success_ns: the same for successful requests, whose end is their last answer.
     """
 
     def __init__(self, phase: PhaseRef, options: Options = Options()) -> None:  # noqa: B008 - frozen
@@ -45,12 +43,30 @@ class PhaseState:
         self.other_errors = 0
         self.other_values = 0
         self.errors: Counter[tuple[str, int | None]] = Counter()
-        self.first_request_ns: int | None = None
-        self.last_request_ns: int | None = None
-        self.first_success_ns: int | None = None
-        self.last_success_ns: int | None = None
+        self._times = {name: Extremes(name in _LAST) for name in (*_FIRST, *_LAST)}
+        self._chosen: dict[str, int | None] = {}  # of these, once it is known which are too far away
         self.metrics: defaultdict[str, MetricState] = defaultdict(partial(MetricState, options))
         self.windows = Windows(options)
+
+    @property
+    def first_request_ns(self) -> int | None:
+        """Unix time in ns of the first request's start, None if it is not known."""
+        return self._time("first_request_ns")
+
+    @property
+    def last_request_ns(self) -> int | None:
+        """Unix time in ns of the last request's end."""
+        return self._time("last_request_ns")
+
+    @property
+    def first_success_ns(self) -> int | None:
+        """The same of successful requests: the start of the first one."""
+        return self._time("first_success_ns")
+
+    @property
+    def last_success_ns(self) -> int | None:
+        """The last answer to a successful request."""
+        return self._time("last_success_ns")
 
     @property
     def failed(self) -> int:
@@ -69,10 +85,10 @@ class PhaseState:
                 self.errors[key] += 1
             else:
                 self.other_errors += 1
-        for name, column in _FIRST.items():
-            setattr(self, name, least(getattr(self, name), _extreme(batch, column, np.minimum)))
-        for name, column in _LAST.items():
-            setattr(self, name, most(getattr(self, name), _extreme(batch, column, np.maximum)))
+        for name, column_name in (_FIRST | _LAST).items():
+            column = find_column(batch, column_name)
+            if column is not None:
+                self._times[name].update(column.values)
         cancelled = find_column(batch, "was_cancelled")
         if cancelled is not None:
             self.cancelled += int(np.count_nonzero(cancelled.values))
@@ -98,14 +114,28 @@ class PhaseState:
         states = (self, *others)
         for name in _COUNTS:
             setattr(self, name, sum(getattr(state, name) for state in states))
-        for name in _FIRST:
-            setattr(self, name, least(*(getattr(state, name) for state in states)))
-        for name in _LAST:
-            setattr(self, name, most(*(getattr(state, name) for state in states)))
+        for name, times in self._times.items():
+            times.merge([other._times[name] for other in others])
+        if any(other._chosen for other in others):
+            for name in self._times:
+                known = [other._time(name) for other in others]
+                self._chosen[name] = most(*known) if name in _LAST else least(*known)
         for other in others:
             self.errors.update(other.errors)
         for name in dict.fromkeys(name for state in states for name in state.metrics):
             self.metrics[name].merge(*(other.metrics[name] for other in others if name in other.metrics))
+
+    def set_aside_times(self, reach_s: int | None, start_ns: int | None, end_ns: int | None) -> None:
+        """Leave out, for reading, few times that are further than ``reach_s`` from all others.
+
+        Those between the phase's start and end by its events are none of them.
+        """
+        for name, times in self._times.items():
+            known_ns = end_ns if name in _LAST else start_ns
+            self._chosen[name] = times.outermost(reach_s, known_ns)
+
+    def _time(self, name: str) -> int | None:
+        return self._chosen[name] if name in self._chosen else self._times[name].outermost()
 
     def _left_out(self, batch: RecordBatch, names: Sequence[str], room: int) -> set[str]:
         """Return which of a batch's metrics are not kept: those that came after too many others."""
@@ -123,7 +153,8 @@ class PhaseState:
         errors = sorted(self.errors.items(), key=lambda item: (item[0][0], str(item[0][1])))
         return {
             "phase": [self.phase.index, self.phase.name, self.phase.kind],
-            **{name: getattr(self, name) for name in (*_COUNTS, *_FIRST, *_LAST)},
+            **{name: getattr(self, name) for name in _COUNTS},
+            "times": [times.to_list() for times in self._times.values()],
             "errors": [[kind, code, count] for (kind, code), count in errors],
             "metrics": {name: self.metrics[name].to_dict() for name in sorted(self.metrics)},
             "windows": self.windows.to_dict(),
@@ -134,20 +165,11 @@ class PhaseState:
         """Return the state of these options that :meth:`to_dict` wrote as ``data``."""
         index, name, kind = data["phase"]
         state = cls(PhaseRef(name, kind, index), options)
-        for name in (*_COUNTS, *_FIRST, *_LAST):
+        for name in _COUNTS:
             setattr(state, name, data[name])
+        for name, times in zip(state._times, data["times"], strict=True):
+            state._times[name] = Extremes.from_list(name in _LAST, times)
         state.errors.update({(kind, code): count for kind, code, count in data["errors"]})
         state.metrics.update((n, MetricState.from_dict(m, options)) for n, m in data["metrics"].items())
         state.windows = Windows.from_dict(data["windows"], options)
         return state
-
-
-def _extreme(batch: RecordBatch, name: str, of_two: np.ufunc) -> int | None:
-    """Return the earliest or latest of a batch's times in ns, None if it has none."""
-    column = find_column(batch, name)
-    if column is None:
-        return None
-    values = column.values
-    if values.dtype.kind == "f":
-        values = values[np.isfinite(values)]
-    return int(of_two.reduce(values)) if values.dtype.kind in "if" and len(values) else None

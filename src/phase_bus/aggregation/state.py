@@ -19,7 +19,7 @@ from phase_bus.aggregation.limits import MAX_ERROR_TYPES, MAX_METRICS, MAX_PHASE
 from phase_bus.aggregation.metric import least, most
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.phase import PhaseState
-from phase_bus.aggregation.windows import Group, Windows
+from phase_bus.aggregation.windows import Group, Windows, reach_of
 from phase_bus.core.records import RecordBatch
 from phase_bus.events import PhaseRef
 
@@ -103,7 +103,9 @@ class RunState:
         for ref, parts in self._by_phase().items():
             state = PhaseState(ref, self.options)
             state.merge_numbers(*parts)
-            state.windows = Windows.for_reading(self.options, [self._windows(ref, parts)], recent_windows)
+            windows = self._windows(ref, parts)
+            state.set_aside_times(reach_of(windows), windows.start_ns, windows.end_ns)
+            state.windows = Windows.for_reading(self.options, [windows], recent_windows)
             phases.append(state)
         return phases
 

@@ -84,7 +84,8 @@ def summarize(
       most frequent first; ``other_errors``: how many failed requests are of other types.
     - ``duration_s``: from the phase's start to its last answer by its events, or without these
       (``duration_from`` is then ``records``) from the first successful request's start to the last
-      one's answer. ``benchmark_duration_s`` is always the latter, AIPerf's ``benchmark_duration``.
+      one's answer. ``benchmark_duration_s`` is always the latter, AIPerf's ``benchmark_duration``. A few
+      times that are far from all others do not count there.
     - ``request_throughput`` (successful requests), ``input_token_throughput``,
       ``output_token_throughput`` and ``total_token_throughput`` (of successful requests), all per
       second of ``duration_s``, as AIPerf defines them. Over all phases, pauses between them count.

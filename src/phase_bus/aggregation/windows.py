@@ -245,8 +245,22 @@ class Windows:
         return other
 
 
-def _range_of(group: Group) -> tuple[int, int] | None:
-    """Return the first window of level 0 that belongs to a phase, and the first one after these."""
+def reach_of(group: Group) -> int | None:
+    """Return how many seconds a time may be away from a phase's others, None if it has none."""
+    middle = _middle_of(group)
+    return None if middle is None else _reach(middle) * (1 << middle.level) * WIDTH_NS // 1_000_000_000
+
+
+class _Middle(NamedTuple):
+    """The windows, of a level, in which the middle half of a phase's requests ended."""
+
+    low: int
+    high: int
+    level: int
+    requests: Tally  # all of the phase's
+
+
+def _middle_of(group: Group) -> _Middle | None:
     for part in group.parts:
         part._settle()
     level = max((part._level for part in group.parts), default=0)
@@ -258,13 +272,27 @@ def _range_of(group: Group) -> tuple[int, int] | None:
     quarter = int(ends[-1]) // 4
     ranks_ = [quarter, int(ends[-1]) - 1 - quarter]
     low, high = (int(key) for key in requests.keys[np.searchsorted(ends, ranks_, side="right")])
-    reach = _REACH * (high - low + 1) + (_REACH_S >> level) + 1
-    low, high = low - reach, high + reach
+    return _Middle(low, high, level, requests)
+
+
+def _reach(middle: _Middle) -> int:
+    """Return how many windows from the middle half others may be, at most."""
+    return _REACH * (middle.high - middle.low + 1) + (_REACH_S >> middle.level) + 1
+
+
+def _range_of(group: Group) -> tuple[int, int] | None:
+    """Return the first window of level 0 that belongs to a phase, and the first one after these."""
+    middle = _middle_of(group)
+    if middle is None:
+        return None
+    level, reach = middle.level, _reach(middle)
+    low, high = middle.low - reach, middle.high + reach
     if group.start_ns is not None:
         low = min(low, group.start_ns // WIDTH_NS >> level)
         if group.end_ns is not None and group.end_ns >= group.start_ns:
             high = max(high, group.end_ns // WIDTH_NS >> level)
-    keys = requests.keys[(requests.keys >= low) & (requests.keys <= high)]
+    keys = middle.requests.keys
+    keys = keys[(keys >= low) & (keys <= high)]
     return int(keys[0]) << level, (int(keys[-1]) + 1) << level
 
 
