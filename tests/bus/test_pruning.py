@@ -179,6 +179,8 @@ async def test_a_run_of_long_ago_is_new_here(
         (row,) = reader.runs()
     with RawClient(bus.address) as client:
         (info,) = client.status().runs
+    assert (row.started_ns, row.ended_ns) == (made.start_ns, made.start_ns + 60 * 10**9)
+    assert (info.started_ns, info.ended_ns) == (row.started_ns, row.ended_ns)
     assert info.events == row.events == original.events == events.count
 
 

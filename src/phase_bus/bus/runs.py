@@ -10,9 +10,9 @@ from collections.abc import Callable
 from msgspec import Struct, field
 
 from phase_bus.core.control import RunInfo
-from phase_bus.core.wire import Header, Topic, decode_event, parse_topic
+from phase_bus.core.wire import TOPIC_END, Header, Topic, decode_event, parse_topic
 from phase_bus.errors import JournalError
-from phase_bus.events import BEGIN_NO_RUN, RunComplete
+from phase_bus.events import BEGIN_NO_RUN, Event, EventBase, RunComplete, RunStart
 from phase_bus.journal.writer import Journal
 
 logger = logging.getLogger("phase_bus.bus")
@@ -26,6 +26,10 @@ class Run(Struct, kw_only=True):
     Attributes:
         publisher: the source that publishes it.
         status: ``running``, or how it ended.
+        started_ns, ended_ns: when it began and ended, by its events' own times.
+        behind_ns: by how much these are behind the time at which the bus takes them in: that of a replayed
+            run by days.
+        last_ns: the latest of them.
         published: how many of its publisher's events were taken in so far, by topic.
         records: how many request records are in them.
     """
@@ -36,6 +40,8 @@ class Run(Struct, kw_only=True):
     status: str = "running"
     started_ns: int = field(default_factory=time.time_ns)
     ended_ns: int | None = None
+    behind_ns: int = 0
+    last_ns: int = 0
     published: Counter[str] = field(default_factory=Counter)
     records: int = 0
 
@@ -46,7 +52,7 @@ class Run(Struct, kw_only=True):
             status=self.status,
             started_ns=self.started_ns,
             ended_ns=self.ended_ns,
-            events=self.published.total(),
+            events=sum(self._published().values()) + (self.status != "running"),
             publisher=self.publisher_name,
         )
 
@@ -54,11 +60,27 @@ class Run(Struct, kw_only=True):
         """Return its end as ``lost``, for a run whose publisher is gone."""
         return RunComplete(
             run_id=self.run_id,
+            ts_ns=max(time.time_ns() - self.behind_ns, self.last_ns),
             status="lost",
             reason=reason,
-            published=dict(self.published),
+            published=self._published(),
             records=self.records,
         )
+
+    def take_time(self, event: EventBase, *, first: bool) -> None:
+        """Take in an event's time; the run began with its first start, or without one its first event."""
+        self.last_ns = max(self.last_ns, event.ts_ns)
+        start_topic = f"{RunStart.kind}.{self.run_id}{TOPIC_END}"
+        is_start, began = isinstance(event, RunStart), start_topic in self.published
+        if first or (is_start and not began):
+            self.started_ns, self.behind_ns = event.ts_ns, time.time_ns() - event.ts_ns
+        elif is_start:
+            self.started_ns = min(self.started_ns, event.ts_ns)
+
+    def _published(self) -> dict[str, int]:
+        """Return what was published besides its end."""
+        end_topic = f"{RunComplete.kind}.{self.run_id}{TOPIC_END}"
+        return {topic: count for topic, count in self.published.items() if topic != end_topic}
 
 
 class Runs:
@@ -95,12 +117,13 @@ class Runs:
                 ended_ns=row.ended_ns,
                 records=row.records,
             )
-            for topic, source, events in journal.topics(row.run_id):
-                if parse_topic(topic).kind in BEGIN_NO_RUN:
-                    continue
-                run.publisher = run.publisher or source  # not the bus that declared it lost
-                if source == run.publisher:
-                    run.published[topic.decode()] = events
+            if (taken_ns := journal.taken_ns(row.run_id)) is not None:
+                run.behind_ns = taken_ns - row.started_ns
+            topics = journal.topics(row.run_id)
+            for topic, source, _ in topics:
+                if parse_topic(topic).kind not in BEGIN_NO_RUN:
+                    run.publisher = run.publisher or source  # not the bus that declared it lost
+            run.published.update({t.decode(): n for t, source, n in topics if source == run.publisher})
 
     def knows(self, run_id: str) -> bool:
         """Return whether anything is known of a run, here or in the journal."""
@@ -115,27 +138,31 @@ class Runs:
         running = [run for run in self.by_id.values() if run.status == "running"]
         return [run for run in running if source in (None, run.publisher)]
 
-    def count(self, topic: bytes, parsed: Topic, header: Header, payload: bytes) -> None:
+    def count(
+        self, topic: bytes, parsed: Topic, header: Header, payload: bytes, event: Event | None = None
+    ) -> None:
         """Count an event that was taken in; a run begins, or ends, with it where it says so.
 
         Raises:
             WireError: if it is the end of a run and cannot be decoded; the run is still open then.
         """
         run = self.by_id.get(parsed.run_id)
-        begins = run is None or run.status != "running"
+        first, begins = run is None, run is None or run.status != "running"
         if run is None:
             if parsed.kind in BEGIN_NO_RUN or not parsed.run_id:
                 return
             run = self._begin(parsed.run_id, header.source)
         if run.publisher != header.source:
             return
+        if event is not None:
+            run.take_time(event, first=first)
         run.published[topic.decode()] = header.topic_seq  # not += 1: what an earlier bus took in counts too
         run.records += header.records
         self.losing.pop(run.run_id, None)  # its publisher is back
         if parsed.kind == RunComplete.kind:
-            event = decode_event(topic, payload)
-            assert isinstance(event, RunComplete)
-            self.end(run, event)
+            end = decode_event(topic, payload)
+            assert isinstance(end, RunComplete)
+            self.end(run, end)
             return
         if run.status == "lost":
             run.status, run.ended_ns = "running", None

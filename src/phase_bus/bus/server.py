@@ -219,8 +219,8 @@ class Bus:
             return False
         for client in self._clients.sources.values():
             client.kept_seq = client.last_seq
-        for topic, parsed, header, payload, partition, *_ in taken:
-            self._runs.count(topic, parsed, header, payload)
+        for topic, parsed, header, payload, partition, _, event in taken:
+            self._runs.count(topic, parsed, header, payload, event)
             self._groups.add_partition(partition)
         return True
 

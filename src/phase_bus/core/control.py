@@ -442,7 +442,13 @@ class GroupInfo(Struct, frozen=True, kw_only=True):
 
 
 class RunInfo(Struct, frozen=True, kw_only=True):
-    """What the bus knows of a run. ``status`` is ``running`` until its ``run_complete``."""
+    """What the bus knows of a run.
+
+    Attributes:
+        status: ``running`` until its ``run_complete``.
+        started_ns, ended_ns: Unix time in ns, by the times of its own start and end.
+        events: how many events its publishers published, and its end.
+    """
 
     run_id: str
     status: str

@@ -295,6 +295,11 @@ class JournalReader:
         """Return all runs, the oldest first."""
         return self._structs(RunRow, _RUNS)
 
+    def taken_ns(self, run_id: str) -> int | None:
+        """Return when the bus took in the first event of a run, in Unix ns; None if there is none."""
+        rows = self._query("SELECT ts_ns FROM events WHERE offset = ?", self._range(run_id)[0])
+        return int(rows[0][0]) if rows else None
+
     def has_run(self, run_id: str) -> bool:
         """Return whether there is anything of a run."""
         return bool(self._query("SELECT 1 FROM runs WHERE run_id = ? AND NOT pruning", run_id))
