@@ -37,6 +37,21 @@ async def test_nonsense_does_not_end_the_replay_server(kept: DurableBus, ipc_dir
     context.destroy(linger=0)
 
 
+async def test_lines_about_nonsense_are_bounded(
+    kept: DurableBus, ipc_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However much of it comes, there are a few lines a second."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    dealer = context.socket(zmq.DEALER)
+    dealer.connect(f"ipc://{ipc_dir}/replay.ipc")
+    for _ in range(500):
+        dealer.send(b"\xc1")
+    dealer.send(encode_control(Fetch(after=0, records=True)))
+    assert await asyncio.to_thread(dealer.poll, 5000)  # all that came before is through
+    assert 5 <= sum("skipped" in line for line in caplog.messages) < 50
+    context.destroy(linger=0)
+
+
 async def test_closing_ends_a_wait(ipc_dir: Path) -> None:
     """A consumer that waits for a bus that was killed asks the next one at once."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

@@ -182,6 +182,19 @@ def test_beyond_the_bound_a_run_goes_and_the_loss_is_kept(tmp_path: Path) -> Non
         assert reader.verify() == []
 
 
+def test_a_run_that_comes_again_is_told_of_by_itself(tmp_path: Path) -> None:
+    """What is told of the second run of an id is not what was lost of the first."""
+    log = Log()
+    with Journal(tmp_path, Limits(max_bytes=0, max_unread_bytes=0)) as journal:
+        journal.see({"slow": ()}, 1)
+        journal.commit("slow", journal.lineage.position(0))
+        for count in (5, 2):
+            fill(journal, log, "r", 1, count=count)
+            ((lost,),) = (row.unread for row in journal.prune(10 * _S))
+            assert (lost.consumer, lost.run_id, lost.events) == ("slow", "r", count)
+        assert [each.events for each in journal.unread_runs()] == [5, 2]
+
+
 def test_the_table_of_what_is_gone_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The latest are kept; the count of all is right."""
     monkeypatch.setattr("phase_bus.journal.writer.KEPT_PRUNED_RUNS", 3)

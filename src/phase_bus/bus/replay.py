@@ -10,6 +10,7 @@ import zmq
 
 from phase_bus.core.control import Fetch, Fetched, FetchedStates, FetchStates, ReadFailed
 from phase_bus.core.position import Position
+from phase_bus.core.throttle import Throttle
 from phase_bus.core.wire import decode_request, encode_control, receive_frames, send_frames
 from phase_bus.errors import JournalError, WireError
 from phase_bus.journal.reader import JournalReader
@@ -32,6 +33,7 @@ class ReplayServer:
     def __init__(self, socket: zmq.Socket[bytes], path: Path, stream: str) -> None:
         self._socket = socket
         self._stream = stream
+        self._complaints = Throttle(logger)
         self._told: set[int] = set()  # damaged events that the log has
         self._path = path
         self._stop = threading.Event()
@@ -54,7 +56,7 @@ class ReplayServer:
                     reader = reader or JournalReader(self._path)
                     self._answer(reader, [frame.bytes for frame in frames])
                 except WireError as error:
-                    logger.warning("phase-bus bus: %s; skipped", error)
+                    self._complaints.warn("phase-bus bus: %s; skipped", error)
                 except JournalError as error:
                     logger.error("phase-bus bus: %s", error)
                     self._send(frames[0].bytes, encode_control(ReadFailed(reason=str(error))))

@@ -283,10 +283,16 @@ class JournalReader:
         rows = self._query("SELECT seq FROM sqlite_sequence WHERE name = 'pruned_runs'")
         return int(rows[0][0]) if rows else 0
 
-    def unread_runs(self, run_id: str | None = None) -> list[UnreadRun]:
-        """Return what consumers lost by the latest prunings, of one run or of all, the latest last."""
-        sql = "SELECT unread FROM pruned_runs WHERE ?1 IS NULL OR run_id = ?1 ORDER BY id"
-        rows = self._query(sql, run_id)
+    def unread_runs(self) -> list[UnreadRun]:
+        """Return what consumers lost by the latest prunings, the latest last."""
+        rows = self._query("SELECT unread FROM pruned_runs ORDER BY id")
+        return [each for (unread,) in rows for each in _decode_unread(unread)]
+
+    def unread_of(self, run_id: str) -> list[UnreadRun]:
+        """Return what consumers lost by the last pruning of a run: one of its id may have gone before."""
+        rows = self._query(
+            "SELECT unread FROM pruned_runs WHERE run_id = ? ORDER BY id DESC LIMIT 1", run_id
+        )
         return [each for (unread,) in rows for each in _decode_unread(unread)]
 
     # ---- the whole ----

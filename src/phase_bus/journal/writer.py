@@ -450,9 +450,7 @@ class Journal(HoldingJournal):
                 for table in ("streams", "dead_letters", "runs")
             }
         self._streams.clear()
-        return PrunedRow(
-            run_id=run_id, unread=self.unread_runs(run_id), dead_letters=deleted["dead_letters"]
-        )
+        return PrunedRow(run_id=run_id, unread=self.unread_of(run_id), dead_letters=deleted["dead_letters"])
 
 
 def _inode_of(path: str) -> int | None:
