@@ -229,6 +229,8 @@ class Journal(HoldingJournal):
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         self._db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         self._set_durability(durability)
+        with self.transaction():  # the log's first, which is synced: now, and not when events wait for it
+            self._db.execute("UPDATE past SET id = 1")
         sync_directory(self.path.parent)
         return stream
 
