@@ -1,12 +1,17 @@
 """A publisher process: numbered records and phase events, at a bounded rate.
 
-python -m tests.chaos.publish ADDRESS RUN_ID RECORDS PHASE_EVENTS RATE
+At its end it writes down what it has published: that is the truth, which no bus has had a hand in.
+
+python -m tests.chaos.publish ADDRESS RUN_ID RECORDS PHASE_EVENTS RATE TRUTH
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections import Counter
+from pathlib import Path
 
 from phase_bus.events import (
     PhaseComplete,
@@ -24,9 +29,10 @@ _CHUNK = 50
 _EVENTS_A_PHASE = 50  # of them 47 progress events
 
 
-def main(address: str, run_id: str, records: int, phase_events: int, rate: float) -> None:
+def main(address: str, run_id: str, records: int, phase_events: int, rate: float, truth: Path) -> None:
     """Publish a run, and wait until the bus has all of it."""
     phases = max(phase_events // _EVENTS_A_PHASE, 1)
+    published: Counter[str] = Counter(run_start=1)
     with Publisher(address, name="chaos", batch_records=64) as publisher:
         publisher.publish(RunStart(run_id=run_id, producer="chaos"))
         begin_s, sent = time.monotonic(), 0
@@ -34,6 +40,7 @@ def main(address: str, run_id: str, records: int, phase_events: int, rate: float
             ref = PhaseRef(f"phase-{index}", "profiling", index)
             last = records * (index + 1) // phases
             publisher.publish(PhaseStart(run_id=run_id, phase=ref, stats=PhaseStats()))
+            published.update(("phase_start", "phase_sending_complete", "phase_complete"))
             told, first = 0, sent
             while sent < last:
                 for number in range(sent, min(sent + _CHUNK, last)):
@@ -41,6 +48,7 @@ def main(address: str, run_id: str, records: int, phase_events: int, rate: float
                     publisher.record(run_id, ref, metrics, {"session_num": number})
                 sent = min(sent + _CHUNK, last)
                 due = (_EVENTS_A_PHASE - 3) * (sent - first) // (last - first)
+                published["phase_progress"] += due - told
                 for _ in range(due - told):
                     publisher.publish(PhaseProgress(run_id=run_id, phase=ref, stats=PhaseStats(sent=sent)))
                 told = due
@@ -52,7 +60,9 @@ def main(address: str, run_id: str, records: int, phase_events: int, rate: float
         publisher.complete_run(run_id, "completed")
         if not publisher.flush(120.0):
             sys.exit("the bus did not acknowledge everything")
+    truth.write_text(json.dumps({"run_id": run_id, "records": sent, "events": published}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))
+    _, address, run_id, records, phase_events, rate, truth = sys.argv
+    main(address, run_id, int(records), int(phase_events), float(rate), Path(truth))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.position import Position
+from phase_bus.core.records import RecordBatch
 from phase_bus.core.wire import topic_of
 from phase_bus.events import EventBase, PhaseStart, Records
 
@@ -121,3 +122,28 @@ class Numbers(Consumer):
         self._records += event.count
         if self._delay_s:
             await asyncio.sleep(self._delay_s)
+
+
+class Recording(Consumer):
+    """Append a line for each event: its run, its kind, and the numbers of the records in it.
+
+    Args:
+        output: the file.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._file = -1
+
+    async def start(self) -> None:
+        self._file = os.open(self._output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    async def stop(self) -> None:
+        os.close(self._file)
+
+    async def on_event(self, event: EventBase) -> None:
+        numbers = ""
+        if isinstance(event, Records):
+            numbers = ",".join(map(str, RecordBatch(event).values("session_num").tolist()))
+        # One call, so that a kill leaves a whole line or none; what is written survives a killed process.
+        os.write(self._file, f"{event.run_id} {event.kind} {numbers}\n".encode())
