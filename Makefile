@@ -36,7 +36,7 @@ test-aiperf: $(DEV) $(OLD)/.stamp  ## Run the tests that run AIPerf with the old
 	@PHASE_BUS_TEST_AIPERF=$(abspath $(OLD))/bin/aiperf $(BIN)/python -m pytest tests/aiperf/test_plugin_real.py \
 		tests/e2e/test_aiperf.py::test_the_aggregator_agrees_with_aiperf $(ARGS)
 
-chaos: $(DEV)  ## Kill bus, consumers and connections at random, for some minutes
+chaos: $(DEV)  ## Faults of every kind at random, for some minutes; what consumers have against what was published
 	@PHASE_BUS_CHAOS_RECORDS=1000000 PHASE_BUS_CHAOS_KILLS=120 $(BIN)/python -m pytest -m chaos tests/chaos $(ARGS)
 
 fuzz: $(DEV)  ## Give each decoder and each socket damaged bytes, for about a minute each

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import zmq
 
 from phase_bus.core.address import Address
 from phase_bus.core.control import Welcome
 from phase_bus.core.session import introduce
-from phase_bus.core.wire import decode_reply, encode_control
-from tests.chaos.world import SILENT_AFTER_S, World
+from phase_bus.core.wire import Header, decode_reply, encode_control
+from tests.chaos.world import SILENT_AFTER_S, World, name_of
 from tests.support.processes import Killable
 
 _DOWN_S = (0.0, 1.0)
+_DEEP = b"\x91" * 100_000
 
 
 def _pause(world: World) -> None:
@@ -47,10 +48,9 @@ def cut_connections(world: World) -> None:
 
 
 def suspend_a_publisher(world: World) -> None:
-    """It is taken for lost, and comes back."""
+    """It is taken for lost, and comes back; other things happen meanwhile."""
     if world.publishing:
-        process = world.random.choice(world.publishing)
-        _hold(process.pid, SILENT_AFTER_S + 1.5)
+        world.hold(world.random.choice(world.publishing), SILENT_AFTER_S + 1.5)
 
 
 def cut_the_power(world: World) -> None:
@@ -78,29 +78,23 @@ def replace_the_journal(world: World) -> None:
 def hold_a_consumer_up(world: World) -> None:
     """A consumer is away for a while, and the bus prunes meanwhile."""
     name = world.random.choice(sorted(world.consumers))
-    begin_s = time.monotonic()
-    process = _alive(world)[name]
-    os.kill(process.pid, signal.SIGSTOP)
-    try:
-        time.sleep(world.random.uniform(0.5, 3.0))
-        kill_the_bus(world)  # one prunes as it starts
-        time.sleep(0.5)
-    finally:
-        os.kill(process.pid, signal.SIGCONT)
-    world.lags.append((name.partition("-")[0], begin_s, time.monotonic()))
+    world.hold(_alive(world)[name], world.random.uniform(1.0, 6.0), name_of(name))
+    _pause(world)
+    kill_the_bus(world)  # one prunes as it starts
 
 
 def send_junk(world: World) -> None:
     """Random frames, and those that are worse, to every socket of the bus."""
     address = Address.parse(world.bus.addresses[1])
+    client_id = f"{world.random.getrandbits(128):032x}"
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     sockets: list[zmq.Socket[bytes]] = [context.socket(zmq.DEALER)]
     try:
-        asking = sockets[0]
-        asking.connect(address.control)
-        asking.send(encode_control(introduce(f"{world.random.getrandbits(128):032x}", "client", "junk")))
-        assert asking.poll(10_000), world.bus.tail()
-        welcome = decode_reply(asking.recv())
+        known = sockets[0]
+        known.connect(address.control)
+        known.send(encode_control(introduce(client_id, "publisher", "junk")))
+        assert known.poll(10_000), world.bus.tail()
+        welcome = decode_reply(known.recv())
         assert isinstance(welcome, Welcome)
         assert welcome.replay is not None
         for kind, endpoint in (
@@ -113,6 +107,8 @@ def send_junk(world: World) -> None:
             sock.connect(endpoint)
             for frames in _junk(world):
                 sock.send_multipart(frames)
+        for frames in _bad_events(bytes.fromhex(client_id)):
+            known.send_multipart(frames)
     finally:
         for each in sockets:
             each.close(linger=500)
@@ -120,27 +116,38 @@ def send_junk(world: World) -> None:
 
 
 def _junk(world: World) -> list[list[bytes]]:
-    deep = b"\x82\xa2op\xa7goodbye\xa4more" + b"\x91" * 100_000
-    worse = [b"\x82\xa2op\xa7goodbye\xa9client_id\xa1\xff", deep, b"", b"\x01", b"\xc1", bytes(1 << 20)]
     random = world.random
     frames = [
         [random.randbytes(random.randrange(200)) for _ in range(random.randint(1, 5))] for _ in range(30)
     ]
+    deep = b"\x82\xa2op\xa7goodbye\xa4more" + _DEEP
+    worse = [b"\x82\xa2op\xa7goodbye\xa9client_id\xa1\xff", deep, b"", b"\x01", b"\xc1", bytes(1 << 20)]
     return [*frames, *([frame] for frame in worse), [b"run_start.x$", bytes(64), deep]]
+
+
+def _bad_events(source: bytes) -> list[list[bytes]]:
+    """Return events with headers as they should be, and payloads as they should not."""
+    pack, phase = msgspec.msgpack.encode, {"name": "?"}
+    bad = {
+        "run_complete": pack({"status": "completed", "ts_ns": (1 << 64) - 1}),
+        "phase_start": pack({"phase": phase}).replace(b"?", b"\xff"),
+        "run_start": pack({"variation": "?"}).replace(b"\xa1?", b"\x81\xa1a" + _DEEP),
+        "records": pack({"phase": phase, "count": 1 << 40}),
+    }
+    topics = {kind: f"{kind}.junk$".replace("records.", "records.00.").encode() for kind in bad}
+    named = {kind: pack({"kind": kind, "run_id": "junk"}) for kind in bad}
+    frames = []
+    for number, (kind, payload) in enumerate(bad.items(), 1):
+        members = payload[0] + 2  # of a map with these two as well
+        header = Header(source, number, 1, records=int(kind == "records"))
+        frames.append([topics[kind], header.pack(), bytes([members]) + named[kind][1:] + payload[1:]])
+    return frames
 
 
 def _alive(world: World) -> dict[str, Killable]:
     for process in world.consumers.values():
         assert process.runs, f"it died by itself: {process.tail()}"
     return world.consumers
-
-
-def _hold(pid: int, seconds: float) -> None:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        time.sleep(seconds)
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 FAULTS: dict[Callable[[World], None], int] = {

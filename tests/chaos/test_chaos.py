@@ -58,8 +58,8 @@ def test_nothing_is_lost_silently(tmp_path: Path, ipc_dir: Path, database: str) 
         world.await_end()
         world.stop()
         print(f"{faults.total()} faults in {havoc_s:.1f} s: {dict(faults)}")
-        receipts = sorted((*observer.receipts, *world.kept_receipts()), key=lambda receipt: receipt.ts_ns)
-        verdict = judge(world, contents_of(world, database), receipts)
+        words = sorted((*observer.words, *world.kept_words()), key=lambda word: word.ts_ns)
+        verdict = judge(world, contents_of(world, database), words)
     for what in ("whole", "told", "modest"):
         print(f"of {len(world.runs)} runs, {what}: {dict(getattr(verdict, what))}")
     assert not verdict.wrong, "\n".join(verdict.wrong)
@@ -70,7 +70,8 @@ def plan() -> list[Run]:
     """Return runs of different lengths, with all the records together."""
     chosen = random.Random(SEED)
     weights = [chosen.uniform(0.3, 1.7) for _ in range(RUNS)]
-    return [Run(f"run-{n:02d}", max(int(RECORDS * w / sum(weights)), 100)) for n, w in enumerate(weights)]
+    sizes = [max(int(RECORDS * weight / sum(weights)), 100) for weight in weights]
+    return [Run(f"run-{n:02d}", size, max(size // 10_000, 1)) for n, size in enumerate(sizes)]
 
 
 def wreak_havoc(world: World) -> Counter[str]:
@@ -86,6 +87,8 @@ def wreak_havoc(world: World) -> Counter[str]:
         assert time.monotonic() < deadline_s, world.bus.tail()
         time.sleep(world.random.uniform(*PAUSE_S))
         fault = first.pop() if first else world.random.choices(kinds, weights)[0]
+        world.let_go()
         fault(world)
         done[fault.__name__] += 1
+    world.let_go(all_of_them=True)
     return done

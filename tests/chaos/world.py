@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import zmq
 
@@ -19,10 +21,13 @@ from phase_bus.core.client import BusClient
 from phase_bus.core.control import Status
 from phase_bus.core.wire import decode_event
 from phase_bus.errors import BusUnreachableError
-from phase_bus.events import Receipt
+from phase_bus.events import Receipt, RunComplete
 from phase_bus.journal.reader import JournalReader
 from phase_bus.testing.waiting import wait_until
+from tests.chaos.publish import EVENTS_A_PHASE
 from tests.support.processes import Forwarder, JournaledBus, Killable, consumer
+
+Word: TypeAlias = Receipt | RunComplete
 
 SILENT_AFTER_S = 2.0
 _OPTIONS = (
@@ -30,6 +35,7 @@ _OPTIONS = (
     *("--max-bytes", "200000", "--max-unread-bytes", "2000000"),
 )  # fmt: skip
 _PATIENCE_S = 120.0
+_LATE_S = 30.0  # how long after its end a run may be in the journal alone
 
 
 @dataclass
@@ -38,24 +44,37 @@ class Run:
 
     Attributes:
         records: they are numbered from 0.
+        phases: each has :data:`EVENTS_A_PHASE` events, which are numbered from 0 through all phases.
         started_s, ended_s: when its publisher was there, by :func:`time.monotonic`.
     """
 
     run_id: str
     records: int
+    phases: int
     started_s: float = 0.0
     ended_s: float = 0.0
 
+    @property
+    def phase_events(self) -> int:
+        """How many phase events it has."""
+        return self.phases * EVENTS_A_PHASE
+
+
+def name_of(process: str) -> str:
+    """Return the consumer's name, which all members of a group have in common."""
+    return process.partition("-")[0]
+
 
 class Observer:
-    """Listens to all receipts: a run that is pruned takes those in the journal with it."""
+    """Listens to all receipts and ends of runs: a run that is pruned takes those in the journal with it."""
 
     def __init__(self, directory: Path) -> None:
-        self.receipts: list[Receipt] = []
+        self.words: list[Word] = []
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sub = self._context.socket(zmq.SUB)
         self._sub.setsockopt(zmq.RCVHWM, 0)
         self._sub.subscribe("receipt.")
+        self._sub.subscribe("run_complete.")
         self._sub.connect(f"ipc://{directory}/events.ipc")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main)
@@ -74,8 +93,16 @@ class Observer:
             if self._sub.poll(100):
                 topic, _, payload = self._sub.recv_multipart()
                 event = decode_event(topic, payload)
-                assert isinstance(event, Receipt)
-                self.receipts.append(event)
+                assert isinstance(event, Word)
+                self.words.append(event)
+
+
+class _Held(NamedTuple):
+    process: Killable
+    pid: int
+    consumer: str
+    from_s: float
+    until_s: float
 
 
 @dataclass
@@ -100,6 +127,7 @@ class World:
     lags: list[tuple[str, float, float]] = field(default_factory=list)
     journals: list[Path] = field(default_factory=list)
     _next: int = 0
+    _held: list[_Held] = field(default_factory=list)
 
     # ---- publishers: two at a time ----
 
@@ -115,7 +143,7 @@ class World:
             process = Killable(
                 self.directory / f"{run.run_id}.log", "-m", "tests.chaos.publish",
                 f"tcp://127.0.0.1:{self.forwarder.port}", run.run_id, str(run.records),
-                str(max(run.records // 200, 50)), str(self.rate), str(self.truth_of(run)),
+                str(run.phases), str(self.rate), str(self.truth_of(run)),
             )  # fmt: skip
             self.publishers[run.run_id] = process
             process.start()
@@ -137,18 +165,38 @@ class World:
         """Return the file in which a run's publisher says what it has published."""
         return self.directory / f"{run.run_id}.truth"
 
+    def was_cut(self, run: Run) -> bool:
+        """Return whether the journal lost something while there was something of a run in it alone."""
+        return any(run.started_s <= cut_s <= run.ended_s + _LATE_S for cut_s in self.cuts)
+
     def was_safe(self, run: Run, name: str) -> bool:
         """Return whether nothing happened to a run that may cost a consumer anything of it.
 
-        The journal was not cut while there was something of the run that may have been in it alone, and
-        the consumer was not held up until the run may have been pruned.
+        The journal was not cut, and the consumer was not held up until the run may have been pruned.
         """
-        late_s = run.ended_s + 30.0
-        cut = any(run.started_s <= cut_s <= late_s for cut_s in self.cuts)
         lagging = any(
-            n == name and run.started_s <= to_s and from_s <= late_s for n, from_s, to_s in self.lags
+            n == name and run.started_s <= to_s and from_s <= run.ended_s + _LATE_S
+            for n, from_s, to_s in self.lags
         )
-        return not cut and not lagging
+        return not lagging and not self.was_cut(run)
+
+    # ---- processes that are suspended, while other things happen ----
+
+    def hold(self, process: Killable, seconds: float, consumer: str = "") -> None:
+        """Suspend a process until :meth:`let_go` is called and the time is over."""
+        os.kill(process.pid, signal.SIGSTOP)
+        now_s = time.monotonic()
+        self._held.append(_Held(process, process.pid, consumer, now_s, now_s + seconds))
+
+    def let_go(self, *, all_of_them: bool = False) -> None:
+        """Let those go on that were suspended for long enough."""
+        now_s = time.monotonic()
+        for held in [each for each in self._held if all_of_them or each.until_s <= now_s]:
+            self._held.remove(held)
+            if held.process.runs and held.process.pid == held.pid:  # it may have been killed meanwhile
+                os.kill(held.pid, signal.SIGCONT)
+            if held.consumer:
+                self.lags.append((held.consumer, held.from_s, now_s))
 
     # ---- the end ----
 
@@ -169,12 +217,15 @@ class World:
             status = self.status()
             if status is None or any(run.status == "running" for run in status.runs):
                 return False
+            clients = {client.pid: client for client in status.clients if client.state == "ready"}
+            if not all(process.pid in clients for process in self.consumers.values()):
+                return False
             ended = {run.run_id for run in status.runs[-2:]}
-            alone = {
-                c.name: set(c.handled_runs) for c in status.clients if not c.group and c.state == "ready"
-            }
-            done = alone | {group.name: set(group.handled_runs) for group in status.groups}
-            return all(ended <= done.get(name.partition("-")[0], set()) for name in self.consumers)
+            groups = {group.name: group for group in status.groups}
+            return all(
+                ended <= set((groups.get(name_of(name)) or clients[process.pid]).handled_runs)
+                for name, process in self.consumers.items()
+            )
 
         try:
             wait_until(handled, _PATIENCE_S)
@@ -188,21 +239,21 @@ class World:
             assert process.terminate() == 0, process.tail()
         assert self.bus.terminate() == 0, self.bus.tail()
 
-    def kept_receipts(self) -> Iterator[Receipt]:
-        """Yield the receipts in all journals that there were."""
+    def kept_words(self) -> Iterator[Word]:
+        """Yield the receipts and ends of runs in all journals that there were."""
         for directory in (*self.journals, self.bus.directory):
             with JournalReader(directory) as journal:
                 for row in journal.runs():
                     yield from journal.events(row.run_id, Receipt)
+                    yield from journal.events(row.run_id, RunComplete)
 
     def log_of(self, name: str) -> str:
         """Return what a consumer, all members of a group, said."""
-        return "".join(p.log.read_text() for n, p in self.consumers.items() if n.partition("-")[0] == name)
+        return "".join(p.log.read_text() for n, p in self.consumers.items() if name_of(n) == name)
 
-    def said(self, run: Run) -> dict[str, object]:
+    def said(self, run: Run) -> Any:
         """Return what a run's publisher said it has published."""
-        said: dict[str, object] = json.loads(self.truth_of(run).read_text())
-        return said
+        return json.loads(self.truth_of(run).read_text())
 
 
 @contextmanager
@@ -227,6 +278,7 @@ def a_world(
                 tmp_path, "tests.support.writers:Recording", ipc, f"output={tmp_path / 'recording.txt'}"
             ),
             "sql": consumer(tmp_path, "sql", tcp, f"url={database}"),
+            "metrics": consumer(tmp_path, "metrics", ipc, f"output={tmp_path / 'metrics.json'}"),
             "alone": aggregator("alone", "alone.json", "--name", "alone"),
             "team-1": aggregator("team-1", "team.json", "--group", "team"),
             "team-2": aggregator("team-2", "team.json", "--group", "team"),

@@ -11,7 +11,7 @@ from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.position import Position
 from phase_bus.core.records import RecordBatch
 from phase_bus.core.wire import topic_of
-from phase_bus.events import EventBase, PhaseStart, Records
+from phase_bus.events import EventBase, PhaseEvent, PhaseStart, Records
 
 
 class Checking(Consumer):
@@ -125,7 +125,9 @@ class Numbers(Consumer):
 
 
 class Recording(Consumer):
-    """Append a line for each event: its run, its kind, and the numbers of the records in it.
+    """Append a line for each event: its run, its kind, and its number or those of the records in it.
+
+    The number of a phase event is its count of completed requests.
 
     Args:
         output: the file.
@@ -145,5 +147,7 @@ class Recording(Consumer):
         numbers = ""
         if isinstance(event, Records):
             numbers = ",".join(map(str, RecordBatch(event).values("session_num").tolist()))
+        elif isinstance(event, PhaseEvent):
+            numbers = str(event.stats.completed)
         # One call, so that a kill leaves a whole line or none; what is written survives a killed process.
         os.write(self._file, f"{event.run_id} {event.kind} {numbers}\n".encode())
