@@ -14,7 +14,7 @@ from phase_bus.core.address import Address
 from phase_bus.core.control import Welcome
 from phase_bus.core.session import introduce
 from phase_bus.core.wire import Header, decode_reply, encode_control
-from tests.chaos.world import SILENT_AFTER_S, World, name_of
+from tests.chaos.world import SILENT_AFTER_S, World
 from tests.support.processes import Killable
 
 _DOWN_S = (0.0, 1.0)
@@ -78,7 +78,7 @@ def replace_the_journal(world: World) -> None:
 def hold_a_consumer_up(world: World) -> None:
     """A consumer is away for a while, and the bus prunes meanwhile."""
     name = world.random.choice(sorted(world.consumers))
-    world.hold(_alive(world)[name], world.random.uniform(1.0, 6.0), name_of(name))
+    world.hold(_alive(world)[name], world.random.uniform(1.0, 6.0))
     _pause(world)
     kill_the_bus(world)  # one prunes as it starts
 

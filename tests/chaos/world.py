@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -100,8 +101,6 @@ class Observer:
 class _Held(NamedTuple):
     process: Killable
     pid: int
-    consumer: str
-    from_s: float
     until_s: float
 
 
@@ -111,7 +110,6 @@ class World:
 
     Attributes:
         cuts: when the journal lost something, or was replaced.
-        lags: consumers that were held up, from when to when.
         journals: those that were moved away.
     """
 
@@ -124,7 +122,6 @@ class World:
     rate: float
     publishers: dict[str, Killable] = field(default_factory=dict)
     cuts: list[float] = field(default_factory=list)
-    lags: list[tuple[str, float, float]] = field(default_factory=list)
     journals: list[Path] = field(default_factory=list)
     _next: int = 0
     _held: list[_Held] = field(default_factory=list)
@@ -169,24 +166,24 @@ class World:
         """Return whether the journal lost something while there was something of a run in it alone."""
         return any(run.started_s <= cut_s <= run.ended_s + _LATE_S for cut_s in self.cuts)
 
-    def was_safe(self, run: Run, name: str) -> bool:
-        """Return whether nothing happened to a run that may cost a consumer anything of it.
-
-        The journal was not cut, and the consumer was not held up until the run may have been pruned.
-        """
-        lagging = any(
-            n == name and run.started_s <= to_s and from_s <= run.ended_s + _LATE_S
-            for n, from_s, to_s in self.lags
+    def was_pruned_unread(self, run: Run, name: str) -> bool:
+        """Return whether the bus said that it pruned a run before a consumer had read it."""
+        said = re.findall(
+            rf"run {run.run_id} was pruned from the journal before it was read by (.*)",
+            self.bus.log.read_text(),
         )
-        return not lagging and not self.was_cut(run)
+        return any(f"{name} (" in each for each in said)
+
+    def was_safe(self, run: Run, name: str) -> bool:
+        """Return whether nothing happened to a run that may cost a consumer anything of it."""
+        return not self.was_cut(run) and not self.was_pruned_unread(run, name)
 
     # ---- processes that are suspended, while other things happen ----
 
-    def hold(self, process: Killable, seconds: float, consumer: str = "") -> None:
+    def hold(self, process: Killable, seconds: float) -> None:
         """Suspend a process until :meth:`let_go` is called and the time is over."""
         os.kill(process.pid, signal.SIGSTOP)
-        now_s = time.monotonic()
-        self._held.append(_Held(process, process.pid, consumer, now_s, now_s + seconds))
+        self._held.append(_Held(process, process.pid, time.monotonic() + seconds))
 
     def let_go(self, *, all_of_them: bool = False) -> None:
         """Let those go on that were suspended for long enough."""
@@ -195,8 +192,6 @@ class World:
             self._held.remove(held)
             if held.process.runs and held.process.pid == held.pid:  # it may have been killed meanwhile
                 os.kill(held.pid, signal.SIGCONT)
-            if held.consumer:
-                self.lags.append((held.consumer, held.from_s, now_s))
 
     # ---- the end ----
 
@@ -220,7 +215,8 @@ class World:
             clients = {client.pid: client for client in status.clients if client.state == "ready"}
             if not all(process.pid in clients for process in self.consumers.values()):
                 return False
-            ended = {run.run_id for run in status.runs[-2:]}
+            # One that is not known is what the bus says of junk.
+            ended = {run.run_id for run in status.runs if run.status != "unknown"}
             groups = {group.name: group for group in status.groups}
             return all(
                 ended <= set((groups.get(name_of(name)) or clients[process.pid]).handled_runs)
