@@ -60,7 +60,7 @@ def test_nothing_is_lost_silently(tmp_path: Path, ipc_dir: Path, database: str) 
         print(f"{faults.total()} faults in {havoc_s:.1f} s: {dict(faults)}")
         words = sorted((*observer.words, *world.kept_words()), key=lambda word: word.ts_ns)
         verdict = judge(world, contents_of(world, database), words)
-    for what in ("whole", "told", "modest"):
+    for what in ("safe", "whole", "told", "modest"):
         print(f"of {len(world.runs)} runs, {what}: {dict(getattr(verdict, what))}")
     assert not verdict.wrong, "\n".join(verdict.wrong)
     assert faults.total() >= KILLS

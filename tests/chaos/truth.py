@@ -71,12 +71,14 @@ class Verdict(Struct):
         whole: how many runs each consumer has as a whole.
         told: how many it lacks something of, and said so.
         modest: how many it has as a whole although its receipt says otherwise.
+        safe: how many of which nothing may be missing, as nothing was cut or pruned unread.
     """
 
     wrong: list[str] = field(default_factory=list)
     whole: Counter[str] = field(default_factory=Counter)
     told: Counter[str] = field(default_factory=Counter)
     modest: Counter[str] = field(default_factory=Counter)
+    safe: Counter[str] = field(default_factory=Counter)
 
 
 def latency_of(run: Run) -> float:
@@ -151,6 +153,7 @@ def _judge_one(
         verdict.wrong.append(f"{name}, run {run.run_id}: {what}")
 
     safe = world.was_safe(run, name)
+    verdict.safe[name] += safe
     _judge_numbers(wrong, run, name, here)
     if receipt is not None:
         _judge_counts(wrong, run, here, receipt)
