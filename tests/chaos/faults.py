@@ -161,3 +161,5 @@ FAULTS: dict[Callable[[World], None], int] = {
     send_junk: 2,
 }
 """How often each happens, in relation to the others."""
+LOSING = frozenset({cut_the_power, replace_the_journal})
+"""Those that may take away what was acknowledged."""

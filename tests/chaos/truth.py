@@ -233,6 +233,8 @@ def _told_otherwise(world: World, name: str, run: Run) -> bool:
     log = world.log_of(name)
     if run.run_id in log:
         return True
+    if world.was_pruned_unread(run, name) and any(cut_s > run.started_s for cut_s in world.cuts):
+        return True  # the bus said it, and the journal's note of it was cut before the consumer came
     return world.was_cut(run) and ("the journal lost its end" in log or "has another journal" in log)
 
 
