@@ -19,7 +19,7 @@ from phase_bus.core.client import BusClient
 from phase_bus.core.control import Ack, Hello
 from phase_bus.core.position import Position
 from phase_bus.core.wire import Header, receive_event
-from phase_bus.errors import JournalError
+from phase_bus.errors import ConfigError, JournalError
 from phase_bus.events import PhaseStart, Receipt, Records, Summary
 from phase_bus.journal.reader import JournalReader
 from phase_bus.testing.waiting import until
@@ -104,6 +104,31 @@ async def test_a_merge_that_fails(kept: DurableBus) -> None:
     await handled(kept.address)
     await member.stop()
     assert len(failures) == 2
+    assert [summary.result["records"] for summary in summaries(kept)] == [1000]
+
+
+async def test_a_share_that_goes_to_another_and_cannot_finish(kept: DurableBus) -> None:
+    """Its next owner may have its file by then: the member, which has other shares, goes on."""
+    failures: list[int | None] = []
+
+    class Failing(Totals):
+        fails = True
+
+        async def stop(self) -> None:
+            if self.fails:
+                failures.append(self.partition)
+                raise ConfigError("output: 'x' is written by another process")
+
+    group = [Member(kept.address, Failing)]
+    await until(lambda: shared_out(group))
+    group.append(Member(kept.address, Failing))
+    await until(lambda: shared_out(group))
+    await asyncio.to_thread(publish, kept.address, 1000)
+    await handled(kept.address)
+    assert len(failures) == 8
+    Failing.fails = False
+    for member in group:
+        await member.stop()
     assert [summary.result["records"] for summary in summaries(kept)] == [1000]
 
 

@@ -22,7 +22,7 @@ from phase_bus.core.control import Assigned, Beat, Heard, Hello, Welcome
 from phase_bus.core.position import Lineage
 from phase_bus.core.session import introduce
 from phase_bus.core.wire import Header, partition_of, topic_prefix
-from phase_bus.errors import ConfigError
+from phase_bus.errors import ConfigError, PhaseBusError
 
 logger = logging.getLogger("phase_bus.consumer")
 
@@ -203,7 +203,16 @@ class GroupMember(Member):
     async def _drop(self, share: Share) -> None:
         self._holdings.remove(share)
         self._live.unsubscribe(share.view.topics)
-        await share.stop()
+        try:
+            await share.stop()
+        except (PhaseBusError, OSError) as error:
+            # Its next owner may have its files by now. What it has not committed is left to that one.
+            logger.warning(
+                "consumer group %r: %s goes to another member, and could not finish here: %s",
+                self.name,
+                share.name,
+                error,
+            )
 
     # ---- events ----
 
