@@ -36,13 +36,16 @@ from phase_bus_consumers.run_files import KEPT_RUNS, Pace, Pieces
 _RECENT_WINDOWS = 60
 # How many finished runs are remembered, so that their late events are not taken for a new run.
 _REMEMBERED = 100
+# How many runs are kept that ended, but not with everything or as lost: more of them may still come.
+_KEPT_ENDED = 50
 
 
 class _Run(RunResult):
-    """A run whose summary is not final yet."""
+    """A run that goes on, or may still."""
 
     summarized_s: float | None = None  # when its summary was last made, monotonic
     changed = True  # whether it has changed since then
+    restored = False  # whether it is from a checkpoint: in a group, still without its records
 
 
 class _Saved(Struct):
@@ -96,6 +99,7 @@ class ResultsAggregator(Consumer):
         self._options = Options(relative_error, exact_limit, tuple(names))
         self._runs: dict[str, _Run] = {}
         self._done: dict[str, None] = {}  # finished runs, the oldest first
+        self._latest: str | None = None  # the last one, kept until another begins: it may go on
         self._grouped = False  # whether records are counted elsewhere, and come by merge()
         self._summaries: dict[str, dict[str, Any]] = {}
         self._left_out = 0  # runs that are no longer among these
@@ -150,6 +154,7 @@ class ResultsAggregator(Consumer):
         for document, end in saved.runs:
             run = _Run(RunState.from_dict(document))
             run.end = end
+            run.changed, run.restored = False, True
             self._runs[run.state.run_id] = run
 
     async def merge(self, states: Mapping[int, bytes]) -> None:
@@ -163,10 +168,12 @@ class ResultsAggregator(Consumer):
                     changed[run_id] = self._run(run_id)
                     changed[run_id].state.replace_parts(RunState.from_dict(document))
         for run in changed.values():
+            run.check_end()
             self._advance(run)
 
     def forget(self, run_id: str) -> None:
         self._runs.pop(run_id, None)
+        self._latest = None if self._latest == run_id else self._latest
         self._done[run_id] = None
         if len(self._done) > _REMEMBERED:
             del self._done[next(iter(self._done))]
@@ -177,7 +184,11 @@ class ResultsAggregator(Consumer):
 
     async def on_records(self, event: Records) -> None:
         if event.run_id in self._done:
-            self.log.warning("records came after all that were announced", run_id=event.run_id)
+            self.log.warning(
+                "records came after the run's end, when its statistics were let go of; they are not "
+                "counted, and 'phase-bus report' gives the whole run",
+                run_id=event.run_id,
+            )
             return
         run = self._run(event.run_id)
         run.take(event)
@@ -186,6 +197,7 @@ class ResultsAggregator(Consumer):
 
     async def on_run_complete(self, event: RunComplete) -> None:
         if event.run_id in self._done:
+            self._end_again(event)
             return
         run = self._run(event.run_id)
         run.take(event)
@@ -201,6 +213,8 @@ class ResultsAggregator(Consumer):
     def _run(self, run_id: str) -> _Run:
         run = self._runs.get(run_id)
         if run is None:
+            if self._latest is not None:
+                self.forget(self._latest)
             run = self._runs[run_id] = _Run(RunState(run_id, self._options))
         return run
 
@@ -229,6 +243,10 @@ class ResultsAggregator(Consumer):
         return now_s - run.summarized_s >= self.interval_s
 
     def _summarize(self, run: _Run) -> dict[str, Any]:
+        known = self._summaries.get(run.state.run_id)
+        if run.restored and run.end is not None and known and known["records"] > run.state.records:
+            run.changed = False
+            return known  # somebody else led the group then, and had all of it
         summary = run.summary(_RECENT_WINDOWS if run.end is None else None)
         self._summaries[run.state.run_id] = summary
         self._changed = True
@@ -242,11 +260,40 @@ class ResultsAggregator(Consumer):
         self._urgent = self._urgent or run.end is not None
 
     def _finish(self, run: _Run) -> None:
-        """Publish the result at a run's end; keep a run that is not complete for late records, and a lost
-        one, since its publisher may come back."""
+        """Publish the result at a run's end, and let go of the run unless more of it may come: of one that
+        was lost, or is not complete, or, as far as memory goes, of the last one."""
         self._publish_summary(run)
         if run.final and run.end is not None and run.end.status != "lost":
-            self.forget(run.state.run_id)
+            if self._grouped:  # the partitions let go of it too
+                self.forget(run.state.run_id)
+            else:
+                self._latest = run.state.run_id
+        ended = [run_id for run_id, run in self._runs.items() if run.end is not None]
+        for run_id in ended[:-_KEPT_ENDED]:
+            self.log.warning("an old run is let go of that was lost or incomplete", run_id=run_id)
+            self.forget(run_id)
+
+    def _end_again(self, end: RunComplete) -> None:
+        """Say of a run that went on after its statistics were let go of that its summary is not whole."""
+        run_id = end.run_id
+        known = self._summaries.get(run_id) or RunResult(RunState(run_id, self._options)).summary()
+        missing = max(end.records - known["records"], 0)
+        if not missing and known["status"] == end.status:
+            return
+        self.log.warning("the run went on after its end", run_id=run_id, missing_records=missing)
+        result = {
+            **known,
+            "status": end.status,
+            "final": False,
+            "complete": False,
+            "expected_records": end.records,
+            "missing_records": missing,
+            "dropped": dict(end.dropped),
+            "dropped_records": end.dropped_records,
+        }
+        self._summaries[run_id], self._changed = result, True
+        self.publish(Summary(run_id=run_id, producer=self.name, final=False, result=result))
+        self._urgent = True
 
     def _write(self) -> None:
         self._leave_out_old()

@@ -328,6 +328,10 @@ class RunComplete(EventBase, frozen=True, kw_only=True, tag="run_complete"):
         """
         return sum(self.published.values()) + 1
 
+    def is_of_bus(self, source: bytes) -> bool:
+        """Return whether the bus itself said it, under this source, when a run's publishers had gone."""
+        return bool(self.parts) and source.hex() not in self.parts
+
 
 class Summary(EventBase, frozen=True, kw_only=True, tag="summary"):
     """A result computed from a run, by an aggregator or by the benchmark tool itself.

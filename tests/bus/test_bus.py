@@ -235,15 +235,15 @@ def test_goodbye_ends_the_publishers_runs(bus: BusThread) -> None:
     """A publisher that leaves without ending its run has lost it; it may come back."""
     with RawClient(bus.address) as client, Subscriber(bus.address, "run_complete.") as subscriber:
         greet(client)
-        client.publish(start(1), SOURCE, 1)
-        client.publish(start(2, "other"), SOURCE, 2, 1)
+        client.publish(RunStart(run_id="r"), SOURCE, 1)
+        client.publish(RunStart(run_id="other"), SOURCE, 2, 1)
         last_ack(client, 2)
         client.ask(Goodbye(client_id=CLIENT_ID))
         wait_until(lambda: len(subscriber.of(RunComplete)) == 2)
-        client.publish(start(3), SOURCE, 3, 2)
+        client.publish(start(3), SOURCE, 3, 1)
         assert client.reply() == Heard(bus_id=bus.bus.bus_id, known=False)
         assert greet(client).last_seq == 2
-        client.publish(start(3), SOURCE, 3, 2)
+        client.publish(start(3), SOURCE, 3, 1)
         last_ack(client, 3)
         runs = {run.run_id: run.status for run in client.status().runs}
         assert runs == {"r": "running", "other": "lost"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from phase_bus.core.control import Ack, Goodbye, Hello, Refused, Welcome
-from phase_bus.events import RunComplete
+from phase_bus.events import RunComplete, RunStart
 from phase_bus.journal.reader import JournalReader
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing.waiting import wait_until
@@ -96,14 +96,14 @@ def test_a_lost_run_while_the_disk_is_full(kept: DurableBus) -> None:
     """A run always ends: as soon as its end can be written to the journal."""
     with Subscriber(kept.address, "run_complete.") as subscriber, RawClient(kept.address) as client:
         client.ask(RAW)
-        client.publish(start(1), SOURCE, 1)
+        client.publish(RunStart(run_id="r"), SOURCE, 1)
         assert client.reply() == Ack(seq=1)
         with kept.full():
             client.ask(Goodbye(client_id=SOURCE.hex()))
             assert client.status().runs[0].status == "running"
             assert not subscriber.of(RunComplete)
         (end,) = wait_until(lambda: subscriber.of(RunComplete))
-        assert (end.status, end.published) == ("lost", {"phase_start.r$": 1})
+        assert (end.status, end.published) == ("lost", {"run_start.r$": 1})
         assert client.status().runs[0].status == "lost"
 
 
@@ -111,7 +111,7 @@ def test_a_lost_run_goes_on_at_the_next_bus(kept: DurableBus) -> None:
     """The run is its publisher's, not that of the bus which said that it was lost."""
     with RawClient(kept.address) as client:
         client.ask(RAW)
-        client.publish(start(1), SOURCE, 1)
+        client.publish(RunStart(run_id="r"), SOURCE, 1)
         assert client.reply() == Ack(seq=1)
         client.ask(Goodbye(client_id=SOURCE.hex()))
         assert client.status().runs[0].status == "lost"
@@ -119,7 +119,7 @@ def test_a_lost_run_goes_on_at_the_next_bus(kept: DurableBus) -> None:
     kept.open()
     with RawClient(kept.address) as client:
         client.ask(RAW)
-        client.publish(start(2), SOURCE, 2)
+        client.publish(start(2), SOURCE, 2, 1)
         assert client.reply() == Ack(seq=2)
         (run,) = client.status().runs
         assert (run.status, run.events) == ("running", 2)

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from phase_bus.consumer.dispatcher import HandledEnd
 from phase_bus.consumer.holdings import Holdings
 from phase_bus.consumer.share import Share
 from phase_bus.consumer.view import View
@@ -33,8 +34,9 @@ MEMBER = Ready()
 LINEAGE = Lineage([Segment("a" * 32, 1)])
 
 
-async def give(_receipt: Receipt) -> None:
+async def give(_receipt: Receipt) -> bool:
     """Publish a receipt, to nobody."""
+    return True
 
 
 def holding(*numbers: int, token: int = 1, cls: type[Totals] = Totals) -> Holdings:
@@ -114,7 +116,7 @@ def test_a_beat_has_room_for_some_commits_only() -> None:
 def test_a_run_is_handled_when_the_leaders_commit_is_kept(number: int) -> None:
     holdings = holding(number)
     share = holdings.shares[number]
-    share.dispatcher.finished("r", whole=False)
+    share.dispatcher.finished("r", HandledEnd(whole=False, offset=7))
     if holdings.leader is not None:
         holdings.leader.committed()
     assert holdings.beat(MEMBER).handled_runs == ()

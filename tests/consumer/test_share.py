@@ -55,12 +55,15 @@ class Host:
     def __init__(self, *, onlooker: bool = False, direct: bool = False) -> None:
         self.consumer = named(Counter(), "counter")
         self.receipts: list[Receipt] = []
+        self.taken = True  # whether the bus takes receipts
         give = None if onlooker else self._give
         self.share = Share(self.consumer, View.whole(self.consumer, direct=direct), "0" * 32, give)
         self._offset = 0
 
-    async def _give(self, receipt: Receipt) -> None:
-        self.receipts.append(receipt)
+    async def _give(self, receipt: Receipt) -> bool:
+        if self.taken:
+            self.receipts.append(receipt)
+        return self.taken
 
     async def hand(self, event: EventBase, *, skip: int = 0) -> RunComplete | None:
         """Hand over the next event, or one after a hole."""

@@ -146,17 +146,43 @@ async def test_a_full_disk_counts_no_record_twice(tmp_path: Path) -> None:
         await consumer.stop()
 
 
-async def test_more_records_than_announced_do_not_change_a_final_summary(tmp_path: Path) -> None:
-    consumer, told = aggregator(tmp_path, interval_s=0)
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_run_that_goes_on_after_its_end_ends_once_more(tmp_path: Path, restarted: bool) -> None:
+    """Until another one begins, its statistics are there to go on with."""
+    consumer, _ = aggregator(tmp_path, interval_s=0)
     await consumer.start()
     await whole_run(consumer, "a")
-    before, count = written(tmp_path), len(told)
-    await consumer.on_run_start(RunStart(run_id="a"))
+    if restarted:
+        state = consumer.state()
+        consumer, _ = aggregator(tmp_path, interval_s=0)
+        await consumer.start()
+        consumer.restore(state)
     await consumer.on_records(records("a", [1]))
-    await consumer.on_phase_progress(PhaseProgress(run_id="a", phase=PROFILING))
-    await consumer.on_run_complete(RunComplete(run_id="a", status="completed"))
     await consumer.flush()
-    assert (written(tmp_path), len(told)) == (before, count)
+    assert (written(tmp_path)["a"]["status"], written(tmp_path)["a"]["final"]) == ("running", False)
+    await consumer.on_run_complete(RunComplete(run_id="a", status="completed", records=5))
+    await consumer.flush()
+    summary = written(tmp_path)["a"]
+    assert (summary["status"], summary["records"], summary["complete"]) == ("completed", 5, True)
+
+
+async def test_a_run_that_goes_on_when_its_statistics_are_gone_is_not_complete(tmp_path: Path) -> None:
+    """What was told of it is no longer the whole truth, and says so."""
+    consumer, told = aggregator(tmp_path, interval_s=60)
+    await consumer.start()
+    await whole_run(consumer, "a")
+    await whole_run(consumer, "b")
+    before, count = written(tmp_path), len(told)
+    await consumer.on_run_complete(RunComplete(run_id="a", status="completed", records=4))
+    assert (written(tmp_path), len(told)) == (before, count), "nothing new"
+    await consumer.on_records(records("a", [1]))
+    await consumer.on_run_complete(RunComplete(run_id="a", status="completed", records=5))
+    await consumer.flush()
+    assert written(tmp_path)["b"] == before["b"]
+    summary = written(tmp_path)["a"]
+    assert told[-1].result == summary
+    assert (summary["records"], summary["missing_records"], summary["final"]) == (4, 1, False)
+    assert summary["phases"] == before["a"]["phases"]
 
 
 async def test_several_runs_at_once_and_one_after_another_are_kept_apart(tmp_path: Path) -> None:

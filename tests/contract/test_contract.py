@@ -181,12 +181,12 @@ async def test_events_close_the_batch_before_them(bus: AnyBus) -> None:
     """Records go before the event after them; progress alone does not close a batch."""
     with bus.publisher(batch_s=60.0) if isinstance(bus, LiveBus) else bus.publisher() as publisher:
         publisher.record("r", PROFILING, {"n": 1}, {})
-        publisher.publish(make_event(PhaseStart, run_id="r"))
+        publisher.publish(make_event(RunStart, run_id="r"))
         publisher.record("r", PROFILING, {"n": 2}, {})
         publisher.publish(make_event(PhaseComplete, run_id="r"))
     run = await bus.run_consumer(Recorder())
     kinds = [event.kind for event in of_test(run.consumer)]
-    assert kinds == ["records", "phase_start", "records", "phase_complete", "run_complete"]
+    assert kinds == ["records", "run_start", "records", "phase_complete", "run_complete"]
 
 
 async def test_a_run_that_its_publisher_leaves_open_is_lost(bus: AnyBus) -> None:

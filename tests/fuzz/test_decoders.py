@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phase_bus.bus.intake import check_event
-from phase_bus.consumer.dispatcher import Dispatcher, decode_saved
+from phase_bus.consumer.dispatcher import Dispatcher, HandledEnd, decode_saved
 from phase_bus.consumer.view import View
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.records import RecordBatch, to_plain
@@ -70,7 +70,7 @@ def _saved() -> bytes:
     consumer = Recorder()
     dispatcher = Dispatcher(consumer, View.whole(consumer), "0" * 32)
     dispatcher.repetition(b"phase_start.r$")
-    dispatcher.finished("r", whole=True)
+    dispatcher.finished("r", HandledEnd(whole=True))
     return dispatcher.saved()
 
 

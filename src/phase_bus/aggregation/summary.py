@@ -44,14 +44,18 @@ class RunResult:
         """Add an event; most kinds do not change the result."""
         if isinstance(event, Records):
             self.state.update(RecordBatch(event))
-            if self.end is not None and self.state.records > self.end.records:
-                self.end = None  # these are not late ones that it announced: the run goes on
+            self.check_end()
         elif isinstance(event, RunComplete):
             self.end = None if event.running else event
         elif isinstance(event, PhaseStart | PhaseProgress | PhaseComplete):
             span = self.state.span(event.phase)
             span.start_ns = span.start_ns if event.stats.start_ns is None else event.stats.start_ns
             span.end_ns = span.end_ns if event.stats.end_ns is None else event.stats.end_ns
+
+    def check_end(self) -> None:
+        """Forget the end if more records are counted than it announced: the run goes on."""
+        if self.end is not None and self.state.records > self.end.records:
+            self.end = None
 
     def summary(self, recent_windows: int | None = None) -> dict[str, Any]:
         """Return the document of :func:`summarize`."""

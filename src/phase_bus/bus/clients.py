@@ -103,10 +103,12 @@ class Clients:
 
     Args:
         last_seqs: the last sequence that an earlier bus took in from each source.
-        end_runs: ends the runs of a source, for a reason.
+        end_runs: ends a source's part of its runs, for a reason.
 
     Attributes:
         by_id: all clients, the latest of those that left included.
+        silent_after_s: after how many seconds without a word one counts as gone.
+        is_handled: whether a run has not gone on since an end of it, by its offset.
     """
 
     def __init__(
@@ -125,7 +127,7 @@ class Clients:
         self.sources: dict[bytes, Client] = {}
         self._bus_id = bus_id
         self._options = options
-        self._silent_after_s = max(options.silent_after_s, 2 * options.heartbeat_s)
+        self.silent_after_s = max(options.silent_after_s, 2 * options.heartbeat_s)
         self._sockets = sockets
         self._reply = sockets.reply
         self._stream = stream
@@ -136,10 +138,11 @@ class Clients:
         self._orphans: dict[bytes, float] = {}
         self._owners: dict[str, str] = {}  # the consumer that had a name last, and has it while it is here
         self._waiting: dict[str, float] = {}  # who wants a name that another has, and since when
+        self.is_handled: Callable[[str, int], bool] = lambda _run_id, _offset: True
 
     def wait_for(self, source: bytes) -> None:
         """Expect a publisher back whose run an earlier bus left open; else the run is lost."""
-        self._orphans[source] = time.monotonic() + self._silent_after_s
+        self._orphans[source] = time.monotonic() + self.silent_after_s
 
     def name_of(self, source: bytes) -> str:
         """Return what a person calls a publisher, empty if it is not known."""
@@ -194,7 +197,7 @@ class Clients:
             bus_id=self._bus_id,
             events=self._sockets.events_endpoint,
             heartbeat_s=self._options.heartbeat_s,
-            silent_after_s=self._silent_after_s,
+            silent_after_s=self.silent_after_s,
             last_seq=client.last_seq,
             replay=self._sockets.replay_endpoint,
             lineage=self._stream.lineage.segments,
@@ -293,6 +296,7 @@ class Clients:
             self._reply(identity, _taken_by(owner, answers=True))
             return None
         client.hear(identity, now_s)
+        beat = self._with_last_ends(beat)
         client.update(
             state=beat.state,
             handled_runs=beat.handled_runs,
@@ -309,6 +313,24 @@ class Clients:
         self._groups.take_beat(beat)
         return client
 
+    def _with_last_ends(self, beat: Beat) -> Beat:
+        """Return a beat without the runs that have not ended yet, or once more, since they were handled."""
+        ends = zip(beat.handled_runs, beat.handled_ends, strict=False)
+        going_on = {run_id for run_id, offset in ends if not self.is_handled(run_id, offset)}
+        if not going_on:
+            return beat
+        names = ("handled_runs", "incomplete_runs", "lost_runs")
+        kept = {n: tuple(each for each in getattr(beat, n) if each not in going_on) for n in names}
+        return msgspec.structs.replace(beat, **kept)
+
+    def forget_handled(self, run_ids: set[str]) -> None:
+        """Forget that runs were handled that go on."""
+        for client in self.by_id.values():
+            if not run_ids.isdisjoint(client.info.handled_runs):
+                handled = tuple(each for each in client.info.handled_runs if each not in run_ids)
+                client.update(handled_runs=handled)
+        self._groups.forget_handled(run_ids)
+
     def forgive_silence(self, now_s: float) -> None:
         """Count everybody's silence from now on: it was the bus that did not listen."""
         for client in self.by_id.values():
@@ -316,17 +338,18 @@ class Clients:
 
     # ---- going ----
 
-    def take_leave(self, identity: bytes, client_id: str) -> None:
-        """Let go of a client that says goodbye."""
+    def take_leave(self, identity: bytes, client_id: str) -> Client | None:
+        """Let go of a client that says goodbye; return it, None if it is not known."""
         client = self.by_id.get(client_id)
         if client is not None:
             client.update(state="stopped")
-            self._gone(client, "its publisher left without ending it")
+            self._groups.leave(client_id, time.monotonic())
         self._reply(identity, Heard(bus_id=self._bus_id))
+        return client
 
     def miss(self, now_s: float) -> None:
         """Let go of the clients that have been silent for too long, or did not come back to a new bus."""
-        latest_s = now_s - self._silent_after_s
+        latest_s = now_s - self.silent_after_s
         silent = [client for client in self.by_id.values() if client.here and client.heard_s < latest_s]
         for client in silent:
             self._miss(client, f"has not answered for {self._options.silent_after_s:g} s")
@@ -340,12 +363,9 @@ class Clients:
         info = client.info
         logger.warning("phase-bus bus: %s %r (pid %d) %s", info.role, info.name, info.pid, why)
         client.update(state="silent")
-        self._gone(client, "its publisher fell silent")
-
-    def _gone(self, client: Client, reason: str) -> None:
-        self._groups.leave(client.info.client_id, time.monotonic())
-        if client.info.role == "publisher":
-            self._end_runs(reason, client.source)
+        self._groups.leave(info.client_id, time.monotonic())
+        if info.role == "publisher":
+            self._end_runs("its publisher fell silent", client.source)
 
 
 def _taken_by(owner: ClientInfo, *, answers: bool) -> NameTaken:

@@ -17,9 +17,10 @@ from enum import Enum
 
 from msgspec import Struct
 
-from phase_bus.core.control import EVENTS, PARTITIONS, Assigned, Beat, Commit, GroupInfo
+from phase_bus.core.control import EVENTS, KEPT_LOST_RUNS, PARTITIONS, Assigned, Beat, Commit, GroupInfo
 
-# So many of the runs handled last are not forgotten if something of them is missing, or may still come.
+# So many of the runs handled last of which something is missing are not forgotten, since it may still come.
+# Those that ended as lost are kept beside these: their publishers may come back.
 KEPT_INCOMPLETE = 10
 _SETTLE_S = 0.2  # members that start together are to share the work at once
 
@@ -133,6 +134,12 @@ class Group:
             assignment.pass_on(self.generation)
         return changed
 
+    def forget_handled(self, run_ids: set[str]) -> None:
+        """Forget that runs were handled that go on."""
+        if not run_ids.isdisjoint(self.handled):
+            self.handled = {each: whole for each, whole in self.handled.items() if each not in run_ids}
+            self.generation += 1  # so that members do not let go of them
+
     def judge(self, member: str, commit: Commit) -> Judgement:
         """Return what becomes of a member's commit: a repetition is of the last one before it let go."""
         assignment = self._assignments.get(commit.share)
@@ -146,17 +153,17 @@ class Group:
 
     def assigned(self, member: str) -> Assigned:
         """Return what a member is to work on."""
-        old = len(self.handled) - KEPT_INCOMPLETE
+        lost = [run_id for run_id in self.handled if run_id in self._lost]
+        missing = [
+            run_id for run_id, whole in self.handled.items() if not whole and run_id not in self._lost
+        ]
+        kept = {*lost[-KEPT_LOST_RUNS:], *missing[-KEPT_INCOMPLETE:]}
         held = {share: self._assignments[share] for share in self.shares_of(member)}
         return Assigned(
             generation=self.generation,
             shares={share: each.epoch for share, each in held.items() if each.target == member},
             release=tuple(share for share, each in held.items() if each.target != member),
-            handled_runs=tuple(
-                run_id
-                for place, (run_id, whole) in enumerate(self.handled.items())
-                if (whole and run_id not in self._lost) or place < old
-            ),
+            handled_runs=tuple(run_id for run_id in self.handled if run_id not in kept),
         )
 
     def is_current(self, member: str) -> bool:
@@ -233,6 +240,11 @@ class Groups:
         if group is not None:
             changed = group.take_beat(beat)
             self._assign(group, group.members if changed else [beat.client_id])
+
+    def forget_handled(self, run_ids: set[str]) -> None:
+        """Forget that runs were handled that go on."""
+        for group in self._by_name.values():
+            group.forget_handled(run_ids)
 
     def add_partition(self, partition: int) -> None:
         """Note that there are events of a partition, or events that are no records."""

@@ -21,7 +21,7 @@ from phase_bus.bus.groups import Groups
 from phase_bus.bus.intake import check_event
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.replay import ReplayServer
-from phase_bus.bus.runs import Runs
+from phase_bus.bus.runs import EDGES, Runs
 from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Incoming, Stream, number_own
 from phase_bus.core.address import Address
@@ -43,16 +43,18 @@ from phase_bus.core.outbox import Outbox
 from phase_bus.core.threads import Waker
 from phase_bus.core.throttle import Throttle
 from phase_bus.core.wire import (
+    NO_PARTITION,
     Header,
     decode_request,
     parse_topic,
     partition_of,
     receive_frames,
     send_frames,
+    topic_prefix,
     unpack_header,
 )
 from phase_bus.errors import AddressError, JournalError, WireError
-from phase_bus.events import WORDS_ON_A_RUN, Drop, Heartbeat
+from phase_bus.events import WORDS_ON_A_RUN, Drop, EventBase, Heartbeat
 from phase_bus.journal.holding import in_words
 from phase_bus.journal.writer import Journal
 
@@ -61,6 +63,8 @@ logger = logging.getLogger("phase_bus.bus")
 _PRUNE_EVERY_S = 60.0
 _PRUNE_BUDGET_S = 0.1
 _SHOWN_UNREAD = 50  # of what consumers have lost by pruning
+_WORDS = tuple(topic_prefix(kind) for kind in WORDS_ON_A_RUN)
+_EDGES = tuple(topic_prefix(kind) for kind in EDGES)
 _DRAIN = 1000  # messages taken in before acknowledgements are sent and timers looked at
 _LARGE_BYTES = 8192  # a payload from here on is passed on as it was received; copying less costs less
 
@@ -123,10 +127,13 @@ class Bus:
             last_seqs={} if journal is None else journal.last_seqs(),
             end_runs=self._end_runs,
         )
-        self._runs = Runs(journal, self._clients.name_of)
+        self._runs = Runs(
+            journal, self._clients.name_of, self._clients.silent_after_s, self._own_events.source
+        )
+        self._clients.is_handled = self._runs.is_handled
         self._unread = [] if journal is None else journal.unread_runs()[-_SHOWN_UNREAD:]
-        for run in self._runs.open():
-            self._clients.wait_for(run.publisher)
+        for source in self._runs.open_sources():
+            self._clients.wait_for(source)
 
     # ---- life ----
 
@@ -219,9 +226,13 @@ class Bus:
             return False
         for client in self._clients.sources.values():
             client.kept_seq = client.last_seq
-        for topic, parsed, header, payload, partition, _, event in taken:
-            self._runs.count(topic, parsed, header, payload, event)
-            self._groups.add_partition(partition)
+        first = self._stream.head.offset - len(taken) + 1
+        for offset, incoming in enumerate(taken, first):
+            self._runs.count(incoming, offset)
+            self._groups.add_partition(incoming.partition)
+        if self._runs.reopened:
+            self._clients.forget_handled(self._runs.reopened)
+            self._runs.reopened.clear()
         return True
 
     def _refuse(self, error: JournalError) -> None:
@@ -251,6 +262,9 @@ class Bus:
             if hole:
                 client.asked_seq = expected
             return
+        # It must not be taken for kept with what it is judged by, and came before it.
+        if self._is_judged(topic) and not self._commit():
+            return
         client.last_seq = header.source_seq
         self._acks[identity] = (header.source_seq, False)
         view = payload.buffer
@@ -267,17 +281,24 @@ class Bus:
             self._reject(client, topic, header, error)
             raise
 
+    def _is_judged(self, topic: bytes) -> bool:
+        """Return whether what becomes of an event depends on those before it: they are counted first."""
+        return topic.startswith(_EDGES) or (topic.startswith(_WORDS) and not self._knows_run_of(topic))
+
+    def _knows_run_of(self, topic: bytes) -> bool:
+        try:
+            return self._runs.knows(parse_topic(topic).run_id)
+        except WireError:
+            return True  # it will be refused
+
     def _comes_too_late(self, topic: bytes, name: str) -> bool:
         """Return whether it is a word on a run that is not in the journal, any more: it is not kept then.
 
         Kept it would bring the run back, without any event of its publisher, in the place of a real one.
         """
+        if self._journal is None or not topic.startswith(_WORDS) or self._knows_run_of(topic):
+            return False
         kind, run_id = parse_topic(topic)
-        if self._journal is None or kind not in WORDS_ON_A_RUN or self._runs.knows(run_id):
-            return False
-        self._commit()  # the run may begin with what was taken in just now
-        if self._runs.knows(run_id):
-            return False
         what = "phase-bus bus: a %s of %r for run %s is not kept: the journal has no such run (any more)"
         logger.warning(what, kind, name, run_id)
         return True
@@ -290,8 +311,17 @@ class Bus:
         """
         parsed, partition = parse_topic(topic), partition_of(topic)
         event = check_event(topic, parsed, partition, header, payload)
+        incoming = Incoming(topic, parsed, header, payload, partition, frame or payload, event)
+        self._add(self._runs.admit(incoming))
+
+    def _add(self, incoming: Incoming) -> None:
         self._events += 1
-        self._stream.add(Incoming(topic, parsed, header, payload, partition, frame or payload, event))
+        self._stream.add(incoming)
+
+    def _add_own(self, event: EventBase) -> None:
+        """Take in what the bus itself says of a run."""
+        topic, header, payload = number_own(self._own_events, event)
+        self._add(Incoming(topic, parse_topic(topic), header, payload, NO_PARTITION, payload, None))
 
     def _reject(self, client: Client, topic: bytes, header: Header, error: WireError) -> None:
         """Tell its publisher, and everybody, that an event is lost since it is malformed."""
@@ -308,25 +338,33 @@ class Bus:
                 events={topic.decode(): 1},
                 records=header.records,
             )
-            self._accept(*number_own(self._own_events, drop))
+            self._add_own(drop)
 
     # ---- runs that their publishers do not end ----
 
     def _end_runs(self, reason: str, source: bytes | None = None) -> None:
-        """End the running runs, of one source or of all, as ``lost``."""
+        """End the running runs, or one publisher's part of them, as ``lost``."""
         self._commit()  # what was taken in may begin a run, or end it
         self._runs.lose(reason, source)
         self._publish_ends()
 
+    def _say_goodbye(self, identity: bytes, goodbye: Goodbye) -> None:
+        """Let go of a client that leaves; what it published is whole if the bus has all that it sent."""
+        self._commit()
+        client = self._clients.take_leave(identity, goodbye.client_id)
+        if client is not None and client.info.role == "publisher":
+            self._runs.leave(client.source, whole=client.last_seq >= goodbye.last_seq)
+            self._publish_ends()
+
     def _publish_ends(self) -> None:
-        """Publish the ends of runs that are lost; what the journal cannot take now comes later."""
-        for run_id, reason in list(self._runs.losing.items()):
+        """Publish the ends of runs whose publishers are gone; what the journal cannot take comes later."""
+        for run_id in list(self._runs.ending):
             run = self._runs.by_id[run_id]
-            end = run.lost(reason)
-            self._accept(*number_own(self._own_events, end))
+            end = run.end()
+            self._add_own(end)
             if not self._commit():
                 return
-            self._runs.end(run, end)
+            self._runs.end(run, end, self._stream.head.offset)
 
     # ---- requests ----
 
@@ -341,8 +379,8 @@ class Bus:
                 client = self._clients.hear(identity, request, now_s)
                 if client is not None and request.sent_seq > client.last_seq:
                     self._acks[identity] = (client.last_seq, True)
-            case Goodbye(client_id=client_id):
-                self._clients.take_leave(identity, client_id)
+            case Goodbye():
+                self._say_goodbye(identity, request)
             case StatusRequest():
                 self._reply(identity, self._status(now_s))
             case EndRuns(reason=reason):
@@ -382,6 +420,7 @@ class Bus:
         self._groups.share_out(now_s)
         self._next_tick_s = min(now_s + self.options.heartbeat_s, self._groups.next_due_s())
         self._clients.miss(now_s)
+        self._runs.give_up(now_s)
         self._publish_ends()
         self._watch_sockets()
         self._descriptors.look(now_s)

@@ -19,7 +19,7 @@ from phase_bus.core.address import default_address
 from phase_bus.harness.foreground import check_command, run_in_foreground
 from phase_bus.harness.signals import signals_to
 from phase_bus.journal.exec_journals import MAX_AGE_S, MAX_BYTES, ExecJournal
-from phase_bus.reporting.receipts import ledger_in_brief, ledger_table, print_losses
+from phase_bus.reporting.receipts import held_against, ledger_in_brief, ledger_table, print_losses
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -192,6 +192,7 @@ def _print_ledger(rig: Rig, console: Console) -> None:
         )
     for run_id in shown:
         said = [receipt for (run, _), receipt in rig.progress.receipts.items() if run == run_id]
+        said = held_against(said, rig.progress.ended[run_id])
         console.print()
         console.print(f"Ledger of run {run_id}, in events:", soft_wrap=True)
         console.print(ledger_table(ledger_in_brief(said)))

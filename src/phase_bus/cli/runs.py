@@ -11,9 +11,17 @@ from phase_bus.cli.journals import DataOption, exit_code, find_run, find_runs, r
 from phase_bus.cli.options import JsonOption
 from phase_bus.cli.output import EXIT_NOT_WHOLE, duration, local_time, make_console, print_json, print_table
 from phase_bus.errors import ConfigError
-from phase_bus.events import Receipt, RunStart
+from phase_bus.events import Receipt, RunComplete, RunStart
 from phase_bus.journal.reader import JournalReader
-from phase_bus.reporting.receipts import is_whole, ledger, ledger_table, losses, print_losses
+from phase_bus.reporting.receipts import (
+    held_against,
+    is_whole,
+    last_end,
+    ledger,
+    ledger_table,
+    losses,
+    print_losses,
+)
 
 _COLUMNS = (
     "RUN",
@@ -94,7 +102,8 @@ def receipts(run: str, *, data: DataOption = None, json: JsonOption = False) -> 
     """
     found = find_run(run, data)
     with JournalReader(found.journal) as reader:
-        said = reader.events(found.row.run_id, Receipt)
+        end = last_end(reader.events(found.row.run_id, RunComplete))
+        said = held_against(reader.events(found.row.run_id, Receipt), end)
         code = exit_code(reader)
     if not said:
         raise ConfigError(

@@ -15,7 +15,7 @@ from tenacity import AsyncRetrying, stop_after_attempt, wait_exponential, wait_r
 from phase_bus.consumer.account import RunAccount, TopicCounts
 from phase_bus.consumer.consumer import Consumer, Handler
 from phase_bus.consumer.view import View
-from phase_bus.core.control import REMEMBERED_RUNS, DeadLetterNote, PrunedRun
+from phase_bus.core.control import KEPT_LOST_RUNS, REMEMBERED_RUNS, DeadLetterNote, PrunedRun
 from phase_bus.core.position import Position
 from phase_bus.core.throttle import Throttle
 from phase_bus.core.values import as_text
@@ -34,6 +34,20 @@ _KEPT_TOLD = 20 * _KEPT_LOSSES  # those of all shares of a group
 _SHORT_WAIT_S = 0.05  # instead, while no handler succeeds: a consumer that is broken shall not fall behind
 
 
+class HandledEnd(Struct, frozen=True, array_like=True):
+    """The end of a run that is handled, written out, and whose receipt is in the journal.
+
+    Attributes:
+        whole: whether everything of the run was handled.
+        lost: whether it ended as lost, so that its publisher may still come back.
+        offset: the end's place in the journal.
+    """
+
+    whole: bool
+    lost: bool = False
+    offset: int = 0
+
+
 class Saved(Struct):
     """What is kept in a consumer's checkpoint; for ``handled`` and so on see :class:`Dispatcher`.
 
@@ -42,7 +56,7 @@ class Saved(Struct):
     """
 
     accounts: dict[str, RunAccount]
-    handled: dict[str, bool]
+    handled: dict[str, HandledEnd]
     state: bytes | None = None
     losses: dict[str, Loss] = {}
     told_losses: list[str] = []
@@ -72,7 +86,7 @@ class Dispatcher:
         retry_wait_s: how long to wait before a handler is called again, in s; then four times as long.
         done_offset: up to here the consumer has everything already, so handlers are not called.
         failed: dead letters and malformed events.
-        handled: the runs whose end is handled and written out, and whether everything was.
+        handled: the latest runs whose end is handled, and those among them that ended as lost.
         dead_letters: those that the bus has not taken over yet; of too many only the number is told.
         losses: what was lost and is to be told in the next receipt, by a name for each. In a share of a
             group that does not lead they stay, the latest of them; the leader tells them.
@@ -85,7 +99,7 @@ class Dispatcher:
         self.done_offset = 0
         self.received = 0
         self.failed = 0
-        self.handled: dict[str, bool] = {}
+        self.handled: dict[str, HandledEnd] = {}
         self.dead_letters: list[DeadLetterNote] = []
         self._skipped = 0  # failures without a dead letter, to be told with the next one
         self.losses: dict[str, Loss] = {}
@@ -136,6 +150,9 @@ class Dispatcher:
             counts.handled += 1
             return None
         handler = self._handlers.get(event.kind) or self._any
+        if isinstance(event, RunComplete) and event.running:
+            counts.handled += 1  # one of several publishers has ended it: it goes on
+            return None
         if handler is None or 0 < header.offset <= self.done_offset:
             counts.handled += 1
         else:
@@ -240,13 +257,26 @@ class Dispatcher:
             account.written()
         return True
 
-    def finished(self, run_id: str, *, whole: bool) -> None:
+    def finished(self, run_id: str, end: HandledEnd) -> None:
         """Note that a run's end is handled and written out."""
         self.handled.pop(run_id, None)
-        self.handled[run_id] = whole
-        for old in list(self.handled)[:-REMEMBERED_RUNS]:
+        self.handled[run_id] = end
+        lost = [each for each, end in self.handled.items() if end.lost]
+        for old in [each for each in self.handled if each not in lost][:-REMEMBERED_RUNS]:
             del self.handled[old]
             self.forget(old)
+        for old in lost[:-KEPT_LOST_RUNS]:
+            if self.forget(old):
+                logger.warning(
+                    "consumer %r lets go of run %s, which was lost %d lost runs ago: should its publisher "
+                    "come back, what it had received before will be missing in the receipt",
+                    self._context.name,
+                    old,
+                    KEPT_LOST_RUNS,
+                )
+        # Named for a while longer, so that the members of a group are told to let go of them too.
+        for old in lost[: -KEPT_LOST_RUNS - REMEMBERED_RUNS]:
+            del self.handled[old]
 
     def forget(self, run_id: str) -> bool:
         """Let go of a run's account; return whether there was one."""

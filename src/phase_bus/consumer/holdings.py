@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
-from phase_bus.consumer.dispatcher import KEPT_JOURNAL_LOSSES
+from phase_bus.consumer.dispatcher import KEPT_JOURNAL_LOSSES, HandledEnd
 from phase_bus.consumer.leader import GroupLeader
 from phase_bus.consumer.share import Share, loss_of
 from phase_bus.core.control import EVENTS, Assigned, Beat, Commit, Heard, State
@@ -143,13 +143,10 @@ class Holdings:
                 share.tell()
         handled = {} if self.leader is None else self.leader.handled
         journal_losses = [*self.journal_losses, *(loss for share in held for loss in share.journal_losses)]
-        lost_runs = set() if self.leader is None else self.leader.share.lost_runs
         return Beat(
             client_id=member.client_id,
             state=member.state,
-            handled_runs=tuple(handled),
-            incomplete_runs=tuple(run_id for run_id, whole in handled.items() if not whole),
-            lost_runs=tuple(lost_runs & handled.keys()),
+            **told(handled),
             received=sum(share.dispatcher.received for share in held),
             failed=sum(share.dispatcher.failed for share in held),
             journal_losses=tuple(journal_losses[-KEPT_JOURNAL_LOSSES:]),
@@ -173,6 +170,16 @@ class Holdings:
                 self.shares[number].lost = True
         # Some commits may not have had room in the last beat.
         return news or bool((heard.kept or heard.refused) and self.commits)
+
+
+def told(handled: Mapping[str, HandledEnd]) -> dict[str, Any]:
+    """Return what a beat says of the runs whose end is handled."""
+    return {
+        "handled_runs": tuple(handled),
+        "handled_ends": tuple(end.offset for end in handled.values()),
+        "incomplete_runs": tuple(run_id for run_id, end in handled.items() if not end.whole),
+        "lost_runs": tuple(run_id for run_id, end in handled.items() if end.lost),
+    }
 
 
 def _first(commits: Iterable[Commit], limit_bytes: int) -> Iterator[Commit]:

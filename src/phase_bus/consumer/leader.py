@@ -91,7 +91,7 @@ class GroupLeader:
             end = decode_event(topic, payload)
         except WireError:
             return False  # it is skipped and counted as any other malformed event is
-        if not isinstance(end, RunComplete) or self._has_all(end, header.offset):
+        if not isinstance(end, RunComplete) or end.running or self._has_all(end, header.offset):
             return False
         self.held_back = (end, header.offset)
         return True

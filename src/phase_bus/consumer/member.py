@@ -97,6 +97,7 @@ class Member(ABC):
         self._next_flush_s = 0.0
         self._complained_of = ""  # the endpoint at which no answer about the journal came
         self._failure: PhaseBusError | None = None  # why it ends, if that is its bus's word
+        self._unconfirmed: dict[str, Receipt] = {}  # by run: receipts that are published, and on their way
         self._link = ControlLink(
             self._context,
             address,
@@ -272,11 +273,26 @@ class Member(ABC):
         if self._publisher is not None:
             self._publisher.publish(event)
 
-    async def _give_receipt(self, receipt: Receipt) -> None:
-        """Publish a receipt, and wait a while until the bus has it and what was published before it."""
-        self.publish(receipt)
-        if self._publisher is not None:
-            await asyncio.to_thread(self._publisher.flush, _RECEIPT_S)
+    async def _give_receipt(self, receipt: Receipt) -> bool:
+        """Publish a receipt, and wait a while for the bus; return whether it has that and all before it."""
+        if self._publisher is None and self.address.direct:
+            return True
+        key = receipt.run_id
+        if self._unconfirmed.get(key) != receipt:  # what is still on its way need not be said twice
+            self._unconfirmed[key] = receipt
+            self.publish(receipt)
+        assert self._publisher is not None
+        if not await asyncio.to_thread(self._publisher.flush, _RECEIPT_S):
+            logger.warning(
+                "%s %r: the bus has not taken its receipt of run %s within %g s; trying again",
+                self._noun,
+                self.name,
+                receipt.run_id,
+                _RECEIPT_S,
+            )
+            return False
+        del self._unconfirmed[key]
+        return True
 
     # ---- the bus ----
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from phase_bus.consumer.consumer import Consumer, named
+from phase_bus.consumer.holdings import told
 from phase_bus.consumer.member import FLUSH_S, Member
 from phase_bus.consumer.share import Origin, Share
 from phase_bus.consumer.view import View
@@ -287,8 +288,7 @@ class ConsumerRunner(Member):
         return Beat(
             client_id=self.client_id,
             state=self.state,
-            handled_runs=tuple(dispatcher.handled),
-            incomplete_runs=tuple(run_id for run_id, whole in dispatcher.handled.items() if not whole),
+            **told(dispatcher.handled),
             received=dispatcher.received,
             failed=dispatcher.failed,
             position=None if commit is None else commit.position,

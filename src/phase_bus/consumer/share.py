@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from phase_bus.consumer.account import RunAccount
 from phase_bus.consumer.consumer import Consumer
-from phase_bus.consumer.dispatcher import ATTEMPTS, KEPT_JOURNAL_LOSSES, Dispatcher
+from phase_bus.consumer.dispatcher import ATTEMPTS, KEPT_JOURNAL_LOSSES, Dispatcher, HandledEnd
 from phase_bus.consumer.follower import Verdict
 from phase_bus.consumer.view import View
 from phase_bus.core.control import EVENTS, Commit, PrunedRun
@@ -26,7 +26,7 @@ from phase_bus.journal.rows import Checkpoint, Head, checkpoint_name
 
 logger = logging.getLogger("phase_bus.consumer")
 
-GiveReceipt: TypeAlias = Callable[[Receipt], Awaitable[None]]
+GiveReceipt: TypeAlias = Callable[[Receipt], Awaitable[bool]]
 Origin: TypeAlias = Literal["checkpoint", "start", "now"] | int
 
 _RUN_COMPLETE = topic_prefix(RunComplete.kind)  # every consumer learns of the end of runs
@@ -80,8 +80,8 @@ class Share:
     """One instance of a consumer, with its place in the stream.
 
     Args:
-        give: publishes a receipt, and waits until the bus has it; None for an onlooker, which gives no
-            receipts and keeps no checkpoint.
+        give: publishes a receipt, waits until the bus has it, and returns whether it has; None for an
+            onlooker, which gives no receipts and keeps no checkpoint.
         attempts: how often a handler is tried before an event becomes a dead letter.
 
     Attributes:
@@ -91,7 +91,6 @@ class Share:
         checkpoint: the offset of its last commit.
         commit: what the bus is to keep and has not confirmed.
         lost: in a group: it is assigned to another member by now.
-        lost_runs: the runs that ended as lost, so that their publishers may come back.
         parts: returns what the other members of the group received of a run.
         lost_by_others: returns what they have lost and the leader has not told, by a name for each.
     """
@@ -114,7 +113,6 @@ class Share:
         self.checkpoint = 0
         self.commit: Commit | None = None
         self.lost = False
-        self.lost_runs: set[str] = set()
         self.journal_losses: list[JournalLoss] = []
         self._left: Position | None = None  # where it stood when it left another bus's stream
         self._known_offset = 0  # how far that one is known to have gone
@@ -124,7 +122,7 @@ class Share:
         self._pruned: dict[int, tuple[PrunedRun, int]] = {}  # not passed yet, and where it learned of them
         self._prunings = 0  # how many there had been before it could lose anything by one
         self._handled_topics = (*view.wanted, _RUN_COMPLETE)
-        self._ends: dict[str, RunComplete] = {}  # of runs whose receipts are to be given
+        self._ends: dict[str, tuple[RunComplete, int]] = {}  # with offsets; their receipts are to be given
         self._keeps_checkpoint = False
         self._changed = False  # there is something to commit besides new events
         self._latest: Commit | None = None  # the last commit, confirmed or not
@@ -299,7 +297,7 @@ class Share:
             return None
         end = await dispatcher.take(topic, header, payload, replayed=replayed)
         if end is not None and self._give is not None:
-            self._ends[end.run_id] = end
+            self._ends[end.run_id] = (end, header.offset)
             return end
         return None
 
@@ -348,10 +346,13 @@ class Share:
         return self.checkpoint < offset <= self.follower.offset
 
     async def flush(self) -> bool:
-        """Let the instance write out; if it could, give receipts and make a commit; return whether so."""
-        if not await self.dispatcher.flush():
+        """Let the instance write out; if it could, give receipts and make a commit; return whether so.
+
+        There is no commit before the receipts are in the journal: whoever goes on from it will not give
+        them any more.
+        """
+        if not await self.dispatcher.flush() or not await self.give_receipts():
             return False
-        await self.give_receipts()
         self._flushed_events, self._flushed_s = self.dispatcher.received, time.monotonic()
         self._changed = False
         keeps = self._keeps_checkpoint and not self.consumer.holds_checkpoint
@@ -366,18 +367,22 @@ class Share:
             )
         return True
 
-    async def give_receipts(self) -> None:
-        """Give the receipts of runs whose end was handled, oldest first; these count as handled then."""
+    async def give_receipts(self) -> bool:
+        """Give the receipts of runs whose end was handled, oldest first; these count as handled then.
+
+        Return whether the bus has all of them; what it has not yet is given again at the next call.
+        """
         while self._ends and self._give is not None:
-            run_id, end = next(iter(self._ends.items()))
+            run_id, (end, offset) = next(iter(self._ends.items()))
             own, others = dict(self.dispatcher.losses), self.lost_by_others()
-            lost = [*own.values(), *others.values()]
-            receipt = self.dispatcher.receipt(end, self.parts(run_id), lost)
-            await self._give(receipt)
+            receipt = self.dispatcher.receipt(end, self.parts(run_id), [*own.values(), *others.values()])
+            if not await self._give(receipt):
+                return False
             self.dispatcher.told(own, others)
-            self.dispatcher.finished(run_id, whole=receipt.complete)
-            (self.lost_runs.add if end.status == "lost" else self.lost_runs.discard)(run_id)
+            lost = end.status == "lost"
+            self.dispatcher.finished(run_id, HandledEnd(receipt.complete, lost, offset))
             del self._ends[run_id]
+        return True
 
     def tell(self) -> Commit | None:
         """Return the commit that the bus is to keep now, if it has not confirmed it."""

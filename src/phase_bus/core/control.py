@@ -18,6 +18,8 @@ WIRE_VERSION = 3
 EVENTS = -1  # the share of a group that is all events but records; its other shares are partitions
 PARTITIONS = 16  # of the records; a group takes up others, of foreign publishers, when they appear
 REMEMBERED_RUNS = 50  # how many of the latest runs a consumer names in its beats
+# How many of those that ended as lost consumers keep beside them: their publishers may come back.
+KEPT_LOST_RUNS = 50
 
 Role: TypeAlias = Literal["publisher", "consumer", "client"]
 State: TypeAlias = Literal["starting", "ready", "stopping", "stopped", "failed", "silent"]
@@ -143,6 +145,7 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
 
     Attributes:
         handled_runs: for a consumer, the runs whose end it has handled and flushed.
+        handled_ends: the offset of that end, for each of them. A run that goes on ends once more.
         incomplete_runs: those among them of which it did not handle everything.
         lost_runs: those among them that ended as lost, so that their publishers may still come back.
         received: events received so far (consumer), or published (publisher).
@@ -162,6 +165,7 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
     client_id: str
     state: State
     handled_runs: tuple[str, ...] = ()
+    handled_ends: tuple[int, ...] = ()
     incomplete_runs: tuple[str, ...] = ()
     lost_runs: tuple[str, ...] = ()
     received: Int = 0
@@ -177,9 +181,14 @@ class Beat(Struct, frozen=True, kw_only=True, tag_field="op", tag="beat"):
 
 
 class Goodbye(Struct, frozen=True, kw_only=True, tag_field="op", tag="goodbye"):
-    """A client leaves; a publisher's running runs are over."""
+    """A client leaves; a publisher's running runs are over.
+
+    Attributes:
+        last_seq: for a publisher, the last source sequence that it had, sent or not.
+    """
 
     client_id: str
+    last_seq: int = 0
 
 
 class Heard(Struct, frozen=True, kw_only=True, tag_field="op", tag="heard"):
@@ -445,9 +454,11 @@ class RunInfo(Struct, frozen=True, kw_only=True):
     """What the bus knows of a run.
 
     Attributes:
-        status: ``running`` until its ``run_complete``.
+        status: ``running`` until all its publishers have ended it.
         started_ns, ended_ns: Unix time in ns, by the times of its own start and end.
         events: how many events its publishers published, and its end.
+        publisher: what a person calls the first of them, and the number of others.
+        dropped: events that its publishers had to drop, with ``dropped_records`` in them.
     """
 
     run_id: str
@@ -456,6 +467,8 @@ class RunInfo(Struct, frozen=True, kw_only=True):
     ended_ns: Int | None = None
     events: Int = 0
     publisher: str = ""
+    dropped: int = 0
+    dropped_records: int = 0
 
 
 class UnreadRun(Struct, frozen=True, kw_only=True):

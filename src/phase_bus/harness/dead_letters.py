@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TypeAlias
 
+import msgspec
 import zmq
 from msgspec.structs import replace
 
@@ -136,8 +137,9 @@ async def _give(reader: JournalReader, settle: Settle, tell: Tell, share: Share,
         told = receipts.get(run_id) or _last_receipt(reader, run_id, parse_checkpoint_name(name)[0])
         if told is not None:
             receipts[run_id] = _corrected(told, topic.decode())
-            if run_id in share.dispatcher.handled:
-                share.dispatcher.handled[run_id] = receipts[run_id].complete
+            if (end := share.dispatcher.handled.get(run_id)) is not None:
+                corrected = msgspec.structs.replace(end, whole=receipts[run_id].complete)
+                share.dispatcher.handled[run_id] = corrected
         settle(letter.id, share.dispatcher.saved() if saves else None)
     for receipt in receipts.values():
         tell(receipt)

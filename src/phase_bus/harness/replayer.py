@@ -29,7 +29,7 @@ class Replayer:
     """Publishes past events on a bus under a new source id, and waits until the bus has them.
 
     It has no thread and drops nothing: it reads no further than the bus takes. Payloads stay as they are,
-    except for the end of a run, whose counts become those of what its publisher published.
+    except for the end of a run, whose counts become those of what its publishers published, as one.
     The time between events is divided by ``speed``; None is for as fast as the bus takes them. ``on_sent``
     is called with the number of events that the bus has.
     """
@@ -46,9 +46,9 @@ class Replayer:
         self._outbox = Outbox(uuid.uuid4().bytes, _BUFFER_BYTES)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._link = BusLink(self._context, address, self._outbox, "replay", _LINGER_MS)
-        # By the original publisher: each counts what it published itself.
-        self._published: defaultdict[tuple[bytes, str], Counter[str]] = defaultdict(Counter)
-        self._published_records: Counter[tuple[bytes, str]] = Counter()
+        # By run: here they have one publisher, however many they had.
+        self._published: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._published_records: Counter[str] = Counter()
         self._going_on: set[str] = set()
         self._due_s = 0.0
         self._last_ns: int | None = None
@@ -76,15 +76,14 @@ class Replayer:
             self._context.term()
 
     def _put(self, past: Entry) -> None:
-        key = past.source, parse_topic(past.topic).run_id
-        topic, payload = self._rewritten(past, key)
+        topic, payload = self._rewritten(past)
         self._outbox.add(topic, payload, past.records)
-        self._published[key][topic.decode()] += 1
-        self._published_records[key] += past.records
+        self._published[past.run_id][topic.decode()] += 1
+        self._published_records[past.run_id] += past.records
         self.events += 1
         self.records += past.records
 
-    def _rewritten(self, past: Entry, key: tuple[bytes, str]) -> tuple[bytes, bytes]:
+    def _rewritten(self, past: Entry) -> tuple[bytes, bytes]:
         kind, run_id = parse_topic(past.topic)
         if kind != RunComplete.kind:
             self._going_on.add(run_id)
@@ -99,12 +98,12 @@ class Replayer:
         if isinstance(event, RunComplete):
             self._going_on.discard(run_id)
             # What the journal lost, or is damaged in it, was published all the same: it shall be missed.
-            told = event.parts.get(past.source.hex(), event)
-            published = Counter({self._renamed(each): n for each, n in told.published.items()})
+            published = Counter({self._renamed(each): n for each, n in event.published.items()})
             event = msgspec.structs.replace(
                 event,
-                published=dict(self._published.pop(key, Counter()) | published),
-                records=max(self._published_records.pop(key, 0), told.records),
+                published=dict(self._published.pop(run_id, Counter()) | published),
+                records=max(self._published_records.pop(run_id, 0), event.records),
+                parts={},
             )
         if self._run_id is not None:
             event = msgspec.structs.replace(event, run_id=self._run_id)

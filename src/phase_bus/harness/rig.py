@@ -19,14 +19,16 @@ from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import REMEMBERED_RUNS, RunInfo, Status
 from phase_bus.errors import BusUnreachableError, PhaseBusError
-from phase_bus.events import Receipt
+from phase_bus.events import Receipt, RunComplete
 from phase_bus.harness.children import STOP_S, Child, ConsumerChild, bus_arguments, describe_exit
 from phase_bus.harness.config import Config
 from phase_bus.harness.progress import Progress
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import parse_checkpoint_name
+from phase_bus.reporting.receipts import held_against, last_end
 
 _LOOK_S = 0.05
+_SHOWN_GRACE_S = 2.0  # for what is still to be shown when all is handled
 _RECEIPT_GRACE_S = 2.0  # for receipts that are still under way
 _NAMED_RUNS = 3  # in a line of what went wrong
 _RUN_END_GRACE_S = 2.0  # for a run_complete that is still under way when its command has ended
@@ -204,6 +206,8 @@ class Rig:
             unfinished = list(self._unfinished(status))
             if not unfinished:
                 await self._check_receipts(status)
+                self._tell_lacking(status)
+                await self._wait_shown(status.offset)
                 return
             if self._bus.returncode is not None:
                 break
@@ -222,6 +226,25 @@ class Rig:
             info = child.standing(status)
             if child.returncode is None and info is not None:
                 yield from ((child, run_id) for run_id in runs if run_id not in info.handled_runs)
+
+    def _tell_lacking(self, status: Status) -> None:
+        """Tell what no consumer can have handled: it never came to the bus."""
+        for run in status.runs:
+            if run.run_id not in self.runs:
+                continue
+            if run.dropped:
+                what = f"the publisher of run {run.run_id} had to drop {run.dropped_records:,} records"
+                self._warn(what, "they are in no result")
+            if run.status == "lost":
+                self._warn(f"run {run.run_id} was lost", "what had not been delivered is in no result")
+
+    async def _wait_shown(self, offset: int) -> None:
+        """Give the display a moment to come to an offset: to the results, and the receipts."""
+        deadline_s = time.monotonic() + _SHOWN_GRACE_S
+        while self._runner is not None and self._runner.share.follower.offset < offset:
+            if time.monotonic() > deadline_s:
+                return
+            await asyncio.sleep(_LOOK_S)
 
     async def _check_receipts(self, status: Status) -> None:
         """Tell which consumers did not handle everything, or do not say so: by the receipts in the journal.
@@ -269,9 +292,14 @@ class Rig:
 
 
 def _receipts(journal: Path, runs: Sequence[str]) -> dict[tuple[str, str], Receipt]:
-    """Return the last receipts by run and consumer."""
+    """Return the last receipts by run and consumer, held against the run's last end."""
+    found = {}
     with JournalReader(journal) as reader:
-        return {(run, said.consumer): said for run in runs for said in reader.events(run, Receipt)}
+        for run in runs:
+            end = last_end(reader.events(run, RunComplete))
+            for said in held_against(reader.events(run, Receipt), end):
+                found[run, said.consumer] = said
+    return found
 
 
 def _some(runs: Sequence[str]) -> str:

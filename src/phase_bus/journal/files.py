@@ -56,7 +56,8 @@ CREATE TABLE streams (
 CREATE INDEX streams_of_runs ON streams (run_id);
 CREATE TABLE runs (
     run_id TEXT PRIMARY KEY, status TEXT NOT NULL, started_ns INTEGER NOT NULL, ended_ns INTEGER,
-    publisher TEXT NOT NULL DEFAULT '', pruning INTEGER NOT NULL DEFAULT 0
+    publisher TEXT NOT NULL DEFAULT '', pruning INTEGER NOT NULL DEFAULT 0,
+    attempt_of TEXT NOT NULL DEFAULT '', parts BLOB
 );
 CREATE TABLE segments (
     id INTEGER PRIMARY KEY AUTOINCREMENT, stream TEXT NOT NULL UNIQUE, first_offset INTEGER NOT NULL

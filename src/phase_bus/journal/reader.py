@@ -16,7 +16,7 @@ from msgspec import Struct
 from phase_bus.core.control import PrunedRun, PrunedTopic, UnreadRun
 from phase_bus.core.position import Lineage, Position, Segment
 from phase_bus.core.wire import NO_PARTITION, decode_event, parse_topic, partition_of
-from phase_bus.events import EventBase
+from phase_bus.events import BEGIN_NO_RUN, EventBase, RunComplete
 from phase_bus.journal.files import (
     FILE_NAME,
     checkpoint_crc,
@@ -26,7 +26,7 @@ from phase_bus.journal.files import (
     size_on_disk,
     stream_crc,
 )
-from phase_bus.journal.rows import Checkpoint, DeadLetter, Entry, Head, JournalInfo, RunRow
+from phase_bus.journal.rows import Checkpoint, DeadLetter, Entry, Head, JournalInfo, RunRow, StreamRow
 from phase_bus.journal.verify import find_problems
 
 logger = logging.getLogger("phase_bus.bus")
@@ -61,7 +61,7 @@ _BY_PARTITION = "INDEXED BY events_by_partition"
 _NO_END = 2**63 - 1
 _NAMED_OFFSETS = 10
 # What consumers and the bus put on the bus too: having published it makes nobody a run's publisher.
-_OF_ANYBODY = frozenset({"summary", "receipt", "drop", "run_complete"})
+_OF_ANYBODY = BEGIN_NO_RUN | {RunComplete.kind}
 
 _decode_topics = msgspec.msgpack.Decoder(dict[str, PrunedTopic]).decode
 _decode_unread = msgspec.msgpack.Decoder(list[UnreadRun]).decode
@@ -119,9 +119,18 @@ class JournalReader:
         rows = self._query("SELECT stream, first_offset FROM segments ORDER BY id")
         return Lineage(Segment(*row) for row in rows)
 
-    def topics(self, run_id: str) -> list[tuple[bytes, bytes, int]]:
-        """Return topic, source and number of events of each topic of a run."""
-        return self._query("SELECT topic, source, events FROM streams WHERE run_id = ?", run_id)
+    def streams(self, run_id: str) -> list[StreamRow]:
+        """Return what there is of a run, by topic and source, in the order of the first events."""
+        sql = (
+            "SELECT topic, source, events, records, last_offset FROM streams WHERE run_id = ?"
+            " ORDER BY first_offset"
+        )
+        return [StreamRow._make(row) for row in self._query(sql, run_id)]
+
+    def run_state(self, run_id: str) -> tuple[str, bytes | None]:
+        """Return which run it is a further attempt of, if any, and what the bus keeps of its publishers."""
+        rows = self._query("SELECT attempt_of, parts FROM runs WHERE run_id = ?", run_id)
+        return rows[0] if rows else ("", None)
 
     def read(
         self,
@@ -184,12 +193,17 @@ class JournalReader:
         Raises:
             WireError: if one cannot be decoded.
         """
+        entries = self.entries_of(run_id, kind.kind)
+        events = [decode_event(entry.topic, entry.payload) for entry in entries]
+        return [event for event in events if isinstance(event, kind)]
+
+    def entries_of(self, run_id: str, kind: str) -> list[Entry]:
+        """Return all events of one kind, records excepted, of a run as they are, in order."""
         where = "AND e.partition = ? AND s.run_id = ? AND s.kind = ?"
         sql = _READ.format(index=_BY_PARTITION, join="CROSS", where=where)
         first, last = self._range(run_id)
-        rows = self._query(sql, first - 1, last, NO_PARTITION, run_id, kind.kind, -1)
-        events = [decode_event(entry.topic, entry.payload) for entry in self._whole(rows)]
-        return [event for event in events if isinstance(event, kind)]
+        rows = self._query(sql, first - 1, last, NO_PARTITION, run_id, kind, -1)
+        return list(self._whole(rows))
 
     def _range(self, run_id: str) -> tuple[int, int]:
         """Return a run's first and last offset."""
@@ -390,11 +404,14 @@ class JournalReader:
 class PublishedInJournal:
     """The events of past runs that their publishers published, in order.
 
-    Left out is what consumers (summaries, receipts) and the bus itself (the end of a lost run) added: on
-    another bus its own consumers and that bus do so.
+    Left out is what consumers (summaries, receipts) added: on another bus its own consumers do so. Of the
+    ends of a run only the last one counts; one that its publishers did not end has none.
 
     Attributes:
         count: how many events there are.
+
+    Raises:
+        JournalError, WireError: if the journal cannot be read.
     """
 
     def __init__(self, reader: JournalReader, run_ids: list[str]) -> None:
@@ -402,16 +419,38 @@ class PublishedInJournal:
         self._run_ids = run_ids
         # A source may publish one run, and only have something to say of another.
         self._wanted: set[tuple[str, bytes]] = set()
+        self._ends: set[int] = set()
         self.count = 0
         for run_id in run_ids:
-            topics = reader.topics(run_id)
-            sources = {s for topic, s, _ in topics if parse_topic(topic).kind not in _OF_ANYBODY}
+            streams = [(parse_topic(stream.topic).kind, stream) for stream in reader.streams(run_id)]
+            sources = {stream.source for kind, stream in streams if kind not in _OF_ANYBODY}
             self._wanted |= {(run_id, source) for source in sources}
-            self.count += sum(events for _, source, events in topics if source in sources)
+            self.count += sum(
+                stream.events
+                for kind, stream in streams
+                if stream.source in sources and kind != RunComplete.kind
+            )
+            if (end := self._end(run_id)) is not None:
+                self._ends.add(end)
+                self.count += 1
+
+    def _end(self, run_id: str) -> int | None:
+        """Return the offset of a run's last end, None if it goes on or its publishers did not end it."""
+        last = None
+        for entry in self._reader.entries_of(run_id, RunComplete.kind):
+            end = decode_event(entry.topic, entry.payload)
+            if isinstance(end, RunComplete) and not end.running:
+                last = None if end.status == "lost" and end.is_of_bus(entry.source) else entry.offset
+        return last
 
     def __iter__(self) -> Iterator[Entry]:
         entries = self._reader.entries(self._run_ids[0] if len(self._run_ids) == 1 else None)
-        return (entry for entry in entries if (entry.run_id, entry.source) in self._wanted)
+        for entry in entries:
+            if entry.kind == RunComplete.kind:
+                if entry.offset in self._ends:
+                    yield entry
+            elif (entry.run_id, entry.source) in self._wanted:
+                yield entry
 
 
 # The same few streams come again and again; a checksum of their texts would cost more than one of the rest.

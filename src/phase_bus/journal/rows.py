@@ -36,6 +36,21 @@ class Entry(NamedTuple):
     ts_ns: int
 
 
+class StreamRow(NamedTuple):
+    """What the journal has from one source on one topic.
+
+    Attributes:
+        records: how many request records are in its events.
+        last_offset: the last event's offset.
+    """
+
+    topic: bytes
+    source: bytes
+    events: int
+    records: int
+    last_offset: int
+
+
 class Head(NamedTuple):
     """How far a journal is: the last event's offset and event number, 0 before the first."""
 

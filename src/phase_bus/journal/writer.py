@@ -54,9 +54,11 @@ ON CONFLICT (run_id) DO UPDATE SET status = excluded.status, ended_ns = excluded
 WHERE status = 'unknown' AND excluded.status = 'running'
 """
 _NOTE_RUN = """
-INSERT INTO runs (run_id, status, started_ns, ended_ns, publisher) VALUES (?, ?, ?, ?, ?)
+INSERT INTO runs (run_id, status, started_ns, ended_ns, publisher, attempt_of, parts)
+VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (run_id) DO UPDATE SET status = excluded.status, started_ns = excluded.started_ns,
-    ended_ns = excluded.ended_ns, publisher = excluded.publisher
+    ended_ns = excluded.ended_ns, publisher = excluded.publisher, attempt_of = excluded.attempt_of,
+    parts = excluded.parts
 """
 _COMMIT = """
 INSERT INTO checkpoints VALUES (?, ?, ?, ?, ?)
@@ -326,11 +328,25 @@ class Journal(HoldingJournal):
     # ---- runs ----
 
     def note_run(
-        self, run_id: str, status: str, started_ns: int, ended_ns: int | None, publisher: str
+        self,
+        run_id: str,
+        status: str,
+        started_ns: int,
+        ended_ns: int | None,
+        publisher: str,
+        *,
+        attempt_of: str = "",
+        parts: bytes | None = None,
     ) -> None:
-        """Keep a run's status; any but ``running`` means that it is over and may be pruned."""
+        """Keep a run's status; any but ``running`` means that it is over and may be pruned.
+
+        ``attempt_of`` is the run that it is a further attempt of, ``parts`` what the bus keeps of its
+        publishers.
+        """
+        row = (run_id, status, started_ns, ended_ns, publisher, attempt_of, parts)
         with self.transaction():
-            self._db.execute(_NOTE_RUN, (run_id, status, started_ns, ended_ns, publisher))
+            self._db.execute(_NOTE_RUN, row)
+            self._written_bytes += len(parts or b"")
 
     def see(self, consumers: Mapping[str, Sequence[str]], now_ns: int) -> None:
         """Note that consumers or groups, by their names, are on the bus now, and which topics they take."""

@@ -144,11 +144,12 @@ class BusLink:
             self._next_seq, self._moved_s = next_seq, now_s
         return now_s - self._moved_s
 
-    def close(self) -> None:
-        """Say goodbye and close the socket."""
+    def close(self, lacking: int = 0) -> None:
+        """Say goodbye and close the socket; ``lacking`` is how much there was to send beyond the outbox."""
         if self._session.connected:
+            goodbye = Goodbye(client_id=self._client_id, last_seq=self._outbox.last_seq + lacking)
             with suppress(zmq.Again):
-                self.socket.send(encode_control(Goodbye(client_id=self._client_id)), zmq.NOBLOCK)
+                self.socket.send(encode_control(goodbye), zmq.NOBLOCK)
         self.socket.close(linger=self._linger_ms)
 
     def _connect(self) -> zmq.Socket[bytes]:
@@ -217,7 +218,7 @@ class DirectLink:
         """Return in how many seconds to call again."""
         return 1.0
 
-    def close(self) -> None:
+    def close(self, lacking: int = 0) -> None:  # noqa: ARG002 - as the other has it
         """Close the socket, and unlock the directory it was in."""
         self.socket.close()
         if self._lock is not None:

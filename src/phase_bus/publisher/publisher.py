@@ -7,12 +7,13 @@ import logging
 import math
 import os
 import shlex
+import sys
 import threading
 import time
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
@@ -115,6 +116,7 @@ class Sender:
         self._thread_id = 0
         self._thread = threads.start_thread(self._main, "phase-bus-publisher")
         atexit.register(self.close, 0.5)
+        self._unregister = _at_end_of_child(self.close)
         _senders.add(self)
 
     @property
@@ -138,6 +140,7 @@ class Sender:
         # Only now: a program that exits meanwhile waits for the thread once more, and for its file.
         if not self._thread.is_alive():
             atexit.unregister(self.close)
+            self._unregister()
 
     def abandon(self) -> None:
         """Deliver what is pending, and end, while nobody waits: its publisher is forgotten."""
@@ -273,7 +276,7 @@ class Sender:
         for flush in (*(flush for _, flush in self._flushes), *waiting):
             if isinstance(flush, _Flush):
                 flush.done.set()
-        self._link.close()
+        self._link.close(not_encoded)
         self._context.destroy()
         self._waker.close()
 
@@ -465,6 +468,17 @@ class Publisher:
         is a ``spool_dir``, it is written to a file, which begins when the time is over.
         """
         self._sender.close(timeout_s)
+
+
+def _at_end_of_child(close: Callable[[], None]) -> Callable[[], object]:
+    """Call something at the end of this process if it is one of multiprocessing's; return what undoes that.
+
+    Such a process may end without a call of what is registered with atexit.
+    """
+    util = sys.modules.get("multiprocessing.util")  # it has this if it is one
+    if util is None:
+        return lambda: None
+    return util.Finalize(None, close, exitpriority=10).cancel  # type: ignore[no-any-return]
 
 
 def _after_fork_in_child() -> None:

@@ -236,7 +236,8 @@ def deliver_spool(path: str | Path, address: str, timeout_s: float = 30.0) -> Sp
     for message in reader:
         outbox.restore(message)
     events, records = len(outbox), sum(message.records for message in outbox)
-    known = _deliver(outbox, parsed, reader.head.name, timeout_s) if events else 0
+    missing = reader.head.events - events
+    known = _deliver(outbox, parsed, reader.head.name, missing, timeout_s) if events else 0
     delivered = not len(outbox) and not reader.damage
     return SpoolReport(
         path=_mark_delivered(reader.path) if delivered else reader.path,
@@ -245,11 +246,11 @@ def deliver_spool(path: str | Path, address: str, timeout_s: float = 30.0) -> Sp
         known=known,
         remaining=len(outbox),
         damage=reader.damage,
-        missing=reader.head.events - events,
+        missing=missing,
     )
 
 
-def _deliver(outbox: Outbox, address: Address, name: str, timeout_s: float) -> int:
+def _deliver(outbox: Outbox, address: Address, name: str, missing: int, timeout_s: float) -> int:
     """Send until everything is acknowledged or nothing moves; return how much the bus had already."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     known: int | None = None
@@ -259,7 +260,7 @@ def _deliver(outbox: Outbox, address: Address, name: str, timeout_s: float) -> i
         while len(outbox) and link.turn(timeout_s) < timeout_s:
             if known is None and link.connected:
                 known = total - len(outbox)  # nothing has been sent yet
-        link.close()
+        link.close(missing)
     finally:
         context.destroy()
     if known is None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from phase_bus.core.wire import parse_topic
-from phase_bus.events import Loss, Receipt, TopicReceipt
+from phase_bus.events import Loss, Receipt, RunComplete, TopicReceipt
 
 _SELDOM = frozenset(("replayed", "repeated", "missed", "failed"))
 _COUNTS = ("received", "replayed", "repeated", "missed", "handled", "written", "failed")
@@ -28,6 +28,32 @@ class LedgerRow(TopicReceipt, frozen=True, kw_only=True):
     kind: str
     worst_lag_s: float
     whole: bool
+
+
+def held_against(receipts: Iterable[Receipt], end: RunComplete | None) -> list[Receipt]:
+    """Return the last receipt of each consumer, held against what the run's last end says was published.
+
+    A run that goes on after an end has more than the receipts of that time know of.
+    """
+    last = _last(receipts)
+    return last if end is None else [_against(receipt, end) for receipt in last]
+
+
+def last_end(ends: Iterable[RunComplete]) -> RunComplete | None:
+    """Return the last end of a run among what its publishers said, None if there is none."""
+    return next((end for end in reversed(list(ends)) if not end.running), None)
+
+
+def _against(receipt: Receipt, end: RunComplete) -> Receipt:
+    topics = {
+        topic: msgspec.structs.replace(counts, published=end.published.get(topic, counts.published))
+        for topic, counts in receipt.topics.items()
+    }
+    kinds = {parse_topic(topic.encode()).kind for topic in topics}
+    for topic, published in end.published.items():
+        if topic not in topics and parse_topic(topic.encode()).kind in kinds:
+            topics[topic] = TopicReceipt(published=published)
+    return msgspec.structs.replace(receipt, topics=topics)
 
 
 def ledger(receipts: Iterable[Receipt]) -> list[LedgerRow]:

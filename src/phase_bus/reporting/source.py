@@ -14,6 +14,7 @@ from phase_bus.core.wire import decode_event
 from phase_bus.errors import ConfigError, suggest
 from phase_bus.events import BEGIN_NO_RUN, RunComplete, RunStart, Summary
 from phase_bus.journal.reader import JournalReader
+from phase_bus.reporting.receipts import last_end
 
 
 class PastRun(Struct, frozen=True, kw_only=True):
@@ -58,7 +59,7 @@ def compute(journal: Path, run_id: str) -> PastRun:
     result = RunResult(RunState(run_id))
     start = None
     with JournalReader(journal) as reader:
-        missing = sum(events for _, _, events in reader.topics(run_id))
+        missing = sum(stream.events for stream in reader.streams(run_id))
         for entry in reader.entries(run_id):
             missing -= 1
             event = decode_event(entry.topic, entry.payload)
@@ -66,7 +67,7 @@ def compute(journal: Path, run_id: str) -> PastRun:
                 continue
             result.end = None
             if isinstance(event, RunStart):
-                start = event
+                start = start or event
             else:
                 result.take(event)
         damage = reader.damage(missing)
@@ -94,7 +95,7 @@ def published(journal: Path, run_id: str, consumer: str) -> PastRun:
     return PastRun(
         summary=last[consumer].result,
         start=start,
-        end=ends[-1] if ends else None,
+        end=last_end(ends),
         by=consumer,
         damage=damage,
     )

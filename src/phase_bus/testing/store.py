@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import uuid
 from collections.abc import Mapping
 from typing import Any, Self
 
 from phase_bus.bus.runs import Runs
+from phase_bus.bus.stream import Incoming
 from phase_bus.consumer.dispatcher import ATTEMPTS
 from phase_bus.consumer.share import Share
 from phase_bus.consumer.view import View
@@ -15,7 +17,7 @@ from phase_bus.core.control import DeadLetterNote
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.position import Lineage, Segment
 from phase_bus.core.values import ListMode
-from phase_bus.core.wire import parse_topic, topic_prefix, unpack_header
+from phase_bus.core.wire import NO_PARTITION, decode_event, parse_topic, partition_of, unpack_header
 from phase_bus.events import EventBase, PhaseRef, Receipt, RunStatus
 from phase_bus.journal.rows import Checkpoint, Head
 from phase_bus.publisher.composer import BatchOptions, Completion, Composer
@@ -24,7 +26,6 @@ from phase_bus.testing.outcome import Bus, C, Outcome, StoredMessage
 
 logger = logging.getLogger("phase_bus.testing")
 
-_RECORDS = topic_prefix("records")
 _NO_LIMIT = 1 << 62
 
 
@@ -80,26 +81,37 @@ class MessageStore(Bus):
             self.checkpoints[share.name] = Checkpoint(commit.position, commit.saved)
             share.confirm(commit.position)
 
-    def take(self, outbox: Outbox) -> None:
-        """Take in all that an outbox has, and give each message its place, as the bus does."""
+    def take(self, outbox: Outbox, *, own: bool = False) -> None:
+        """Take in all that an outbox has, and give each message its place, as the bus does.
+
+        What the bus itself says is its ``own``.
+        """
         while (message := outbox.peek()) is not None:
             outbox.sent()
             outbox.acknowledge(message.seq)
-            topic, header_frame, payload = message.frames
-            header = unpack_header(header_frame, topic)._replace(
-                offset=len(self.messages) + 1,
-                event_number=self.head.event_number + (not topic.startswith(_RECORDS)),
+            topic, frame, payload = message.frames
+            header, partition = unpack_header(frame, topic), partition_of(topic)
+            incoming = Incoming(
+                topic, parse_topic(topic), header, payload, partition, payload, decode_event(topic, payload)
             )
-            self.messages.append(StoredMessage(topic, header, payload))
-            self._runs.count(topic, parse_topic(topic), header, payload)
+            if not own:
+                incoming = self._runs.admit(incoming)
+            offset = len(self.messages) + 1
+            number = self.head.event_number + (partition == NO_PARTITION)
+            placed = incoming.header._replace(offset=offset, event_number=number)
+            self.messages.append(StoredMessage(incoming.topic, placed, incoming.payload))
+            self._runs.count(incoming, offset)
 
-    def end_runs(self, source: bytes) -> None:
-        """End the runs that a publisher leaves open: as the bus does, ``lost``."""
-        for run in self._runs.open(source):
-            end = run.lost("its publisher left without ending it")
+    def leave(self, source: bytes) -> None:
+        """Let a publisher go: as on the bus, a run that was begun and is not ended is ``lost``."""
+        self._runs.leave(source, whole=True)
+        self._runs.give_up(math.inf)
+        for run_id in list(self._runs.ending):
+            run = self._runs.by_id[run_id]
+            end = run.end()
             self._outbox.put(end)
-            self._runs.end(run, end)
-        self.take(self._outbox)
+            self.take(self._outbox, own=True)
+            self._runs.end(run, end, self.head.offset)
 
 
 class MemoryPublisher:
@@ -166,7 +178,7 @@ class MemoryPublisher:
     def close(self, timeout_s: float = 0.0) -> None:
         """Close the open batches of records; a run that was not completed ends as ``lost``."""
         self.flush(timeout_s)
-        self._store.end_runs(self._outbox.source)
+        self._store.leave(self._outbox.source)
 
 
 class MemoryOutcome(Outcome[C]):
@@ -194,6 +206,7 @@ class MemoryOutcome(Outcome[C]):
         self.published.append(event)
         self._publisher.publish(event)
 
-    async def _give_receipt(self, receipt: Receipt) -> None:
+    async def _give_receipt(self, receipt: Receipt) -> bool:
         self.receipts[receipt.run_id] = receipt
         self._publisher.publish(receipt)
+        return True
