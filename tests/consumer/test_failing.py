@@ -74,6 +74,7 @@ async def test_what_the_journal_holds_and_nobody_can_decode(kept: DurableBus, gr
         for topic, records, payload in (
             (b"phase_start.r$", 0, b"\x81\xa4kind" + b"\x91" * 100_000),
             (b"records.00.r$", 5, b"\xc1"),
+            (b"run_complete.bad$", 0, b"\xc1"),
         ):
             offset, number = journal.head.offset + 1, journal.head.event_number + (not records)
             header = Header(b"x" * 16, offset, 1, records, offset, number)
@@ -95,7 +96,7 @@ async def test_what_the_journal_holds_and_nobody_can_decode(kept: DurableBus, gr
                 await until(lambda: consumer.ended and consumer.counted == 1)  # noqa: B023
     with JournalReader(kept.data) as reader:
         letters = {letter.offset: letter.error for letter in reader.dead_letters()}
-    assert set(letters) == {1, 2}
+    assert set(letters) == {1, 2, 3}
     assert all("not an event" in error for error in letters.values())
 
 

@@ -16,15 +16,13 @@ from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.dispatcher import decode_saved
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
-from phase_bus.core.control import Ack, Hello
 from phase_bus.core.position import Position
-from phase_bus.core.wire import Header, receive_event
+from phase_bus.core.wire import receive_event
 from phase_bus.errors import ConfigError, JournalError
 from phase_bus.events import PhaseStart, Receipt, Records, Summary
 from phase_bus.journal.reader import JournalReader
 from phase_bus.testing.waiting import until
 from tests.support.buses import DurableBus
-from tests.support.clients import SOURCE, RawClient
 from tests.support.groups import Member, Run, Totals, group_info, handled, publish, shared_out
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_leaks")]
@@ -73,19 +71,6 @@ def has_forgotten(member: Member, run_id: str = "r") -> Callable[[], bool]:
         return sum(run_id in c.forgotten for c in consumers if isinstance(c, Totals)) == 16
 
     return forgotten
-
-
-async def test_an_end_that_nobody_can_read(kept: DurableBus) -> None:
-    """It is dead-lettered like any other event, and the leader goes on with the next run."""
-    member = Member(kept.address)
-    await until(lambda: shared_out([member]))
-    with RawClient(kept.address) as client:
-        client.ask(Hello(client_id=SOURCE.hex(), role="publisher", name="raw"))
-        client.socket.send_multipart((b"run_complete.bad$", Header(SOURCE, 1, 1).pack(), b"\xc1"))
-        assert isinstance(client.reply(), Ack)
-    await asyncio.to_thread(publish, kept.address, 100)
-    await until(lambda: member.task.done() or "r" in group_info(kept.address).handled_runs)
-    await member.stop()
 
 
 async def test_a_merge_that_fails(kept: DurableBus) -> None:
