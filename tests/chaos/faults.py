@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,11 +59,23 @@ def cut_the_power(world: World) -> None:
     world.bus.kill()
     log = world.bus.directory / "journal.sqlite-wal"
     if log.exists():
-        os.truncate(log, world.random.randint(0, log.stat().st_size))
+        os.truncate(log, world.random.randint(_synchronised(log), log.stat().st_size))
         log.with_name("journal.sqlite-shm").unlink(missing_ok=True)
     world.cuts.append(time.monotonic())
     _pause(world)
     world.bus.start()
+
+
+def _synchronised(log: Path) -> int:
+    """Return how much of SQLite's log is on the disk for certain: what it copies from there into the file
+    it has synchronised before. See "Checkpoint Info" in SQLite's description of the WAL's index.
+    """
+    with log.open("rb") as file, log.with_name("journal.sqlite-shm").open("rb") as index:
+        (page_bytes,) = struct.unpack_from(">I", file.read(32).ljust(32, b"\0"), 8)
+        ready = index.read(132)
+    (copied,), (to_be_copied,) = (struct.unpack_from("=I", ready, at) for at in (96, 128))
+    frames = max(copied, to_be_copied)
+    return min(32 + frames * (24 + page_bytes), log.stat().st_size) if frames else 0
 
 
 def replace_the_journal(world: World) -> None:
