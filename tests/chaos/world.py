@@ -212,7 +212,7 @@ class World:
             status = self.status()
             if status is None or any(run.status == "running" for run in status.runs):
                 return False
-            clients = {client.pid: client for client in status.clients if client.state == "ready"}
+            clients = {c.pid: c for c in status.clients if c.role == "consumer" and c.state == "ready"}
             if not all(process.pid in clients for process in self.consumers.values()):
                 return False
             # One that is not known is what the bus says of junk.
