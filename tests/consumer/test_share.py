@@ -16,6 +16,7 @@ from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.consumer.share import Share
 from phase_bus.consumer.view import View
 from phase_bus.core.address import Address
+from phase_bus.core.control import PrunedRun, PrunedTopic
 from phase_bus.core.position import Lineage, Position, Segment
 from phase_bus.core.wire import Header, encode_event, topic_of
 from phase_bus.errors import JournalError
@@ -118,6 +119,23 @@ async def test_a_late_reply_confirms_nothing() -> None:
     assert commit is not None
     assert commit.position == at(2)
     assert share.confirm(at(2))
+
+
+async def test_a_pruned_run_that_goes_on() -> None:
+    """Its publisher was taken for lost, and comes back: what was received before counts."""
+    host = await begun()
+    share = host.share
+    for _ in range(2):
+        await host.hand(start())
+    topics = {"phase_start.r$": PrunedTopic(2, 0, 2)}
+    share.note_pruned([PrunedRun(number=1, run_id="r", last_offset=2, topics=topics)])
+    await host.hand(start())
+    end = RunComplete(run_id="r", ts_ns=2, status="completed", published={"phase_start.r$": 3})
+    assert await host.hand(end) is not None
+    assert await share.flush()
+    (receipt,) = host.receipts
+    assert receipt.complete
+    assert receipt.topics["phase_start.r$"].received == 3
 
 
 async def test_a_consumer_can_hold_its_checkpoint() -> None:

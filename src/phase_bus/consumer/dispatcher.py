@@ -217,7 +217,8 @@ class Dispatcher:
         account = self._accounts.get(run.run_id) or RunAccount(run.run_id)
         topics = {t: held for t, held in run.topics.items() if t.encode().startswith(self._subscribed)}
         loss = account.lost(topics, self._wanted, max(after, self.done_offset))
-        if run.run_id not in self.handled:
+        # One of which nothing is lost here may go on: its publisher was taken for lost, and comes back.
+        if loss is not None and run.run_id not in self.handled:
             self.forget(run.run_id)
         if loss is not None:
             logger.error("consumer %r has lost %s", self._context.name, loss)
