@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from phase_bus.bus.groups import KEPT_INCOMPLETE, Group, Groups, Judgement, spread
-from phase_bus.core.control import EVENTS, Assigned, Beat, Commit
+from phase_bus.core.control import EVENTS, KEPT_LOST_RUNS, Assigned, Beat, Commit
 from phase_bus.core.position import Position
 
 PARTITIONS = range(4)
@@ -215,6 +216,22 @@ def test_an_incomplete_run_is_let_go_of_in_the_end() -> None:
         )
         group.take_beat(beat)
         assert group.assigned("a").handled_runs == tuple(runs[: max(latest - KEPT_INCOMPLETE, 0)])
+
+
+def test_lost_runs_are_kept_beside_the_others() -> None:
+    """Their publishers may come back, however many runs have passed; but not for ever."""
+    group = Group("g", [0])
+    group.join("a")
+    group.rebalance()
+    lost = [f"lost {number}" for number in range(KEPT_LOST_RUNS + 2)]
+    whole = [f"r{number}" for number in range(2 * KEPT_INCOMPLETE)]
+    known: dict[str, Any] = {"client_id": "a", "state": "ready", "shares": (EVENTS, 0)}
+    group.take_beat(Beat(**known, handled_runs=("lost 0", *whole), lost_runs=("lost 0",)))
+    assert group.assigned("a").handled_runs == tuple(whole)
+    group.forget_handled({"lost 0", whole[0]})
+    assert group.assigned("a").handled_runs == tuple(whole[1:]), "who goes on is not to be forgotten"
+    group.take_beat(Beat(**known, handled_runs=tuple(lost), lost_runs=tuple(lost)))
+    assert group.assigned("a").handled_runs == ("lost 0", "lost 1")
 
 
 def test_who_was_alone_and_asleep_goes_on() -> None:

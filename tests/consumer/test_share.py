@@ -288,3 +288,27 @@ async def test_a_commit_that_fails_in_the_bus_is_made_again(
             bus.stop()
             thread.join(10)
             bus.close()
+
+
+async def test_a_run_counts_as_handled_when_the_bus_has_its_receipt() -> None:
+    """Until then there is no commit beyond its end: who goes on from there would not give it any more."""
+    host = await begun()
+    host.taken = False
+    await host.hand(start())
+    await host.hand(RunComplete(run_id="r", status="completed", published={"phase_start.r$": 1}))
+    assert not await host.share.flush()
+    assert (host.share.commit, host.receipts, host.share.dispatcher.handled) == (None, [], {})
+    assert host.share.is_due()
+    host.taken = True
+    assert await host.share.flush()
+    assert [receipt.run_id for receipt in host.receipts] == ["r"]
+    assert list(host.share.dispatcher.handled) == ["r"]
+    assert host.share.commit is not None
+
+
+async def test_the_end_of_one_of_several_publishers_is_no_end() -> None:
+    host = await begun()
+    end = RunComplete(run_id="r", status="completed", published={"phase_start.r$": 2}, running=1)
+    assert await host.hand(end) is None
+    assert await host.share.flush()
+    assert (host.receipts, host.share.owes_receipts) == ([], False)
