@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from phase_bus.bus.options import BusOptions
+from phase_bus.core.address import Address
 from phase_bus.core.control import Ack, Goodbye, Hello, RunInfo, Welcome
 from phase_bus.events import Drop, EventBase, PhaseRef, PhaseStart, Receipt, RunComplete, RunStart
-from phase_bus.journal.reader import JournalReader
+from phase_bus.harness.replayer import Replayer
+from phase_bus.journal.reader import JournalReader, PublishedInJournal
 from phase_bus.publisher.publisher import Publisher
+from phase_bus.publisher.spool import deliver_spool
 from phase_bus.testing.waiting import wait_until
 from tests.support.buses import BusThread, DurableBus
 from tests.support.clients import RawClient, Subscriber
@@ -296,3 +299,66 @@ def test_processes_of_multiprocessing_deliver_what_they_have(bus: BusThread) -> 
         end = wait_until(lambda: [e for e in subscriber.of(RunComplete) if not e.running])[0]
     assert (end.status, end.records) == ("completed", 202)
     assert sorted(part.records for part in end.parts.values()) == [1, 100, 101]
+
+
+def test_a_run_of_several_publishers_is_one_publishers_at_another_bus(
+    durable: DurableBus, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A replay has the totals and the last end, though that was the bus's own and not the publishers'."""
+    with (
+        Source(durable.address) as main,
+        Source(durable.address) as worker,
+        Source(durable.address) as lost,
+    ):
+        main.say(start(), phase(), start("gone"))
+        worker.say(phase(), phase())
+        main.say(complete(1))
+        worker.leave()
+        lost.say(phase("gone"), complete(1, "gone"))
+        assert runs(main) == {"r": "completed", "gone": "running"}
+        main.leave()
+        assert runs(lost) == {"r": "completed", "gone": "lost"}
+    other = DurableBus(tmp_path_factory.mktemp("o"), tmp_path / "other", QUICK)
+    try:
+        with JournalReader(durable.data) as reader:
+            published = PublishedInJournal(reader, ["r", "gone"])
+            replayer = Replayer(
+                Address.parse(other.address), speed=None, run_id=None, on_sent=lambda _: None
+            )
+            replayer.publish(published)
+            assert replayer.events == published.count
+        with RawClient(other.address) as client:
+            wait_until(lambda: runs(client) == {"r": "completed", "gone": "lost"})
+    finally:
+        other.close()
+    with JournalReader(other.data) as reader:
+        (end,) = reader.events("r", RunComplete)
+        (gone,) = reader.events("gone", RunComplete)
+    assert (end.running, end.published) == (0, {"run_start.r$": 1, "phase_start.r$": 3})
+    assert gone.published == {"run_start.gone$": 1, "phase_start.gone$": 1}
+
+
+def test_a_workers_spool_completes_the_run(durable: DurableBus, tmp_path: Path) -> None:
+    """What a worker could not deliver is missing until its spool file is, and then all is there."""
+    with Publisher(durable.address) as main:
+        main.publish(start())
+        assert main.flush(10)
+        worker = Publisher(durable.address, spool_dir=tmp_path / "spool")
+        worker.record("r", PHASE, {"n": 1}, {})
+        assert worker.flush(10)
+        durable.close()
+        for number in range(1000):
+            worker.record("r", PHASE, {"n": number}, {})
+        worker.close(0.0)
+        durable.open()
+        main.complete_run("r", "completed")
+        assert main.flush(20)
+        with RawClient(durable.address) as client:
+            wait_until(lambda: runs(client) == {"r": "lost"})
+            assert worker.spooled is not None
+            report = deliver_spool(worker.spooled, durable.address)
+            assert report.complete
+            wait_until(lambda: runs(client) == {"r": "completed"})
+    with JournalReader(durable.data) as reader:
+        end = reader.events("r", RunComplete)[-1]
+    assert (end.records, sorted(part.records for part in end.parts.values())) == (1001, [0, 1001])

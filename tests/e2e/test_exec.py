@@ -479,3 +479,49 @@ def test_the_command_is_given_an_address_that_it_can_connect_to(workplace: Workp
     assert done.returncode == 0, done.stderr
     assert runs_of(workplace)[0]["records"] == 20
     assert f"bus ready at tcp://{'127.0.0.1' if host == '*' else host}:" in done.stderr
+
+
+_PROCESSES = """
+import multiprocessing
+from phase_bus import PhaseRef, Publisher, PublisherHook
+
+PHASE = PhaseRef("profiling")
+
+def work():
+    publisher = Publisher(name="worker")
+    for number in range(500):
+        publisher.record("many", PHASE, {"request_latency": number}, {})
+
+if __name__ == "__main__":
+    with Publisher(name="main") as publisher:
+        hook = PublisherHook(publisher, "many")
+        workers = [multiprocessing.get_context("fork").Process(target=work) for _ in range(3)]
+        for worker in workers:
+            worker.start()
+        for number in range(10):
+            publisher.record("many", PHASE, {"request_latency": number}, {})
+        for worker in workers:
+            worker.join()
+        hook.complete()
+    with Publisher(name="hasty", buffer_bytes=1 << 20) as publisher:
+        hook = PublisherHook(publisher, "hasty")
+        for number in range(20_000):
+            publisher.record("hasty", PHASE, {"request_latency": number}, {})
+        hook.complete()
+"""
+
+
+def test_several_processes_and_dropped_records(workplace: Workplace) -> None:
+    """A run of four processes is whole; what a publisher dropped is counted in records, and exit code 3."""
+    (workplace.directory / "load.py").write_text(_PROCESSES)
+    done = workplace.run("exec", *AGGREGATOR, "--", sys.executable, "load.py")
+    assert done.returncode == 3, done.stderr
+    many, hasty = runs_of(workplace)
+    assert (many["records"], many["expected_records"], many["complete"]) == (1510, 1510, True)
+    dropped = hasty["dropped_records"]
+    assert (hasty["records"] + dropped, hasty["final"], hasty["complete"]) == (20_000, True, False)
+    assert dropped > 0
+    assert f"had to drop {dropped:,} of 20,000 records" in done.stderr
+    assert f"the publisher of run hasty had to drop {dropped:,} records" in done.stderr
+    assert workplace.run("report", "hasty").returncode == 3
+    assert workplace.run("report", "many").returncode == 0
