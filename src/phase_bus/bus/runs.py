@@ -476,10 +476,14 @@ class Runs:
                 end = decode_event(entry.topic, entry.payload)
             except WireError:
                 continue
-            if isinstance(end, RunComplete) and not end.is_of_bus(entry.source):
+            if not isinstance(end, RunComplete):
+                continue
+            if not end.is_of_bus(entry.source):
                 part = run.parts.setdefault(entry.source, Part(publisher=publisher))
                 if part.status == RUNNING and entry.offset > last[entry.source]:
                     part.take_end(end, entry.source)
+            if not end.running and not run.going_on and entry.offset > max(last.values(), default=0):
+                run.status, run.ended_ns = end.status, end.ts_ns
 
 
 def _begins_part(kind: str, event: Event | None) -> bool:
