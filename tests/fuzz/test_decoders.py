@@ -46,7 +46,7 @@ def test_events(frames: tuple[bytes, bytes, bytes]) -> None:
         return
     again = decode_event(topic, payload)
     assert (event is None) == (again is None)
-    if event is not None and again is not None:
+    if event is not None and again is not None and b"\xa5ts_ns" in payload:  # without it, it is now
         assert encode_event(again) == encode_event(event)
     if isinstance(event, Records):
         try:
