@@ -210,6 +210,11 @@ class Runs:
         """Return whether anything is known of a run, here or in the journal."""
         return run_id in self.by_id or (self._journal is not None and self._journal.has_run(run_id))
 
+    def goes_on(self, run_id: str, source: bytes) -> bool:
+        """Return whether a run's start, published by a source, is one more of a run that is running."""
+        run = self._run_of(run_id, source, RunStart.kind)
+        return run is not None and run.status == RUNNING
+
     def admit(self, incoming: Incoming) -> Incoming:
         """Return an event as it goes into the stream: of the attempt, and with the totals, that it is of.
 
@@ -295,7 +300,7 @@ class Runs:
                 return
             run = self._begin(run_id) if run is None else run
             part = run.parts[header.source] = Part(publisher=self._name_of(header.source))
-        elif part.status == RUNNING and kind not in EDGES and kind != Drop.kind:  # nearly always
+        elif part.status == RUNNING and not _changes_part(kind, part):  # nearly always
             part.published[topic.decode()] = header.topic_seq
             part.records += header.records
             if event is not None and event.ts_ns > run.last_ns:
@@ -523,6 +528,11 @@ def _topic_in(topic: str, run_id: str, other: str) -> str:
     """Return a topic of one attempt of a run as it is in another."""
     end = f".{run_id}{TOPIC_END}"
     return f"{topic.removesuffix(end)}.{other}{TOPIC_END}" if topic.endswith(end) else topic
+
+
+def _changes_part(kind: str, part: Part) -> bool:
+    """Return whether an event changes more of its publisher's part in a run than its counts."""
+    return kind in (RunComplete.kind, Drop.kind) or (kind == RunStart.kind and not part.began)
 
 
 def _note(journal: Journal, run: Run) -> None:

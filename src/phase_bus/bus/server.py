@@ -54,7 +54,7 @@ from phase_bus.core.wire import (
     unpack_header,
 )
 from phase_bus.errors import AddressError, JournalError, WireError
-from phase_bus.events import WORDS_ON_A_RUN, Drop, EventBase, Heartbeat
+from phase_bus.events import WORDS_ON_A_RUN, Drop, EventBase, Heartbeat, RunComplete, RunStart
 from phase_bus.journal.holding import in_words
 from phase_bus.journal.writer import Journal
 
@@ -64,6 +64,7 @@ _PRUNE_EVERY_S = 60.0
 _PRUNE_BUDGET_S = 0.1
 _SHOWN_UNREAD = 50  # of what consumers have lost by pruning
 _WORDS = tuple(topic_prefix(kind) for kind in WORDS_ON_A_RUN)
+_START = topic_prefix(RunStart.kind)
 _EDGES = tuple(topic_prefix(kind) for kind in EDGES)
 _DRAIN = 1000  # messages taken in before acknowledgements are sent and timers looked at
 _LARGE_BYTES = 8192  # a payload from here on is passed on as it was received; copying less costs less
@@ -95,6 +96,7 @@ class Bus:
         self._descriptors = DescriptorWatch()
         self._events = 0
         self._bad = 0
+        self._ends_on_the_way: set[str] = set()  # of runs whose end was taken in and is not counted yet
         self._complaints = Throttle(logger)
         self._acks: dict[bytes, tuple[int, bool]] = {}  # by connection: up to where, and to send again
         self._ending: list[tuple[bytes, str]] = []  # who asked to end the runs, and why
@@ -219,6 +221,7 @@ class Bus:
 
     def _commit(self) -> bool:
         """Put into the stream what was taken in; return whether it is there, or else logged and refused."""
+        self._ends_on_the_way.clear()
         try:
             taken = self._stream.commit()
         except JournalError as error:
@@ -263,7 +266,7 @@ class Bus:
                 client.asked_seq = expected
             return
         # It must not be taken for kept with what it is judged by, and came before it.
-        if self._is_judged(topic) and not self._commit():
+        if self._is_judged(topic, header.source) and not self._commit():
             return
         client.last_seq = header.source_seq
         self._acks[identity] = (header.source_seq, False)
@@ -281,9 +284,19 @@ class Bus:
             self._reject(client, topic, header, error)
             raise
 
-    def _is_judged(self, topic: bytes) -> bool:
+    def _is_judged(self, topic: bytes, source: bytes) -> bool:
         """Return whether what becomes of an event depends on those before it: they are counted first."""
-        return topic.startswith(_EDGES) or (topic.startswith(_WORDS) and not self._knows_run_of(topic))
+        if topic.startswith(_EDGES):
+            return not (topic.startswith(_START) and self._starts_in_a_running_run(topic, source))
+        return topic.startswith(_WORDS) and not self._knows_run_of(topic)
+
+    def _starts_in_a_running_run(self, topic: bytes, source: bytes) -> bool:
+        """Return whether a run's start is one more of a run that goes on, with no end of it on the way."""
+        try:
+            run_id = parse_topic(topic).run_id
+        except WireError:
+            return True  # it will be refused
+        return run_id not in self._ends_on_the_way and self._runs.goes_on(run_id, source)
 
     def _knows_run_of(self, topic: bytes) -> bool:
         try:
@@ -312,6 +325,8 @@ class Bus:
         parsed, partition = parse_topic(topic), partition_of(topic)
         event = check_event(topic, parsed, partition, header, payload)
         incoming = Incoming(topic, parsed, header, payload, partition, frame or payload, event)
+        if isinstance(event, RunComplete):
+            self._ends_on_the_way.add(event.run_id)
         self._add(self._runs.admit(incoming))
 
     def _add(self, incoming: Incoming) -> None:
