@@ -16,7 +16,7 @@ from phase_bus.events import Loss, Receipt, RunComplete, Summary
 from phase_bus.journal.reader import JournalReader
 from phase_bus.reporting.source import compute
 from tests.chaos.publish import EVENTS_A_PHASE
-from tests.chaos.world import Run, Word, World
+from tests.chaos.world import Run, World
 
 _BASE_LATENCY = 1_000_000  # a record's latency is this and its number
 # The phase events that ``metrics`` lists, and their places among those of a phase.
@@ -104,15 +104,13 @@ def contents_of(world: World, database: str) -> dict[str, dict[str, Contents]]:
     }
 
 
-def judge(world: World, contents: dict[str, dict[str, Contents]], words: list[Word]) -> Verdict:
+def judge(world: World, contents: dict[str, dict[str, Contents]], receipts: list[Receipt]) -> Verdict:
     """Hold what consumers have, and what they and the journal say, against what was published.
 
     Args:
-        words: all receipts and ends of runs that there were, in the order of their times.
+        receipts: all that there were, in the order of their times.
     """
     verdict = Verdict()
-    ends = {word.run_id: word.status for word in words if isinstance(word, RunComplete)}
-    receipts = [word for word in words if isinstance(word, Receipt)]
     last = {(receipt.consumer, receipt.run_id): receipt for receipt in receipts}
     losses: dict[tuple[str, str], list[Loss]] = {}
     for receipt in receipts:
@@ -125,10 +123,7 @@ def judge(world: World, contents: dict[str, dict[str, Contents]], words: list[Wo
             nothing = Contents(Counter(), Counter()) if name in ("recording", "sql") else Contents()
             here = has.get(run.run_id, nothing)
             key = (name, run.run_id)
-            # A cut takes the end of a run with it, whose publisher is gone: then everybody is told that it
-            # is lost, and nobody can know how much there was.
-            lost = world.was_cut(run) and ends.get(run.run_id) == "lost"
-            _judge_one(verdict, world, run, name, here, last.get(key), losses.get(key, []), lost=lost)
+            _judge_one(verdict, world, run, name, here, last.get(key), losses.get(key, []))
     _judge_journal(verdict, world)
     return verdict
 
@@ -146,8 +141,6 @@ def _judge_one(
     here: Contents,
     receipt: Receipt | None,
     losses: list[Loss],
-    *,
-    lost: bool,
 ) -> None:
     def wrong(what: str) -> None:
         verdict.wrong.append(f"{name}, run {run.run_id}: {what}")
@@ -175,9 +168,9 @@ def _judge_one(
         wrong(f"{lack}, though nothing was cut or pruned")
     if here.claims:
         wrong(f"{lack}, and says that it is all")
-    if lost:
-        if here.status == "completed":
-            wrong(f"{lack}, and its end was lost; it says that it is completed")
+    if world.was_cut(run) and here.status == "lost":
+        # A cut took the end that the run's publisher gave it. Everybody is told that the run is lost, and
+        # nobody can know how much of it there was: the receipt is for what was known of it.
         verdict.told[name] += 1
     elif receipt is not None and receipt.complete:
         wrong(f"{lack}, and its receipt says that it is all: {receipt}")
@@ -229,8 +222,14 @@ def _judge_counts(wrong: Callable[[str], None], run: Run, here: Contents, receip
 
 
 def _told_otherwise(world: World, name: str, run: Run) -> bool:
-    """Return whether a consumer that gave no receipt of a run said in its log that something is lost."""
+    """Return whether a consumer that gave no receipt of a run said in its log that something is lost.
+
+    One that was started again after its journal was cut, or had not come to that place, cannot know: there
+    it is the bus that says so.
+    """
     log = world.log_of(name)
+    if world.was_cut(run) and "it has lost its end, or it is another one" in world.bus.log.read_text():
+        return True
     if run.run_id in log:
         return True
     if world.was_pruned_unread(run, name) and any(cut_s > run.started_s for cut_s in world.cuts):
@@ -279,6 +278,9 @@ def _lines(path: Path) -> dict[str, Contents]:
         here = found.setdefault(run_id, Contents(Counter(), Counter()))
         assert here.numbers is not None
         assert here.events is not None
+        if kind == "run_complete":
+            here.status = text
+            continue
         numbers = [int(number) for number in text.split(",") if number]
         if kind == "records":
             here.numbers.update(numbers)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, Self
 
 import zmq
 
@@ -22,13 +22,11 @@ from phase_bus.core.client import BusClient
 from phase_bus.core.control import Status
 from phase_bus.core.wire import decode_event
 from phase_bus.errors import BusUnreachableError
-from phase_bus.events import Receipt, RunComplete
+from phase_bus.events import Receipt
 from phase_bus.journal.reader import JournalReader
 from phase_bus.testing.waiting import wait_until
 from tests.chaos.publish import EVENTS_A_PHASE
 from tests.support.processes import Forwarder, JournaledBus, Killable, consumer
-
-Word: TypeAlias = Receipt | RunComplete
 
 SILENT_AFTER_S = 2.0
 _OPTIONS = (
@@ -67,15 +65,14 @@ def name_of(process: str) -> str:
 
 
 class Observer:
-    """Listens to all receipts and ends of runs: a run that is pruned takes those in the journal with it."""
+    """Listens to all receipts: a run that is pruned takes those in the journal with it."""
 
     def __init__(self, directory: Path) -> None:
-        self.words: list[Word] = []
+        self.receipts: list[Receipt] = []
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sub = self._context.socket(zmq.SUB)
         self._sub.setsockopt(zmq.RCVHWM, 0)
         self._sub.subscribe("receipt.")
-        self._sub.subscribe("run_complete.")
         self._sub.connect(f"ipc://{directory}/events.ipc")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main)
@@ -94,8 +91,8 @@ class Observer:
             if self._sub.poll(100):
                 topic, _, payload = self._sub.recv_multipart()
                 event = decode_event(topic, payload)
-                assert isinstance(event, Word)
-                self.words.append(event)
+                assert isinstance(event, Receipt)
+                self.receipts.append(event)
 
 
 class _Held(NamedTuple):
@@ -241,13 +238,12 @@ class World:
             assert process.terminate() == 0, process.tail()
         assert self.bus.terminate() == 0, self.bus.tail()
 
-    def kept_words(self) -> Iterator[Word]:
-        """Yield the receipts and ends of runs in all journals that there were."""
+    def kept_receipts(self) -> Iterator[Receipt]:
+        """Yield the receipts in all journals that there were."""
         for directory in (*self.journals, self.bus.directory):
             with JournalReader(directory) as journal:
                 for row in journal.runs():
                     yield from journal.events(row.run_id, Receipt)
-                    yield from journal.events(row.run_id, RunComplete)
 
     def log_of(self, name: str) -> str:
         """Return what a consumer, all members of a group, said."""

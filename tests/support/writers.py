@@ -11,7 +11,7 @@ from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.position import Position
 from phase_bus.core.records import RecordBatch
 from phase_bus.core.wire import topic_of
-from phase_bus.events import EventBase, PhaseEvent, PhaseStart, Records
+from phase_bus.events import EventBase, PhaseEvent, PhaseStart, Records, RunComplete
 
 
 class Checking(Consumer):
@@ -125,7 +125,7 @@ class Numbers(Consumer):
 
 
 class Recording(Consumer):
-    """Append a line for each event: its run, its kind, and its number or those of the records in it.
+    """Append a line for each event: its run, its kind, and its number, those of the records, or its status.
 
     The number of a phase event is its count of completed requests.
 
@@ -149,5 +149,7 @@ class Recording(Consumer):
             numbers = ",".join(map(str, RecordBatch(event).values("session_num").tolist()))
         elif isinstance(event, PhaseEvent):
             numbers = str(event.stats.completed)
+        elif isinstance(event, RunComplete):
+            numbers = event.status
         # One call, so that a kill leaves a whole line or none; what is written survives a killed process.
         os.write(self._file, f"{event.run_id} {event.kind} {numbers}\n".encode())
