@@ -16,6 +16,17 @@ from msgspec import Meta, Struct, field
 
 Int: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 """A whole number of 64 bits: what every part behind the bus can hold. A decoder refuses any other."""
+Offset: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+"""A place in a bus's stream; 0 is before the first event."""
+LARGEST_COUNT = 2**53
+LARGEST_BATCH = 1 << 20  # records in an event
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=LARGEST_COUNT)]
+"""A number of events or records, such that many of them can be added up; a larger sum is told as this."""
+LATEST_NS = 2**62
+UnixNs: TypeAlias = Annotated[int, Meta(ge=0, le=LATEST_NS)]
+"""Unix time in ns, to the year 2116: so that a time somewhat later is one of 64 bits, too."""
+BatchSize: TypeAlias = Annotated[int, Meta(ge=0, le=LARGEST_BATCH)]
+"""A number of records in one batch: who reads it makes room for as many."""
 PhaseKind: TypeAlias = Literal["warmup", "profiling"]
 """What a phase is for."""
 RunStatus: TypeAlias = Literal["completed", "cancelled", "failed", "lost"]
@@ -143,7 +154,7 @@ class EventBase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     kind: ClassVar[str]
 
     run_id: str
-    ts_ns: Int = field(default_factory=time.time_ns)
+    ts_ns: UnixNs = field(default_factory=time.time_ns)
 
 
 class RunStart(EventBase, frozen=True, kw_only=True, tag="run_start"):
@@ -231,7 +242,7 @@ class Table(Struct, frozen=True, array_like=True):
 
     names: tuple[str, ...]
     types: str
-    count: Int
+    count: BatchSize
     numbers: memoryview = memoryview(b"")
     others: memoryview = memoryview(b"")
     rows: memoryview | None = None
@@ -269,7 +280,7 @@ class Records(EventBase, frozen=True, kw_only=True, tag="records"):
     """
 
     phase: PhaseRef
-    count: Int
+    count: BatchSize
     partition: Int = 0
     metrics: tuple[Table, ...] = ()
     fields: tuple[Table, ...] = ()
@@ -286,10 +297,10 @@ class RunPart(Struct, frozen=True, kw_only=True):
 
     status: RunStatus | Literal["running"]
     publisher: str = ""
-    published: dict[str, Int] = {}
-    records: Int = 0
-    dropped: dict[str, Int] = {}
-    dropped_records: Int = 0
+    published: dict[str, Count] = {}
+    records: Count = 0
+    dropped: dict[str, Count] = {}
+    dropped_records: Count = 0
 
 
 class RunComplete(EventBase, frozen=True, kw_only=True, tag="run_complete"):
@@ -313,11 +324,11 @@ class RunComplete(EventBase, frozen=True, kw_only=True, tag="run_complete"):
 
     status: RunStatus
     reason: str = ""
-    published: dict[str, Int] = {}
-    records: Int = 0
-    dropped: dict[str, Int] = {}
-    dropped_records: Int = 0
-    running: Int = 0
+    published: dict[str, Count] = {}
+    records: Count = 0
+    dropped: dict[str, Count] = {}
+    dropped_records: Count = 0
+    running: Count = 0
     parts: dict[str, RunPart] = {}
 
     @property
@@ -361,14 +372,14 @@ class TopicReceipt(Struct, frozen=True, kw_only=True):
         failed: what a handler raised an exception on.
     """
 
-    published: Int | None = None
-    received: Int = 0
-    replayed: Int = 0
-    repeated: Int = 0
-    missed: Int = 0
-    handled: Int = 0
-    written: Int = 0
-    failed: Int = 0
+    published: Count | None = None
+    received: Count = 0
+    replayed: Count = 0
+    repeated: Count = 0
+    missed: Count = 0
+    handled: Count = 0
+    written: Count = 0
+    failed: Count = 0
 
 
 class Loss(Struct, frozen=True, kw_only=True):
@@ -383,8 +394,8 @@ class Loss(Struct, frozen=True, kw_only=True):
 
     run_id: str
     reason: str
-    events: int = 0
-    records: int = 0
+    events: Count = 0
+    records: Count = 0
 
     def __str__(self) -> str:
         """Return it in words."""
@@ -471,8 +482,8 @@ class Drop(EventBase, frozen=True, kw_only=True, tag="drop"):
 
     source: str
     reason: str
-    events: dict[str, Int] = {}
-    records: Int = 0
+    events: dict[str, Count] = {}
+    records: Count = 0
 
 
 class Heartbeat(EventBase, frozen=True, kw_only=True, tag="heartbeat"):

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from phase_bus.core.control import Beat, Goodbye, Hello, Rejected
-from phase_bus.core.wire import Header, encode_event, topic_of
-from phase_bus.events import Drop, RecordError, Records, RunComplete, RunStart, Table
+from phase_bus.core.control import Beat, Goodbye, Hello, Rejected, RunInfo
+from phase_bus.core.wire import Header, decode_event, encode_control, encode_event, topic_of
+from phase_bus.events import (
+    LARGEST_COUNT,
+    LATEST_NS,
+    Drop,
+    Heartbeat,
+    RecordError,
+    Records,
+    RunComplete,
+    RunStart,
+    Table,
+)
 from phase_bus.journal.reader import JournalReader
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing.waiting import wait_until
@@ -102,6 +112,13 @@ EVENTS: dict[str, tuple[bytes, int, bytes]] = {
     "nesting": (b"run_start.r$", 0, unknown_field(START, DEEP)),
     "a time": (b"run_complete.r$", 0, changed(END, ts_ns=2**64 - 1)),
     "a count": (b"run_complete.r$", 0, changed(END, published={"x": 2**63})),
+    "a time that no clock has": (b"run_start.r$", 0, changed(START, ts_ns=2**63 - 1)),
+    "a time before all clocks": (b"run_start.r$", 0, changed(START, ts_ns=-1)),
+    "a count that cannot be added up": (b"run_complete.r$", 0, changed(END, published={"x": 2**54})),
+    "a partition that is none": (b"run_complete.r$", 0, changed(END, published={"records.x.r$": 1})),
+    "a bus's own word": (b"heartbeat.$", 0, encode_event(Heartbeat(partitions={0: 2**62}))),
+    "a bus's greeting": (b"ready.r$", 0, b""),
+    "records of a kind of its own": (b"future.r$", 2**32 - 1, b""),
     "another kind": (b"phase_complete.r$", 0, encode_event(START)),
     "another run": (b"run_start.r$", 0, encode_event(RunStart(run_id="other"))),
     "no number of a partition": (b"records.x.r$", 2, encode_event(batch())),
@@ -126,7 +143,7 @@ def test_events(ipc_dir: Path, tmp_path: Path, topic: bytes, records: int, paylo
         client.publish(start(2), SOURCE, 2, 1)
         wait_until(lambda: any(e is not None and e.kind == "phase_start" for e in subscriber.read()))
         drops = subscriber.of(Drop)
-        if topic != b"records.x.r$":
+        if topic not in (b"records.x.r$", b"heartbeat.$"):
             assert [(d.run_id, d.source, d.events, d.records) for d in drops] == [
                 ("r", "raw", {topic.decode(): 1}, records)
             ]
@@ -146,6 +163,57 @@ def test_numbers_on_a_topic(bus: BusThread) -> None:
         events = wait_until(lambda: len(e := subscriber.read()) == 3 and e)
         assert [event.ts_ns for event in events if event] == [1, 4, 6]
         assert client.status().dropped == 3
+
+
+@pytest.mark.parametrize("publishers", [1, 3])
+def test_sums_of_the_largest_numbers(ipc_dir: Path, tmp_path: Path, publishers: int) -> None:
+    """Numbers that are right one by one end no bus when added up, and its own words can be read."""
+    topics = [f"phase_{what}.r$".encode() for what in ("start", "progress", "complete")]
+    with DurableBus(ipc_dir, tmp_path) as bus, RawClient(bus.address) as client:
+        sources = [bytes(15) + bytes([number + 1]) for number in range(publishers)]
+        published = {str(n): LARGEST_COUNT for n in range(2000)}
+        drop = Drop(run_id="r", source="x", reason="x", events=published, records=LARGEST_COUNT)
+        for source in sources:
+            client.ask(Hello(client_id=source.hex(), role="publisher", name="raw"))
+            client.publish(RunStart(run_id="r", ts_ns=LATEST_NS), source, 1, 1)
+            client.publish(RunStart(run_id="left", ts_ns=LATEST_NS), source, 2, 1)
+            for seq, topic in enumerate(topics, 3):
+                payload = changed(start(), kind=topic.partition(b".")[0].decode())
+                client.socket.send_multipart((topic, Header(source, seq, LARGEST_COUNT).pack(), payload))
+            client.publish(drop, source, 6, 1)
+            client.publish(drop, source, 7, 2)
+        end = RunComplete(run_id="r", status="completed", published=published, records=LARGEST_COUNT)
+        for source in sources:
+            client.publish(end, source, 8, 1)
+            client.socket.send(encode_control(Goodbye(client_id=source.hex(), last_seq=8)))
+
+        def ended() -> Sequence[RunInfo]:
+            runs = client.status().runs
+            return () if any(run.status == "running" for run in runs) else runs
+
+        runs = wait_until(ended)
+        assert {run.run_id for run in runs} == {"r", "left"}
+        assert all(run.events <= LARGEST_COUNT + 1 for run in runs)
+        with JournalReader(bus.data) as journal:
+            events = [decode_event(entry.topic, entry.payload) for entry in journal.entries()]
+        ends = [event for event in events if isinstance(event, RunComplete)]
+        assert {event.run_id for event in ends} == {run.run_id for run in runs}
+        assert all(max(event.published.values(), default=0) <= LARGEST_COUNT for event in ends)
+        assert client.status().dropped == 0
+
+
+def test_a_sequence_at_its_end(ipc_dir: Path, tmp_path: Path) -> None:
+    """Numbers beyond what a journal can hold are refused, however a publisher came by them."""
+    with DurableBus(ipc_dir, tmp_path) as bus, RawClient(bus.address) as client:
+        client.socket.send(changed(Hello(client_id=ID, role="publisher", name="raw"), next_seq=2**63 - 1))
+        client.ask(Hello(client_id=ID, role="publisher", name="raw", next_seq=LARGEST_COUNT))
+        client.publish(start(1), SOURCE, LARGEST_COUNT, 1)
+        client.publish(start(1), SOURCE, LARGEST_COUNT + 1, 2)
+        wait_until(lambda: (client.status().dropped, client.status().offset) == (2, 2))
+        with JournalReader(bus.data) as journal:
+            kept = [(entry.kind, entry.source_seq) for entry in journal.entries()]
+        assert kept[0] == ("phase_start", LARGEST_COUNT)
+        assert kept[1][0] == "drop"
 
 
 def test_what_could_not_be_kept_comes_again(ipc_dir: Path, tmp_path: Path) -> None:

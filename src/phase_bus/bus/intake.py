@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from itertools import chain
 
-from phase_bus.core.wire import NO_PARTITION, Header, Topic, decode_event
+from phase_bus.core.wire import NO_PARTITION, READY, Header, Topic, decode_event, partition_of
 from phase_bus.errors import WireError
-from phase_bus.events import Event, Records, Table
+from phase_bus.events import LARGEST_BATCH, LARGEST_COUNT, Event, Heartbeat, Records, RunComplete, Table
 
-LARGEST_BATCH = 1 << 20  # records in an event
 _NUMBER_BYTES = 8
 _ROW_BYTES = 4
-_LARGEST_SEQ = 2**63 - 1
+_SAID_BY_BUSES = frozenset({Heartbeat.kind, READY.decode().rstrip(".")})
 
 
 def check_event(
@@ -26,8 +25,12 @@ def check_event(
     Raises:
         WireError: if it is malformed.
     """
-    if not 0 < header.topic_seq <= _LARGEST_SEQ:
-        raise WireError(f"its number on its topic is {header.topic_seq}", topic)
+    if parsed.kind in _SAID_BY_BUSES:
+        raise WireError("only a bus says this", topic)
+    if not (0 < header.topic_seq <= LARGEST_COUNT and 0 < header.source_seq <= LARGEST_COUNT):
+        raise WireError(f"its numbers are {header.source_seq}, and {header.topic_seq} on its topic", topic)
+    if header.records > LARGEST_BATCH:
+        raise WireError(f"the header counts {header.records} records, of at most {LARGEST_BATCH}", topic)
     event = decode_event(topic, payload)
     if event is None:
         return None
@@ -40,16 +43,16 @@ def check_event(
         raise WireError(f"the payload is of partition {event.partition}", topic)
     else:
         _check_batch(topic, header, event)
+    if isinstance(event, RunComplete):
+        for name in event.published:  # groups wait for what was published in each partition
+            partition_of(name.encode())
     return event
 
 
 def _check_batch(topic: bytes, header: Header, event: Records) -> None:
     count = event.count
-    if count != header.records or not 0 <= count <= LARGEST_BATCH:
-        raise WireError(
-            f"{count} records, and {header.records} by the header; a batch has at most {LARGEST_BATCH}",
-            topic,
-        )
+    if count != header.records:
+        raise WireError(f"{count} records, and {header.records} by the header", topic)
     for table in chain(event.metrics, event.fields):
         if not _fits(table, count):
             raise WireError(f"a table does not fit its names, types and the batch's {count} records", topic)

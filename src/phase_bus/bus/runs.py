@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -20,7 +20,17 @@ from phase_bus.bus.stream import Incoming
 from phase_bus.core.control import RunInfo
 from phase_bus.core.wire import TOPIC_END, decode, decode_event, encode_event, parse_topic
 from phase_bus.errors import JournalError, WireError
-from phase_bus.events import BEGIN_NO_RUN, Drop, Event, EventBase, RunComplete, RunPart, RunStart
+from phase_bus.events import (
+    BEGIN_NO_RUN,
+    LARGEST_COUNT,
+    LATEST_NS,
+    Drop,
+    Event,
+    EventBase,
+    RunComplete,
+    RunPart,
+    RunStart,
+)
 from phase_bus.journal.writer import RUNNING, UNKNOWN, Journal
 
 logger = logging.getLogger("phase_bus.bus")
@@ -119,10 +129,10 @@ class Run(Struct, kw_only=True):
             status=self.status,
             started_ns=self.started_ns,
             ended_ns=self.ended_ns,
-            events=sum(self._published().values()) + (self.status != RUNNING),
+            events=_total(self._published().values()) + (self.status != RUNNING),
             publisher=self.publisher,
-            dropped=sum(sum(part.dropped.values()) for part in self.parts.values()),
-            dropped_records=sum(part.dropped_records for part in self.parts.values()),
+            dropped=_total(_total(part.dropped.values()) for part in self.parts.values()),
+            dropped_records=_total(part.dropped_records for part in self.parts.values()),
         )
 
     def end(self) -> RunComplete:
@@ -130,18 +140,15 @@ class Run(Struct, kw_only=True):
         statuses = [part.status for part in self.parts.values() if part.status != RUNNING]
         status = max(statuses, key=_FROM_BEST_TO_WORST.index, default="lost")
         reasons = [part.reason for part in self.parts.values() if part.status == status and part.reason]
-        dropped: Counter[str] = Counter()
-        for part in self.parts.values():
-            dropped.update(part.dropped)
         return RunComplete(
             run_id=self.run_id,
-            ts_ns=max(time.time_ns() - self.behind_ns, self.last_ns),
+            ts_ns=min(max(time.time_ns() - self.behind_ns, self.last_ns), LATEST_NS),
             status=status,  # type: ignore[arg-type] # it is one of those
             reason=reasons[0] if reasons else "",
             published=self._published(),
-            records=sum(part.records for part in self.parts.values()),
-            dropped=dict(dropped),
-            dropped_records=sum(part.dropped_records for part in self.parts.values()),
+            records=_total(part.records for part in self.parts.values()),
+            dropped=_added(part.dropped for part in self.parts.values()),
+            dropped_records=_total(part.dropped_records for part in self.parts.values()),
             running=self.going_on,
             # Never empty, so that nobody takes the bus for one of the publishers.
             parts={source.hex(): part.told(self._end_topic) for source, part in self.parts.items()}
@@ -162,10 +169,7 @@ class Run(Struct, kw_only=True):
         return f"{RunComplete.kind}.{self.run_id}{TOPIC_END}"
 
     def _published(self) -> dict[str, int]:
-        published: Counter[str] = Counter()
-        for part in self.parts.values():
-            published.update(_without(part.published, self._end_topic))
-        return dict(published)
+        return _added(_without(part.published, self._end_topic) for part in self.parts.values())
 
 
 class Runs:
@@ -313,8 +317,8 @@ class Runs:
         part.records += header.records
         part.began |= kind == RunStart.kind
         if isinstance(event, Drop):
-            part.dropped = dict(Counter(part.dropped) + Counter(event.events))
-            part.dropped_records += event.records
+            part.dropped = _added((part.dropped, event.events))
+            part.dropped_records = _total((part.dropped_records, event.records))
         if isinstance(event, RunComplete):
             part.take_end(event, header.source)
             if not run.going_on:
@@ -545,6 +549,19 @@ def _note(journal: Journal, run: Run) -> None:
         attempt_of=run.attempt_of,
         parts=msgspec.msgpack.encode(run.parts),
     )
+
+
+def _total(counts: Iterable[int]) -> int:
+    """Return a sum that can be told."""
+    return min(sum(counts), LARGEST_COUNT)
+
+
+def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Return the sum for each name."""
+    added: Counter[str] = Counter()
+    for each in counts:
+        added.update(each)
+    return {name: min(count, LARGEST_COUNT) for name, count in added.items()}
 
 
 def _most(counts: dict[str, int], others: dict[str, int]) -> dict[str, int]:

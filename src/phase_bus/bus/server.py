@@ -233,6 +233,9 @@ class Bus:
         for offset, incoming in enumerate(taken, first):
             self._runs.count(incoming, offset)
             self._groups.add_partition(incoming.partition)
+            if isinstance(incoming.event, RunComplete):  # a group waits for all that its end names
+                for name in incoming.event.published:
+                    self._groups.add_partition(partition_of(name.encode()))
         if self._runs.reopened:
             self._clients.forget_handled(self._runs.reopened)
             self._runs.reopened.clear()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from msgspec import Struct, field
 
 from phase_bus.core.control import PrunedTopic
-from phase_bus.events import JournalLoss, Loss, Receipt, RunComplete, TopicReceipt
+from phase_bus.events import LARGEST_COUNT, JournalLoss, Loss, Receipt, RunComplete, TopicReceipt
 
 PRUNED = "pruned from the journal before it was read"
 
@@ -95,7 +95,8 @@ class RunAccount(Struct):
         """Return the receipt for what the run's end says was published on the wanted topics."""
         topics = {
             topic: TopicReceipt(
-                published=end.published.get(topic), **{each: getattr(counts, each) for each in _COUNTED}
+                published=end.published.get(topic),
+                **{each: min(getattr(counts, each), LARGEST_COUNT) for each in _COUNTED},
             )
             for name, counts in self.topics.items()
             # Its own topic is not among what the run's end counts; a failure there is told all the same.

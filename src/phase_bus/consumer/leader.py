@@ -9,7 +9,7 @@ from phase_bus.consumer.account import RunAccount
 from phase_bus.consumer.dispatcher import decode_saved
 from phase_bus.consumer.share import Share
 from phase_bus.core.wire import NO_PARTITION, Header, decode_event, partition_of
-from phase_bus.errors import WireError
+from phase_bus.errors import PhaseBusError, WireError
 from phase_bus.events import Loss, RunComplete
 from phase_bus.journal.rows import Checkpoint
 
@@ -55,12 +55,18 @@ class GroupLeader:
         """Hand the instance what partitions have committed; then the end of a run may wait no more.
 
         Raises:
-            WireError: if a state cannot be read.
+            PhaseBusError: if a state cannot be read.
         """
         for partition, (position, saved) in checkpoints.items():
             self.positions[partition] = position.offset
             if saved is not None:
-                kept = decode_saved(saved)
+                try:
+                    kept = decode_saved(saved)
+                except WireError as error:
+                    raise PhaseBusError(
+                        f"consumer group {self._group!r}, partition {partition}: {error}; begin anew under "
+                        "another --name"
+                    ) from error
                 self._accounts[partition] = kept.accounts
                 self._losses[partition] = kept.losses
                 if kept.state is not None:
@@ -89,10 +95,10 @@ class GroupLeader:
             return False
         try:
             end = decode_event(topic, payload)
+            if not isinstance(end, RunComplete) or end.running or self._has_all(end, header.offset):
+                return False
         except WireError:
-            return False  # it is skipped and counted as any other malformed event is
-        if not isinstance(end, RunComplete) or end.running or self._has_all(end, header.offset):
-            return False
+            return False  # it becomes a dead letter, or nobody waits for what it names
         self.held_back = (end, header.offset)
         return True
 

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 
 from phase_bus.core.position import Position, Segment
-from phase_bus.events import Int, JournalLoss
+from phase_bus.events import Count, Int, JournalLoss, Offset
 
 WIRE_VERSION = 3
 EVENTS = -1  # the share of a group that is all events but records; its other shares are partitions
@@ -38,7 +38,7 @@ class DeadLetterNote(Struct, frozen=True, kw_only=True):
             were too many at once.
     """
 
-    offset: Int
+    offset: Offset
     run_id: str
     kind: str
     error: str
@@ -74,7 +74,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
     pid: Int = 0
     host: str = ""
     subscriptions: tuple[str, ...] = ()
-    next_seq: Int = 1
+    next_seq: Count = 1
     wire_version: Int = WIRE_VERSION
     group: str = ""
     settings: str = ""

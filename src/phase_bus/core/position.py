@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
-from phase_bus.events import Int
+from phase_bus.events import Int, Offset
 
 KEPT_STREAMS = 1000  # of a journal: the first one, and the latest ones
 
@@ -30,7 +30,7 @@ class Position(Struct, frozen=True):
     """
 
     stream: str
-    offset: Int
+    offset: Offset
 
 
 class Segment(Struct, frozen=True):
