@@ -110,7 +110,7 @@ def publish_everything(publisher: Publisher) -> None:
     for number, metrics in enumerate(odd):
         error = ("Timeout", "läte", 504 if number else None) if number % 2 else None
         publisher.record("run-1", PROFILING, metrics, {"request_start_ns": 2**60 + number}, error)
-    publisher.publish(make_event(PhaseTimeout, ts_ns=2**62 + 1))
+    publisher.publish(make_event(PhaseTimeout, ts_ns=2**61 + 1))
     publisher.complete_run("run-1", "completed")
     Simulation(publisher, run_id=LAST, requests=3000, rate=0, warmup=10, error_rate=0.1).run()
     publisher.flush(20)
