@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sqlite3
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from phase_bus.core.address import Address
 from phase_bus.core.control import Ack, Goodbye, Hello, RunInfo, Welcome
 from phase_bus.events import Drop, EventBase, PhaseRef, PhaseStart, Receipt, RunComplete, RunStart
 from phase_bus.harness.replayer import Replayer
+from phase_bus.journal.files import FILE_NAME
 from phase_bus.journal.reader import JournalReader, PublishedInJournal
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.publisher.spool import deliver_spool
@@ -270,6 +273,19 @@ def test_ends_that_the_bus_had_no_time_to_note(durable: DurableBus) -> None:
         other.say(phase("b"))
         other.leave()
         assert runs(source)["b"] == "completed"
+
+
+def test_a_note_that_is_damaged(durable: DurableBus) -> None:
+    """A bus that cannot read its own note of a run starts, and goes by the run's events."""
+    with Source(durable.address) as source:
+        source.say(start("a"), phase("a"), complete(1, "a"))
+        source.say(start("b"))
+        durable.close()
+        with closing(sqlite3.connect(durable.data / FILE_NAME)) as db:
+            db.execute("UPDATE runs SET parts = ?", (b"\x91" * 5000,))
+            db.commit()
+        durable.open()
+        assert runs(source) == {"a": "completed", "b": "running"}
 
 
 def _work(address: str, number: int) -> None:

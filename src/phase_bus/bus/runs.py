@@ -449,7 +449,7 @@ class Runs:
                     status=row.status,
                     started_ns=row.started_ns,
                     ended_ns=row.ended_ns,
-                    parts=msgspec.msgpack.decode(noted, type=dict[bytes, Part]) if noted else {},
+                    parts=_decoded_parts(row.run_id, noted),
                 )
             )
             if (taken_ns := journal.taken_ns(row.run_id)) is not None:
@@ -532,6 +532,19 @@ def _topic_in(topic: str, run_id: str, other: str) -> str:
     """Return a topic of one attempt of a run as it is in another."""
     end = f".{run_id}{TOPIC_END}"
     return f"{topic.removesuffix(end)}.{other}{TOPIC_END}" if topic.endswith(end) else topic
+
+
+def _decoded_parts(run_id: str, noted: bytes | None) -> dict[bytes, Part]:
+    """Return what was noted of a run's publishers; without it they are what the run's events say."""
+    if not noted:
+        return {}
+    try:
+        return decode(msgspec.msgpack.Decoder(dict[bytes, Part]).decode, noted, "not a note")
+    except WireError as error:
+        logger.error(
+            "phase-bus bus: the note on run %s is damaged (%s); its events are counted", run_id, error
+        )
+        return {}
 
 
 def _changes_part(kind: str, part: Part) -> bool:
