@@ -443,6 +443,8 @@ class Receipt(EventBase, frozen=True, kw_only=True, tag="receipt"):
     Attributes:
         consumer: the consumer's name.
         consumer_id: the consumer process's id.
+        status: how the run ended by the end that this is about. After one as lost, its publisher may have
+            published more than anybody knows.
         topics: the account, by topic.
         journal_losses: what the consumer learned that the journal lost while the run went on, or before it
             if no run did. Which events of the run were among that the counts show.
@@ -453,6 +455,7 @@ class Receipt(EventBase, frozen=True, kw_only=True, tag="receipt"):
 
     consumer: str
     consumer_id: str = ""
+    status: RunStatus = "completed"
     topics: dict[str, TopicReceipt] = {}
     journal_losses: tuple[JournalLoss, ...] = ()
     worst_lag_s: float = 0.0
@@ -461,6 +464,11 @@ class Receipt(EventBase, frozen=True, kw_only=True, tag="receipt"):
     @property
     def complete(self) -> bool:
         """Whether everything published on the subscribed topics was handled and written out."""
+        return self.status != "lost" and self.has_all_known
+
+    @property
+    def has_all_known(self) -> bool:
+        """Whether everything was that the run's end names, be it all that was published or not."""
         return not self.lost and all(
             t.missed == 0
             and t.failed == 0

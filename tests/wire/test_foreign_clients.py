@@ -64,12 +64,12 @@ class ForeignPublisher(Foreigner):
         self.source_seq = 0
         self.topics: Counter[str] = Counter()
 
-    def publish(self, kind: str, qualifier: str, records: int = 0, **fields: Any) -> None:
-        """Publish an event."""
+    def publish(self, kind: str, qualifier: str, batch: int = 0, **fields: Any) -> None:
+        """Publish an event, which carries a batch of so many records."""
         topic = f"{kind}.{qualifier}$"
         self.source_seq += 1
         self.topics[topic] += 1
-        header = encoder.header(self.id, self.source_seq, self.topics[topic], records)
+        header = encoder.header(self.id, self.source_seq, self.topics[topic], batch)
         payload = encoder.pack({"kind": kind, **fields})
         self.dealer.send_multipart([topic.encode(), header, payload])
         while (ack := self.reply("ack"))["seq"] < self.source_seq:
@@ -176,7 +176,7 @@ def test_foreign_publisher() -> None:
             "count": 2,
             "metrics": [table],
         }
-        publisher.publish("records", "00.r.1", records=2, **batch)
+        publisher.publish("records", "00.r.1", 2, **batch)
         published = dict(publisher.topics)
         end: dict[str, Any] = {"status": "completed", "published": published, "records": 2}
         publisher.publish("run_complete", "r.1", run_id="r.1", ts_ns=4, **end)
@@ -188,6 +188,7 @@ def test_foreign_publisher() -> None:
         (2.5, False, "b"),
     ]
     assert len(recorder.ends) == 1
+    assert (recorder.ends[0].status, recorder.ends[0].records) == ("completed", 2)
     assert outcome.receipt.complete
 
 

@@ -114,6 +114,7 @@ class RunAccount(Struct):
             run_id=self.run_id,
             consumer=consumer,
             consumer_id=consumer_id,
+            status=end.status,
             topics=topics,
             journal_losses=tuple(self.journal_losses),
             worst_lag_s=self.worst_lag_ns / 1e9,
@@ -121,7 +122,9 @@ class RunAccount(Struct):
         )
 
     def complaints(self, receipt: Receipt) -> Iterator[str]:
-        """Yield a line for each topic that was not handled in full, and for each loss before."""
+        """Yield a line for each reason why not everything was handled."""
+        if receipt.status == "lost":
+            yield "its publisher was lost, and may have published more than is known"
         yield from (f"lost before it: {loss}" for loss in receipt.lost)
         for topic, t in receipt.topics.items():
             if t.failed:
