@@ -35,8 +35,12 @@ def test_the_log_is_copied_while_nobody_writes(small_steps: None, journal: Journ
     empty_bytes = journal.path.stat().st_size
     journal.append([log.entry("records", payload=bytes(30_000))])
     assert journal.path.stat().st_size == empty_bytes
-    journal.append([log.entry("records", payload=bytes(200_000))])
-    wait_until(lambda: journal.path.stat().st_size > empty_bytes + 200_000)
+
+    def is_copied() -> bool:  # what comes while the thread copies waits for the next one to be told
+        journal.append([log.entry("records", payload=bytes(100_000))])
+        return journal.path.stat().st_size > empty_bytes + 200_000
+
+    wait_until(is_copied)
     assert read_all(journal) == log.entries
 
 
