@@ -344,11 +344,11 @@ class Dispatcher:
         """Call a handler again that failed once; if it goes on failing, make the event a dead letter."""
         if self._attempts > 1:
             self._complaints.warn(
-                "consumer %r failed on a %s event of run %s: %r; trying again",
+                "consumer %r failed on a %s event of run %s: %s; trying again",
                 self._context.name,
                 event.kind,
                 event.run_id,
-                error,
+                _in_words(error),
             )
             try:
                 await self._retry(handler, event)
@@ -381,11 +381,11 @@ class Dispatcher:
         """Make an event a dead letter; it has the traceback, so that the log need not."""
         self._complaints.log(
             logging.ERROR,
-            "consumer %r failed on a %s event of run %s: %r; it is a dead letter now",
+            "consumer %r failed on a %s event of run %s: %s; it is a dead letter now",
             self._context.name,
             kind,
             run_id,
-            error,
+            _in_words(error),
         )
         self.failed += 1
         counts.failed += 1
@@ -437,6 +437,11 @@ def _by_run(losses: Iterable[Loss]) -> tuple[Loss, ...]:
             )
         found[loss.run_id, loss.reason] = loss
     return tuple(found.values())
+
+
+def _in_words(error: BaseException) -> str:
+    """Return an exception in one line, with the notes that say where it was raised."""
+    return "; ".join((repr(error), *getattr(error, "__notes__", ())))
 
 
 async def _called(function: Callable[..., Awaitable[None]], *arguments: object) -> None:
