@@ -30,9 +30,9 @@ _NOBODY: Any = object()
 class BatchOptions(Struct, frozen=True):
     """How a :class:`~phase_bus.Publisher` batches records; its arguments of these names say more."""
 
-    lists: ListMode = "summary"
-    batch_records: int = 256
-    batch_s: float = 0.1
+    lists: ListMode
+    batch_records: int
+    batch_s: float
     field_names: Sequence[str] | None = None
 
 

@@ -63,27 +63,23 @@ class Sender:
 
     def __init__(
         self,
-        address: str | None = None,
+        address: Address,
+        name: str,
+        buffer_bytes: int,
+        options: BatchOptions,
+        linger_s: float,
+        spool_dir: str | Path | None,
         *,
-        bind: str | None = None,
-        name: str = "publisher",
-        buffer_bytes: int = 64 << 20,
-        lists: ListMode = "summary",
-        field_names: Sequence[str] | None = None,
-        batch_records: int = 256,
-        batch_s: float = 0.1,
-        linger_s: float = 0.2,
-        spool_dir: str | Path | None = None,
+        direct: bool,
     ) -> None:
         self.name = as_text(name)
         self.source = uuid.uuid4().bytes
-        self._batch_records = batch_records
+        self._batch_records = options.batch_records
         self._inbox: _Inbox = deque()
-        self._inbox_limit = max(buffer_bytes // _RAW_RECORD_BYTES, 2 * batch_records)
+        self._inbox_limit = max(buffer_bytes // _RAW_RECORD_BYTES, 2 * options.batch_records)
         self._outbox = Outbox(self.source, buffer_bytes)
         refusal = f"more than {self._inbox_limit} records waited to be encoded"
         self._drops = Drops(self.name, refusal, self._warn_once)
-        options = BatchOptions(lists, batch_records, batch_s, field_names)
         self._composer = Composer(self._outbox, self._drops, options)
         self._flushes: list[tuple[int, _Flush]] = []
         self._warned: set[str] = set()
@@ -94,18 +90,17 @@ class Sender:
         self._spool_dir: Path | None = None
         self.spooled: Path | None = None
         self.undelivered: dict[str, int] = {}
-        parsed = Address.parse(bind or address or default_address())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         linger_ms = int(linger_s * 1000)
         self._link: BusLink | DirectLink
         try:
-            if bind is not None or parsed.direct:
-                link = DirectLink(self._context, parsed, self._outbox, linger_ms)
+            if direct:
+                link = DirectLink(self._context, address, self._outbox, linger_ms)
                 self.address = str(link.address)
                 self._link = link
             else:
-                self.address = str(parsed)
-                self._link = BusLink(self._context, parsed, self._outbox, self.name, linger_ms)
+                self.address = str(address)
+                self._link = BusLink(self._context, address, self._outbox, self.name, linger_ms)
                 if spool_dir:
                     expanded = os.path.expanduser(spool_dir)  # noqa: PTH111 - never raises
                     self._spool_dir = Path(expanded).absolute()
@@ -364,18 +359,10 @@ class Publisher:
         linger_s: float = 0.2,
         spool_dir: str | Path | None = None,
     ) -> None:
-        self._sender = sender = Sender(
-            address,
-            bind=bind,
-            name=name,
-            buffer_bytes=buffer_bytes,
-            lists=lists,
-            field_names=field_names,
-            batch_records=batch_records,
-            batch_s=batch_s,
-            linger_s=linger_s,
-            spool_dir=spool_dir,
-        )
+        at = Address.parse(bind or address or default_address())
+        direct = bind is not None or at.direct
+        options = BatchOptions(lists, batch_records, batch_s, field_names)
+        self._sender = sender = Sender(at, name, buffer_bytes, options, linger_s, spool_dir, direct=direct)
         self.name, self.source, self.address = sender.name, sender.source, sender.address
         # Not at exit, where the sender itself waits until all is delivered.
         weakref.finalize(self, sender.abandon).atexit = False
