@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from io import StringIO
 from textwrap import indent
@@ -28,7 +28,7 @@ Table_: TypeAlias = Sequence[Sequence[Text]]
 
 def make_console(*, stderr: bool = False) -> PlainConsole:
     """Return a console for tables; into a file or pipe they get the width they need."""
-    file = cast("TextIO", _Unfailing(sys.stderr)) if stderr else None
+    file = _remarks() if stderr else None
     console = PlainConsole(file=file)
     return console if console.is_terminal else PlainConsole(file=file, width=_WIDE)
 
@@ -46,9 +46,7 @@ def print_table(
     Columns named ``whole`` are never folded, as people copy from them; in a terminal that is too narrow
     the ``spare`` ones go, the first one first.
     """
-    cells = [
-        [cell if isinstance(cell, Text) else Text(printable(str(cell))) for cell in row] for row in rows
-    ]
+    cells = [[_cell(value) for value in row] for row in rows]
     console = make_console()
     if empty and not cells:
         console.print(empty, soft_wrap=True)
@@ -91,14 +89,15 @@ def print_json(document: Any) -> None:
     print(format_json(document))
 
 
-class _Unfailing:
-    """A text file for remarks: once it cannot be written, they go nowhere, and nobody is disturbed.
+class _Guarded:
+    """A text file; a function is told when it cannot be written, as its reader is gone or the disk full.
 
-    Whoever read it is gone, or the disk is full; the benchmark that is watched must go on.
+    If that returns, what could not be written counts as written.
     """
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: TextIO, on_error: Callable[[TextIO, OSError], None]) -> None:
         self._file = file
+        self._on_error = on_error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
@@ -106,59 +105,42 @@ class _Unfailing:
     def write(self, text: str) -> int:
         try:
             return self._file.write(text)
-        except OSError:
-            self._give_up()
+        except OSError as error:
+            self._on_error(self._file, error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._file.flush()
-        except OSError:
-            self._give_up()
-
-    def _give_up(self) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._file.fileno())  # also for what is still in the buffer
-        os.close(nowhere)
+        except OSError as error:
+            self._on_error(self._file, error)
 
 
-class _UntilReaderEnds:
-    """Standard output of a process that ends, as if by itself, when nobody reads it any more.
+def end_with_reader() -> None:
+    """Let this process end quietly when the reader of its output is gone, as with ``| head``.
 
     By a SystemExit, which no handler of a consumer is blamed for: an event that was not written is not
     handled, and comes again if the consumer keeps a checkpoint.
     """
 
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
+    def end(file: TextIO, error: OSError) -> None:
+        if not isinstance(error, BrokenPipeError):
+            raise error
+        discard_output(file)
+        raise SystemExit(0) from None
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def write(self, text: str) -> int:
-        try:
-            return self._file.write(text)
-        except BrokenPipeError:
-            discard_output()
-            raise SystemExit(0) from None
-
-    def flush(self) -> None:
-        try:
-            self._file.flush()
-        except BrokenPipeError:
-            discard_output()
-            raise SystemExit(0) from None
+    sys.stdout = cast("TextIO", _Guarded(sys.stdout, end))
 
 
-def end_with_reader() -> None:
-    """Let this process end quietly when the reader of its output is gone, as with ``| head``."""
-    sys.stdout = cast("TextIO", _UntilReaderEnds(sys.stdout))
+def _remarks() -> TextIO:
+    """Return standard error, for what no benchmark may be disturbed by if it cannot be written."""
+    return cast("TextIO", _Guarded(sys.stderr, lambda file, _: discard_output(file)))
 
 
-def discard_output() -> None:
-    """Let standard output go nowhere from now on, with what is still in the buffer."""
+def discard_output(file: TextIO | None = None) -> None:
+    """Let standard output, or another file, go nowhere from now on, with what is still in the buffer."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, (file or sys.stdout).fileno())
     os.close(nowhere)
 
 
@@ -174,7 +156,7 @@ def print_lines(text: str) -> None:
 
 def say(text: str) -> None:
     """Print a remark on standard error."""
-    print(f"phase-bus: {printable(text)}", file=cast("TextIO", _Unfailing(sys.stderr)), flush=True)
+    print(f"phase-bus: {printable(text)}", file=_remarks(), flush=True)
 
 
 def local_time(ts_ns: int) -> str:
