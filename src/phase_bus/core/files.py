@@ -6,7 +6,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import IO
@@ -66,17 +66,17 @@ class DirectoryLock:
     def remember_sockets(self) -> None:
         """Take those that are in the directory now for ours."""
         found = Path(self._file.name).parent.glob("*.ipc")
-        self._sockets = {path: inode for path in found if (inode := _inode(path))}
+        self._sockets = {path: inode for path in found if (inode := inode_of(path))}
 
     @property
     def is_ours(self) -> bool:
         """Whether the directory is the one that was locked: a cleaner may have removed it since."""
-        return _inode(Path(self._file.name)) == os.fstat(self._file.fileno()).st_ino
+        return is_at(self._file.fileno(), self._file.name)
 
     @property
     def is_whole(self) -> bool:
         """Whether the directory and the sockets in it are still ours."""
-        return self.is_ours and all(_inode(path) == inode for path, inode in self._sockets.items())
+        return self.is_ours and all(inode_of(path) == inode for path, inode in self._sockets.items())
 
     def release(self) -> None:
         """Remove our own sockets, and let others have the directory.
@@ -84,16 +84,27 @@ class DirectoryLock:
         The lock's own file stays: removing it would race with the next process that locks it.
         """
         for path, inode in self._sockets.items():
-            if self.is_ours and _inode(path) == inode:
+            if self.is_ours and inode_of(path) == inode:
                 path.unlink(missing_ok=True)
         self._file.close()
 
 
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except OSError:
-        return None
+def inode_of(path: str | Path) -> int | None:
+    """Return the number of the file that a path leads to, None if there is none."""
+    there = _stat(path)
+    return None if there is None else there.st_ino
+
+
+def is_at(descriptor: int, path: str | Path) -> bool:
+    """Return whether an open file is the one that a path leads to."""
+    there = _stat(path)
+    return there is not None and os.path.samestat(there, os.fstat(descriptor))
+
+
+def _stat(path: str | Path) -> os.stat_result | None:
+    with suppress(OSError):
+        return os.stat(path)  # noqa: PTH116 - with each transaction of a journal: a Path costs twice as much
+    return None
 
 
 def lock_directory(address: Address) -> DirectoryLock:

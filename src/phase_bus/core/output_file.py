@@ -17,7 +17,7 @@ from typing import ClassVar
 import msgspec
 from msgspec import Struct
 
-from phase_bus.core.files import check_writable, make_directory, write_whole
+from phase_bus.core.files import check_writable, is_at, make_directory, write_whole
 from phase_bus.errors import ConfigError
 
 logger = logging.getLogger("phase_bus.consumer")
@@ -48,11 +48,7 @@ class _Handles:
     def release(self) -> None:
         """Close them."""
         if self.lock >= 0:
-            if (
-                self.lock_path is not None
-                and self._pid == os.getpid()
-                and _is_at(self.lock, self.lock_path)
-            ):
+            if self.lock_path is not None and self._pid == os.getpid() and is_at(self.lock, self.lock_path):
                 with suppress(OSError):
                     self.lock_path.unlink()
             os.close(self.lock)
@@ -151,7 +147,7 @@ class OutputFile:
 
     def _check(self) -> None:
         handles = self._handles
-        if not self._locked or (handles.lock >= 0 and _is_at(handles.lock, self._lock_path)):
+        if not self._locked or (handles.lock >= 0 and is_at(handles.lock, self._lock_path)):
             return
         # If it was taken over, there is nothing left to claim; its file may only have been removed, though.
         self._may_succeed = False
@@ -165,7 +161,7 @@ class OutputFile:
             lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 holder = None if _try_lock(lock) else _read(lock)
-                if _is_at(lock, self._lock_path):
+                if is_at(lock, self._lock_path):
                     if holder is None:
                         self._have(lock)
                         return
@@ -232,16 +228,6 @@ def _try_lock(lock: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _is_at(lock: int, path: Path) -> bool:
-    """Return whether an open file is the one that a path leads to."""
-    try:
-        there = path.stat()
-    except OSError:
-        return False
-    mine = os.fstat(lock)
-    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
 
 
 def _read(lock: int) -> _Holder:

@@ -19,7 +19,7 @@ import os
 import re
 import sqlite3
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -104,6 +104,12 @@ _MEANINGS = {
     sqlite3.SQLITE_BUSY: ("another process keeps it locked", "end that process, and try again"),
     sqlite3.SQLITE_LOCKED: ("another process keeps it locked", "end that process, and try again"),
 }
+
+
+def sql_list(kinds: Iterable[str]) -> str:
+    """Return kinds of events as a list in SQL."""
+    return "({})".format(", ".join(f"'{kind}'" for kind in sorted(kinds)))
+
 
 # What damage to the schema, or to a text, looks like to SQLite and Python: like somebody's mistake.
 _SCHEMA_DAMAGE = re.compile("no such (table|column|index)|unsupported file format|Could not decode")

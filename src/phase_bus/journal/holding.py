@@ -11,6 +11,7 @@ import msgspec
 from phase_bus.core.control import EVENTS, PrunedTopic, UnreadRun
 from phase_bus.core.wire import NO_PARTITION, partition_of
 from phase_bus.events import BEGIN_NO_RUN
+from phase_bus.journal.files import sql_list
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Limits, parse_checkpoint_name
 
@@ -19,8 +20,8 @@ KEPT_PRUNED_RUNS = 1000  # of which the journal still says what they held
 _decode_topics = msgspec.json.Decoder(list[str]).decode
 
 # In the order in which they go: by where the bus took in their ends, whatever anybody's clock says.
-_OVER = """
-SELECT r.run_id, r.pruning, max(CASE WHEN s.kind NOT IN ('summary', 'receipt', 'drop') THEN s.last_offset
+_OVER = f"""
+SELECT r.run_id, r.pruning, max(CASE WHEN s.kind NOT IN {sql_list(BEGIN_NO_RUN)} THEN s.last_offset
     ELSE 0 END) AS end_offset, max(s.last_offset)
 FROM runs AS r LEFT JOIN streams AS s ON s.run_id = r.run_id WHERE r.status <> 'running' OR r.pruning
 GROUP BY r.run_id ORDER BY r.pruning DESC, r.status <> 'unknown', end_offset, r.rowid

@@ -24,6 +24,7 @@ from phase_bus.journal.files import (
     failing_clearly,
     open_for_reading,
     size_on_disk,
+    sql_list,
     stream_crc,
 )
 from phase_bus.journal.rows import Checkpoint, DeadLetter, Entry, Head, JournalInfo, RunRow, StreamRow
@@ -39,12 +40,11 @@ SELECT e.offset, s.topic, e.header, e.payload, s.run_id, s.kind, s.source, e.sou
 FROM events AS e {index} {join} JOIN streams AS s ON s.id = e.stream
 WHERE e.offset > ? AND e.offset <= ? {where} ORDER BY e.offset LIMIT ?
 """
+# What consumers and the bus put on the bus too: having published it makes nobody a run's publisher.
+_OF_ANYBODY = BEGIN_NO_RUN | {RunComplete.kind}
 # A run's events are those of its publishers, and its end: one, whoever published how many.
-_RUNS = """
-WITH publishers AS (
-    SELECT DISTINCT run_id, source FROM streams
-    WHERE kind NOT IN ('summary', 'receipt', 'drop', 'run_complete')
-)
+_RUNS = f"""
+WITH publishers AS (SELECT DISTINCT run_id, source FROM streams WHERE kind NOT IN {sql_list(_OF_ANYBODY)})
 SELECT r.run_id, r.status, r.started_ns, r.ended_ns,
     coalesce(sum(s.events) FILTER (WHERE s.kind <> 'run_complete' AND p.source IS NOT NULL), 0)
         + (r.status NOT IN ('running', 'unknown')),
@@ -53,15 +53,14 @@ FROM runs AS r LEFT JOIN streams AS s ON s.run_id = r.run_id
 LEFT JOIN publishers AS p ON p.run_id = s.run_id AND p.source = s.source WHERE NOT r.pruning
 GROUP BY r.run_id ORDER BY r.started_ns, r.rowid
 """
-_DEAD_LETTERS = """
+_OF_CONSUMER = "?1 IS NULL OR consumer = ?1 OR substr(consumer, 1, length(?1) + 1) = ?1 || '/'"
+_DEAD_LETTERS = f"""
 SELECT id, consumer, stream, offset, run_id, kind, error, traceback, ts_ns, attempts FROM dead_letters
-WHERE ?1 IS NULL OR consumer = ?1 OR substr(consumer, 1, length(?1) + 1) = ?1 || '/' ORDER BY id
+WHERE {_OF_CONSUMER} ORDER BY id
 """
 _BY_PARTITION = "INDEXED BY events_by_partition"
 _NO_END = 2**63 - 1
 _NAMED_OFFSETS = 10
-# What consumers and the bus put on the bus too: having published it makes nobody a run's publisher.
-_OF_ANYBODY = BEGIN_NO_RUN | {RunComplete.kind}
 
 _decode_topics = msgspec.msgpack.Decoder(dict[str, PrunedTopic]).decode
 _decode_unread = msgspec.msgpack.Decoder(list[UnreadRun]).decode
@@ -268,13 +267,8 @@ class JournalReader:
 
     def dead_letters_left_out(self, consumer: str | None = None) -> dict[str, int]:
         """Return how many more events a consumer or group, or each, failed on, at least, by name."""
-        rows = self._query(
-            "SELECT consumer, count FROM dead_letters_left_out"
-            " WHERE ?1 IS NULL OR consumer = ?1 OR substr(consumer, 1, length(?1) + 1) = ?1 || '/'"
-            " ORDER BY consumer",
-            consumer,
-        )
-        return {name: int(count) for name, count in rows}
+        sql = f"SELECT consumer, count FROM dead_letters_left_out WHERE {_OF_CONSUMER} ORDER BY consumer"
+        return {name: int(count) for name, count in self._query(sql, consumer)}
 
     # ---- what is gone ----
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sqlite3
 import time
 import uuid
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from phase_bus.core.control import DeadLetterNote
+from phase_bus.core.files import inode_of
 from phase_bus.core.position import KEPT_STREAMS, Position
 from phase_bus.core.wire import NO_PARTITION, partition_of
 from phase_bus.errors import JournalError
@@ -83,6 +83,7 @@ INSERT INTO dead_letters (consumer, stream, offset, run_id, kind, error, traceba
 VALUES (:consumer, :stream, :offset, :run_id, :kind, :error, :traceback, :ts_ns, :attempts)
 ON CONFLICT (consumer, stream, offset) DO UPDATE SET error = excluded.error, traceback = excluded.traceback,
     ts_ns = excluded.ts_ns, attempts = excluded.attempts
+RETURNING id
 """
 # Of a consumer, or a share of a group: whoever fails on everything is not worth more of them.
 MAX_DEAD_LETTERS = 1000
@@ -138,7 +139,7 @@ class Journal(HoldingJournal):
                 self._head = super().head
                 self._streams: dict[tuple[bytes, bytes], _Stream] = {}
                 self._parts = [str(path), *(f"{path}{end}" for end in ("-wal", "-shm"))]
-                self._inodes = [_inode_of(part) for part in self._parts]
+                self._inodes = [inode_of(part) for part in self._parts]
                 self._rescued = False
                 self._page_bytes = pragma(self._db, "page_size")
                 self._checkpointer = WalCheckpointer(path)
@@ -193,7 +194,7 @@ class Journal(HoldingJournal):
         Raises:
             JournalError: if they are not.
         """
-        there = [_inode_of(part) == inode for part, inode in zip(self._parts, self._inodes, strict=True)]
+        there = [inode_of(part) == inode for part, inode in zip(self._parts, self._inodes, strict=True)]
         if all(there):
             return
         what, remedy = "", "start the bus again"
@@ -297,20 +298,16 @@ class Journal(HoldingJournal):
         A consumer that does so again with the same event changes its first dead letter.
         """
         row = {**msgspec.structs.asdict(letter), "consumer": consumer, "ts_ns": ts_ns}
-        find = (
-            "SELECT id FROM dead_letters"
-            " WHERE consumer = :consumer AND stream = :stream AND offset = :offset"
-        )
+        count = "SELECT count(*) FROM dead_letters WHERE consumer = :consumer"
+        find = f"{count} AND stream = :stream AND offset = :offset"
         with self.transaction():
-            known = self._db.execute(find, row).fetchone()
-            count = "SELECT count(*) FROM dead_letters WHERE consumer = :consumer"
-            left_out = known is None and self._db.execute(count, row).fetchone()[0] >= MAX_DEAD_LETTERS
+            (known,) = self._db.execute(find, row).fetchone()
+            left_out = not known and self._db.execute(count, row).fetchone()[0] >= MAX_DEAD_LETTERS
             if left_out or letter.skipped:
                 self._db.execute(_LEAVE_OUT_DEAD_LETTERS, (consumer, letter.skipped + left_out))
             if left_out:
                 return 0
-            self._db.execute(_ADD_DEAD_LETTER, row)
-            (letter_id,) = self._db.execute(find, row).fetchone()
+            (letter_id,) = self._db.execute(_ADD_DEAD_LETTER, row).fetchone()
         return int(letter_id)
 
     def settle_dead_letter(self, letter_id: int, saved: bytes | None) -> bool:
@@ -469,12 +466,6 @@ class Journal(HoldingJournal):
             }
         self._streams.clear()
         return PrunedRow(run_id=run_id, unread=self.unread_of(run_id), dead_letters=deleted["dead_letters"])
-
-
-def _inode_of(path: str) -> int | None:
-    with suppress(OSError):
-        return os.stat(path).st_ino  # noqa: PTH116 - with each transaction: a Path costs twice as much
-    return None
 
 
 def _row(entry: Entry, stream: _Stream) -> tuple[object, ...]:
