@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from msgspec import Struct, field
 
 from phase_bus.core.control import PrunedTopic
+from phase_bus.core.wire import end_topic
 from phase_bus.events import LARGEST_COUNT, JournalLoss, Loss, Receipt, RunComplete, TopicReceipt
 
 PRUNED = "pruned from the journal before it was read"
@@ -93,6 +94,7 @@ class RunAccount(Struct):
         lost: tuple[Loss, ...] = (),
     ) -> Receipt:
         """Return the receipt for what the run's end says was published on the wanted topics."""
+        own = end_topic(end.run_id)
         topics = {
             topic: TopicReceipt(
                 published=end.published.get(topic),
@@ -101,11 +103,7 @@ class RunAccount(Struct):
             for name, counts in self.topics.items()
             # Its own topic is not among what the run's end counts; a failure there is told all the same.
             if name.startswith(wanted)
-            and (
-                (topic := name.decode()) != _own_topic(end)
-                or counts.failed
-                or counts.written < counts.handled
-            )
+            and ((topic := name.decode()) != own or counts.failed or counts.written < counts.handled)
         }
         for topic, published in end.published.items():
             if topic not in topics and topic.encode().startswith(wanted):
@@ -134,7 +132,3 @@ class RunAccount(Struct):
             lost = t.missed if t.published is None else t.published - t.received
             if lost > 0:
                 yield f"{lost} events on {topic} were published and never arrived"
-
-
-def _own_topic(end: RunComplete) -> str:
-    return f"{end.kind}.{end.run_id}$"

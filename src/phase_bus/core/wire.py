@@ -30,7 +30,7 @@ from phase_bus.core.control import WIRE_VERSION as WIRE_VERSION
 from phase_bus.core.control import Reply, Request
 from phase_bus.core.values import as_text
 from phase_bus.errors import WireError
-from phase_bus.events import KINDS, Event, EventBase, Records
+from phase_bus.events import KINDS, Event, EventBase, Records, RunComplete
 
 T = TypeVar("T")
 
@@ -115,6 +115,11 @@ def topic_of(event: EventBase) -> bytes:
     return _topic(event.kind, event.run_id)
 
 
+def end_topic(run_id: str) -> str:
+    """Return the topic that a run's end travels on, as text."""
+    return _topic(RunComplete.kind, run_id).decode()
+
+
 @functools.lru_cache(maxsize=1024)
 def _topic(kind: str, run_id: str) -> bytes:
     return f"{kind}.{run_id}{TOPIC_END}".encode("utf-8", "replace")
@@ -137,6 +142,12 @@ def parse_topic(topic: bytes) -> Topic:
     qualifier = rest.removesuffix(TOPIC_END)
     # A run id may hold dots ("llama-3.1"); only records have something before it.
     return Topic(kind, qualifier.partition(".")[2] if kind == Records.kind else qualifier)
+
+
+def topic_in(topic: str, run_id: str, other: str) -> str:
+    """Return a topic of one run as it is in another run; one of neither stays as it is."""
+    end = f".{run_id}{TOPIC_END}"
+    return f"{topic.removesuffix(end)}.{other}{TOPIC_END}" if topic.endswith(end) else topic
 
 
 @functools.lru_cache(maxsize=4096)

@@ -12,7 +12,7 @@ import zmq
 
 from phase_bus.core.address import Address
 from phase_bus.core.outbox import Outbox
-from phase_bus.core.wire import decode_event, encode_event, parse_topic, topic_of
+from phase_bus.core.wire import decode_event, encode_event, parse_topic, topic_in, topic_of
 from phase_bus.errors import PhaseBusError
 from phase_bus.events import RunComplete
 from phase_bus.journal.rows import Entry
@@ -98,7 +98,8 @@ class Replayer:
         if isinstance(event, RunComplete):
             self._going_on.discard(run_id)
             # What the journal lost, or is damaged in it, was published all the same: it shall be missed.
-            published = Counter({self._renamed(each): n for each, n in event.published.items()})
+            other = run_id if self._run_id is None else self._run_id
+            published = Counter({topic_in(each, run_id, other): n for each, n in event.published.items()})
             event = msgspec.structs.replace(
                 event,
                 published=dict(self._published.pop(run_id, Counter()) | published),
@@ -108,12 +109,6 @@ class Replayer:
         if self._run_id is not None:
             event = msgspec.structs.replace(event, run_id=self._run_id)
         return topic_of(event), encode_event(event)
-
-    def _renamed(self, topic: str) -> str:
-        """Return the name of a topic under the run's new id."""
-        if self._run_id is None:
-            return topic
-        return f"{topic.removesuffix(f'{parse_topic(topic.encode()).run_id}$')}{self._run_id}$"
 
     # ---- time, and the bus ----
 
