@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -91,12 +91,12 @@ def exec_command(
     hold = hold_output == "always" or (hold_output == "auto" and _covers_screen(command))
     check_command(command)
     loaded = setup.load()
-    if loaded.data:
-        return asyncio.run(_exec(command, loaded, quiet=setup.quiet, allow_no_run=allow_no_run, hold=hold))
-    with ExecJournal() as journal:
-        if journal.removed:
-            say(_tell_removed(journal.removed))
-        loaded = msgspec.structs.replace(loaded, data=str(journal.directory))
+    with ExitStack() as stack:
+        if not loaded.data:
+            journal = stack.enter_context(ExecJournal())
+            if journal.removed:
+                say(_tell_removed(journal.removed))
+            loaded = msgspec.structs.replace(loaded, data=str(journal.directory))
         return asyncio.run(_exec(command, loaded, quiet=setup.quiet, allow_no_run=allow_no_run, hold=hold))
 
 

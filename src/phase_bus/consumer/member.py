@@ -24,6 +24,7 @@ from phase_bus.consumer.share import Share
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, NameTaken, Reply, State, Welcome
 from phase_bus.core.position import Lineage
+from phase_bus.core.readable import wait_for_event
 from phase_bus.core.throttle import Throttle
 from phase_bus.core.wire import (
     NO_STREAM,
@@ -126,9 +127,7 @@ class Member(ABC):
 
     async def _pause(self, seconds: float) -> None:
         """Wait for a while, unless asked to stop."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stop.wait()
+        await wait_for_event(self._stop, seconds)
 
     # ---- reading on ----
 

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 
 from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.holdings import told
@@ -16,6 +15,7 @@ from phase_bus.consumer.view import View
 from phase_bus.core.address import Address, default_address
 from phase_bus.core.control import EVENTS, Beat, Heard, Hello, NameTaken, Role, Welcome
 from phase_bus.core.position import Lineage
+from phase_bus.core.readable import wait_for_event
 from phase_bus.core.session import introduce
 from phase_bus.core.wire import Header
 from phase_bus.errors import NameTakenError, WireError
@@ -106,17 +106,13 @@ class ConsumerRunner(Member):
 
         The consumer is started only then: it may open files that another process of this name still has.
         """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_NAME_S):
-                await self._welcomed.wait()
-        told = False
+        await wait_for_event(self._welcomed, _NAME_S)
+        warned = False
         while (other := self._contested) is not None and not self._stop.is_set():
             self._welcomed.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_PATIENCE_S):
-                    await self._welcomed.wait()
-            if self._contested is not None and not (told or self._stop.is_set()):
-                told = True
+            await wait_for_event(self._welcomed, _PATIENCE_S)
+            if self._contested is not None and not (warned or self._stop.is_set()):
+                warned = True
                 logger.warning(
                     "consumer %r: the process with pid %d on %s has this name and does not answer; waiting "
                     "until it has been silent for too long",

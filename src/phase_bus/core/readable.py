@@ -1,4 +1,4 @@
-"""Waiting for ZeroMQ sockets in asyncio, which a publisher's process need not import."""
+"""Waiting in asyncio, for ZeroMQ sockets and others, which a publisher's process need not import."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import asyncio
 from contextlib import suppress
 
 import zmq
+
+
+async def wait_for_event(event: asyncio.Event, timeout_s: float) -> None:
+    """Return when an event is set, or after a time."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):  # asyncio.wait_for may swallow being cancelled
+            await event.wait()
 
 
 class Readable:
@@ -30,9 +37,7 @@ class Readable:
         self._watching = loop = asyncio.get_running_loop()
         loop.add_reader(self._fd, self._event.set)
         try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):  # wait_for may swallow being cancelled
-                    await self._event.wait()
+            await wait_for_event(self._event, timeout_s)
         finally:
             self._unwatch()
 

@@ -121,9 +121,8 @@ async def _give(reader: JournalReader, settle: Settle, tell: Tell, share: Share,
         )
     await share.begin(kept, reader.lineage)
     # What a consumer without a state has in its checkpoint is the account of its runs.
-    saves = kept is not None and kept.state is not None
-    if saves and consumer.state() is None and kept is not None and kept.state is not None:
-        saves = decode_saved(kept.state).state is None
+    state = None if kept is None else kept.state
+    saves = state is not None and (consumer.state() is not None or decode_saved(state).state is None)
     failed = 0
     receipts: dict[str, Receipt] = {}  # the new ones, by run
     for letter in letters:
