@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import zmq
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from phase_bus.core.address import Address
-from phase_bus.core.control import Hello, Welcome
-from phase_bus.core.wire import decode_reply, unpack_header
+from phase_bus.core.control import Ack, Hello, Welcome
+from phase_bus.core.wire import decode_reply, encode_control, unpack_header
 from phase_bus.errors import WireError
 from phase_bus.events import EventBase
 from phase_bus.journal.reader import JournalReader
@@ -152,6 +152,7 @@ def test_a_consumer(kept: DurableBus, monkeypatch: pytest.MonkeyPatch) -> None:
             await until(lambda: any(e.kind == "run_complete" for e in mine(consumer, run_id)))
         assert [e.ts_ns for e in mine(consumer, run_id)[:-1]] == list(range(10))
 
+    @example([[b"", encode_control(Ack(seq=10))]])  # once its second frame was believed
     @fuzzed(12)
     @given(IN_A_TURN)
     def handle(turn: list[list[bytes]]) -> None:

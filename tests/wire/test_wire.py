@@ -18,6 +18,7 @@ from phase_bus.core.wire import (
     encode_event,
     parse_topic,
     receive_event,
+    receive_reply,
     topic_of,
     topic_prefix,
     unpack_header,
@@ -213,6 +214,26 @@ def test_a_message_of_other_than_three_frames(frames: list[bytes]) -> None:
             assert found == [b"topic", b"header", b"payload"]
             with pytest.raises(zmq.Again):
                 receive_event(here)
+    finally:
+        context.destroy(linger=0)
+
+
+@pytest.mark.parametrize("before", [[b""], [b"x", b"y"]])
+def test_a_reply_of_more_than_one_frame(before: list[bytes]) -> None:
+    """It is reported; no frame of it is taken for a reply, and the next one is read correctly."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    here, there = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    ack, refused = control.Ack(seq=10), control.Refused(seq=3, reason="the disk is full")
+    try:
+        here.bind("inproc://replies")
+        there.connect("inproc://replies")
+        for frames in ([*before, encode_control(ack)], [encode_control(ack), *before]):
+            there.send_multipart(frames)
+            with pytest.raises(WireError, match="one frame"):
+                receive_reply(here)
+            there.send(encode_control(refused))
+            assert receive_reply(here) == refused
+            assert receive_reply(here) is None
     finally:
         context.destroy(linger=0)
 

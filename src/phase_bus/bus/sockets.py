@@ -14,7 +14,7 @@ from phase_bus.core.control import Endpoint, Reply
 from phase_bus.core.files import DirectoryLock, lock_directory
 from phase_bus.core.sockets import bind
 from phase_bus.core.wire import READY, Header, encode_control, receive_frame, send_frames
-from phase_bus.errors import AddressError
+from phase_bus.errors import AddressError, WireError
 
 logger = logging.getLogger("phase_bus.bus")
 
@@ -78,7 +78,13 @@ class BusSockets:
         A consumer subscribes to ``ready.<its id>$`` after everything else. That the answer reaches it
         shows that all its subscriptions are in force.
         """
-        while (message := receive_frame(self.xpub)) is not None:
+        while True:
+            try:
+                message = receive_frame(self.xpub)
+            except WireError:  # no subscription: a SUB sends none such
+                continue
+            if message is None:
+                return
             if message[:1] == b"\x01" and message[1:].startswith(READY):
                 send_frames(self.xpub, (message[1:], _NO_HEADER, b""))
 

@@ -15,7 +15,7 @@ from phase_bus.core.readable import Readable
 from phase_bus.core.session import Session
 from phase_bus.core.sockets import dealer
 from phase_bus.core.throttle import Throttle
-from phase_bus.core.wire import decode_reply, encode_control
+from phase_bus.core.wire import encode_control, receive_reply
 from phase_bus.errors import WireError
 
 logger = logging.getLogger("phase_bus.consumer")
@@ -92,12 +92,12 @@ class ControlLink:
     def _read_replies(self, sock: zmq.Socket[bytes]) -> None:
         while True:
             try:
-                reply = decode_reply(sock.recv(zmq.NOBLOCK))
-            except zmq.Again:
-                return
+                reply = receive_reply(sock)
             except WireError as error:
                 self._complaints.warn("the bus at %s: %s; skipped", self._address, error)
                 continue
+            if reply is None:
+                return
             self.session.heard(reply, time.monotonic())
             if isinstance(reply, Refused):
                 self._complain(reply.reason)

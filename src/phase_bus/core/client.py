@@ -12,7 +12,7 @@ import zmq
 from phase_bus.core.address import Address
 from phase_bus.core.control import EndRuns, Heard, RemoveDeadLetter, Request, Status, StatusRequest
 from phase_bus.core.sockets import dealer
-from phase_bus.core.wire import decode_reply, encode_control
+from phase_bus.core.wire import encode_control, receive_reply
 from phase_bus.errors import BusUnreachableError, WireError
 
 logger = logging.getLogger("phase_bus.client")
@@ -65,7 +65,7 @@ class BusClient:
         while (left_s := deadline_s - time.monotonic()) > 0:
             if self._dealer.poll(math.ceil(left_s * 1000)):
                 try:
-                    reply = decode_reply(self._dealer.recv())
+                    reply = receive_reply(self._dealer)
                 except WireError as error:
                     logger.warning("the bus at %s: %s; skipped", self.address, error)
                     continue

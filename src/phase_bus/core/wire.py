@@ -42,7 +42,7 @@ READY = b"ready."  # how the topic begins by which the bus greets a consumer
 
 # As plain numbers: combining pyzmq's enumerations costs more than sending.
 _SNDMORE, _NOBLOCK = int(zmq.SNDMORE), int(zmq.NOBLOCK)
-_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+_EVENTS, _POLLIN, _RCVMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.RCVMORE)
 _send, _recv, _recv_bytes, _get = sockets.send, sockets.recv, sockets.recv_bytes, sockets.getsockopt
 
 _event_encoder = msgspec.msgpack.Encoder()
@@ -299,8 +299,28 @@ def receive_frame(socket: zmq.Socket[bytes]) -> bytes | None:
     """Receive a message of one frame without waiting, None if there is none.
 
     The socket is asked first, because the exception would cost several times as much.
+
+    Raises:
+        WireError: if the message has more frames: none of them is taken for a message of its own.
     """
-    return _recv_bytes(socket, _NOBLOCK) if _get(socket, _EVENTS) & _POLLIN else None
+    if not _get(socket, _EVENTS) & _POLLIN:
+        return None
+    frame = _recv_bytes(socket, _NOBLOCK)
+    if _get(socket, _RCVMORE):
+        while _get(socket, _RCVMORE):
+            _recv_bytes(socket, _NOBLOCK)
+        raise WireError("a control message has one frame, this message has more")
+    return frame
+
+
+def receive_reply(socket: zmq.Socket[bytes]) -> Reply | None:
+    """Receive a reply of the bus without waiting, None if there is none.
+
+    Raises:
+        WireError: if it is malformed.
+    """
+    frame = receive_frame(socket)
+    return None if frame is None else decode_reply(frame)
 
 
 def encode_control(message: Request | Reply) -> bytes:

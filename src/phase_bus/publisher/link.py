@@ -18,7 +18,7 @@ from phase_bus.core.printable import printable
 from phase_bus.core.session import Session, introduce
 from phase_bus.core.sockets import bind, dealer
 from phase_bus.core.throttle import Throttle
-from phase_bus.core.wire import decode_reply, encode_control, receive_frame, send_frames
+from phase_bus.core.wire import encode_control, receive_reply, send_frames
 from phase_bus.errors import AddressError, WireError
 
 logger = logging.getLogger("phase_bus.publisher")
@@ -83,12 +83,14 @@ class BusLink:
 
     def receive(self) -> None:
         """Take in all replies that have arrived."""
-        while (frame := receive_frame(self.socket)) is not None:
+        while True:
             try:
-                reply = decode_reply(frame)
+                reply = receive_reply(self.socket)
             except WireError as error:  # of a newer bus, or no bus at all
                 self._complaints.warn("phase-bus publisher %r: %s; skipped", self._name, error)
                 continue
+            if reply is None:
+                return
             welcomed = self._session.heard(reply, time.monotonic())
             if welcomed and isinstance(reply, Welcome):
                 self._outbox.acknowledge(reply.last_seq)
