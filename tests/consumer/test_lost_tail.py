@@ -244,7 +244,8 @@ async def test_the_directory_is_moved_under_a_running_bus(bus: LiveBus) -> None:
         await source.publish(200)
         (bus.directory / "journal").rename(bus.directory / "old")
         publishing = asyncio.create_task(source.publish(200))
-        await asyncio.sleep(0.3)
+        log = bus.directory / "bus.log"
+        await until(lambda: "was moved or deleted" in log.read_text())
         assert not publishing.done()
         await asyncio.to_thread(bus.kill)
         await asyncio.to_thread(bus.start)
