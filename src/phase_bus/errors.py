@@ -175,10 +175,12 @@ class WireError(PhaseBusError):
 
     Attributes:
         topic: the topic frame, if there was one.
+        counted_as: what kind of refusal a bus counts it as, in a word.
     """
 
-    def __init__(self, reason: str, topic: bytes = b"") -> None:
+    def __init__(self, reason: str, topic: bytes = b"", *, counted_as: str = "malformed") -> None:
         self.topic = topic
+        self.counted_as = counted_as
         where = f" on topic {topic.decode(errors='replace')!r}" if topic else ""
         super().__init__(f"bad message{where}: {reason}")
 

@@ -20,6 +20,7 @@ from phase_bus.bus.descriptors import DescriptorWatch
 from phase_bus.bus.groups import Groups
 from phase_bus.bus.intake import check_event
 from phase_bus.bus.options import BusOptions
+from phase_bus.bus.rejections import MALFORMED, Rejections, where_from
 from phase_bus.bus.replay import ReplayServer
 from phase_bus.bus.runs import EDGES, Runs
 from phase_bus.bus.sockets import BusSockets
@@ -76,6 +77,9 @@ class Bus:
     The journal is where events are kept, and closed by the bus. Without one consumers that are late or slow
     lose events.
 
+    Attributes:
+        rejections: what it has refused.
+
     Raises:
         JournalError: if the journal cannot be read.
     """
@@ -95,7 +99,7 @@ class Bus:
         self._clock = ClockWatch()
         self._descriptors = DescriptorWatch()
         self._events = 0
-        self._bad = 0
+        self.rejections = Rejections()
         self._ends_on_the_way: set[str] = set()  # of runs whose end was taken in and is not counted yet
         self._complaints = Throttle(logger)
         self._acks: dict[bytes, tuple[int, bool]] = {}  # by connection: up to where, and to send again
@@ -210,7 +214,7 @@ class Bus:
                 else:
                     raise WireError(f"{len(frames) - 1} frames are neither an event nor a request")
             except WireError as error:
-                self._bad += 1
+                self.rejections.count(error.counted_as, where_from(frames[0]))
                 self._complaints.warn("phase-bus bus: %s; skipped", error)
             except JournalError as error:  # it cannot be read; the client asks again
                 logger.error("phase-bus bus: %s", error)
@@ -414,13 +418,14 @@ class Bus:
             addresses=tuple(map(str, self.addresses)),
             uptime_s=now_s - self._started_s,
             events=self._events,
-            dropped=self._bad,
+            dropped=self.rejections.of(MALFORMED),
             offset=self._stream.head.offset,
             journal=str(self._journal.path) if self._journal else None,
             clients=self._clients.infos(now_s),
             runs=tuple(run.info() for run in self._runs.by_id.values()),
             groups=self._groups.infos(),
             unread=tuple(self._unread),
+            rejected=self.rejections.infos(),
         )
 
     def _end_asked_runs(self) -> None:

@@ -50,6 +50,10 @@ def _show(status: Status) -> None:
         why = "pruned before it was read"
         lost = ((u.consumer, u.run_id, u.events, u.records, why) for u in status.unread)
         print_table(columns, lost, whole=("LOST BY", "RUN"), spare=("WHY",))
+    if status.rejected:
+        columns = ("REFUSED", "TIMES", "LAST FROM", "LAST AT")
+        refused = ((r.reason, r.count, r.last_from, _time_of_day(r.last_ns)) for r in status.rejected)
+        print_table(columns, refused, whole=("REFUSED",), spare=("LAST AT",))
     for client in clients:
         for loss in client.journal_losses:
             make_console().print(f"{client.role} {client.name}: {loss}", style="red", soft_wrap=True)

@@ -485,6 +485,22 @@ class UnreadRun(Struct, frozen=True, kw_only=True):
     records: int
 
 
+class RejectionInfo(Struct, frozen=True, kw_only=True):
+    """What the bus refused, for one reason.
+
+    Attributes:
+        reason: the reason, in a word.
+        count: how often.
+        last_from: where the last of it came from, as far as that is known.
+        last_ns: when, in Unix ns.
+    """
+
+    reason: str
+    count: Int = 0
+    last_from: str = ""
+    last_ns: Int = 0
+
+
 class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_reply"):
     """Who is on the bus and how the runs are.
 
@@ -496,6 +512,7 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_repl
         runs: the runs, the oldest first, the latest of those that ended included.
         groups: the consumer groups that have members, or had since its start.
         unread: what consumers have lost by pruning, the latest last.
+        rejected: what the bus refused, by reason.
     """
 
     bus_id: str
@@ -510,6 +527,7 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_repl
     runs: tuple[RunInfo, ...] = ()
     groups: tuple[GroupInfo, ...] = ()
     unread: tuple[UnreadRun, ...] = ()
+    rejected: tuple[RejectionInfo, ...] = ()
 
 
 Request: TypeAlias = (

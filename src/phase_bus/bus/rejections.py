@@ -1,0 +1,51 @@
+"""What the bus refused: how often, why, and where the last came from."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, cast
+
+import zmq
+
+from phase_bus.core.control import RejectionInfo
+
+MALFORMED = "malformed"
+
+
+class Rejections:
+    """Counts by reason. The reasons are words of this program, so that there are few of them.
+
+    What a message is refused for is the :attr:`~phase_bus.errors.WireError.counted_as` of its error.
+    """
+
+    def __init__(self) -> None:
+        self._by_reason: dict[str, RejectionInfo] = {}
+
+    def count(self, reason: str, where: str = "", number: int = 1) -> None:
+        """Count something that was refused, and where it came from as far as that is known."""
+        before = self._by_reason.get(reason)
+        self._by_reason[reason] = RejectionInfo(
+            reason=reason,
+            count=number + (before.count if before else 0),
+            last_from=where or (before.last_from if before else ""),
+            last_ns=time.time_ns(),
+        )
+
+    def of(self, reason: str) -> int:
+        """Return how often something was refused for a reason."""
+        info = self._by_reason.get(reason)
+        return info.count if info else 0
+
+    def infos(self) -> tuple[RejectionInfo, ...]:
+        """Return what others may know."""
+        return tuple(self._by_reason.values())
+
+
+def where_from(frame: zmq.Frame) -> str:
+    """Return where a message came from, if that is known: a host, or ``pid N of uid N`` on this one."""
+    try:
+        address = str(cast("Any", frame).get("Peer-Address"))  # its annotation knows of numbers only
+    except zmq.ZMQError:
+        return ""
+    host, *numbers = address.split(":")  # of a Unix socket: localhost, uid, gid, pid
+    return f"pid {numbers[2]} of uid {numbers[0]}" if host == "localhost" and len(numbers) == 3 else address
