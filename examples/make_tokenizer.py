@@ -74,7 +74,10 @@ def _train_into(directory: Path) -> None:
     )
     tokenizer.train_from_iterator(TEXT.splitlines(), trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+        tokenizer_object=tokenizer,
+        bos_token="<s>",  # noqa: S106 - a token of text, no password; so the others
+        eos_token="</s>",  # noqa: S106
+        pad_token="</s>",  # noqa: S106
     )
     fast.save_pretrained(directory)
 

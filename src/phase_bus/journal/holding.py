@@ -25,7 +25,7 @@ SELECT r.run_id, r.pruning, max(CASE WHEN s.kind NOT IN {sql_list(BEGIN_NO_RUN)}
     ELSE 0 END) AS end_offset, max(s.last_offset)
 FROM runs AS r LEFT JOIN streams AS s ON s.run_id = r.run_id WHERE r.status <> 'running' OR r.pruning
 GROUP BY r.run_id ORDER BY r.pruning DESC, r.status <> 'unknown', end_offset, r.rowid
-"""
+"""  # noqa: S608 - of constants
 
 
 class Candidate(NamedTuple):
@@ -150,7 +150,7 @@ class HoldingJournal(JournalReader):
         return found
 
     def _topic_rows(self, run_id: str) -> list[_TopicRow]:
-        sql = f"SELECT {', '.join(_TopicRow._fields)} FROM streams WHERE run_id = ?"
+        sql = f"SELECT {', '.join(_TopicRow._fields)} FROM streams WHERE run_id = ?"  # noqa: S608 - of constants
         return [_TopicRow(*row) for row in self._query(sql, run_id)]
 
     def _beyond(self, row: _TopicRow, offset: int) -> tuple[int, int]:

@@ -52,12 +52,13 @@ SELECT r.run_id, r.status, r.started_ns, r.ended_ns,
 FROM runs AS r LEFT JOIN streams AS s ON s.run_id = r.run_id
 LEFT JOIN publishers AS p ON p.run_id = s.run_id AND p.source = s.source WHERE NOT r.pruning
 GROUP BY r.run_id ORDER BY r.started_ns, r.rowid
-"""
+"""  # noqa: S608 - of constants
 _OF_CONSUMER = "?1 IS NULL OR consumer = ?1 OR substr(consumer, 1, length(?1) + 1) = ?1 || '/'"
 _DEAD_LETTERS = f"""
 SELECT id, consumer, stream, offset, run_id, kind, error, traceback, ts_ns, attempts FROM dead_letters
 WHERE {_OF_CONSUMER} ORDER BY id
-"""
+"""  # noqa: S608 - of constants
+_LEFT_OUT = f"SELECT consumer, count FROM dead_letters_left_out WHERE {_OF_CONSUMER} ORDER BY consumer"  # noqa: S608 - likewise
 _BY_PARTITION = "INDEXED BY events_by_partition"
 _NO_END = 2**63 - 1
 _NAMED_OFFSETS = 10
@@ -105,10 +106,10 @@ class JournalReader:
     def head(self) -> Head:
         """How far the journal is."""
         # Numbers never go down, so the greater one of what is here and what was pruned is the latest.
-        last = "SELECT offset, event_number FROM events ORDER BY offset DESC LIMIT 1"
-        past = "SELECT offset, event_number FROM past"
         rows = self._query(
-            f"SELECT * FROM (SELECT * FROM ({last}) UNION ALL {past}) ORDER BY offset DESC LIMIT 1"
+            "SELECT * FROM"
+            " (SELECT * FROM (SELECT offset, event_number FROM events ORDER BY offset DESC LIMIT 1)"
+            " UNION ALL SELECT offset, event_number FROM past) ORDER BY offset DESC LIMIT 1"
         )
         return Head(*rows[0]) if rows else Head(0, 0)
 
@@ -267,8 +268,7 @@ class JournalReader:
 
     def dead_letters_left_out(self, consumer: str | None = None) -> dict[str, int]:
         """Return how many more events a consumer or group, or each, failed on, at least, by name."""
-        sql = f"SELECT consumer, count FROM dead_letters_left_out WHERE {_OF_CONSUMER} ORDER BY consumer"
-        return {name: int(count) for name, count in self._query(sql, consumer)}
+        return {name: int(count) for name, count in self._query(_LEFT_OUT, consumer)}
 
     # ---- what is gone ----
 

@@ -95,6 +95,11 @@ _KEEP_SEQS = """
 INSERT INTO past_sources SELECT source, max(last_seq), ? FROM streams WHERE run_id = ? GROUP BY source
 ON CONFLICT (source) DO UPDATE SET ts_ns = excluded.ts_ns, last_seq = max(last_seq, excluded.last_seq)
 """
+_DELETE_RUN = {
+    "streams": "DELETE FROM streams WHERE run_id = ?",
+    "dead_letters": "DELETE FROM dead_letters WHERE run_id = ?",
+    "runs": "DELETE FROM runs WHERE run_id = ?",
+}
 
 
 class _Stream(NamedTuple):
@@ -461,8 +466,7 @@ class Journal(HoldingJournal):
         with self.transaction():
             self._db.execute(_KEEP_SEQS, (now_ns, run_id))
             deleted = {
-                table: self._db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,)).rowcount
-                for table in ("streams", "dead_letters", "runs")
+                table: self._db.execute(sql, (run_id,)).rowcount for table, sql in _DELETE_RUN.items()
             }
         self._streams.clear()
         return PrunedRow(run_id=run_id, unread=self.unread_of(run_id), dead_letters=deleted["dead_letters"])

@@ -124,7 +124,7 @@ def orders(seed: int) -> Iterator[tuple[Mode, ...]]:
     Source: E. J. Williams, "Experimental designs balanced for the estimation of residual effects of
     treatments", Australian Journal of Scientific Research A 2 (1949).
     """
-    drawn = random.Random(seed)
+    drawn = random.Random(seed)  # noqa: S311 - an order to be drawn again, no secret
     while True:
         modes = drawn.sample(MODES, len(MODES))
         rows = list(_WILLIAMS)
