@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from phase_bus.consumer.dispatcher import Dispatcher
+from phase_bus.core.keys import KEY_FILE_VARIABLE
 from phase_bus.testing.process import BusProcess
 from phase_bus.testing.waiting import wait_until
 from tests.support.buses import BusThread, DurableBus, plain_bus
@@ -46,6 +47,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a consumer of this process try again soon where its handler fails."""
     monkeypatch.setattr(Dispatcher, "retry_wait_s", 0.02)
+
+
+@pytest.fixture(autouse=True)
+def no_key_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let whoever runs the tests have a key of their own, or none."""
+    monkeypatch.setenv(KEY_FILE_VARIABLE, "")
 
 
 @pytest.fixture

@@ -156,6 +156,17 @@ class SpoolError(_FileError):
     what = "spool"
 
 
+class KeyFileError(_FileError):
+    """A file with keys that does not exist, is malformed, or is not its user's alone.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong.
+    """
+
+    what = "key file"
+
+
 class OptionError(ConfigError):
     """An option that a consumer does not have, or a value that does not fit its type.
 

@@ -161,3 +161,29 @@ def test_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_address() == "ipc:///run/user/7/phase-bus"
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert "phase-bus-" in default_address()
+
+
+@pytest.mark.parametrize(
+    ("address", "only_here"),
+    [
+        ("ipc:///tmp/x", True),
+        ("tcp://127.0.0.1:1", True),
+        ("tcp://127.9.9.9:1", True),
+        ("tcp://[::1]:1", True),
+        ("tcp://localhost:1", True),
+        ("tcp://LocalHost:1", True),
+        ("tcp://lo:1", True),
+        ("tcp://*:1", False),
+        ("tcp://0.0.0.0:1", False),
+        ("tcp://[::]:1", False),
+        ("tcp://10.0.0.1:1", False),
+        ("tcp://128.0.0.1:1", False),
+        ("tcp://[fe80::1%lo]:1", False),
+        ("tcp://eth0:1", False),
+        ("tcp://localhost.example:1", False),
+        ("tcp://127.0.0.1.example:1", False),
+    ],
+)
+def test_what_only_this_machine_can_connect_to(address: str, only_here: bool) -> None:
+    """When in doubt, others can."""
+    assert Address.parse(address).is_loopback is only_here

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -90,6 +90,16 @@ class Address(Struct, frozen=True):
     def is_wildcard(self) -> bool:
         """Whether it stands for every address of a machine."""
         return self.scheme == "tcp" and self.host != self._reachable_host
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect to it. A name but ``localhost`` may mean any interface."""
+        if self.scheme == "ipc" or self.host.lower() in ("localhost", "lo", "lo0"):
+            return True
+        try:
+            return ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return False
 
     def connectable(self) -> Address:
         """Return where a client connects to: this machine, if the address stands for every one of it.
