@@ -45,6 +45,20 @@ class BusUnreachableError(PhaseBusError):
         )
 
 
+class RefusedError(PhaseBusError):
+    """A bus that refuses what it is asked.
+
+    Attributes:
+        address: its address.
+        reason: what it says.
+    """
+
+    def __init__(self, address: str, reason: str) -> None:
+        self.address = address
+        self.reason = reason
+        super().__init__(f"the bus at {address!r} refuses that: {reason}")
+
+
 class ConfigError(PhaseBusError):
     """A configuration file or an option that is invalid."""
 

@@ -37,6 +37,10 @@ class Checkpoints:
         except JournalError as error:  # it is noted again from time to time
             logger.error("phase-bus bus: %s", error)
 
+    def knows(self, name: str) -> bool:
+        """Return whether a consumer or group of this name was on the bus."""
+        return self._journal is not None and self._journal.knows_consumer(name)
+
     def prunings(self) -> int:
         """Return how many runs were pruned from the journal so far."""
         return 0 if self._journal is None else self._journal.prunings

@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from phase_bus.bus.access import Party
 from phase_bus.bus.checkpoints import Checkpoints
 from phase_bus.bus.groups import Groups
 from phase_bus.bus.options import BusOptions
+from phase_bus.bus.owners import Owners, not_yours
 from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Stream
 from phase_bus.core.control import (
@@ -47,9 +49,11 @@ class Client:
         identity: the ROUTER's name for its connection.
         said_s: when it last said something; unlike ``heard_s`` never changed to forgive its silence.
         pid_space: where its pid counts.
+        owner: whose it is.
     """
 
-    def __init__(self, hello: Hello) -> None:
+    def __init__(self, hello: Hello, owner: str) -> None:
+        self.owner = owner
         self.source = bytes.fromhex(hello.client_id)
         self.identity = b""
         self.heard_s = 0.0
@@ -120,6 +124,7 @@ class Clients:
         stream: Stream,
         checkpoints: Checkpoints,
         groups: Groups,
+        owners: Owners,
         last_seqs: Mapping[bytes, int],
         end_runs: Callable[[str, bytes], None],
     ) -> None:
@@ -133,6 +138,7 @@ class Clients:
         self._stream = stream
         self._checkpoints = checkpoints
         self._groups = groups
+        self._belongings = owners
         self._last_seqs = dict(last_seqs)
         self._end_runs = end_runs
         self._orphans: dict[bytes, float] = {}
@@ -171,13 +177,13 @@ class Clients:
 
     # ---- coming ----
 
-    def welcome(self, identity: bytes, hello: Hello, now_s: float) -> None:
+    def welcome(self, identity: bytes, party: Party, hello: Hello, now_s: float) -> None:
         """Take in a client that introduces itself, for the first time or again.
 
         What was taken in must be in the stream by now: the client is told how far the stream is.
 
         Raises:
-            WireError: if its id is malformed.
+            WireError: if its id is malformed, or it may not be on the bus as what it says it is.
             JournalError: if its checkpoint cannot be read.
         """
         if hello.wire_version != WIRE_VERSION:
@@ -185,10 +191,11 @@ class Clients:
             return
         if not _CLIENT_ID.fullmatch(hello.client_id):
             raise WireError(f"client id {hello.client_id!r:.100} is not 32 hex digits")
+        self._check_may_be(hello, party)
         if (taken := self._claim(hello, now_s)) is not None:
             self._reply(identity, taken)
             return
-        client = self._take_in(hello)
+        client = self._take_in(hello, party.name)
         client.hear(identity, now_s)
         if hello.role == "consumer":
             self._checkpoints.see({hello.name: hello.subscriptions})
@@ -219,6 +226,30 @@ class Clients:
         logger.warning("phase-bus bus: %s %r is refused: %s", hello.role, hello.name, reason)
         self._reply(identity, Refused(seq=hello.next_seq - 1, reason=reason))
 
+    def _check_may_be(self, hello: Hello, party: Party) -> None:
+        """Check that somebody may be what a hello says, under its names, which are its own from now on.
+
+        Raises:
+            WireError: if it may not.
+            JournalError: if the journal cannot be asked.
+        """
+        self._check_of(self.by_id.get(hello.client_id), party)
+        role = "publish" if hello.role == "publisher" else "consume"
+        # Consumers publish as well: receipts, and results.
+        if not (party.may(role) or (role == "publish" and party.may("consume"))):
+            raise WireError(f"{party.name!r} may not {role}", counted_as="role")
+        if hello.role == "publisher":
+            known = bytes.fromhex(hello.client_id) in self._last_seqs
+            self._belongings.claim("source", hello.client_id, party, known=known)
+        elif hello.role == "consumer":
+            name = hello.group or hello.name
+            self._belongings.claim("consumer", name, party, known=self._checkpoints.knows(name))
+
+    def _check_of(self, client: Client | None, party: Party) -> None:
+        """Raise a WireError if a client is not somebody's who speaks for it."""
+        if client is not None and client.owner != party.name and not party.may("admin"):
+            raise not_yours(party, f"{client.info.role} {client.info.name!r:.100}")
+
     def _claim(self, hello: Hello, now_s: float) -> NameTaken | None:
         """Give a consumer its name, or return who has it.
 
@@ -248,10 +279,10 @@ class Clients:
             return None
         return None if owner.info.client_id == client.client_id else owner.info
 
-    def _take_in(self, hello: Hello) -> Client:
+    def _take_in(self, hello: Hello, owner: str) -> Client:
         client = self.by_id.get(hello.client_id)
         if client is None:
-            client = self.by_id[hello.client_id] = Client(hello)
+            client = self.by_id[hello.client_id] = Client(hello, owner)
             self._forget_old()
             self._tell_gap(hello)
         # Nobody can send again what was acknowledged: waiting for it would never end.
@@ -285,9 +316,14 @@ class Clients:
 
     # ---- being here ----
 
-    def hear(self, identity: bytes, beat: Beat, now_s: float) -> Client | None:
-        """Take in a beat, and keep the checkpoints in it; return the client, None if it is not known."""
+    def hear(self, identity: bytes, party: Party, beat: Beat, now_s: float) -> Client | None:
+        """Take in a beat, and keep the checkpoints in it; return the client, None if it is not known.
+
+        Raises:
+            WireError: if it is another's.
+        """
         client = self.by_id.get(beat.client_id)
+        self._check_of(client, party)
         if client is None or not client.here:
             # Its commits are judged when it has said hello and says them again.
             self._reply(identity, Heard(bus_id=self._bus_id, known=False))
@@ -338,9 +374,14 @@ class Clients:
 
     # ---- going ----
 
-    def take_leave(self, identity: bytes, client_id: str) -> Client | None:
-        """Let go of a client that says goodbye; return it, None if it is not known."""
+    def take_leave(self, identity: bytes, party: Party, client_id: str) -> Client | None:
+        """Let go of a client that says goodbye; return it, None if it is not known.
+
+        Raises:
+            WireError: if it is another's.
+        """
         client = self.by_id.get(client_id)
+        self._check_of(client, party)
         if client is not None:
             client.update(state="stopped")
             self._groups.leave(client_id, time.monotonic())

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import zmq
 
+from phase_bus.bus.access import Access
+from phase_bus.bus.owners import Owners, not_yours
+from phase_bus.bus.rejections import Rejections
 from phase_bus.core.control import Fetch, Fetched, FetchedStates, FetchStates, ReadFailed
 from phase_bus.core.position import Position
 from phase_bus.core.throttle import Throttle
@@ -30,7 +33,19 @@ class ReplayServer:
     ROUTER, belongs to the thread until :meth:`close`.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], path: Path, stream: str) -> None:
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        path: Path,
+        stream: str,
+        *,
+        access: Access,
+        owners: Owners,
+        rejections: Rejections,
+    ) -> None:
+        self._access = access
+        self._owners = owners
+        self._rejections = rejections
         self._socket = socket
         self._stream = stream
         self._complaints = Throttle(logger)
@@ -54,8 +69,10 @@ class ReplayServer:
                 try:
                     frames = receive_frames(self._socket)
                     reader = reader or JournalReader(self._path)
-                    self._answer(reader, [frame.bytes for frame in frames])
+                    self._answer(reader, frames)
                 except WireError as error:
+                    self._rejections.count(error.counted_as, self._access.where(frames[0]))
+                    self._send(frames[0].bytes, encode_control(ReadFailed(reason=str(error))))
                     self._complaints.warn("phase-bus bus: %s; skipped", error)
                 except JournalError as error:
                     logger.error("phase-bus bus: %s", error)
@@ -66,19 +83,23 @@ class ReplayServer:
             if reader is not None:
                 reader.close()
 
-    def _answer(self, reader: JournalReader, frames: list[bytes]) -> None:
-        match decode_request(frames[1]) if len(frames) == 2 else None:
+    def _answer(self, reader: JournalReader, frames: list[zmq.Frame]) -> None:
+        party = self._access.expect(frames[0], "consume")
+        identity = frames[0].bytes
+        match decode_request(frames[1].bytes) if len(frames) == 2 else None:
             case Fetch(stream=stream) | FetchStates(stream=stream) if stream not in ("", self._stream):
                 moved = ReadFailed(
                     reason="this is another bus than the one that it was asked of", moved=True
                 )
-                self._send(frames[0], encode_control(moved))
+                self._send(identity, encode_control(moved))
             case Fetch() as fetch:
                 reader.damaged.clear()
-                self._send(frames[0], *_events(reader, fetch))
+                self._send(identity, *_events(reader, fetch))
                 self._tell_damage(reader)
             case FetchStates() as fetch:
-                self._send(frames[0], encode_control(_states(reader, fetch)))
+                if not self._owners.is_of("consumer", fetch.group, party):
+                    raise not_yours(party, f"the consumer group {fetch.group!r:.100}")
+                self._send(identity, encode_control(_states(reader, fetch)))
             case _:
                 raise WireError("the replay socket answers nothing but a fetch")
 

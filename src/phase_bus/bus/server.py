@@ -13,6 +13,7 @@ from typing import cast
 
 import zmq
 
+from phase_bus.bus.access import Party
 from phase_bus.bus.checkpoints import Checkpoints
 from phase_bus.bus.clients import Client, Clients
 from phase_bus.bus.clock import ClockWatch
@@ -20,7 +21,8 @@ from phase_bus.bus.descriptors import DescriptorWatch
 from phase_bus.bus.groups import Groups
 from phase_bus.bus.intake import check_event
 from phase_bus.bus.options import BusOptions
-from phase_bus.bus.rejections import MALFORMED, Rejections, where_from
+from phase_bus.bus.owners import Owners, not_yours
+from phase_bus.bus.rejections import MALFORMED, Rejections
 from phase_bus.bus.replay import ReplayServer
 from phase_bus.bus.runs import EDGES, Runs
 from phase_bus.bus.sockets import BusSockets
@@ -40,12 +42,14 @@ from phase_bus.core.control import (
     Status,
     StatusRequest,
 )
+from phase_bus.core.keys import Key
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.threads import Waker
 from phase_bus.core.throttle import Throttle
 from phase_bus.core.wire import (
     NO_PARTITION,
     Header,
+    Topic,
     decode_request,
     parse_topic,
     partition_of,
@@ -55,7 +59,17 @@ from phase_bus.core.wire import (
     unpack_header,
 )
 from phase_bus.errors import AddressError, JournalError, WireError
-from phase_bus.events import WORDS_ON_A_RUN, Drop, EventBase, Heartbeat, RunComplete, RunStart
+from phase_bus.events import (
+    WORDS_ON_A_RUN,
+    Drop,
+    Event,
+    EventBase,
+    Heartbeat,
+    Receipt,
+    RunComplete,
+    RunStart,
+    Summary,
+)
 from phase_bus.journal.holding import in_words
 from phase_bus.journal.writer import Journal
 
@@ -89,6 +103,7 @@ class Bus:
         addresses: Sequence[Address],
         options: BusOptions | None = None,
         journal: Journal | None = None,
+        key: Key | None = None,
     ) -> None:
         self.options = options or BusOptions()
         self.bus_id = uuid.uuid4().hex if journal is None else journal.stream
@@ -107,7 +122,9 @@ class Bus:
         self._stop = False
         self._journal_gone = False  # whether that was told
         self._waker = Waker()
-        self._sockets = BusSockets(self.options)
+        self._sockets = BusSockets(self.options, key, self.rejections, shared=False)
+        self._access = self._sockets.access
+        self._owners = Owners(journal)
         self._router, self._xpub = self._sockets.router, self._sockets.xpub
         self._reply = self._sockets.reply
         self._journal = journal
@@ -130,6 +147,7 @@ class Bus:
             stream=self._stream,
             checkpoints=self._checkpoints,
             groups=self._groups,
+            owners=self._owners,
             last_seqs={} if journal is None else journal.last_seqs(),
             end_runs=self._end_runs,
         )
@@ -155,7 +173,8 @@ class Bus:
     def run(self, stop_on_eof: int | None = None) -> None:
         """Serve until SIGTERM, SIGINT or :meth:`stop`, or the end of a file that a parent holds open."""
         poller = zmq.Poller()
-        for readable in (self._router, self._xpub, self._waker.fd, stop_on_eof):
+        zap = self._access.zap
+        for readable in (self._router, self._xpub, zap, self._waker.fd, stop_on_eof):
             if readable is not None:
                 poller.register(readable, zmq.POLLIN)
         while not self._stop:
@@ -165,6 +184,8 @@ class Bus:
                 self._take_in()
             if self._xpub in ready:
                 self._sockets.greet_subscribers()
+            if zap in ready:
+                self._access.answer()
             if stop_on_eof in ready and not os.read(stop_on_eof or 0, 4096):
                 self._stop = True
             if time.monotonic() >= self._next_tick_s:
@@ -172,7 +193,14 @@ class Bus:
 
     def _start_replay(self) -> None:
         if self._journal is not None:
-            self._replay = ReplayServer(self._sockets.replay, self._journal.path, self.bus_id)
+            self._replay = ReplayServer(
+                self._sockets.replay,
+                self._journal.path,
+                self.bus_id,
+                access=self._access,
+                owners=self._owners,
+                rejections=self.rejections,
+            )
 
     def stop(self, *_signal: object) -> None:
         """End :meth:`run` after the current message; usable as a signal handler."""
@@ -206,15 +234,16 @@ class Bus:
                 self._end_asked_runs()  # all that their publishers had sent is in
                 break
             try:
+                party = self._access.expect(frames[0])
                 if len(frames) == 4:
                     name, topic, header, payload = frames
-                    self._ingest(name.bytes, topic.bytes, header.bytes, payload)
+                    self._ingest(name.bytes, party, topic.bytes, header.bytes, payload)
                 elif len(frames) == 2:
-                    self._answer(frames[0].bytes, decode_request(frames[1].bytes))
+                    self._answer(frames[0].bytes, party, decode_request(frames[1].bytes))
                 else:
                     raise WireError(f"{len(frames) - 1} frames are neither an event nor a request")
             except WireError as error:
-                self.rejections.count(error.counted_as, where_from(frames[0]))
+                self.rejections.count(error.counted_as, self._access.where(frames[0]))
                 self._complaints.warn("phase-bus bus: %s; skipped", error)
             except JournalError as error:  # it cannot be read; the client asks again
                 logger.error("phase-bus bus: %s", error)
@@ -254,12 +283,18 @@ class Bus:
                 self._reply(client.identity, Refused(seq=client.kept_seq, reason=str(error)))
         self._acks.clear()  # of connections that their publishers have replaced by now
 
-    def _ingest(self, identity: bytes, topic: bytes, header_frame: bytes, payload: zmq.Frame) -> None:
+    def _ingest(
+        self, identity: bytes, party: Party, topic: bytes, header_frame: bytes, payload: zmq.Frame
+    ) -> None:
         header = unpack_header(header_frame, topic)
         client = self._clients.sources.get(header.source)
         if client is None or not client.here:
             self._reply(identity, Heard(bus_id=self.bus_id, known=False))
             return
+        if party.name != client.owner and not party.may("admin"):
+            error = not_yours(party, f"the publisher id {header.source.hex()}")
+            self._reply(identity, Rejected(seq=header.source_seq, reason=str(error)))
+            raise error
         client.heard_s = time.monotonic()
         client.identity = identity  # it may have been connected anew, and not know
         expected = client.last_seq + 1
@@ -284,9 +319,9 @@ class Bus:
             if self._comes_too_late(topic, client.info.name):
                 return
             if len(view) < _LARGE_BYTES:
-                self._accept(topic, header, payload.bytes)
+                self._accept(party, topic, header, payload.bytes)
             else:
-                self._accept(topic, header, cast("bytes", view), payload)
+                self._accept(party, topic, header, cast("bytes", view), payload)
         except WireError as error:
             self._reject(client, topic, header, error)
             raise
@@ -323,18 +358,45 @@ class Bus:
         logger.warning(what, kind, name, run_id)
         return True
 
-    def _accept(self, topic: bytes, header: Header, payload: bytes, frame: zmq.Frame | None = None) -> None:
+    def _accept(
+        self,
+        party: Party,
+        topic: bytes,
+        header: Header,
+        payload: bytes,
+        frame: zmq.Frame | None = None,
+    ) -> None:
         """Take in an event that is new.
 
         Raises:
-            WireError: if it is malformed.
+            WireError: if it is malformed, or its publisher may not say it.
         """
         parsed, partition = parse_topic(topic), partition_of(topic)
         event = check_event(topic, parsed, partition, header, payload)
+        if not self._access.is_open:
+            self._check_may_say(party, parsed, event)
         incoming = Incoming(topic, parsed, header, payload, partition, frame or payload, event)
         if isinstance(event, RunComplete):
             self._ends_on_the_way.add(event.run_id)
         self._add(self._runs.admit(incoming))
+
+    def _check_may_say(self, party: Party, parsed: Topic, event: Event | None) -> None:
+        """Check that an event is of its publisher's own run, or its word as a consumer.
+
+        Raises:
+            WireError: if it is not.
+        """
+        kind, run_id = parsed
+        if kind not in WORDS_ON_A_RUN:
+            if not party.may("publish"):
+                raise WireError(f"{party.name!r} may not publish", counted_as="role")
+            self._owners.claim("run", run_id, party, known=self._runs.knows(run_id))
+        elif isinstance(event, Receipt | Summary):
+            name = event.consumer if isinstance(event, Receipt) else event.producer
+            if not (
+                self._owners.is_of("consumer", name, party) or self._owners.is_of("run", run_id, party)
+            ):
+                raise not_yours(party, f"the consumer name {name!r:.100}")
 
     def _add(self, incoming: Incoming) -> None:
         self._events += 1
@@ -346,8 +408,13 @@ class Bus:
         self._add(Incoming(topic, parse_topic(topic), header, payload, NO_PARTITION, payload, None))
 
     def _reject(self, client: Client, topic: bytes, header: Header, error: WireError) -> None:
-        """Tell its publisher, and everybody, that an event is lost since it is malformed."""
+        """Tell its publisher, and everybody, that an event is lost since it is malformed.
+
+        What somebody says of another's run is none of that run's events.
+        """
         self._reply(client.identity, Rejected(seq=header.source_seq, reason=str(error)))
+        if error.counted_as in ("role", "not_yours"):
+            return
         try:
             run_id = parse_topic(topic).run_id
         except WireError:
@@ -370,10 +437,10 @@ class Bus:
         self._runs.lose(reason, source)
         self._publish_ends()
 
-    def _say_goodbye(self, identity: bytes, goodbye: Goodbye) -> None:
+    def _say_goodbye(self, identity: bytes, party: Party, goodbye: Goodbye) -> None:
         """Let go of a client that leaves; what it published is whole if the bus has all that it sent."""
         self._commit()
-        client = self._clients.take_leave(identity, goodbye.client_id)
+        client = self._clients.take_leave(identity, party, goodbye.client_id)
         if client is not None and client.info.role == "publisher":
             self._runs.leave(client.source, whole=client.last_seq >= goodbye.last_seq)
             self._publish_ends()
@@ -390,24 +457,39 @@ class Bus:
 
     # ---- requests ----
 
-    def _answer(self, identity: bytes, request: Request) -> None:
+    def _answer(self, identity: bytes, party: Party, request: Request) -> None:
+        """Answer a request.
+
+        Raises:
+            WireError: if the client may not ask this; it is told.
+        """
+        try:
+            self._answer_to(identity, party, request)
+        except WireError as error:
+            seq = request.next_seq - 1 if isinstance(request, Hello) else 0
+            self._reply(identity, Refused(seq=seq, reason=str(error)))
+            raise
+
+    def _answer_to(self, identity: bytes, party: Party, request: Request) -> None:
         now_s = time.monotonic()
         match request:
             case Hello():
                 self._commit()  # the welcome tells how far the stream is
-                self._clients.welcome(identity, request, now_s)
+                self._clients.welcome(identity, party, request, now_s)
                 self._next_tick_s = min(self._next_tick_s, self._groups.next_due_s())
             case Beat():
-                client = self._clients.hear(identity, request, now_s)
+                client = self._clients.hear(identity, party, request, now_s)
                 if client is not None and request.sent_seq > client.last_seq:
                     self._acks[identity] = (client.last_seq, True)
             case Goodbye():
-                self._say_goodbye(identity, request)
+                self._say_goodbye(identity, party, request)
             case StatusRequest():
                 self._reply(identity, self._status(now_s))
             case EndRuns(reason=reason):
+                _expect_admin(party, "end the runs of all")
                 self._ending.append((identity, reason))
             case RemoveDeadLetter(letter_id=letter_id, saved=saved):
+                _expect_admin(party, "settle dead letters")
                 if self._checkpoints.settle(letter_id, saved):
                     self._reply(identity, Heard(bus_id=self.bus_id))
 
@@ -445,6 +527,7 @@ class Bus:
         self._clients.miss(now_s)
         self._runs.give_up(now_s)
         self._publish_ends()
+        self._access.refresh()
         self._watch_sockets()
         self._descriptors.look(now_s)
         self._beat()
@@ -507,6 +590,8 @@ class Bus:
         except JournalError as error:
             logger.error("phase-bus bus: %s", error)
             return
+        if pruned:
+            self._owners.renew()
         for run in pruned:
             self._runs.forget(run.run_id)
             self._unread += run.unread
@@ -518,3 +603,8 @@ class Bus:
             if run.dead_letters:
                 logger.warning("phase-bus bus: %s with %d dead letters", what, run.dead_letters)
         del self._unread[:-_SHOWN_UNREAD]
+
+
+def _expect_admin(party: Party, what: str) -> None:
+    if not party.may("admin"):
+        raise WireError(f"{party.name!r} may not {what}", counted_as="role")

@@ -8,13 +8,16 @@ from contextlib import suppress
 
 import zmq
 
+from phase_bus.bus.access import EVENTS, REPLAY, REQUESTS, Access
 from phase_bus.bus.options import BusOptions
+from phase_bus.bus.rejections import Rejections
 from phase_bus.core.address import Address
 from phase_bus.core.control import Endpoint, Reply
 from phase_bus.core.files import DirectoryLock, lock_directory
+from phase_bus.core.keys import Key
 from phase_bus.core.sockets import bind
-from phase_bus.core.wire import READY, Header, encode_control, receive_frame, send_frames
-from phase_bus.errors import AddressError, WireError
+from phase_bus.core.wire import READY, Header, encode_control, receive_frames, send_frames
+from phase_bus.errors import AddressError
 
 logger = logging.getLogger("phase_bus.bus")
 
@@ -25,12 +28,16 @@ class BusSockets:
     """A ROUTER for requests and events, an XPUB for the live stream, a ROUTER for replay.
 
     Attributes:
+        access: who is let in.
         events_endpoint: where clients find the live stream, once bound.
         replay_endpoint: where they find past events; None unless the replay socket is bound.
     """
 
-    def __init__(self, options: BusOptions) -> None:
+    def __init__(
+        self, options: BusOptions, key: Key | None, rejections: Rejections, *, shared: bool
+    ) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.access = Access(self._context, key, rejections, shared=shared)
         self._ipc: Address | None = None  # where it has Unix sockets
         self._lock: DirectoryLock | None = None
         self._max_message_bytes = options.max_message_bytes
@@ -80,11 +87,13 @@ class BusSockets:
         """
         while True:
             try:
-                message = receive_frame(self.xpub)
-            except WireError:  # no subscription: a SUB sends none such
-                continue
-            if message is None:
+                frames = receive_frames(self.xpub)
+            except zmq.Again:
                 return
+            if len(frames) > 1:  # no subscription: a SUB sends none such
+                continue
+            self.access.note_subscriber(frames[0])
+            message = frames[0].bytes
             if message[:1] == b"\x01" and message[1:].startswith(READY):
                 send_frames(self.xpub, (message[1:], _NO_HEADER, b""))
 
@@ -93,6 +102,7 @@ class BusSockets:
         self.replay.close(linger=0)
         self.router.close(linger=500)
         self.xpub.close(linger=500)
+        self.access.close()
         self._context.term()
         if self._lock is not None:
             self._lock.release()
@@ -105,6 +115,8 @@ class BusSockets:
         return sock
 
     def _bind_tcp(self, address: Address) -> Address:
+        for sock, name in ((self.router, REQUESTS), (self.xpub, EVENTS), (self.replay, REPLAY)):
+            self.access.guard(sock, name)
         bound = bind(self.router, address, address.control)
         events = self._bind_beside(self.xpub, address, 1, "live events")
         self.events_endpoint = Endpoint(ipc_name="events.ipc", tcp_port=events)
@@ -137,6 +149,7 @@ class BusSockets:
         self._ipc = address
         self._lock = lock_directory(address)
         for sock, endpoint in self._unix_sockets(address):
+            self.access.unguard(sock)
             bind(sock, address, endpoint)
         self._lock.remember_sockets()
         return address
@@ -178,5 +191,6 @@ class BusSockets:
         for sock, endpoint in self._unix_sockets(self._ipc):
             with suppress(zmq.ZMQError):  # it was not bound at the last try
                 sock.unbind(endpoint)
+            self.access.unguard(sock)
             bind(sock, self._ipc, endpoint)
         self._lock.remember_sockets()

@@ -11,6 +11,7 @@ import zmq
 
 from phase_bus.core.address import Address
 from phase_bus.core.control import Beat, Goodbye, Hello, Refused, Reply
+from phase_bus.core.keys import Key
 from phase_bus.core.readable import Readable
 from phase_bus.core.session import Session
 from phase_bus.core.sockets import dealer
@@ -33,6 +34,7 @@ class ControlLink:
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         address: Address,
+        key: Key | None,
         *,
         hello: Callable[[], Hello],
         beat: Callable[[], Beat],
@@ -41,6 +43,7 @@ class ControlLink:
         self.session = Session(hello, beat, time.monotonic())
         self._context = context
         self._address = address
+        self._key = key
         self._beat = beat
         self._on_reply = on_reply
         self._readable: Readable | None = None
@@ -61,7 +64,7 @@ class ControlLink:
 
     async def run(self) -> None:
         """Keep the link until cancelled; then say where the client stands, and goodbye."""
-        sock = dealer(self._context, self._address.control)
+        sock = dealer(self._context, self._address.control, key=self._key)
         readable = self._readable = Readable(sock)
         started_s = time.monotonic()
         complained = False

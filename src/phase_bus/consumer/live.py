@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import zmq
 
+from phase_bus.core.keys import Key
 from phase_bus.core.readable import Readable
 from phase_bus.core.sockets import connect
 from phase_bus.core.wire import READY
@@ -59,13 +60,13 @@ class LiveQueue:
             self.socket.unsubscribe(prefix)
         self.readable.look_again()
 
-    def connect(self, endpoint: str) -> None:
+    def connect(self, endpoint: str, key: Key | None = None) -> None:
         """Connect, instead of where it was connected to."""
         if endpoint == self.endpoint:
             return
         if self.endpoint:
             self.socket.disconnect(self.endpoint)
-        connect(self.socket, endpoint)
+        connect(self.socket, endpoint, key)
         self.endpoint = endpoint
         self._connected_s, self._complained = time.monotonic(), False
         self.ask_for_greeting()

@@ -23,6 +23,7 @@ from phase_bus.consumer.replay import Piece, ReplayClient
 from phase_bus.consumer.share import Share
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, NameTaken, Reply, State, Welcome
+from phase_bus.core.keys import key_for
 from phase_bus.core.position import Lineage
 from phase_bus.core.readable import wait_for_event
 from phase_bus.core.throttle import Throttle
@@ -88,6 +89,7 @@ class Member(ABC):
         self._complaints = Throttle(logger)
         self._publisher: Publisher | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._key = key_for(address)
         self._live = LiveQueue(self._context, self.client_id, high_water_mark)
         self._replay: ReplayClient | None = None
         self._prunings = 0  # how many there had been when that bus welcomed it
@@ -102,6 +104,7 @@ class Member(ABC):
         self._link = ControlLink(
             self._context,
             address,
+            self._key,
             hello=self._hello,
             beat=self._beat,
             on_reply=self._on_reply,
@@ -306,13 +309,13 @@ class Member(ABC):
 
     def _on_welcome(self, welcome: Welcome) -> None:
         self._prunings = welcome.pruned
-        self._live.connect(self.address.endpoint(welcome.events))
+        self._live.connect(self.address.endpoint(welcome.events), self._key)
         if self._replay is not None:
             self._replay.close()
             self._replay = None
         if welcome.replay is not None:
             endpoint = self.address.endpoint(welcome.replay)
-            self._replay = ReplayClient(self._context, endpoint, welcome.bus_id)
+            self._replay = ReplayClient(self._context, endpoint, welcome.bus_id, self._key)
         if welcome.bus_id != self._bus_id:
             self._old_tags.add(self._tag)
             self._tag = stream_tag(welcome.bus_id)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import zmq
 
 from phase_bus.core.control import Fetch, Fetched, FetchedStates, FetchStates, PrunedRun, ReadFailed, Reply
+from phase_bus.core.keys import Key
 from phase_bus.core.readable import Readable
 from phase_bus.core.sockets import dealer
 from phase_bus.core.wire import Header, decode_reply, encode_control, receive_frames, unpack_header
@@ -44,14 +45,19 @@ class ReplayClient:
         StreamMovedError: by whatever fetches, if another bus has come to the place of the one asked.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, stream: str) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, stream: str, key: Key | None = None
+    ) -> None:
         self._stream = stream
+        self._key = key
         self._context = context
         self._endpoint = endpoint
         self._connect()
 
     def _connect(self) -> None:
-        self._dealer: zmq.Socket[bytes] | None = dealer(self._context, self._endpoint, immediate=False)
+        self._dealer: zmq.Socket[bytes] | None = dealer(
+            self._context, self._endpoint, key=self._key, immediate=False
+        )
         self._readable = Readable(self._dealer)
 
     async def fetch(self, after: int, *, records: bool, partition: int | None = None) -> Piece:

@@ -10,10 +10,11 @@ from typing import Self, TypeVar
 import zmq
 
 from phase_bus.core.address import Address
-from phase_bus.core.control import EndRuns, Heard, RemoveDeadLetter, Request, Status, StatusRequest
+from phase_bus.core.control import EndRuns, Heard, Refused, RemoveDeadLetter, Request, Status, StatusRequest
+from phase_bus.core.keys import key_for
 from phase_bus.core.sockets import dealer
 from phase_bus.core.wire import encode_control, receive_reply
-from phase_bus.errors import BusUnreachableError, WireError
+from phase_bus.errors import BusUnreachableError, RefusedError, WireError
 
 logger = logging.getLogger("phase_bus.client")
 
@@ -25,11 +26,14 @@ class BusClient:
 
     Raises:
         AddressError: if there is nothing to connect to.
+        KeyFileError: if there is a key file, and it is not fit for use.
         BusUnreachableError: by every method that asks, if no answer comes within its ``timeout_s``.
+        RefusedError: by every method that asks, if the bus refuses that.
     """
 
     def __init__(self, address: Address) -> None:
         self.address = address.connectable()
+        self._key = key_for(self.address)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._dealer = self._connect()
 
@@ -69,6 +73,8 @@ class BusClient:
                 except WireError as error:
                     logger.warning("the bus at %s: %s; skipped", self.address, error)
                     continue
+                if isinstance(reply, Refused):
+                    raise RefusedError(str(self.address), reply.reason)
                 if isinstance(reply, wanted):
                     return reply
         # The answer may still come: on a new connection it is not taken for that to the next question.
@@ -78,4 +84,6 @@ class BusClient:
 
     def _connect(self) -> zmq.Socket[bytes]:
         endpoint = self.address.control
-        return dealer(self._context, endpoint, immediate=False, reconnect_ms=20, reconnect_max_ms=0)
+        return dealer(
+            self._context, endpoint, key=self._key, immediate=False, reconnect_ms=20, reconnect_max_ms=0
+        )

@@ -19,6 +19,7 @@ import msgspec
 import zmq
 from msgspec import Struct
 
+from phase_bus.core.address import Address
 from phase_bus.core.files import replacing
 from phase_bus.errors import ConfigError, KeyFileError
 
@@ -137,6 +138,15 @@ def find_key(given: str | Path | None = None) -> Key | None:
     with suppress(FileNotFoundError, NotADirectoryError):
         return _read_key(path)
     return None
+
+
+def key_for(address: Address, given: str | Path | None = None) -> Key | None:
+    """Return the key to show to the bus at an address: over ipc none is asked for.
+
+    Raises:
+        KeyFileError: as :func:`find_key`.
+    """
+    return find_key(given) if address.scheme == "tcp" and not address.direct else None
 
 
 def read_key(path: Path) -> Key:

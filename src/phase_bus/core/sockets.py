@@ -11,6 +11,7 @@ import zmq
 from msgspec.structs import replace
 
 from phase_bus.core.address import FORMS, Address
+from phase_bus.core.keys import Key
 from phase_bus.errors import AddressError
 
 _Socket: Any = zmq.Socket
@@ -30,6 +31,7 @@ def dealer(
     context: zmq.Context[zmq.Socket[bytes]],
     endpoint: str,
     *,
+    key: Key | None = None,
     immediate: bool = True,
     reconnect_ms: int = 100,
     reconnect_max_ms: int = 1000,
@@ -37,6 +39,7 @@ def dealer(
     """Return a DEALER that connects to a bus, now or when there is one.
 
     Args:
+        key: what to show to a bus that asks for it.
         immediate: queue nothing for a bus that is not there: sending raises :class:`zmq.Again` instead.
         reconnect_ms: how long to wait before connecting anew, in ms; doubled each time ...
         reconnect_max_ms: ... up to this; 0 for no doubling.
@@ -53,20 +56,24 @@ def dealer(
         sock.setsockopt(zmq.IMMEDIATE, int(immediate))
         sock.setsockopt(zmq.RECONNECT_IVL, reconnect_ms)
         sock.setsockopt(zmq.RECONNECT_IVL_MAX, reconnect_max_ms)
-        connect(sock, endpoint)
+        connect(sock, endpoint, key)
     except BaseException:
         sock.close(linger=0)
         raise
     return sock
 
 
-def connect(sock: zmq.Socket[bytes], endpoint: str) -> None:
-    """Connect a socket, now or when there is something to connect to.
+def connect(sock: zmq.Socket[bytes], endpoint: str, key: Key | None = None) -> None:
+    """Connect a socket, now or when there is something to connect to; over tcp with a key, if there is one.
 
     Raises:
         AddressError: if the endpoint is malformed.
     """
     _allow_ipv6(sock, endpoint)
+    if key is not None and endpoint.startswith("tcp://"):
+        sock.setsockopt(zmq.CURVE_SERVERKEY, key.bus.encode())
+        sock.setsockopt(zmq.CURVE_PUBLICKEY, key.public.encode())
+        sock.setsockopt(zmq.CURVE_SECRETKEY, key.secret.encode())
     try:
         sock.connect(endpoint)
     except zmq.ZMQError as error:

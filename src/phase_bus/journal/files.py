@@ -86,6 +86,12 @@ CREATE TABLE past (
 CREATE TABLE past_sources (source BLOB PRIMARY KEY, last_seq INTEGER NOT NULL, ts_ns INTEGER NOT NULL);
 INSERT INTO past VALUES (1, 0, 0, 0);
 """
+# Who had a name first, unless it was who runs the bus. It came later; older programs do without.
+_OWNERS = """
+CREATE TABLE IF NOT EXISTS owners (
+    kind TEXT NOT NULL, name TEXT NOT NULL, owner TEXT NOT NULL, PRIMARY KEY (kind, name)
+);
+"""
 
 _DAMAGED = (
     "the file is damaged",
@@ -187,6 +193,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
                 db.executescript(
                     f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
                 )
+            db.executescript(_OWNERS)
             # Whether one may write shows only here: SQLite opens what it can at least read.
             db.executescript("BEGIN IMMEDIATE; UPDATE past SET id = 1; COMMIT")
         except BaseException:

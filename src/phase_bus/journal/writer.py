@@ -91,6 +91,13 @@ _LEAVE_OUT_DEAD_LETTERS = """
 INSERT INTO dead_letters_left_out VALUES (?, ?)
 ON CONFLICT (consumer) DO UPDATE SET count = count + excluded.count
 """
+_FORGET_OWNERS = """
+DELETE FROM owners WHERE
+    (kind = 'run' AND name NOT IN (SELECT run_id FROM runs UNION SELECT attempt_of FROM runs))
+    OR (kind = 'consumer' AND name NOT IN (SELECT name FROM consumers))
+    OR (kind = 'source' AND name NOT IN (
+        SELECT lower(hex(source)) FROM streams UNION SELECT lower(hex(source)) FROM past_sources))
+"""
 _KEEP_SEQS = """
 INSERT INTO past_sources SELECT source, max(last_seq), ? FROM streams WHERE run_id = ? GROUP BY source
 ON CONFLICT (source) DO UPDATE SET ts_ns = excluded.ts_ns, last_seq = max(last_seq, excluded.last_seq)
@@ -356,6 +363,24 @@ class Journal(HoldingJournal):
         with self.transaction():
             self._db.executemany(_SEE, rows)
 
+    def knows_consumer(self, name: str) -> bool:
+        """Return whether a consumer or group of this name was on the bus."""
+        return bool(self._query("SELECT 1 FROM consumers WHERE name = ?", name))
+
+    # ---- what belongs to whom ----
+
+    def owners(self) -> dict[tuple[str, str], str]:
+        """Return whose the publishers, consumers and runs are, by kind and name, as far as it is noted."""
+        rows = self._query("SELECT kind, name, owner FROM owners")
+        return {(kind, name): owner for kind, name, owner in rows}
+
+    def note_owner(self, kind: str, name: str, owner: str) -> None:
+        """Keep whose a publisher, consumer or run is."""
+        with self.transaction():
+            self._db.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?)", (kind, name, owner))
+
+    # ---- pruning ----
+
     def prune(self, now_ns: int, budget_s: float = math.inf, *, by_age: bool = True) -> list[PrunedRow]:
         """Delete the oldest runs that ended until the limits hold; return those that are gone now.
 
@@ -383,6 +408,9 @@ class Journal(HoldingJournal):
                 if not self._delete_events(run.run_id, deadline_s):
                     break
                 gone.append(self._delete_run(run.run_id, now_ns))
+            if gone:
+                with self.transaction():
+                    self._db.execute(_FORGET_OWNERS)
             if by_age:
                 with self.transaction():
                     oldest_ns = now_ns - int(self.limits.max_age_s * 1e9)

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from phase_bus.core.address import Address
 from phase_bus.core.control import Ack, Beat, Goodbye, Hello, Refused, Rejected, Welcome
 from phase_bus.core.files import lock_directory
+from phase_bus.core.keys import Key
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.printable import printable
 from phase_bus.core.session import Session, introduce
@@ -43,8 +44,10 @@ class BusLink:
         outbox: Outbox,
         name: str,
         linger_ms: int,
+        key: Key | None = None,
     ) -> None:
         self._context = context
+        self._key = key
         self._address = address.connectable()
         self._outbox = outbox
         self._name = name
@@ -155,7 +158,7 @@ class BusLink:
         self.socket.close(linger=self._linger_ms)
 
     def _connect(self) -> zmq.Socket[bytes]:
-        return dealer(self._context, self._address.control)
+        return dealer(self._context, self._address.control, key=self._key)
 
     def _hello(self) -> Hello:
         return introduce(self._client_id, "publisher", self._name, next_seq=self._outbox.next_seq)

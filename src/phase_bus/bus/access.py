@@ -1,0 +1,230 @@
+"""Who is let in, and what each may do: by the key of its connection, or its user on this machine.
+
+A connection over tcp shows a key if the bus has one (CURVE), and ZeroMQ asks the bus whether it may come
+in (ZAP, RFC 27 of the ZeroMQ project). One over ipc shows which user of this machine is at its other end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import zmq
+from zmq.utils import z85
+
+from phase_bus.bus.rejections import Rejections, where_from
+from phase_bus.core.keys import OWN_NAME, Key, authorized_file, read_authorized
+from phase_bus.core.throttle import Throttle
+from phase_bus.errors import KeyFileError, WireError
+
+logger = logging.getLogger("phase_bus.bus")
+
+_ZAP = "inproc://zeromq.zap.01"  # as its specification has it
+_ZAP_VERSION = b"1.0"
+_z85: Callable[[bytes], bytes] = z85.encode
+_AT_ONCE = 100  # who asks to be let in, before others get their turn
+_OWN_NAME = "bus"
+REQUESTS, EVENTS, REPLAY = b"requests", b"events", b"replay"
+"""The names of the bus's sockets in questions of who is let in."""
+
+
+class Party(NamedTuple):
+    """Somebody with a name of its own, to whom belongs what it names first; and what it may do."""
+
+    name: str
+    roles: frozenset[str]
+
+    def may(self, role: str) -> bool:
+        """Return whether it has a role; an admin has all."""
+        return role in self.roles or "admin" in self.roles
+
+
+OWN = Party(OWN_NAME, frozenset({"admin"}))
+"""Who runs the bus."""
+
+_Stamp: TypeAlias = tuple[int, int, int] | None
+
+
+class Access:
+    """Tells who a connection's messages are from, and cuts off who may not come in any more.
+
+    Args:
+        key: the bus's; None to let in everybody who can connect.
+        shared: whether other users of this machine can connect by ipc.
+
+    Attributes:
+        is_open: whether whoever can connect may do everything.
+        zap: the socket to poll, and to call :meth:`answer` for; None without a key.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        key: Key | None,
+        rejections: Rejections,
+        *,
+        shared: bool = False,
+    ) -> None:
+        self.is_open = key is None and not shared
+        self.zap: zmq.Socket[bytes] | None = None
+        self._key = key
+        self._rejections = rejections
+        self._complaints = Throttle(logger)
+        self._parties: dict[str, Party] = {}  # by public key; replaced as a whole, since threads read it
+        self._stamp: _Stamp = None
+        self._told = ""  # what was wrong with the file, the last time
+        self._subscribers: dict[tuple[str, int], int] = {}  # inodes of connections, by key and descriptor
+        if key is not None:
+            self._parties = {key.public: OWN}
+            self.zap = context.socket(zmq.REP)
+            self.zap.setsockopt(zmq.LINGER, 0)
+            self.zap.bind(_ZAP)
+            self.refresh()
+
+    def guard(self, sock: zmq.Socket[bytes], name: bytes) -> None:
+        """Let what a socket is bound to from now on ask for keys, if the bus has one."""
+        if self._key is not None:
+            sock.setsockopt(zmq.CURVE_SERVER, 1)
+            sock.setsockopt(zmq.CURVE_SECRETKEY, self._key.secret.encode())
+            sock.setsockopt(zmq.ZAP_DOMAIN, name)
+
+    def unguard(self, sock: zmq.Socket[bytes]) -> None:
+        """Let what a socket is bound to from now on ask for no keys: it is guarded by the file system."""
+        if self._key is not None:
+            sock.setsockopt(zmq.CURVE_SERVER, 0)
+            sock.setsockopt(zmq.ZAP_DOMAIN, b"")
+
+    def close(self) -> None:
+        """Close the socket; who is not in by now stays out."""
+        if self.zap is not None:
+            self.zap.close()
+
+    # ---- who is let in ----
+
+    def answer(self) -> None:
+        """Answer those who ask to be let in, some at a time."""
+        assert self.zap is not None
+        with suppress(zmq.Again):
+            for _ in range(_AT_ONCE):
+                _, request, domain, address, _, mechanism, *keys = self.zap.recv_multipart(zmq.NOBLOCK)
+                public = _z85(keys[0]).decode() if mechanism == b"CURVE" else ""
+                may = self._lets_in(public, domain, address.decode(errors="replace"))
+                status = (b"200", b"", public.encode()) if may else (b"400", b"not authorized", b"")
+                self.zap.send_multipart((_ZAP_VERSION, request, *status, b""))
+
+    def _lets_in(self, public: str, domain: bytes, where: str) -> bool:
+        """Return whether a key is let in at one of the sockets; it is counted and told if not."""
+        party = self._parties.get(public)
+        if party is None:
+            self._rejections.count("unknown_key", where)
+            why = f"nobody has authorized its key, {public}"
+        elif domain == REQUESTS or party.may("consume"):
+            return True
+        else:
+            self._rejections.count("role", f"{where} ({party.name})")
+            why = f"{party.name!r} may not consume"
+        self._complaints.warn("phase-bus bus: a client at %s is not let in: %s", where, why)
+        return False
+
+    # ---- who it is ----
+
+    def party(self, frame: zmq.Frame) -> Party | None:
+        """Return who a message is from, None if that key was revoked since; from any thread."""
+        if self.is_open:
+            return OWN
+        get = cast(Any, frame).get
+        try:
+            return self._parties.get(get("User-Id"))
+        except zmq.ZMQError:  # no key was asked for
+            host, *numbers = get("Peer-Address").split(":")
+        if host != "localhost" or len(numbers) != 3 or int(numbers[0]) in (0, os.geteuid()):
+            return OWN
+        return Party(f"uid {numbers[0]}", frozenset({"publish", "consume"}))
+
+    def expect(self, frame: zmq.Frame, role: str = "") -> Party:
+        """Return who a message is from.
+
+        Raises:
+            WireError: if its key was revoked, and the connection is cut now; or if it lacks a role.
+        """
+        party = self.party(frame)
+        if party is None:
+            cut(*_connection(frame))
+            raise WireError("it is from a client whose key was revoked", counted_as="revoked")
+        if role and not party.may(role):
+            raise WireError(f"{party.name!r} may not {role}", counted_as="role")
+        return party
+
+    def where(self, frame: zmq.Frame) -> str:
+        """Return where a message came from, and from whom."""
+        party = None if self.is_open else self.party(frame)
+        return where_from(frame) + (f" ({party.name})" if party is not None else "")
+
+    # ---- who is not let in any more ----
+
+    def note_subscriber(self, frame: zmq.Frame) -> None:
+        """Remember the connection of a subscription: nothing else would tell where its events go."""
+        if self._key is None:
+            return
+        with suppress(zmq.ZMQError, OSError):
+            user = str(cast(Any, frame).get("User-Id"))
+            descriptor, inode = _connection(frame)
+            self._subscribers[user, descriptor] = inode
+
+    def refresh(self) -> None:
+        """Read again who is authorized, if that has changed, and cut off who is not any more."""
+        if self._key is None:
+            return
+        path = authorized_file(self._key)
+        try:
+            there = path.stat() if path.exists() else None
+            stamp = None if there is None else (there.st_ino, there.st_mtime_ns, there.st_size)
+            if stamp == self._stamp and not self._told:
+                return
+            authorized = read_authorized(path)
+        except (KeyFileError, OSError) as error:
+            if str(error) != self._told:
+                logger.error("phase-bus bus: %s; who was authorized before still is", error)
+            self._told = str(error)
+            return
+        self._stamp, self._told = stamp, ""
+        parties = {public: Party(each.name, frozenset(each.roles)) for public, each in authorized.items()}
+        self._parties = {**parties, self._key.public: OWN}
+        for (user, descriptor), inode in list(self._subscribers.items()):
+            party = self._parties.get(user)
+            if party is None or not party.may("consume"):
+                cut(descriptor, inode)
+                del self._subscribers[user, descriptor]
+            elif not _is_at(descriptor, inode):
+                del self._subscribers[user, descriptor]
+
+
+def _connection(frame: zmq.Frame) -> tuple[int, int]:
+    """Return the descriptor of a message's connection, and the number of the socket behind it."""
+    try:
+        descriptor = int(cast(Any, frame).get("__fd"))
+        return descriptor, os.fstat(descriptor).st_ino
+    except (zmq.ZMQError, OSError):
+        return -1, 0
+
+
+def _is_at(descriptor: int, inode: int) -> bool:
+    with suppress(OSError):
+        return os.fstat(descriptor).st_ino == inode
+    return False
+
+
+def cut(descriptor: int, inode: int) -> None:
+    """Shut a connection down, if the descriptor still is of the same one: ZeroMQ then closes it."""
+    if descriptor < 0 or not _is_at(descriptor, inode):
+        return
+    with suppress(OSError):
+        sock = socket.socket(fileno=descriptor)
+        try:
+            sock.shutdown(socket.SHUT_RDWR)
+        finally:
+            sock.detach()  # the descriptor is ZeroMQ's to close
