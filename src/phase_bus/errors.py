@@ -39,9 +39,10 @@ class BusUnreachableError(PhaseBusError):
     def __init__(self, address: str, timeout_s: float) -> None:
         self.address = address
         self.timeout_s = timeout_s
+        hint = ", or see whether it lets your key in ('phase-bus doctor')" if address[:3] == "tcp" else ""
         super().__init__(
             f"no bus answers at {address!r} (waited {timeout_s:g} s); start one with "
-            f"'phase-bus bus --address {address}', or give the address of a running one"
+            f"'phase-bus bus --address {address}', or give the address of a running one{hint}"
         )
 
 

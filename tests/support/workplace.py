@@ -47,7 +47,13 @@ class Workplace:
         process = subprocess.Popen(
             arguments,
             cwd=self.directory,
-            env={**given, "XDG_STATE_HOME": str(self.directory / "state"), MARK: self.mark, **environment},
+            env={
+                **given,
+                "XDG_STATE_HOME": str(self.directory / "state"),
+                "XDG_CONFIG_HOME": str(self.directory / "config"),
+                MARK: self.mark,
+                **environment,
+            },
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,

@@ -175,6 +175,7 @@ def _publisher(options: Options) -> Publisher:
             lists=options.lists,
             field_names=RECORD_FIELDS,
             spool_dir=options.spool_dir or None,
+            key_file=options.key_file,
         )
     except PhaseBusError as error:
         raise refused(str(error)) from None

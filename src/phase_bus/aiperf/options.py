@@ -23,12 +23,15 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         buffer_mib: how much may wait for the bus, in MiB.
         lists: how metrics that are lists are sent.
         spool_dir: a directory for what the bus has not taken by the end, for ``phase-bus replay``.
+        key_file: the file with the key for a bus at a ``tcp://`` address; by default the user's own, if
+            any, and with an empty name none.
     """
 
     address: str = ""
     buffer_mib: float = 64.0
     lists: ListMode = "summary"
     spool_dir: str = ""
+    key_file: str | None = None
 
 
 def read_options(variables: Any, environ: Mapping[str, str]) -> Options:
@@ -42,7 +45,7 @@ def read_options(variables: Any, environ: Mapping[str, str]) -> Options:
         given = {str(name): value for name, value in given.items()}
         for name in Options.__struct_fields__:
             value = environ.get(f"PHASE_BUS_{name.upper()}")
-            if value:
+            if value or (name == "key_file" and value is not None):
                 given[name] = value
     try:
         return msgspec.convert(given, Options, strict=False)

@@ -90,13 +90,13 @@ class Access:
         if self._key is not None:
             sock.setsockopt(zmq.CURVE_SERVER, 1)
             sock.setsockopt(zmq.CURVE_SECRETKEY, self._key.secret.encode())
-            sock.setsockopt(zmq.ZAP_DOMAIN, name)
+            # No ZAP domain: with one, connections by ipc would ask too, and it cannot be taken back.
+            sock.setsockopt(zmq.ROUTING_ID, name)
 
     def unguard(self, sock: zmq.Socket[bytes]) -> None:
         """Let what a socket is bound to from now on ask for no keys: it is guarded by the file system."""
         if self._key is not None:
             sock.setsockopt(zmq.CURVE_SERVER, 0)
-            sock.setsockopt(zmq.ZAP_DOMAIN, b"")
 
     def close(self) -> None:
         """Close the socket; who is not in by now stays out."""
@@ -110,19 +110,19 @@ class Access:
         assert self.zap is not None
         with suppress(zmq.Again):
             for _ in range(_AT_ONCE):
-                _, request, domain, address, _, mechanism, *keys = self.zap.recv_multipart(zmq.NOBLOCK)
+                _, request, _, address, name, mechanism, *keys = self.zap.recv_multipart(zmq.NOBLOCK)
                 public = _z85(keys[0]).decode() if mechanism == b"CURVE" else ""
-                may = self._lets_in(public, domain, address.decode(errors="replace"))
+                may = self._lets_in(public, name, address.decode(errors="replace"))
                 status = (b"200", b"", public.encode()) if may else (b"400", b"not authorized", b"")
                 self.zap.send_multipart((_ZAP_VERSION, request, *status, b""))
 
-    def _lets_in(self, public: str, domain: bytes, where: str) -> bool:
+    def _lets_in(self, public: str, name: bytes, where: str) -> bool:
         """Return whether a key is let in at one of the sockets; it is counted and told if not."""
         party = self._parties.get(public)
         if party is None:
             self._rejections.count("unknown_key", where)
             why = f"nobody has authorized its key, {public}"
-        elif domain == REQUESTS or party.may("consume"):
+        elif name == REQUESTS or party.may("consume"):
             return True
         else:
             self._rejections.count("role", f"{where} ({party.name})")

@@ -42,7 +42,7 @@ from phase_bus.core.control import (
     Status,
     StatusRequest,
 )
-from phase_bus.core.keys import Key
+from phase_bus.core.keys import Key, check_guarded
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.threads import Waker
 from phase_bus.core.throttle import Throttle
@@ -89,7 +89,8 @@ class Bus:
     """One bus process's sockets and loop.
 
     The journal is where events are kept, and closed by the bus. Without one consumers that are late or slow
-    lose events.
+    lose events. The key is what clients must know to connect by tcp; without one only this machine's can,
+    unless it is ``insecure``.
 
     Attributes:
         rejections: what it has refused.
@@ -104,8 +105,12 @@ class Bus:
         options: BusOptions | None = None,
         journal: Journal | None = None,
         key: Key | None = None,
+        *,
+        insecure: bool = False,
     ) -> None:
         self.options = options or BusOptions()
+        self._key = key
+        self._insecure = insecure
         self.bus_id = uuid.uuid4().hex if journal is None else journal.stream
         self.addresses: tuple[Address, ...] = tuple(addresses)
         self._started_s = time.monotonic()
@@ -165,8 +170,12 @@ class Bus:
         """Bind all addresses; afterwards :attr:`addresses` name the ports that port 0 became.
 
         Raises:
-            AddressError: if one is in use, cannot be bound, or is the second of its scheme.
+            AddressError: if one is in use, cannot be bound, is the second of its scheme, or lets strangers
+                in.
+            KeyFileError: if the key is that of a client of another bus.
         """
+        for address in self.addresses:
+            check_guarded(address, self._key, insecure=self._insecure)
         self.addresses = self._sockets.bind(self.addresses, replay=self._journal is not None)
         self._start_replay()
 

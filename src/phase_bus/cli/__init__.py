@@ -31,6 +31,7 @@ _COMMANDS = {
     "report": ("report:report", "Show the result of a past run."),
     "receipts": ("runs:receipts", "Show what each consumer handled of a past run."),
     "replay": ("replay:replay", "Publish past runs again, on another bus."),
+    "keys": ("", "Make keys for tcp addresses, and say whom a bus lets in."),
     "journal": ("", "Look at a bus's journal: info, verify, prune, export."),
     "dead-letters": ("", "Look at events that a consumer failed on, and retry them."),
     "status": ("status:status", "Show who is on the bus, and how the runs are."),
@@ -40,6 +41,13 @@ _COMMANDS = {
 _SUBCOMMANDS = {
     "new": {
         "consumer": ("consumers:new", "Write a package with a consumer, its registry, tests and README.")
+    },
+    "keys": {
+        "new": ("keys:new", "Make a key, and print its public part."),
+        "show": ("keys:show", "Print the public part of a key."),
+        "authorize": ("keys:authorize", "Let a client's key in to your bus."),
+        "revoke": ("keys:revoke", "Let a client no longer in."),
+        "list": ("keys:list_", "List the clients that your bus lets in."),
     },
     "journal": {
         "info": ("journal:info", "Say what a journal holds, and how far each consumer has come."),

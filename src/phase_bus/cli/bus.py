@@ -15,6 +15,7 @@ from phase_bus.bus.server import Bus
 from phase_bus.cli.options import DEFAULT_LIMITS, AddressesOption, LimitOptions, StopOnEof, as_options
 from phase_bus.cli.output import configure_logging, print_line
 from phase_bus.core.address import Address, default_address
+from phase_bus.core.keys import check_guarded, find_key
 from phase_bus.journal.paths import journal_directory
 from phase_bus.journal.rows import Limits
 from phase_bus.journal.writer import Journal
@@ -39,12 +40,21 @@ def bus(
         ),
     ] = False,
     limits: LimitOptions = DEFAULT_LIMITS,
+    insecure: Annotated[
+        bool,
+        Parameter(
+            help="Ask nobody for a key: whoever can connect to a tcp address may publish, read and end all."
+        ),
+    ] = False,
     stop_on_eof: StopOnEof = False,
 ) -> None:
     """Run the bus: take events in, acknowledge them, fan them out to consumers.
 
     Publishers and consumers may come before or after it. Every event is in its journal before it is
     acknowledged, so a consumer that is late, slow or restarted gets all of it from there.
+
+    Clients connect to a tcp address by a key, if there is a key file ('phase-bus keys'). Without one only
+    those of this machine may.
 
     For example:
 
@@ -54,10 +64,15 @@ def bus(
     configure_logging()
     raise_limit()
     addresses = [Address.parse(text) for text in address or [default_address()]]
+    by_tcp = any(each.scheme == "tcp" for each in addresses)
+    key = find_key() if by_tcp and not insecure else None
+    for each in addresses:
+        check_guarded(each, key, insecure=insecure)  # before there is a journal
     kept = msgspec.convert(limits, Limits, from_attributes=True)
     directory = data or journal_directory(addresses[0])
     journal = None if no_journal else Journal(directory, kept, options.durability)
-    server = Bus(addresses, msgspec.convert(options, BusOptions, from_attributes=True), journal)
+    behaviour = msgspec.convert(options, BusOptions, from_attributes=True)
+    server = Bus(addresses, behaviour, journal, key, insecure=insecure)
     server.install_signals()
     try:
         server.bind()
@@ -65,7 +80,10 @@ def bus(
             where = f"journal in {journal.path}" if journal else "no journal: missed events are lost"
             everywhere = [f"bound to {each}; " for each in server.addresses if each.is_wildcard]
             at = " and ".join(str(each.connectable()) for each in server.addresses)
-            print_line(f"bus ready at {at}; {''.join(everywhere)}{where}")
+            keys = f"key of {key.path}; " if key else ""
+            if by_tcp and insecure:
+                keys = "insecure: whoever can connect may do everything; "
+            print_line(f"bus ready at {at}; {''.join(everywhere)}{keys}{where}")
         server.run(stop_on_eof=sys.stdin.fileno() if stop_on_eof else None)
     finally:
         server.close()

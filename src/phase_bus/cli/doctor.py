@@ -19,9 +19,10 @@ from rich.text import Text
 from phase_bus import __version__
 from phase_bus.aiperf.environment import KNOWN, lack_of_category
 from phase_bus.cli.options import AddressOption, JsonOption
-from phase_bus.cli.output import make_console, print_json
+from phase_bus.cli.output import counted, make_console, print_json
 from phase_bus.core.address import ADDRESS_VARIABLE, Address, default_address
 from phase_bus.core.client import BusClient
+from phase_bus.core.keys import authorized_file, find_key, read_authorized
 from phase_bus.core.printable import printable
 from phase_bus.errors import PhaseBusError
 
@@ -63,7 +64,7 @@ def doctor(
         phase-bus doctor
         phase-bus doctor --address tcp://127.0.0.1:5670
     """
-    findings = [*_installed(), *_aiperf(), *_consumers(), *_bus(address, timeout_s)]
+    findings = [*_installed(), *_aiperf(), *_consumers(), _key(), *_bus(address, timeout_s)]
     if json:
         print_json(findings)
     else:
@@ -129,6 +130,20 @@ def _consumers() -> Iterator[Finding]:
             # Often an extra that was not wanted here; a run that uses the consumer says so too.
             yield Finding("note", entry.kind, str(error))
     yield Finding("ok", "consumers", ", ".join(entry.use for entry in registry.entries()))
+
+
+def _key() -> Finding:
+    try:
+        key = find_key()
+        if key is None:
+            return Finding("ok", "key", "none; for tcp:// 'phase-bus keys new' makes one")
+        clients = read_authorized(authorized_file(key)) if key.is_of_bus else {}
+    except PhaseBusError as error:
+        return Finding("wrong", "key", str(error))
+    if key.is_of_bus:
+        lets_in = f", which lets in {counted(len(clients), 'key')} of others" if clients else ""
+        return Finding("ok", "key", f"{key.path}: that of a bus{lets_in}; public key {key.public}")
+    return Finding("ok", "key", f"{key.path}: for the bus with {key.bus}; public key {key.public}")
 
 
 def _bus(address: str | None, timeout_s: float) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from phase_bus.aiperf.environment import has_dashboard, lack_of_plugin
 from phase_bus.cli.options import AddressesOption, ConfigOption, WithOption
 from phase_bus.cli.output import EXIT_NOT_WHOLE, configure_logging, make_console, say
 from phase_bus.core.address import default_address
+from phase_bus.core.keys import KEY_FILE_VARIABLE
 from phase_bus.harness.foreground import check_command, run_in_foreground
 from phase_bus.harness.signals import signals_to
 from phase_bus.journal.exec_journals import MAX_AGE_S, MAX_BYTES, ExecJournal
@@ -40,6 +41,10 @@ class Setup:
         Parameter(help="How many processes share the work of a consumer: NAME=N. May be repeated."),
     ] = None
     address: AddressesOption = None
+    insecure: Annotated[
+        bool,
+        Parameter(help="Ask nobody for a key, also at a tcp address that other machines can connect to."),
+    ] = False
     quiet: Annotated[
         bool, Parameter(alias="-q", help="Show nothing but what the consumers print, and what goes wrong.")
     ] = False
@@ -49,7 +54,8 @@ class Setup:
         from phase_bus.harness.config import load_config
 
         configure_logging()
-        return load_config(self.config, self.with_ or [], self.address or [], self.workers or [])
+        loaded = load_config(self.config, self.with_ or [], self.address or [], self.workers or [])
+        return msgspec.structs.replace(loaded, insecure=self.insecure or loaded.insecure)
 
 
 _DEFAULTS = Setup()
@@ -128,7 +134,7 @@ def _tell_removed(names: list[str]) -> str:
 async def _exec(
     command: tuple[str, ...], config: Config, *, quiet: bool, allow_no_run: bool, hold: bool
 ) -> int:
-    from phase_bus.harness.children import describe_exit, environment
+    from phase_bus.harness.children import describe_exit
     from phase_bus.harness.rig import Rig
 
     console = make_console(stderr=True)
@@ -139,7 +145,7 @@ async def _exec(
         if hold:
             rig.note("the command's display has the screen: what there is to say comes after its end")
         with rig.progress.lines.held() if hold else nullcontext():
-            returncode = await run_in_foreground(command, environment(rig.address))
+            returncode = await run_in_foreground(command, rig.environment)
         await rig.settle(f"the command {describe_exit(returncode)} without ending the run")
         if not quiet:
             from phase_bus.aggregation.text import render_text
@@ -172,6 +178,11 @@ async def _up(config: Config, quiet: bool) -> None:
     with signals_to(lambda _: stop.set()):
         async with Rig(config, make_console(stderr=True), quiet=quiet) as rig:
             _note_ready(rig, "; Ctrl-C ends it")
+            if rig.has_own_key:
+                rig.note(
+                    f"who connects by tcp needs {KEY_FILE_VARIABLE}={rig.key_file}, which goes with this "
+                    "bus; 'phase-bus keys new' makes a key that stays"
+                )
             await stop.wait()
             rig.note("stopping")
 

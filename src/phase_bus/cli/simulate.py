@@ -36,6 +36,7 @@ def simulate(
     trial: int | None = None,
     label: str | None = None,
     variation: list[str] | None = None,
+    insecure: bool = False,
 ) -> None:
     """Publish a synthetic run of any size and rate, for trying things without AIPerf.
 
@@ -62,6 +63,7 @@ def simulate(
         trial: The number of the first run's trial.
         label: The run's label in the sweep.
         variation: A parameter that the sweep varies, as KEY=VALUE. May be repeated.
+        insecure: Without a bus (direct+tcp://HOST:PORT), let other machines connect: there are no keys.
     """
     from phase_bus.harness.simulation import Simulation
 
@@ -72,7 +74,9 @@ def simulate(
     if not where.direct:
         check_bus(where)
     bind = str(where) if where.direct else None
-    with Publisher(None if bind else str(where), bind=bind, name="simulate") as publisher:
+    with Publisher(
+        None if bind else str(where), bind=bind, name="simulate", insecure=insecure
+    ) as publisher:
         for number in range(runs):
             simulation = Simulation(
                 publisher,

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from phase_bus.core.address import Address
 from phase_bus.core.files import replacing
-from phase_bus.errors import ConfigError, KeyFileError
+from phase_bus.errors import AddressError, ConfigError, KeyFileError
 
 KEY_FILE_VARIABLE = "PHASE_BUS_KEY_FILE"
 """The environment variable that names the key file; empty for no key."""
@@ -31,6 +31,10 @@ ROLES: tuple[KeyRole, ...] = get_args(KeyRole)
 OWN_NAME = "bus"
 """What a client is called that has the bus's own key."""
 
+_GUARD = (
+    "make one with 'phase-bus keys new'; then copy that file to your other machines, or let others in with "
+    "'phase-bus keys authorize PUBLIC --name NAME --role publish'; --insecure does without"
+)
 _AUTHORIZED = "authorized.yaml"
 _MAX_BYTES = 4 << 20
 _Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
@@ -147,6 +151,24 @@ def key_for(address: Address, given: str | Path | None = None) -> Key | None:
         KeyFileError: as :func:`find_key`.
     """
     return find_key(given) if address.scheme == "tcp" and not address.direct else None
+
+
+def check_guarded(address: Address, key: Key | None, *, insecure: bool, remedy: str = _GUARD) -> None:
+    """Check that what is to be bound lets no stranger in, unless that is wanted.
+
+    Raises:
+        AddressError: if other machines can connect to it, and no key keeps them out.
+        KeyFileError: if the key is that of a client of another bus.
+    """
+    if key is not None and not key.is_of_bus:
+        raise KeyFileError(
+            key.path,
+            "is for a client of another bus",
+            f"make one for a bus with 'phase-bus keys new FILE', and give it by {KEY_FILE_VARIABLE}=FILE",
+        )
+    if key is None and not insecure and not address.is_loopback:
+        reason = "others than this machine can connect to it, and there is no key that keeps strangers out"
+        raise AddressError(str(address), reason, remedy)
 
 
 def read_key(path: Path) -> Key:
@@ -335,7 +357,7 @@ def _new_pair() -> tuple[str, bytes]:
 def _fault(text: str) -> str:
     """Return why a text is no key, or nothing."""
     if len(text) != _KEY_LENGTH:
-        return f"this is {len(text)} characters long"
+        return f"the length of this is {len(text)}"
     if not set(text) <= set(_Z85):
         return "this has others than are used in keys"
     for start in range(0, _KEY_LENGTH, 5):  # each five stand for four bytes

@@ -8,12 +8,14 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from phase_bus.bus.options import BusOptions
+from phase_bus.core.address import ADDRESS_VARIABLE
 from phase_bus.core.control import ClientInfo, GroupInfo, Status
+from phase_bus.core.keys import KEY_FILE_VARIABLE
 from phase_bus.harness.config import Config, ConsumerConfig
 from phase_bus.journal.rows import Limits
 
@@ -27,11 +29,20 @@ class Child:
     """A process of ours, whose output goes line by line to ``say``, with its name.
 
     It has a process group of its own, so that a Ctrl-C meant for the benchmark does not reach it, and ends
-    by itself when its standard input ends, that is when this process is gone.
+    by itself when its standard input ends, that is when this process is gone. Its environment is this
+    process's, unless another one is given.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str], say: Say, stop_s: float = STOP_S) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        say: Say,
+        stop_s: float = STOP_S,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
+        self._environment = environment
         self.ending = False  # whether it was asked to end, so that its end is no surprise
         self._stop_s = stop_s
         self._arguments = arguments
@@ -53,6 +64,7 @@ class Child:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            env=self._environment,
             process_group=0,
         )
         self._pump = asyncio.create_task(self._read_output(self._process))
@@ -129,8 +141,11 @@ class Child:
 class ConsumerChild(Child):
     """A consumer's process; with several workers, the one that keeps them running."""
 
-    def __init__(self, config: ConsumerConfig, address: str, say: Say) -> None:
-        super().__init__(config.title, _consumer_arguments(config, address), say)
+    def __init__(
+        self, config: ConsumerConfig, address: str, say: Say, environment: Mapping[str, str] | None = None
+    ) -> None:
+        arguments = _consumer_arguments(config, address)
+        super().__init__(config.title, arguments, say, environment=environment)
         self.config = config
 
     def is_ready(self, status: Status) -> bool:
@@ -166,6 +181,8 @@ def bus_arguments(addresses: Sequence[str], config: Config) -> list[str]:
     """Return the arguments of ``phase-bus`` for a bus."""
     arguments = ["bus", *(word for address in addresses for word in ("--address", address))]
     arguments += _as_options(config.bus)
+    if config.insecure:
+        arguments.append("--insecure")
     if not config.journal:
         return [*arguments, "--no-journal"]
     if config.data:
@@ -189,6 +206,7 @@ def _consumer_arguments(consumer: ConsumerConfig, address: str) -> list[str]:
     return arguments
 
 
-def environment(address: str) -> dict[str, str]:
-    """Return this process's environment with the bus's address in it."""
-    return {**os.environ, "PHASE_BUS_ADDRESS": address}
+def environment(address: str, key_file: str | None) -> dict[str, str]:
+    """Return this process's environment with the bus's address in it, and the file of its key, if given."""
+    keys = {} if key_file is None else {KEY_FILE_VARIABLE: key_file}
+    return {**os.environ, **keys, ADDRESS_VARIABLE: address}

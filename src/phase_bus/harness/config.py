@@ -71,6 +71,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         limits: how much the journal keeps.
         ready_timeout_s: how long the consumers may take to become ready.
         drain_timeout_s: how long they may take to handle a run's end.
+        key_file: the file with the bus's key, for a tcp address; by default the user's own, if there is
+            one, else a key is made for the occasion.
+        insecure: ask nobody for a key.
     """
 
     address: tuple[str, ...] = ()
@@ -81,6 +84,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     limits: Limits = Limits()
     ready_timeout_s: float = 30.0
     drain_timeout_s: float = 30.0
+    key_file: str | None = None
+    insecure: bool = False
 
 
 def load_config(

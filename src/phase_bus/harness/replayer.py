@@ -11,6 +11,7 @@ import msgspec
 import zmq
 
 from phase_bus.core.address import Address
+from phase_bus.core.keys import key_for
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.wire import decode_event, encode_event, parse_topic, topic_in, topic_of
 from phase_bus.errors import PhaseBusError
@@ -45,7 +46,7 @@ class Replayer:
         self._on_sent = on_sent
         self._outbox = Outbox(uuid.uuid4().bytes, _BUFFER_BYTES)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._link = BusLink(self._context, address, self._outbox, "replay", _LINGER_MS)
+        self._link = BusLink(self._context, address, self._outbox, "replay", _LINGER_MS, key_for(address))
         # By run: here they have one publisher, however many they had.
         self._published: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._published_records: Counter[str] = Counter()

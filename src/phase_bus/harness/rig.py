@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -18,9 +18,17 @@ from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import REMEMBERED_RUNS, RunInfo, Status
+from phase_bus.core.keys import Key, check_guarded, find_key, write_new_key
 from phase_bus.errors import BusUnreachableError, PhaseBusError
 from phase_bus.events import Receipt, RunComplete
-from phase_bus.harness.children import STOP_S, Child, ConsumerChild, bus_arguments, describe_exit
+from phase_bus.harness.children import (
+    STOP_S,
+    Child,
+    ConsumerChild,
+    bus_arguments,
+    describe_exit,
+    environment,
+)
 from phase_bus.harness.config import Config
 from phase_bus.harness.progress import Progress
 from phase_bus.journal.reader import JournalReader
@@ -42,6 +50,8 @@ class Rig:
 
     Attributes:
         address: the address to give to others.
+        key_file: the file with the bus's key, if it has a tcp address.
+        has_own_key: whether that key was made for the occasion, and is gone at the end.
         whole: whether every consumer handled everything, as far as is known; see :meth:`settle`. Final once
             all processes have ended.
         runs: the runs that were published here, once they have ended.
@@ -58,16 +68,22 @@ class Rig:
         self._incomplete: set[str] = set()  # the consumers of whom it is told that they did not handle all
         self._settled = False
         self._quiet = quiet
-        self._directory = Path(tempfile.mkdtemp(prefix="phase-bus-"))
         given = [Address.parse(text) for text in config.address]
+        key = _key_of_user(config, given)
+        self._directory = Path(tempfile.mkdtemp(prefix="phase-bus-"))
+        self.has_own_key = key is None and not config.insecure and _has_tcp(given)
+        if self.has_own_key:
+            key = write_new_key(self._directory / "key.yaml")
+        self.key_file = None if key is None else key.path
         # We talk to the bus by ipc: at the address given, if there is one of that kind.
         own = next((a for a in given if a.scheme == "ipc"), None)
         self._own = own or Address("ipc", directory=str(self._directory))
         self.address = str(self._own)
         self._client = BusClient(self._own)
         addresses = [*config.address, *(() if own else (self.address,))]
-        self._bus = Child("bus", bus_arguments(addresses, config), self.progress.say)
-        self._consumers = [ConsumerChild(c, self.address, self.progress.say) for c in config.consumers]
+        say, env = self.progress.say, self.environment
+        self._bus = Child("bus", bus_arguments(addresses, config), say, environment=env)
+        self._consumers = [ConsumerChild(c, self.address, say, env) for c in config.consumers]
         self._dead: set[Child] = set()  # whose end is told
         self._watchers: list[asyncio.Task[None]] = []
         self._display: asyncio.Task[None] | None = None
@@ -97,6 +113,12 @@ class Rig:
 
     async def __aexit__(self, *_error: object) -> None:
         await self._close()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment for processes that are to find the bus."""
+        no_key = "" if self.config.insecure and self.config.address else None
+        return environment(self.address, no_key if self.key_file is None else str(self.key_file))
 
     @property
     def pids(self) -> dict[str, int]:
@@ -289,6 +311,27 @@ class Rig:
             self._incomplete.add(child.name)
             what = f"consumer {child.name} did not handle everything of run {_some(runs)}"
             self._warn(what, "its lines above say what")
+
+
+def _has_tcp(addresses: Iterable[Address]) -> bool:
+    return any(address.scheme == "tcp" for address in addresses)
+
+
+def _key_of_user(config: Config, addresses: Sequence[Address]) -> Key | None:
+    """Return the key that the user has for a bus, if one is needed or named.
+
+    Raises:
+        KeyFileError: if there is a key file that is not fit for use, or it is named and for no bus.
+    """
+    named = config.key_file is not None
+    if config.insecure or not (named or _has_tcp(addresses)):
+        return None
+    key = find_key(config.key_file)
+    if key is not None and not key.is_of_bus and not named:
+        return None  # it is for somebody else's bus
+    for address in addresses:
+        check_guarded(address, key, insecure=True)
+    return key
 
 
 def _receipts(journal: Path, runs: Sequence[str]) -> dict[tuple[str, str], Receipt]:

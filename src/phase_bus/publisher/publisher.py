@@ -21,6 +21,7 @@ import zmq
 
 from phase_bus.core import threads
 from phase_bus.core.address import Address, default_address
+from phase_bus.core.keys import Key, check_guarded, key_for
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.threads import Waker
 from phase_bus.core.values import ListMode, as_text
@@ -42,6 +43,10 @@ _POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
 _AWAKE, _UNTIL_BATCH_IS_DUE, _IDLE = range(3)  # what the thread does, for those who may wake it
 
 
+_GUARD_DIRECT = (
+    "direct mode has none: use a bus, an address of this machine alone, or allow it with insecure=True "
+    "(--insecure)"
+)
 _senders: weakref.WeakSet[Sender] = weakref.WeakSet()
 
 
@@ -69,6 +74,7 @@ class Sender:
         options: BatchOptions,
         linger_s: float,
         spool_dir: str | Path | None,
+        key: Key | None,
         *,
         direct: bool,
     ) -> None:
@@ -100,7 +106,7 @@ class Sender:
                 self._link = link
             else:
                 self.address = str(address)
-                self._link = BusLink(self._context, address, self._outbox, self.name, linger_ms)
+                self._link = BusLink(self._context, address, self._outbox, self.name, linger_ms, key)
                 if spool_dir:
                     expanded = os.path.expanduser(spool_dir)  # noqa: PTH111 - never raises
                     self._spool_dir = Path(expanded).absolute()
@@ -335,6 +341,9 @@ class Publisher:
             ``phase-bus replay`` delivers (:mod:`~phase_bus.publisher.spool`). Not in direct mode, where
             nobody acknowledges anything. A full buffer still drops records: the file is written at the
             end, and is no larger than the buffer.
+        key_file: the file with the key for a bus at a ``tcp://`` address; by default that of
+            ``$PHASE_BUS_KEY_FILE``, else the user's own, if there is one (``phase-bus keys``).
+        insecure: in direct mode, bind an address that other machines can connect to: there are no keys.
 
     One that nobody refers to any more delivers what is pending, and ends, without being closed.
 
@@ -342,7 +351,8 @@ class Publisher:
         source: 16 bytes that name it in the headers of its events.
 
     Raises:
-        AddressError: if the address is malformed, or cannot be bound.
+        AddressError: if the address is malformed, cannot be bound, or would let strangers in.
+        KeyFileError: if there is a key file, and it is not fit for use.
     """
 
     def __init__(
@@ -358,11 +368,18 @@ class Publisher:
         batch_s: float = 0.1,
         linger_s: float = 0.2,
         spool_dir: str | Path | None = None,
+        key_file: str | Path | None = None,
+        insecure: bool = False,
     ) -> None:
         at = Address.parse(bind or address or default_address())
         direct = bind is not None or at.direct
         options = BatchOptions(lists, batch_records, batch_s, field_names)
-        self._sender = sender = Sender(at, name, buffer_bytes, options, linger_s, spool_dir, direct=direct)
+        if direct:
+            check_guarded(at, None, insecure=insecure, remedy=_GUARD_DIRECT)
+        key = None if direct else key_for(at, key_file)
+        self._sender = sender = Sender(
+            at, name, buffer_bytes, options, linger_s, spool_dir, key, direct=direct
+        )
         self.name, self.source, self.address = sender.name, sender.source, sender.address
         # Not at exit, where the sender itself waits until all is delivered.
         weakref.finalize(self, sender.abandon).atexit = False

@@ -28,6 +28,7 @@ import zmq
 from msgspec import Struct
 
 from phase_bus.core.address import Address
+from phase_bus.core.keys import Key, key_for
 from phase_bus.core.outbox import Message, Outbox
 from phase_bus.core.wire import decode, unpack_header
 from phase_bus.errors import BusUnreachableError, SpoolError, WireError
@@ -228,16 +229,18 @@ def deliver_spool(path: str | Path, address: str, timeout_s: float = 30.0) -> Sp
     Raises:
         SpoolError: if the file cannot be read, or is not a spool file.
         AddressError: if the address is malformed.
+        KeyFileError: if there is a key file, and it is not fit for use.
         BusUnreachableError: if no bus answers there.
     """
     parsed = Address.parse(address)
+    key = key_for(parsed)
     reader = SpoolReader(path)
     outbox = Outbox(reader.head.source, 0)
     for message in reader:
         outbox.restore(message)
     events, records = len(outbox), sum(message.records for message in outbox)
     missing = reader.head.events - events
-    known = _deliver(outbox, parsed, reader.head.name, missing, timeout_s) if events else 0
+    known = _deliver(outbox, parsed, key, reader.head.name, missing, timeout_s) if events else 0
     delivered = not len(outbox) and not reader.damage
     return SpoolReport(
         path=_mark_delivered(reader.path) if delivered else reader.path,
@@ -250,12 +253,14 @@ def deliver_spool(path: str | Path, address: str, timeout_s: float = 30.0) -> Sp
     )
 
 
-def _deliver(outbox: Outbox, address: Address, name: str, missing: int, timeout_s: float) -> int:
+def _deliver(
+    outbox: Outbox, address: Address, key: Key | None, name: str, missing: int, timeout_s: float
+) -> int:
     """Send until everything is acknowledged or nothing moves; return how much the bus had already."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     known: int | None = None
     try:
-        link = BusLink(context, address, outbox, name, _LINGER_MS)
+        link = BusLink(context, address, outbox, name, _LINGER_MS, key)
         total = len(outbox)
         while len(outbox) and link.turn(timeout_s) < timeout_s:
             if known is None and link.connected:

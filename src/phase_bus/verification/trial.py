@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from phase_bus.core.console import PlainConsole
-from phase_bus.harness.children import describe_exit, environment
+from phase_bus.harness.children import describe_exit
 from phase_bus.harness.config import Config
 from phase_bus.harness.rig import Rig
 from phase_bus.verification.command import Ended, Interrupt, run_benchmark
@@ -117,7 +117,7 @@ class Bench:
         killing = asyncio.create_task(_kill(rig, victim, kill_after_s)) if run.mode == "killed" else None
         try:
             with _suspended(victim) if run.mode == "stalled" else nullcontext():
-                ended, display_s = await self._benchmark(Path(run.directory), environment(rig.address))
+                ended, display_s = await self._benchmark(Path(run.directory), rig.environment)
         finally:
             if killing is not None:
                 killing.cancel()
