@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import zmq
 from zmq.utils import z85
 
+from phase_bus.bus.connections import cut, is_at
 from phase_bus.bus.rejections import Rejections, where_from
 from phase_bus.core.keys import OWN_NAME, Key, authorized_file, read_authorized
 from phase_bus.core.throttle import Throttle
@@ -199,7 +199,7 @@ class Access:
             if party is None or not party.may("consume"):
                 cut(descriptor, inode)
                 del self._subscribers[user, descriptor]
-            elif not _is_at(descriptor, inode):
+            elif not is_at(descriptor, inode):
                 del self._subscribers[user, descriptor]
 
 
@@ -210,21 +210,3 @@ def _connection(frame: zmq.Frame) -> tuple[int, int]:
         return descriptor, os.fstat(descriptor).st_ino
     except (zmq.ZMQError, OSError):
         return -1, 0
-
-
-def _is_at(descriptor: int, inode: int) -> bool:
-    with suppress(OSError):
-        return os.fstat(descriptor).st_ino == inode
-    return False
-
-
-def cut(descriptor: int, inode: int) -> None:
-    """Shut a connection down, if the descriptor still is of the same one: ZeroMQ then closes it."""
-    if descriptor < 0 or not _is_at(descriptor, inode):
-        return
-    with suppress(OSError):
-        sock = socket.socket(fileno=descriptor)
-        try:
-            sock.shutdown(socket.SHUT_RDWR)
-        finally:
-            sock.detach()  # the descriptor is ZeroMQ's to close

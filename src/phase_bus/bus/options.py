@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from msgspec import Struct
+from msgspec.structs import fields
 
 from phase_bus.core.numbers import check_finite
 from phase_bus.journal.rows import Durability
@@ -18,6 +19,9 @@ class BusOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         high_water_mark: events queued for each consumer at most; more wait in the journal, or are lost
             without one.
         max_message_bytes: larger messages are refused.
+        max_connections: who comes when there are so many is turned away, and tries again; a consumer has
+            three, a publisher one. There are fewer if the system does not allow as many open files.
+        handshake_s: seconds in which who connects must have introduced itself as a client of ZeroMQ's.
         durability: when events are acknowledged. ``write``: once they are written to the journal; a kill
             of the bus takes none of them, a power cut may take the last moments. ``fsync``: once they are
             on the disk, so that a power cut takes none either; all that came in meanwhile share one fsync.
@@ -27,10 +31,13 @@ class BusOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     silent_after_s: float = 10.0
     high_water_mark: int = 1000
     max_message_bytes: int = 256 << 20
+    max_connections: int = 1000
+    handshake_s: float = 5.0
     durability: Durability = "write"
 
     def __post_init__(self) -> None:
         check_finite(self)
-        for name in ("heartbeat_s", "silent_after_s", "high_water_mark", "max_message_bytes"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be more than 0, not {getattr(self, name):g}")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if not isinstance(value, str) and not value > 0:
+                raise ValueError(f"{each.name} must be more than 0, not {value:g}")

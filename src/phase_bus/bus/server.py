@@ -17,7 +17,7 @@ from phase_bus.bus.access import Party
 from phase_bus.bus.checkpoints import Checkpoints
 from phase_bus.bus.clients import Client, Clients
 from phase_bus.bus.clock import ClockWatch
-from phase_bus.bus.descriptors import DescriptorWatch
+from phase_bus.bus.connections import Connections
 from phase_bus.bus.groups import Groups
 from phase_bus.bus.intake import check_event
 from phase_bus.bus.options import BusOptions
@@ -117,7 +117,6 @@ class Bus:
         self._next_tick_s = 0.0
         self._next_prune_s = 0.0
         self._clock = ClockWatch()
-        self._descriptors = DescriptorWatch()
         self._events = 0
         self.rejections = Rejections()
         self._ends_on_the_way: set[str] = set()  # of runs whose end was taken in and is not counted yet
@@ -128,6 +127,7 @@ class Bus:
         self._journal_gone = False  # whether that was told
         self._waker = Waker()
         self._sockets = BusSockets(self.options, key, self.rejections, shared=False)
+        self._connections = Connections(self._sockets.all, self.options, self.rejections)
         self._access = self._sockets.access
         self._owners = Owners(journal)
         self._router, self._xpub = self._sockets.router, self._sockets.xpub
@@ -186,9 +186,13 @@ class Bus:
         for readable in (self._router, self._xpub, zap, self._waker.fd, stop_on_eof):
             if readable is not None:
                 poller.register(readable, zmq.POLLIN)
+        for monitor in self._connections.readable:
+            poller.register(monitor, zmq.POLLIN)
         while not self._stop:
             wait_s = 0.0 if self._ending else max(self._next_tick_s - time.monotonic(), 0.0)
             ready = dict(poller.poll(math.ceil(wait_s * 1000)))
+            if not ready.keys().isdisjoint(self._connections.readable):
+                self._connections.look()
             if self._router in ready or self._ending:
                 self._take_in()
             if self._xpub in ready:
@@ -228,6 +232,7 @@ class Bus:
             self._end_runs("the bus was stopped")
         if self._replay is not None:
             self._replay.close()
+        self._connections.close()
         self._sockets.close()
         if self._journal is not None:
             self._journal.close()
@@ -511,6 +516,7 @@ class Bus:
             events=self._events,
             dropped=self.rejections.of(MALFORMED),
             offset=self._stream.head.offset,
+            connections=self._connections.number,
             journal=str(self._journal.path) if self._journal else None,
             clients=self._clients.infos(now_s),
             runs=tuple(run.info() for run in self._runs.by_id.values()),
@@ -538,7 +544,7 @@ class Bus:
         self._publish_ends()
         self._access.refresh()
         self._watch_sockets()
-        self._descriptors.look(now_s)
+        self._connections.forget_gone()
         self._beat()
         if self._journal is not None:
             self._see_journal(self._journal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
@@ -28,6 +29,7 @@ class BusSockets:
     """A ROUTER for requests and events, an XPUB for the live stream, a ROUTER for replay.
 
     Attributes:
+        all: these three.
         access: who is let in.
         events_endpoint: where clients find the live stream, once bound.
         replay_endpoint: where they find past events; None unless the replay socket is bound.
@@ -41,10 +43,12 @@ class BusSockets:
         self._ipc: Address | None = None  # where it has Unix sockets
         self._lock: DirectoryLock | None = None
         self._max_message_bytes = options.max_message_bytes
+        self._handshake_ms = math.ceil(1000 * options.handshake_s)
         self.router = self._socket(zmq.ROUTER)
         self.xpub = self._socket(zmq.XPUB)
         self.xpub.setsockopt(zmq.SNDHWM, options.high_water_mark)
         self.replay = self._socket(zmq.ROUTER)
+        self.all = (self.router, self.xpub, self.replay)
         self.events_endpoint = Endpoint(ipc_name="events.ipc")
         self.replay_endpoint: Endpoint | None = None
 
@@ -112,6 +116,7 @@ class BusSockets:
         sock = self._context.socket(kind)
         sock.setsockopt(zmq.LINGER, 0)
         sock.setsockopt(zmq.MAXMSGSIZE, self._max_message_bytes)
+        sock.setsockopt(zmq.HANDSHAKE_IVL, self._handshake_ms)
         return sock
 
     def _bind_tcp(self, address: Address) -> Address:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from cyclopts import Parameter
 
-from phase_bus.bus.descriptors import raise_limit
+from phase_bus.bus.connections import raise_limit
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
 from phase_bus.cli.options import DEFAULT_LIMITS, AddressesOption, LimitOptions, StopOnEof, as_options

@@ -34,7 +34,7 @@ def status(*, address: AddressOption = None, json: JsonOption = False) -> None:
 def _show(status: Status) -> None:
     make_console().print(
         f"bus {status.bus_id[:8]} (pid {status.pid}) at {' and '.join(status.addresses)}, "
-        f"up {status.uptime_s:.0f} s, {status.events} events taken in, "
+        f"up {status.uptime_s:.0f} s, {status.connections} connections, {status.events} events taken in, "
         f"{status.dropped} messages malformed and skipped",
         soft_wrap=True,
     )

@@ -508,6 +508,7 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_repl
         events: events taken in since then.
         dropped: malformed messages, which it skipped.
         offset: the offset of the last event.
+        connections: how many there are; a client has one or several.
         clients: publishers and consumers, the latest of those that left included.
         runs: the runs, the oldest first, the latest of those that ended included.
         groups: the consumer groups that have members, or had since its start.
@@ -522,6 +523,7 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_repl
     events: Int = 0
     dropped: Int = 0
     offset: Int = 0
+    connections: Int = 0
     journal: str | None = None
     clients: tuple[ClientInfo, ...] = ()
     runs: tuple[RunInfo, ...] = ()
