@@ -68,7 +68,7 @@ def free_ports(count: int) -> int:
 @pytest.mark.parametrize("host", ["*", "0.0.0.0", "[::]", "[::1]", "lo", "localhost"])
 async def test_every_way_to_bind_can_be_connected_to(host: str, tmp_path: Path, no_leaks: None) -> None:
     """By the very address that the bus was given, with a publisher, a consumer and a client."""
-    with BusThread(f"tcp://{host}:0", journal=Journal(tmp_path)) as bus:
+    with BusThread(f"tcp://{host}:0", journal=Journal(tmp_path), insecure=True) as bus:
         address = bus.address
         await asyncio.to_thread(publish, address, "one")
         await consume(address, "one")

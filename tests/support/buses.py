@@ -22,8 +22,15 @@ FAST = BusOptions(heartbeat_s=0.1)
 class BusThread:
     """A bus in a thread of this process."""
 
-    def __init__(self, *addresses: str, options: BusOptions = FAST, journal: Journal | None = None) -> None:
-        self.bus = Bus([Address.parse(address) for address in addresses], options, journal)
+    def __init__(
+        self,
+        *addresses: str,
+        options: BusOptions = FAST,
+        journal: Journal | None = None,
+        insecure: bool = False,
+    ) -> None:
+        parsed = [Address.parse(address) for address in addresses]
+        self.bus = Bus(parsed, options, journal, insecure=insecure)
         try:
             self.bus.bind()
         except BaseException:
