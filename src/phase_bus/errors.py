@@ -36,13 +36,14 @@ class BusUnreachableError(PhaseBusError):
         timeout_s: how long it was tried.
     """
 
-    def __init__(self, address: str, timeout_s: float) -> None:
+    def __init__(self, address: str, timeout_s: float, why: str = "") -> None:
         self.address = address
         self.timeout_s = timeout_s
-        hint = ", or see whether it lets your key in ('phase-bus doctor')" if address[:3] == "tcp" else ""
         super().__init__(
-            f"no bus answers at {address!r} (waited {timeout_s:g} s); start one with "
-            f"'phase-bus bus --address {address}', or give the address of a running one{hint}"
+            f"the bus at {address!r} does not answer: {why}"
+            if why
+            else f"no bus answers at {address!r} (waited {timeout_s:g} s); start one with "
+            f"'phase-bus bus --address {address}', or give the address of a running one"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Self
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
 from phase_bus.core.address import Address
+from phase_bus.core.keys import Key
 from phase_bus.errors import JournalError
 from phase_bus.journal.writer import Journal
 from phase_bus.testing.process import BusProcess
@@ -27,10 +28,11 @@ class BusThread:
         *addresses: str,
         options: BusOptions = FAST,
         journal: Journal | None = None,
+        key: Key | None = None,
         insecure: bool = False,
     ) -> None:
         parsed = [Address.parse(address) for address in addresses]
-        self.bus = Bus(parsed, options, journal, insecure=insecure)
+        self.bus = Bus(parsed, options, journal, key, insecure=insecure)
         try:
             self.bus.bind()
         except BaseException:

@@ -11,6 +11,7 @@ import zmq
 
 from phase_bus.core.address import Address
 from phase_bus.core.control import Beat, Goodbye, Hello, Refused, Reply
+from phase_bus.core.handshakes import HandshakeWatch
 from phase_bus.core.keys import Key
 from phase_bus.core.readable import Readable
 from phase_bus.core.session import Session
@@ -66,8 +67,9 @@ class ControlLink:
         """Keep the link until cancelled; then say where the client stands, and goodbye."""
         sock = dealer(self._context, self._address.control, key=self._key)
         readable = self._readable = Readable(sock)
+        watch = HandshakeWatch(self._context, sock, self._address.control, self._key)
         started_s = time.monotonic()
-        complained = False
+        complained: str | None = None
         try:
             while True:
                 now_s = time.monotonic()
@@ -79,9 +81,11 @@ class ControlLink:
                     with suppress(zmq.Again):  # not connected: the session repeats it
                         sock.send(encode_control(request), zmq.NOBLOCK)
                 waited_s = now_s - started_s
-                if not (self.session.connected or complained) and waited_s > _COMPLAIN_AFTER_S:
-                    complained = True
-                    logger.warning("no bus answers at %s yet; waiting for one", self._address)
+                if not self.session.connected and waited_s > _COMPLAIN_AFTER_S:
+                    why = watch.reason
+                    if complained is None or why not in ("", complained):
+                        complained = why
+                        self._tell_silence(why)
                 self._read_replies(sock)
                 await readable.wait(timeout_s=self.session.wait_s(time.monotonic()))
         finally:
@@ -90,7 +94,14 @@ class ControlLink:
                 with suppress(zmq.Again):
                     sock.send(encode_control(beat), zmq.NOBLOCK)
                     sock.send(encode_control(Goodbye(client_id=beat.client_id)), zmq.NOBLOCK)
+            watch.close()
             sock.close(linger=200)
+
+    def _tell_silence(self, why: str) -> None:
+        if why:
+            logger.error("the bus at %s does not answer: %s; trying again", self._address, why)
+        else:
+            logger.warning("no bus answers at %s yet; waiting for one", self._address)
 
     def _read_replies(self, sock: zmq.Socket[bytes]) -> None:
         while True:

@@ -11,6 +11,7 @@ import zmq
 
 from phase_bus.core.address import Address
 from phase_bus.core.control import EndRuns, Heard, Refused, RemoveDeadLetter, Request, Status, StatusRequest
+from phase_bus.core.handshakes import HandshakeWatch
 from phase_bus.core.keys import key_for
 from phase_bus.core.sockets import dealer
 from phase_bus.core.wire import encode_control, receive_reply
@@ -35,7 +36,7 @@ class BusClient:
         self.address = address.connectable()
         self._key = key_for(self.address)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._dealer = self._connect()
+        self._connect()
 
     def __enter__(self) -> Self:
         return self
@@ -60,7 +61,7 @@ class BusClient:
 
     def close(self) -> None:
         """Close the socket."""
-        self._dealer.close()
+        self._disconnect()
         self._context.term()
 
     def _ask(self, request: Request, timeout_s: float, wanted: type[_R]) -> _R:
@@ -78,12 +79,18 @@ class BusClient:
                 if isinstance(reply, wanted):
                     return reply
         # The answer may still come: on a new connection it is not taken for that to the next question.
-        self._dealer.close()
-        self._dealer = self._connect()
-        raise BusUnreachableError(str(self.address), timeout_s)
+        why = self._watch.reason
+        self._disconnect()
+        self._connect()
+        raise BusUnreachableError(str(self.address), timeout_s, why)
 
-    def _connect(self) -> zmq.Socket[bytes]:
+    def _connect(self) -> None:
         endpoint = self.address.control
-        return dealer(
+        self._dealer = dealer(
             self._context, endpoint, key=self._key, immediate=False, reconnect_ms=20, reconnect_max_ms=0
         )
+        self._watch = HandshakeWatch(self._context, self._dealer, endpoint, self._key)
+
+    def _disconnect(self) -> None:
+        self._watch.close()
+        self._dealer.close()

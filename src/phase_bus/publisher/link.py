@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from phase_bus.core.address import Address
 from phase_bus.core.control import Ack, Beat, Goodbye, Hello, Refused, Rejected, Welcome
 from phase_bus.core.files import lock_directory
+from phase_bus.core.handshakes import HandshakeWatch
 from phase_bus.core.keys import Key
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.printable import printable
@@ -57,7 +58,9 @@ class BusLink:
         self._refused = ""
         self._complaints = Throttle(logger)
         self._resume_s = 0.0  # the bus cannot keep anything until then
+        self._told = ""  # why the bus did not let us in, the last time
         self.socket = self._connect()
+        self._watch = self._watched()
         self._session = Session(self._hello, self._beat, time.monotonic())
         self._was_connected = False
         self._stale = False  # whether the socket's connection is given up
@@ -123,6 +126,8 @@ class BusLink:
     def tick(self, now_s: float) -> float:
         """Do what is due; return in how many seconds to call again."""
         request = self._session.due(now_s)
+        if request is not None and not self._session.connected:
+            self._tell_why()
         self._stale |= self._was_connected and not self._session.connected
         self._was_connected = self._session.connected
         if self._stale:
@@ -131,8 +136,10 @@ class BusLink:
                 fresh = self._connect()
             except AddressError:  # too many open files: the benchmark has them; again at the next hello
                 return self._session.wait_s(now_s)
+            self._watch.close()
             self.socket.close(linger=0)
             self.socket, self._stale = fresh, False
+            self._watch = self._watched()
         if request is not None:
             with suppress(zmq.Again):  # not connected; the session repeats it
                 self.socket.send(encode_control(request), zmq.NOBLOCK)
@@ -155,7 +162,20 @@ class BusLink:
             goodbye = Goodbye(client_id=self._client_id, last_seq=self._outbox.last_seq + lacking)
             with suppress(zmq.Again):
                 self.socket.send(encode_control(goodbye), zmq.NOBLOCK)
+        self._watch.close()
         self.socket.close(linger=self._linger_ms)
+
+    def _tell_why(self) -> None:
+        """Log, once for each reason, why the bus does not let this publisher in."""
+        why = self._watch.reason
+        if why not in ("", self._told):
+            self._told = why
+            logger.error(
+                "phase-bus publisher %r: the bus at %s does not answer: %s", self._name, self._address, why
+            )
+
+    def _watched(self) -> HandshakeWatch:
+        return HandshakeWatch(self._context, self.socket, self._address.control, self._key)
 
     def _connect(self) -> zmq.Socket[bytes]:
         return dealer(self._context, self._address.control, key=self._key)
