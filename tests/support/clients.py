@@ -9,6 +9,8 @@ import zmq
 
 from phase_bus.core.address import Address
 from phase_bus.core.control import Hello, Reply, Request, Status, StatusRequest, Welcome
+from phase_bus.core.keys import Key
+from phase_bus.core.sockets import connect
 from phase_bus.core.wire import (
     Header,
     decode_event,
@@ -29,11 +31,11 @@ SOURCE = bytes(15) + b"\x07"
 class RawClient:
     """A DEALER without any protocol in it, to send a bus whatever the test wants."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, key: Key | None = None) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.connect(Address.parse(address).control)
+        connect(self.socket, Address.parse(address).control, key)
 
     def __enter__(self) -> Self:
         return self

@@ -75,7 +75,8 @@ class Access:
         self._rejections = rejections
         self._complaints = Throttle(logger)
         self._parties: dict[str, Party] = {}  # by public key; replaced as a whole, since threads read it
-        self._stamp: _Stamp = None
+        self._stamp: _Stamp = None  # of the file, as it was read
+        self._seen: _Stamp = None  # as it was at the last look
         self._told = ""  # what was wrong with the file, the last time
         self._subscribers: dict[tuple[str, int], int] = {}  # inodes of connections, by key and descriptor
         if key is not None:
@@ -90,7 +91,8 @@ class Access:
         if self._key is not None:
             sock.setsockopt(zmq.CURVE_SERVER, 1)
             sock.setsockopt(zmq.CURVE_SECRETKEY, self._key.secret.encode())
-            # No ZAP domain: with one, connections by ipc would ask too, and it cannot be taken back.
+            # No ZAP domain: with one, connections by ipc would ask too, and it cannot be taken back. This is
+            # our own name, whatever a client calls itself.
             sock.setsockopt(zmq.ROUTING_ID, name)
 
     def unguard(self, sock: zmq.Socket[bytes]) -> None:
@@ -113,7 +115,8 @@ class Access:
                 _, request, _, address, name, mechanism, *keys = self.zap.recv_multipart(zmq.NOBLOCK)
                 public = _z85(keys[0]).decode() if mechanism == b"CURVE" else ""
                 may = self._lets_in(public, name, address.decode(errors="replace"))
-                status = (b"200", b"", public.encode()) if may else (b"400", b"not authorized", b"")
+                # After a 400 a client would not try again, though it may be authorized by then.
+                status = (b"200", b"", public.encode()) if may else (b"300", b"not authorized", b"")
                 self.zap.send_multipart((_ZAP_VERSION, request, *status, b""))
 
     def _lets_in(self, public: str, name: bytes, where: str) -> bool:
@@ -183,15 +186,18 @@ class Access:
         try:
             there = path.stat() if path.exists() else None
             stamp = None if there is None else (there.st_ino, there.st_mtime_ns, there.st_size)
-            if stamp == self._stamp and not self._told:
+            seen, self._seen = self._seen, stamp
+            if stamp == self._stamp:
                 return
+            if stamp and seen and stamp != seen and stamp[0] == seen[0]:
+                return  # it is being written to, and is not whole yet
             authorized = read_authorized(path)
         except (KeyFileError, OSError) as error:
             if str(error) != self._told:
                 logger.error("phase-bus bus: %s; who was authorized before still is", error)
             self._told = str(error)
             return
-        self._stamp, self._told = stamp, ""
+        self._stamp, self._told = stamp, ""  # what could not be read is tried again
         parties = {public: Party(each.name, frozenset(each.roles)) for public, each in authorized.items()}
         self._parties = {**parties, self._key.public: OWN}
         for (user, descriptor), inode in list(self._subscribers.items()):

@@ -11,8 +11,7 @@ from phase_bus.core.keys import Key
 
 _EVENT = struct.Struct("=HI")  # number and value, as zmq_socket_monitor(3) has them
 _WATCHED = (
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_SUCCEEDED
 )
@@ -63,11 +62,6 @@ class HandshakeWatch:
 
     def _explain(self, event: int, value: int) -> str:
         key = self._key
-        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and key is not None:
-            return (
-                f"it does not let in the key of {str(key.path)!r}; its owner can: "
-                f"phase-bus keys authorize '{key.public}' --name NAME --role ROLE"
-            )
         if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
             if key is None:
                 return (
@@ -75,9 +69,9 @@ class HandshakeWatch:
                     "with 'phase-bus keys new'"
                 )
             return f"it takes no keys; leave that of {str(key.path)!r} out with PHASE_BUS_KEY_FILE=''"
-        if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and key is not None:
-            return (
-                f"it breaks off when it is shown the key of {str(key.path)!r}; see that its 'bus' is what "
-                "'phase-bus keys show' prints where the bus runs"
-            )
-        return ""
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED or key is None:
+            return ""
+        return (
+            f"it does not let in the key of {str(key.path)!r}; its owner can: phase-bus keys authorize "
+            f"'{key.public}' --name NAME --role ROLE; or the bus named there is another one"
+        )

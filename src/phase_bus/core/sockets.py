@@ -14,6 +14,8 @@ from phase_bus.core.address import FORMS, Address
 from phase_bus.core.keys import Key
 from phase_bus.errors import AddressError
 
+_HANDSHAKE_MS = 2000
+
 _Socket: Any = zmq.Socket
 with suppress(ImportError):  # it is not part of pyzmq's public interface
     # What the methods of zmq.Socket call after a look at options that nobody gives: half of their time.
@@ -71,6 +73,8 @@ def connect(sock: zmq.Socket[bytes], endpoint: str, key: Key | None = None) -> N
     """
     _allow_ipv6(sock, endpoint)
     if key is not None and endpoint.startswith("tcp://"):
+        # A bus that does not let us in says nothing; we may be authorized by the next try.
+        sock.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         sock.setsockopt(zmq.CURVE_SERVERKEY, key.bus.encode())
         sock.setsockopt(zmq.CURVE_PUBLICKEY, key.public.encode())
         sock.setsockopt(zmq.CURVE_SECRETKEY, key.secret.encode())

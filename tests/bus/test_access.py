@@ -1,0 +1,371 @@
+"""Who is let in on a bus that has a key, and what each may say: with an honest run beside every try."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import zmq
+
+from phase_bus.core.address import Address
+from phase_bus.core.client import BusClient
+from phase_bus.core.control import (
+    Beat,
+    EndRuns,
+    Fetch,
+    FetchStates,
+    Goodbye,
+    Hello,
+    ReadFailed,
+    Refused,
+    Rejected,
+    RemoveDeadLetter,
+    Reply,
+    Request,
+    Welcome,
+)
+from phase_bus.core.keys import Key
+from phase_bus.core.position import Position
+from phase_bus.core.sockets import connect, dealer
+from phase_bus.core.wire import decode_reply, encode_control
+from phase_bus.errors import BusUnreachableError, RefusedError
+from phase_bus.events import PhaseRef, Receipt, RunComplete, RunStart, Summary
+from phase_bus.journal.writer import Journal
+from phase_bus.publisher.publisher import Publisher
+from phase_bus.testing.waiting import wait_until
+from tests.support.buses import BusThread
+from tests.support.clients import RawClient
+from tests.support.keys import Keyring
+from tests.support.recorder import WithRecords, running, start
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+PHASE = PhaseRef("profiling")
+RECORDS = 3000
+OTHER = uuid.UUID(int=9)
+
+
+class Place(NamedTuple):
+    """A bus with a key, and who may come to it: a publisher, a consumer, and somebody honest."""
+
+    bus: BusThread
+    keys: Keyring
+    publisher: Key
+    consumer: Key
+
+    def rejected(self, reason: str) -> int:
+        """How often the bus has refused something for a reason."""
+        return self.bus.bus.rejections.of(reason)
+
+
+class Honest(NamedTuple):
+    """A run that goes on, its publisher, and its consumer."""
+
+    source: bytes
+    client_id: str
+
+
+@contextmanager
+def guarded_bus(keys: Keyring, data: Path) -> Iterator[BusThread]:
+    """A bus that asks for keys, with a journal."""
+    with BusThread("tcp://127.0.0.1:0", journal=Journal(data), key=keys.bus) as bus:
+        yield bus
+
+
+@pytest.fixture
+def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keyring:
+    """The key of a bus; this process has that of somebody honest."""
+    keyring = Keyring(tmp_path / "keys")
+    keyring.client("honest", "publish", "consume")
+    monkeypatch.setenv("PHASE_BUS_KEY_FILE", keyring.file("honest"))
+    return keyring
+
+
+@pytest.fixture
+def place(keys: Keyring, tmp_path: Path) -> Iterator[Place]:
+    """A bus with a key."""
+    publisher, consumer = keys.client("alice", "publish"), keys.client("bob", "consume")
+    with guarded_bus(keys, tmp_path / "data") as bus:
+        yield Place(bus, keys, publisher, consumer)
+
+
+@asynccontextmanager
+async def honest_run(place: Place) -> AsyncIterator[Honest]:
+    """An honest run: half of it goes before what a test does, half after; its consumer gets all of it."""
+    consumer = WithRecords()
+    with Publisher(place.bus.address, name="honest") as publisher:
+        async with running(consumer, place.bus.address) as runner:
+            publisher.publish(RunStart(run_id="r"))
+            for half in range(2):
+                publisher.publish(start(half))
+                for number in range(RECORDS // 2):
+                    publisher.record("r", PHASE, {"latency": float(number)}, {})
+                assert await asyncio.to_thread(publisher.flush, 20)
+                if not half:
+                    yield Honest(publisher.source, runner.client_id)
+            publisher.complete_run("r", "completed")
+            assert await asyncio.to_thread(publisher.flush, 20)
+            await asyncio.to_thread(wait_until, lambda: consumer.ended and consumer.counted == RECORDS)
+    assert consumer.numbers == [0, 1]
+    end = consumer.events[-1]
+    assert isinstance(end, RunComplete)
+    assert (end.status, end.records, end.dropped) == ("completed", RECORDS, {})
+    with BusClient(Address.parse(place.bus.address)) as client:
+        status = client.status()
+    assert [(run.run_id, run.status, run.dropped) for run in status.runs] == [("r", "completed", 0)]
+
+
+def ask(place: Place, key: Key | None, *requests: Request) -> Reply:
+    """Ask a bus something under a key; return the last answer."""
+    with RawClient(place.bus.address, key) as client:
+        return [client.ask(request) for request in requests][-1]
+
+
+def hello(
+    client_id: str = OTHER.hex, role: Any = "publisher", name: str = "somebody", **more: Any
+) -> Hello:
+    """A hello of somebody."""
+    return Hello(client_id=client_id, role=role, name=name, **more)
+
+
+def say(place: Place, key: Key, event: Any, *, source: bytes = OTHER.bytes, seq: int = 1) -> Reply:
+    """Publish an event as a publisher; return what the bus says to it."""
+    with RawClient(place.bus.address, key) as client:
+        if source == OTHER.bytes:
+            assert isinstance(client.ask(hello()), Welcome)
+        client.publish(event, source, seq, 1)
+        return client.reply()
+
+
+NO_ANSWER: list[tuple[str, str]] = [
+    ("nobody", "handshake"),
+    ("stranger", "unknown_key"),
+    ("lost", "handshake"),
+]
+
+
+@pytest.mark.parametrize(("who", "reason"), NO_ANSWER)
+async def test_who_is_not_let_in(place: Place, who: str, reason: str) -> None:
+    """Without a key, with one that the bus does not know, with one for another bus: there is no answer."""
+    key = None
+    if who != "nobody":
+        key = place.keys.stranger(who, bus=place.publisher.public if who == "lost" else "")
+    async with honest_run(place):
+        with RawClient(place.bus.address, key) as client:
+            client.socket.send(encode_control(hello()))
+            await asyncio.to_thread(wait_until, lambda: place.rejected(reason) > 1)
+            assert not client.socket.poll(0)
+
+
+REFUSED: list[tuple[str, str, Callable[[Place, Honest], Reply]]] = [
+    ("a consumer publishes", "role", lambda p, _: say(p, p.consumer, start(7, "mine"))),
+    (
+        "a consumer ends a run",
+        "role",
+        lambda p, _: say(p, p.consumer, RunComplete(run_id="r", status="failed")),
+    ),
+    ("a publisher consumes", "role", lambda p, _: ask(p, p.publisher, hello(role="consumer"))),
+    ("a publisher looks on", "role", lambda p, _: ask(p, p.publisher, hello(role="client"))),
+    (
+        "a publisher commits for a consumer",
+        "not_yours",
+        lambda p, h: ask(
+            p,
+            p.publisher,
+            Beat(client_id=h.client_id, state="ready", position=Position(p.bus.bus.bus_id, 1)),
+        ),
+    ),
+    (
+        "another's source id",
+        "not_yours",
+        lambda p, h: say(p, p.publisher, start(), source=h.source, seq=99),
+    ),
+    ("a hello under it", "not_yours", lambda p, h: ask(p, p.publisher, hello(h.source.hex()))),
+    ("a goodbye for it", "not_yours", lambda p, h: ask(p, p.publisher, Goodbye(client_id=h.source.hex()))),
+    ("another's run", "not_yours", lambda p, _: say(p, p.publisher, start(7, "r"))),
+    ("an end of it", "not_yours", lambda p, _: say(p, p.publisher, RunComplete(run_id="r", status="lost"))),
+    ("a start of it", "not_yours", lambda p, _: say(p, p.publisher, RunStart(run_id="r"))),
+    ("the end of all runs", "role", lambda p, _: ask(p, p.publisher, EndRuns(reason="fun"))),
+    ("a dead letter", "role", lambda p, _: ask(p, p.consumer, RemoveDeadLetter(letter_id=1))),
+    ("a name", "not_yours", lambda p, _: ask(p, p.consumer, hello(role="consumer", name="recorder"))),
+    ("a group", "not_yours", lambda p, _: ask(p, p.consumer, hello(role="consumer", group="recorder"))),
+    ("a receipt", "not_yours", lambda p, _: say(p, p.consumer, Receipt(run_id="r", consumer="recorder"))),
+    ("a result", "not_yours", lambda p, _: say(p, p.consumer, Summary(run_id="r", producer="recorder"))),
+]
+
+
+@pytest.mark.parametrize(("what", "reason", "attack"), REFUSED, ids=[each[0] for each in REFUSED])
+async def test_what_is_refused(
+    place: Place, what: str, reason: str, attack: Callable[[Place, Honest], Reply]
+) -> None:
+    """Who is let in may do what its roles say, with what is its own; the rest is refused and told."""
+    async with honest_run(place) as honest:
+        reply = await asyncio.to_thread(attack, place, honest)
+        assert isinstance(reply, Refused | Rejected)
+        assert ("alice" in reply.reason) != ("bob" in reply.reason)
+        await asyncio.to_thread(wait_until, lambda: place.rejected(reason) == 1)
+
+
+async def test_journal_and_live_stream_are_for_consumers(place: Place) -> None:
+    """A publisher's key is not let in where events are read; a consumer's reads no other group's states."""
+    async with honest_run(place):
+        with RawClient(place.bus.address, place.consumer) as client:
+            welcome = client.ask(hello(role="consumer", name="own"))
+        assert isinstance(welcome, Welcome)
+        assert welcome.replay is not None
+        address = Address.parse(place.bus.address)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            fetching = dealer(
+                context, address.endpoint(welcome.replay), key=place.publisher, immediate=False
+            )
+            fetching.send(encode_control(Fetch(after=0, records=True)))
+            listening = context.socket(zmq.SUB)
+            listening.subscribe(b"")
+            connect(listening, address.endpoint(welcome.events), place.publisher)
+            await asyncio.to_thread(wait_until, lambda: place.rejected("role") > 1)
+            assert not fetching.poll(0)
+            assert not listening.poll(0)
+            asking = dealer(context, address.endpoint(welcome.replay), key=place.consumer, immediate=False)
+            asking.send(encode_control(FetchStates(group="recorder")))
+            answer = decode_reply(await asyncio.to_thread(asking.recv))
+            assert isinstance(answer, ReadFailed)
+            await asyncio.to_thread(wait_until, lambda: place.rejected("not_yours") == 1)
+        finally:
+            context.destroy(linger=0)
+
+
+async def test_revoked(place: Place) -> None:
+    """A client whose key is revoked is cut off, on each socket, while the bus and others go on."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        async with honest_run(place):
+            address = Address.parse(place.bus.address)
+            with RawClient(place.bus.address, place.consumer) as client:
+                welcome = client.ask(hello(role="consumer", name="own"))
+                assert isinstance(welcome, Welcome)
+                listening = context.socket(zmq.SUB)
+                listening.subscribe(b"heartbeat.")
+                connect(listening, address.endpoint(welcome.events), place.consumer)
+                assert await asyncio.to_thread(listening.poll, 10_000)
+                place.keys.revoke("bob")
+                await asyncio.to_thread(wait_until, lambda: place.rejected("unknown_key") > 1)
+                client.socket.send(encode_control(Beat(client_id=OTHER.hex, state="ready")))
+                await asyncio.to_thread(wait_until, lambda: place.rejected("revoked") == 1)
+                while listening.poll(0):
+                    listening.recv_multipart()
+                assert not await asyncio.to_thread(listening.poll, 500)
+                assert not client.socket.poll(0)
+    finally:
+        context.destroy(linger=0)
+
+
+def test_roles_change_while_the_bus_runs(place: Place) -> None:
+    """Somebody who is authorized anew may do so at once, and somebody new comes in without a restart."""
+    assert isinstance(ask(place, place.publisher, hello(role="consumer")), Refused)
+    place.keys.authorize("alice", "publish", "consume")
+    wait_until(lambda: isinstance(ask(place, place.publisher, hello(role="consumer")), Welcome))
+    stranger = place.keys.stranger("carol")
+    with RawClient(place.bus.address, stranger) as client:
+        client.socket.send(encode_control(hello(uuid.uuid4().hex)))
+        wait_until(lambda: place.rejected("unknown_key") > 0)
+        place.keys.authorize("carol", "publish")
+        assert isinstance(client.reply(), Welcome)
+
+
+def test_a_file_that_is_spoiled_changes_nothing(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """While the list of who is authorized cannot be read, who was in it stays so, and it is told."""
+    spoiled = place.keys.bus.path.with_name("authorized.yaml")
+    spoiled.write_text("{")
+    wait_until(lambda: "who was authorized before still is" in caplog.text)
+    assert isinstance(ask(place, place.publisher, hello()), Welcome)
+
+
+def test_what_is_somebodys_stays_so(keys: Keyring, tmp_path: Path) -> None:
+    """A new bus on the journal knows whose publishers, consumers and runs there are."""
+    alice, bob = keys.client("alice", "publish", "consume"), keys.client("bob", "publish", "consume")
+    third = uuid.UUID(int=10)
+    consumer = hello(uuid.uuid4().hex, "consumer", "results")
+    for round_ in range(2):
+        with guarded_bus(keys, tmp_path / "data") as bus:
+            place = Place(bus, keys, alice, bob)
+            if round_:
+                refused = hello(uuid.uuid4().hex, "consumer", "results")
+                assert isinstance(ask(place, bob, hello()), Refused)
+                assert isinstance(ask(place, bob, refused), Refused)
+                with RawClient(bus.address, bob) as client:
+                    client.ask(hello(third.hex))
+                    client.publish(start(run_id="a"), third.bytes, 1)
+                    assert isinstance(client.reply(), Rejected)
+            with RawClient(bus.address, alice) as client:
+                assert isinstance(client.ask(consumer), Welcome)
+                assert isinstance(client.ask(hello(next_seq=round_ + 1)), Welcome)
+                client.publish(start(run_id="a"), OTHER.bytes, round_ + 1)
+                wait_until(partial(_has, bus, round_ + 1))
+            assert isinstance(ask(place, keys.bus, hello()), Welcome)
+
+
+def _has(bus: BusThread, offset: int) -> bool:
+    with BusClient(Address.parse(bus.address)) as client:
+        return client.status().offset == offset
+
+
+async def test_an_admin_may_do_everything(place: Place) -> None:
+    """An admin ends runs, and speaks for others."""
+    admin = place.keys.client("root", "admin")
+    async with honest_run(place) as honest:
+        beat = Beat(client_id=honest.client_id, state="ready")
+        assert not isinstance(await asyncio.to_thread(ask, place, admin, beat), Refused)
+    assert not isinstance(ask(place, admin, EndRuns(reason="done")), Refused)
+    assert not place.bus.bus.rejections.infos()
+
+
+def test_clients_say_why_they_are_not_let_in(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line names the reason, and what to type; a secret is in none."""
+    stranger = place.keys.stranger("stranger")
+    lost = place.keys.stranger("lost", bus=place.publisher.public)
+    for file, words in (
+        ("", "it wants a key"),
+        (str(stranger.path), f"phase-bus keys authorize '{stranger.public}'"),
+        (str(lost.path), "the bus named there is another one"),
+    ):
+        monkeypatch.setenv("PHASE_BUS_KEY_FILE", file)
+        with (
+            BusClient(Address.parse(place.bus.address)) as client,
+            pytest.raises(BusUnreachableError, match=re.escape(words)) as told,
+        ):
+            client.status()
+        assert "\n" not in str(told.value)
+    monkeypatch.setenv("PHASE_BUS_KEY_FILE", str(place.publisher.path))
+    with BusClient(Address.parse(place.bus.address)) as client:
+        assert client.status().clients == ()
+        with pytest.raises(RefusedError, match="'alice' may not end the runs of all"):
+            client.end_runs("fun")
+
+
+def test_a_key_for_a_bus_without(
+    bus_tcp: BusThread, keys: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bus that takes no keys, and a client that shows one, do not understand each other; that is told."""
+    with (
+        BusClient(Address.parse(bus_tcp.address)) as client,
+        pytest.raises(BusUnreachableError, match="takes no keys; leave that of"),
+    ):
+        client.status(1.0)
+    monkeypatch.setenv("PHASE_BUS_KEY_FILE", "")
+    with BusClient(Address.parse(bus_tcp.address)) as client:
+        assert client.status().clients == ()
+
+
+@pytest.fixture
+def bus_tcp() -> Iterator[BusThread]:
+    """A bus at tcp without a key."""
+    with BusThread("tcp://127.0.0.1:0") as bus:
+        yield bus
