@@ -18,6 +18,7 @@ from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.group_member import GroupMember
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
+from phase_bus.core.keys import find_key
 from phase_bus.events import EventBase
 from phase_bus.harness.signals import stop_on_signals
 from phase_bus.journal.rows import Durability
@@ -28,16 +29,24 @@ HIGH_WATER_MARK = 20_000  # more than is ever in flight: nothing is dropped on e
 NOTHING = b"nothing"  # a bare message that only shows that a subscription is in force
 
 
-def bus(ready: Connection, address: str, durability: Durability = "write") -> None:
-    """Run a bus."""
+def bus(
+    ready: Connection,
+    address: str,
+    durability: Durability = "write",
+    *,
+    data: str = "",
+    key_file: str = "",
+) -> None:
+    """Run a bus; with a key if there is a file of one."""
     logging.getLogger("phase_bus.bus").setLevel(logging.ERROR)  # that a run never ends is intended here
     where = Address.parse(address)
-    journal = Journal(Path(where.directory) / "journal", durability=durability)
-    server = Bus([where], BusOptions(high_water_mark=HIGH_WATER_MARK), journal)
+    journal = Journal(Path(data or where.directory) / "journal", durability=durability)
+    key = find_key(key_file)
+    server = Bus([where], BusOptions(high_water_mark=HIGH_WATER_MARK), journal, key)
     server.install_signals()
     try:
         server.bind()
-        ready.send(address)
+        ready.send(str(server.addresses[0]))
         server.run()
     finally:
         server.close()

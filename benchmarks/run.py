@@ -38,6 +38,7 @@ NAMES = (
     "aggregation",
     "replay",
     "durability",
+    "keys",
     "resources",
     "groups",
     "growth",
