@@ -13,7 +13,7 @@ from typing import cast
 
 import zmq
 
-from phase_bus.bus.access import Party
+from phase_bus.bus.access import OWN, Party
 from phase_bus.bus.checkpoints import Checkpoints
 from phase_bus.bus.clients import Client, Clients
 from phase_bus.bus.clock import ClockWatch
@@ -241,6 +241,7 @@ class Bus:
     # ---- taking events in ----
 
     def _take_in(self) -> None:
+        access = self._access
         for _ in range(_DRAIN):
             try:
                 frames = receive_frames(self._router)
@@ -248,7 +249,7 @@ class Bus:
                 self._end_asked_runs()  # all that their publishers had sent is in
                 break
             try:
-                party = self._access.expect(frames[0])
+                party = OWN if access.is_open else access.expect(frames[0])
                 if len(frames) == 4:
                     name, topic, header, payload = frames
                     self._ingest(name.bytes, party, topic.bytes, header.bytes, payload)
@@ -257,7 +258,7 @@ class Bus:
                 else:
                     raise WireError(f"{len(frames) - 1} frames are neither an event nor a request")
             except WireError as error:
-                self.rejections.count(error.counted_as, self._access.where(frames[0]))
+                self.rejections.count(error.counted_as, access.where(frames[0]))
                 self._complaints.warn("phase-bus bus: %s; skipped", error)
             except JournalError as error:  # it cannot be read; the client asks again
                 logger.error("phase-bus bus: %s", error)
