@@ -91,8 +91,8 @@ class Access:
         if self._key is not None:
             sock.setsockopt(zmq.CURVE_SERVER, 1)
             sock.setsockopt(zmq.CURVE_SECRETKEY, self._key.secret.encode())
-            # No ZAP domain: with one, connections by ipc would ask too, and it cannot be taken back. This is
-            # our own name, whatever a client calls itself.
+            # No ZAP domain: with one, connections by ipc would ask too, and it cannot be taken back. This
+            # is our own name, whatever a client calls itself.
             sock.setsockopt(zmq.ROUTING_ID, name)
 
     def unguard(self, sock: zmq.Socket[bytes]) -> None:
