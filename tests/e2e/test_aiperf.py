@@ -62,6 +62,18 @@ def test_the_aggregator_agrees_with_aiperf(
 
 
 @pytest.mark.slow
+def test_over_tcp_the_plugin_has_the_key(
+    workplace: Workplace, mock_llm: Callable[..., str], aiperf: Callable[..., list[str]]
+) -> None:
+    """It is handed to the command, which knows nothing of it, and by that to AIPerf's processes."""
+    command = aiperf(mock_llm("--tokens", "8"), "--request-count", "30")
+    done = workplace.run("exec", "--address", "tcp://*:0", *SINKS, "--", *command)
+    assert done.returncode == 0, done.stderr
+    assert result_of(workplace)["complete"]
+    assert phase_of(result_of(workplace))["requests"] == 30
+
+
+@pytest.mark.slow
 def test_failed_requests_and_a_killed_consumer(
     workplace: Workplace, mock_llm: Callable[..., str], aiperf: Callable[..., list[str]]
 ) -> None:

@@ -333,6 +333,7 @@ def test_which_key_exec_and_up_use(config: Path, tmp_path: Path) -> None:
     made = rig(tmp_path, f"{tcp}key_file: {tmp_path / 'other.yaml'}\n")
     assert made.environment[KEY_FILE_VARIABLE] == str(tmp_path / "other.yaml")
     made = rig(tmp_path, f"{tcp}insecure: true\n")
+    assert made.is_insecure
     assert (made.key_file, made.environment[KEY_FILE_VARIABLE]) == (None, "")
     assert KEY_FILE_VARIABLE not in rig(tmp_path, "address: ipc:///tmp/x\n").environment
 

@@ -190,6 +190,8 @@ async def _up(config: Config, quiet: bool) -> None:
 def _note_ready(rig: Rig, hint: str = "") -> None:
     names = ", ".join(consumer.title for consumer in rig.config.consumers) or "none"
     rig.note(f"bus ready at {rig.address}; consumers ready: {names}{hint}")
+    if rig.is_insecure:
+        rig.note("insecure: whoever can connect may do everything")
 
 
 def _print_ledger(rig: Rig, console: Console) -> None:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -52,6 +52,7 @@ class Rig:
         address: the address to give to others.
         key_file: the file with the bus's key, if it has a tcp address.
         has_own_key: whether that key was made for the occasion, and is gone at the end.
+        is_insecure: whether it has a tcp address, and asks nobody for a key.
         whole: whether every consumer handled everything, as far as is known; see :meth:`settle`. Final once
             all processes have ended.
         runs: the runs that were published here, once they have ended.
@@ -71,7 +72,9 @@ class Rig:
         given = [Address.parse(text) for text in config.address]
         key = _key_of_user(config, given)
         self._directory = Path(tempfile.mkdtemp(prefix="phase-bus-"))
-        self.has_own_key = key is None and not config.insecure and _has_tcp(given)
+        by_tcp = any(address.scheme == "tcp" for address in given)
+        self.is_insecure = by_tcp and config.insecure
+        self.has_own_key = by_tcp and key is None and not config.insecure
         if self.has_own_key:
             key = write_new_key(self._directory / "key.yaml")
         self.key_file = None if key is None else key.path
@@ -117,7 +120,7 @@ class Rig:
     @property
     def environment(self) -> dict[str, str]:
         """The environment for processes that are to find the bus."""
-        no_key = "" if self.config.insecure and self.config.address else None
+        no_key = "" if self.is_insecure else None
         return environment(self.address, no_key if self.key_file is None else str(self.key_file))
 
     @property
@@ -313,10 +316,6 @@ class Rig:
             self._warn(what, "its lines above say what")
 
 
-def _has_tcp(addresses: Iterable[Address]) -> bool:
-    return any(address.scheme == "tcp" for address in addresses)
-
-
 def _key_of_user(config: Config, addresses: Sequence[Address]) -> Key | None:
     """Return the key that the user has for a bus, if one is needed or named.
 
@@ -324,7 +323,8 @@ def _key_of_user(config: Config, addresses: Sequence[Address]) -> Key | None:
         KeyFileError: if there is a key file that is not fit for use, or it is named and for no bus.
     """
     named = config.key_file is not None
-    if config.insecure or not (named or _has_tcp(addresses)):
+    by_tcp = any(address.scheme == "tcp" for address in addresses)
+    if config.insecure or not (named or by_tcp):
         return None
     key = find_key(config.key_file)
     if key is not None and not key.is_of_bus and not named:
