@@ -128,7 +128,9 @@ def test_what_cannot_be(config: Path, run: Run, tmp_path: Path, monkeypatch: pyt
         assert reason in said or "stands for no key" in said
         assert secret not in said
     assert not (tmp_path / "x").exists()
-    run("new", str(tmp_path / "client.yaml"), "--bus", public)
+    (config / "key.yaml").chmod(0o644)
+    assert run("new", str(tmp_path / "client.yaml"), "--bus", public)[0] == 0  # has nothing to do with it
+    (config / "key.yaml").chmod(0o600)
     monkeypatch.setenv(KEY_FILE_VARIABLE, str(tmp_path / "client.yaml"))
     assert "for a client of another bus" in run("list")[2]
     assert run("list", "--key-file", str(key.path))[0] == 0

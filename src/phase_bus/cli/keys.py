@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +27,7 @@ from phase_bus.core.keys import (
     read_key,
     write_new_key,
 )
-from phase_bus.errors import ConfigError, suggest
+from phase_bus.errors import ConfigError, KeyFileError, suggest
 
 _BusKeyOption = Annotated[
     Path | None,
@@ -193,9 +195,11 @@ def _of_bus(file: Path | None) -> Key:
 
 
 def _is_found(path: Path) -> bool:
-    """Whether the file is found without being named."""
-    found = find_key()
-    return found is not None and found.path == path
+    """Whether the file is looked for without being named."""
+    named = os.environ.get(KEY_FILE_VARIABLE)
+    with suppress(KeyFileError):  # no home directory
+        return path == default_key_file() if named is None else path == Path(named).expanduser().absolute()
+    return False
 
 
 def _told(key: Key) -> dict[str, object]:
