@@ -8,8 +8,9 @@ import os
 import signal
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import zmq
 
@@ -19,6 +20,7 @@ from phase_bus.bus.clients import Client, Clients
 from phase_bus.bus.clock import ClockWatch
 from phase_bus.bus.connections import Connections
 from phase_bus.bus.groups import Groups
+from phase_bus.bus.health import BusSnapshot
 from phase_bus.bus.intake import check_event
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.owners import Owners, not_yours
@@ -42,6 +44,7 @@ from phase_bus.core.control import (
     Status,
     StatusRequest,
 )
+from phase_bus.core.health import LEAST_PATIENCE_S
 from phase_bus.core.keys import Key, check_guarded
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.threads import Waker
@@ -71,7 +74,10 @@ from phase_bus.events import (
     Summary,
 )
 from phase_bus.journal.holding import in_words
-from phase_bus.journal.writer import Journal
+from phase_bus.journal.writer import RUNNING, Journal
+
+if TYPE_CHECKING:
+    from phase_bus.core.health_server import HealthServer
 
 logger = logging.getLogger("phase_bus.bus")
 
@@ -124,7 +130,9 @@ class Bus:
         self._acks: dict[bytes, tuple[int, bool]] = {}  # by connection: up to where, and to send again
         self._ending: list[tuple[bytes, str]] = []  # who asked to end the runs, and why
         self._stop = False
-        self._journal_gone = False  # whether that was told
+        self._journal_gone = ""  # what was told of that
+        self._refused = ""  # why the journal could not keep what came last
+        self._health: HealthServer | None = None
         self._waker = Waker()
         self._sockets = BusSockets(self.options, key, self.rejections, shared=False)
         self._connections = Connections(self._sockets.all, self.options, self.rejections)
@@ -215,6 +223,11 @@ class Bus:
                 rejections=self.rejections,
             )
 
+    def tell_health(self, server: HealthServer) -> None:
+        """Tell a server, at each turn of the loop that looks at the time, how the bus is; start it."""
+        self._health = server
+        server.start(self._snapshot())
+
     def stop(self, *_signal: object) -> None:
         """End :meth:`run` after the current message; usable as a signal handler."""
         self._stop = True
@@ -275,6 +288,8 @@ class Bus:
         except JournalError as error:
             self._refuse(error)
             return False
+        if taken:
+            self._refused = ""
         for client in self._clients.sources.values():
             client.kept_seq = client.last_seq
         first = self._stream.head.offset - len(taken) + 1
@@ -292,6 +307,7 @@ class Bus:
     def _refuse(self, error: JournalError) -> None:
         """Tell the publishers that nothing since the last commit could be kept."""
         logger.error("phase-bus bus: %s", error)
+        self._refused = error.reason
         for client in self._clients.sources.values():
             client.go_back()
             if self._acks.pop(client.identity, None) is not None:
@@ -549,6 +565,8 @@ class Bus:
         self._beat()
         if self._journal is not None:
             self._see_journal(self._journal)
+        if self._health is not None:
+            self._health.snapshot = self._snapshot()
         if self._journal is not None and now_s >= self._next_prune_s:
             self._next_prune_s = now_s + _PRUNE_EVERY_S
             self._prune(self._journal)
@@ -592,11 +610,42 @@ class Bus:
         """See that the journal's files are where they were, also while nothing is published."""
         try:
             journal.check_in_place()
-            self._journal_gone = False
+            self._journal_gone = ""
         except JournalError as error:
             if not self._journal_gone:
                 logger.error("phase-bus bus: %s", error)
-            self._journal_gone = True
+            self._journal_gone = error.reason
+
+    # ---- health ----
+
+    def _snapshot(self) -> BusSnapshot:
+        problem = self._journal_gone or self._still_refused()
+        clients = Counter[tuple[str, ...]](
+            (c.info.role, c.info.state) for c in self._clients.by_id.values()
+        )
+        return BusSnapshot(
+            taken_s=time.monotonic(),
+            patience_s=max(3 * self.options.heartbeat_s, LEAST_PATIENCE_S),
+            problem=f"its journal {problem}" if problem else "",
+            events=self._stream.events,
+            records=self._stream.records,
+            payload_bytes=self._stream.payload_bytes,
+            offset=self._stream.head.offset,
+            clients=dict(clients),
+            open_runs=sum(run.status == RUNNING for run in self._runs.by_id.values()),
+            rejected=self.rejections.infos(),
+            journal=None if self._journal is None else self._journal.path,
+        )
+
+    def _still_refused(self) -> str:
+        """Return why the journal cannot be written; what came last may have been the last for long."""
+        if self._refused and self._journal is not None:
+            try:
+                self._journal.check_writable()
+                self._refused = ""
+            except JournalError as error:
+                self._refused = error.reason
+        return self._refused
 
     def _prune(self, journal: Journal) -> None:
         now_ns = time.time_ns()

@@ -40,6 +40,7 @@ class Stream:
     Attributes:
         lineage: the streams that the journal holds, this one the last of them; empty without a journal.
         tag: the id's beginning, which is in the header of each event.
+        events, records, payload_bytes: what has come into it since the bus's start.
     """
 
     def __init__(self, socket: zmq.Socket[bytes], journal: Journal | None, stream: str) -> None:
@@ -50,6 +51,7 @@ class Stream:
         self.head = journal.head if journal is not None else Head(0, 0)
         # The last offset in each partition of the records: who has missed the last one learns of it.
         self.partitions = journal.last_offsets() if journal is not None else {}
+        self.events = self.records = self.payload_bytes = 0
         self._pending: list[Incoming] = []
 
     def add(self, incoming: Incoming) -> None:
@@ -69,6 +71,7 @@ class Stream:
         now_ns = time.time_ns()
         entries = []
         last: dict[int, int] = {}
+        all_records = size = 0
         for topic, parsed, header, payload, partition, *_ in pending:
             offset += 1
             previous = 0
@@ -79,6 +82,8 @@ class Stream:
                 last[partition] = offset
             kind, run_id = parsed
             source, source_seq, _, records, *_ = header
+            all_records += records
+            size += len(payload)
             placed = header.pack_at(offset, number, previous, self.tag)
             # By position: names cost half as much again.
             numbers = (source_seq, records, number, now_ns)
@@ -87,6 +92,9 @@ class Stream:
             self._journal.append(entries)
         self.head = Head(offset, number)
         self.partitions |= last
+        self.events += len(pending)
+        self.records += all_records
+        self.payload_bytes += size
         for entry, incoming in zip(entries, pending, strict=True):
             send_frames(self._socket, (entry.topic, entry.header, incoming.frame))
         return pending

@@ -12,7 +12,14 @@ from cyclopts import Parameter
 from phase_bus.bus.connections import raise_limit
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
-from phase_bus.cli.options import DEFAULT_LIMITS, AddressesOption, LimitOptions, StopOnEof, as_options
+from phase_bus.cli.health import health_server
+from phase_bus.cli.options import (
+    DEFAULT_LIMITS,
+    AddressesOption,
+    LimitOptions,
+    StopOnEof,
+    as_options,
+)
 from phase_bus.cli.output import configure_logging, print_line
 from phase_bus.core.address import Address, default_address
 from phase_bus.core.keys import check_guarded, find_key
@@ -46,6 +53,13 @@ def bus(
             help="Ask nobody for a key: whoever can connect to a tcp address may publish, read and end all."
         ),
     ] = False,
+    health: Annotated[
+        str | None,
+        Parameter(
+            help="Offer /healthz, /readyz and /metrics over HTTP at [HOST:]PORT; port 0 takes a free one. "
+            "Without a HOST only this machine can connect; beyond it anybody can, to read."
+        ),
+    ] = None,
     stop_on_eof: StopOnEof = False,
 ) -> None:
     """Run the bus: take events in, acknowledge them, fan them out to consumers.
@@ -60,6 +74,7 @@ def bus(
 
         phase-bus bus --address ipc:///tmp/my-bus
         phase-bus bus --address tcp://0.0.0.0:5670 --address ipc:///tmp/my-bus
+        phase-bus bus --health 9464
     """
     configure_logging()
     raise_limit()
@@ -70,20 +85,23 @@ def bus(
         check_guarded(each, key, insecure=insecure)  # before there is a journal
     kept = msgspec.convert(limits, Limits, from_attributes=True)
     directory = data or journal_directory(addresses[0])
-    journal = None if no_journal else Journal(directory, kept, options.durability)
     behaviour = msgspec.convert(options, BusOptions, from_attributes=True)
-    server = Bus(addresses, behaviour, journal, key, insecure=insecure)
-    server.install_signals()
-    try:
-        server.bind()
-        if not stop_on_eof:
-            where = f"journal in {journal.path}" if journal else "no journal: missed events are lost"
-            everywhere = [f"bound to {each}; " for each in server.addresses if each.is_wildcard]
-            at = " and ".join(str(each.connectable()) for each in server.addresses)
-            keys = f"key of {key.path}; " if key else ""
-            if by_tcp and insecure:
-                keys = "insecure: whoever can connect may do everything; "
-            print_line(f"bus ready at {at}; {''.join(everywhere)}{keys}{where}")
-        server.run(stop_on_eof=sys.stdin.fileno() if stop_on_eof else None)
-    finally:
-        server.close()
+    with health_server(health) as told:
+        journal = None if no_journal else Journal(directory, kept, options.durability)
+        server = Bus(addresses, behaviour, journal, key, insecure=insecure)
+        server.install_signals()
+        try:
+            server.bind()
+            if not stop_on_eof:
+                where = f"journal in {journal.path}" if journal else "no journal: missed events are lost"
+                everywhere = [f"bound to {each}; " for each in server.addresses if each.is_wildcard]
+                at = " and ".join(str(each.connectable()) for each in server.addresses)
+                keys = f"key of {key.path}; " if key else ""
+                if by_tcp and insecure:
+                    keys = "insecure: whoever can connect may do everything; "
+                print_line(f"bus ready at {at}; {''.join(everywhere)}{keys}{where}")
+            if told is not None:
+                server.tell_health(told)
+            server.run(stop_on_eof=sys.stdin.fileno() if stop_on_eof else None)
+        finally:
+            server.close()

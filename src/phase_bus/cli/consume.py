@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
+from phase_bus.cli.health import health_server, told_health
 from phase_bus.cli.options import (
     AddressOption,
     FromOption,
@@ -19,6 +20,7 @@ from phase_bus.cli.options import (
     parse_origin,
 )
 from phase_bus.cli.output import configure_logging, end_with_reader, print_line
+from phase_bus.core.health import nth_place
 from phase_bus.errors import ConfigError
 from phase_bus.harness.signals import stop_on_eof, stop_on_signals
 
@@ -39,6 +41,7 @@ def consume(
     group: str | None = None,
     workers: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1,
     from_: FromOption = "checkpoint",
+    health: str | None = None,
     until_eof: StopOnEof = False,
 ) -> None:
     """Run one consumer, in this process, until Ctrl-C or SIGTERM.
@@ -55,6 +58,7 @@ def consume(
         phase-bus consume my_module:MyConsumer --address tcp://127.0.0.1:5670
         phase-bus consume aggregator --from start
         phase-bus consume aggregator --workers 4
+        phase-bus consume aggregator --health 9465
         phase-bus consume aggregator --group team --address tcp://10.0.0.5:5670
         phase-bus consume hook:my_module:MyHook --set log_file=phases.log
 
@@ -70,6 +74,9 @@ def consume(
             the consumer's name.
         from_: Where to begin: 'checkpoint', where it left off (or the start, if it never ran); 'start',
             the first event in the bus's journal; 'now', what comes from now on; or after an OFFSET.
+        health: Offer /healthz, /readyz and /metrics over HTTP at [HOST:]PORT; port 0 takes a free one. With
+            --workers the second has the next port, and so on. Without a HOST only this machine can connect;
+            beyond it anybody can, to read.
     """
     # Here, since they take longer to load than --help to show.
     from phase_bus.consumer.group_member import GroupMember
@@ -96,8 +103,14 @@ def consume(
     def make() -> Consumer:
         return build(registry, consumer, title, key_values(set_))
 
-    def run(host: Callable[[], Member | WorkerPool]) -> None:
-        asyncio.run(_run(title, host, until_eof=until_eof))
+    def run(host: Callable[[], Member]) -> None:
+        async def main() -> None:
+            member = host()
+            async with told_health(member, server):
+                await _run(title, member, until_eof=until_eof)
+
+        with health_server(health) as server:
+            asyncio.run(main())
 
     if not (group or own_group or workers > 1):
         return run(lambda: ConsumerRunner(make(), where, origin=origin))
@@ -117,11 +130,15 @@ def consume(
     check_shareable(make())
     arguments = ["consume", consumer, "--group", title, "--address", str(where)]
     arguments += [f"--set={setting}" for setting in set_ or ()]
-    return run(lambda: WorkerPool(arguments, workers, _say))
+
+    def arguments_of(number: int) -> list[str]:
+        return arguments if health is None else [*arguments, "--health", nth_place(health, number)]
+
+    arguments_of(workers)  # whose port may be beyond the last one there is
+    return asyncio.run(_run(title, WorkerPool(arguments_of, workers, _say), until_eof=until_eof))
 
 
-async def _run(title: str, make: Callable[[], Member | WorkerPool], *, until_eof: bool) -> None:
-    running = make()
+async def _run(title: str, running: Member | WorkerPool, *, until_eof: bool) -> None:
     stop_on_signals(running.stop)
     if until_eof:
         stop_on_eof(sys.stdin.fileno(), running.stop)

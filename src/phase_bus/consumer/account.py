@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec import Struct, field
+from msgspec.structs import astuple
 
 from phase_bus.core.control import PrunedTopic
 from phase_bus.core.wire import end_topic
@@ -30,6 +31,22 @@ class TopicCounts(Struct):
     written: int = 0
     failed: int = 0
     records: int = 0
+
+
+class Totals(Struct, frozen=True):
+    """What became of all events that one consumer received, since its process started."""
+
+    received: int = 0
+    replayed: int = 0
+    repeated: int = 0
+    missed: int = 0
+    handled: int = 0
+    written: int = 0
+    failed: int = 0
+
+    def plus(self, others: Totals) -> Totals:
+        """Return the sums."""
+        return Totals(*(a + b for a, b in zip(astuple(self), astuple(others), strict=True)))
 
 
 _NOTHING = TopicCounts()

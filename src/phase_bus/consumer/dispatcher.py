@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 from tenacity import AsyncRetrying, stop_after_attempt, wait_exponential, wait_random
 
-from phase_bus.consumer.account import RunAccount, TopicCounts
+from phase_bus.consumer.account import RunAccount, TopicCounts, Totals
 from phase_bus.consumer.consumer import Consumer, Handler
 from phase_bus.consumer.view import View
 from phase_bus.core.control import KEPT_LOST_RUNS, REMEMBERED_RUNS, DeadLetterNote, PrunedRun
@@ -91,6 +91,8 @@ class Dispatcher:
         losses: what was lost and is to be told in the next receipt, by a name for each. In a share of a
             group that does not lead they stay, the latest of them; the leader tells them.
         told_losses: those of the group's other shares that this one, which leads, has told.
+        lag_ns, worst_lag_ns: from an event's happening to its being handled: the last, the longest.
+        cannot_write: whether the last :meth:`flush` failed.
     """
 
     retry_wait_s = 0.5
@@ -104,6 +106,9 @@ class Dispatcher:
         self._skipped = 0  # failures without a dead letter, to be told with the next one
         self.losses: dict[str, Loss] = {}
         self.told_losses: list[str] = []
+        self.lag_ns = self.worst_lag_ns = 0
+        self.cannot_write = False
+        self._replayed = self._repeated = self._missed = self._worked = self._written = 0
         self._consumer = consumer
         self._context = consumer.context
         self._context.fail = self.fail
@@ -135,9 +140,11 @@ class Dispatcher:
         if seq > last:
             counts.last_seqs[source] = seq
             counts.missed += seq - last - 1
+            self._missed += seq - last - 1
         counts.received += 1
         counts.records += header.records
         counts.replayed += replayed
+        self._replayed += replayed
         self.received += 1
         try:
             event = decode_event(topic, payload)
@@ -148,24 +155,28 @@ class Dispatcher:
         if event is None:
             self._skip_unknown(topic)
             counts.handled += 1
+            self._worked += 1
             return None
         handler = self._handlers.get(event.kind) or self._any
         if isinstance(event, RunComplete) and event.running:
             counts.handled += 1  # one of several publishers has ended it: it goes on
+            self._worked += 1
             return None
-        if handler is None or 0 < header.offset <= self.done_offset:
-            counts.handled += 1
-        else:
+        handled = True
+        if handler is not None and not 0 < header.offset <= self.done_offset:
             self._context.offset = header.offset
             self._context.event = (source, header.source_seq)
             try:
                 await _called(handler, event)
             except Exception as error:
-                counts.handled += await self._try_again(handler, event, error, counts)
+                handled = await self._try_again(handler, event, error, counts)
             else:
-                counts.handled += 1
                 self._succeeds = True
-        account.worst_lag_ns = max(account.worst_lag_ns, time.time_ns() - event.ts_ns)
+        counts.handled += handled
+        self._worked += handled
+        self.lag_ns = time.time_ns() - event.ts_ns
+        account.worst_lag_ns = max(account.worst_lag_ns, self.lag_ns)
+        self.worst_lag_ns = max(self.worst_lag_ns, self.lag_ns)
         return event if isinstance(event, RunComplete) else None
 
     async def retry(self, event: Event, offset: int) -> bool:
@@ -188,6 +199,7 @@ class Dispatcher:
         """Make an event a dead letter that a handler accepted, and that the consumer failed on later."""
         _, counts = self._account(topic_of(event))
         counts.handled -= 1
+        self._worked -= 1
         self._give_up(offset, event.run_id, event.kind, error, counts, attempts=1)
 
     def settled(self, topic: bytes) -> None:
@@ -202,6 +214,7 @@ class Dispatcher:
         """Count an event that came once more."""
         _, counts = self._of_topic.get(topic) or self._account(topic)
         counts.repeated += 1
+        self._repeated += 1
 
     def forget_dead_letters(self, positions: tuple[Position, ...]) -> None:
         """Let go of what the bus has taken over."""
@@ -244,6 +257,10 @@ class Dispatcher:
 
     async def flush(self) -> bool:
         """Let the consumer write out all that it has handled so far; return whether it could."""
+        self.cannot_write = not await self._write_out()
+        return not self.cannot_write
+
+    async def _write_out(self) -> bool:
         try:
             await _called(self._consumer.flush)
         except (PhaseBusError, OSError) as error:
@@ -256,7 +273,20 @@ class Dispatcher:
             return False
         for account in self._accounts.values():
             account.written()
+        self._written = self._worked
         return True
+
+    def totals(self) -> Totals:
+        """Return what became of all events since this process started."""
+        return Totals(
+            received=self.received,
+            replayed=self._replayed,
+            repeated=self._repeated,
+            missed=self._missed,
+            handled=self._worked,
+            written=self._written,
+            failed=self.failed,
+        )
 
     def finished(self, run_id: str, end: HandledEnd) -> None:
         """Note that a run's end is handled and written out."""

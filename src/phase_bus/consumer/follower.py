@@ -44,6 +44,11 @@ class Follower:
         self.missed = 0
         self.known_offset = 0
 
+    @property
+    def behind(self) -> int:
+        """How far it is behind the stream's known end, in offsets; 0 while it follows live."""
+        return max(self.known_offset - self.offset, 0) if self.replaying else 0
+
     def stand_at(self, offset: int, event_number: int | None = None, *, replay: bool = True) -> None:
         """Begin after an offset; ``replay`` if later events may have been published already."""
         self.offset = offset

@@ -202,6 +202,8 @@ class GroupMember(Member):
 
     async def _drop(self, share: Share) -> None:
         self._holdings.remove(share)
+        self._past = self._past.plus(share.dispatcher.totals())
+        self._worst_lag_ns = max(self._worst_lag_ns, share.dispatcher.worst_lag_ns)
         self._live.unsubscribe(share.view.topics)
         try:
             await share.stop()

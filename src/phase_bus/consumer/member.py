@@ -17,12 +17,15 @@ from typing import ClassVar, TypeVar
 
 import zmq
 
+from phase_bus.consumer.account import Totals
+from phase_bus.consumer.health import ConsumerSnapshot
 from phase_bus.consumer.link import ControlLink
 from phase_bus.consumer.live import LiveQueue
 from phase_bus.consumer.replay import Piece, ReplayClient
 from phase_bus.consumer.share import Share
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, NameTaken, Reply, State, Welcome
+from phase_bus.core.health import LEAST_PATIENCE_S
 from phase_bus.core.keys import key_for
 from phase_bus.core.position import Lineage
 from phase_bus.core.readable import wait_for_event
@@ -54,6 +57,7 @@ _HEARTBEAT = topic_prefix("heartbeat")
 _BREATH_S = 0.005  # how long handlers may run before heartbeats and signals get a turn
 _RECEIPT_S = 2.0
 LOOK_S = 0.05  # between two looks where nothing tells this process that it can go on
+_SILENT_AFTER_S = 10.0  # before a bus has said after how long it counts this process as gone
 _READ_AGAIN_S = 1.0  # after the bus could not read its journal
 
 T = TypeVar("T")
@@ -100,6 +104,8 @@ class Member(ABC):
         self._next_flush_s = 0.0
         self._complained_of = ""  # the endpoint at which no answer about the journal came
         self._failure: PhaseBusError | None = None  # why it ends, if that is its bus's word
+        self._past = Totals()  # of shares that it had, and that others have now
+        self._worst_lag_ns = 0  # likewise
         self._unconfirmed: dict[str, Receipt] = {}  # by run: receipts that are published, and on their way
         self._link = ControlLink(
             self._context,
@@ -131,6 +137,32 @@ class Member(ABC):
     async def _pause(self, seconds: float) -> None:
         """Wait for a while, unless asked to stop."""
         await wait_for_event(self._stop, seconds)
+
+    # ---- health ----
+
+    def snapshot(self) -> ConsumerSnapshot:
+        """Return how this process is now."""
+        held = list(self._held)
+        dispatchers = [share.dispatcher for share in held]
+        totals = self._past
+        for dispatcher in dispatchers:
+            totals = totals.plus(dispatcher.totals())
+        welcome = self._link.session.welcome
+        silent_after_s = _SILENT_AFTER_S if welcome is None else welcome.silent_after_s
+        return ConsumerSnapshot(
+            taken_s=time.monotonic(),
+            patience_s=max(silent_after_s, LEAST_PATIENCE_S),
+            name=self.name,
+            state=self.state,
+            connected=self.address.direct or welcome is not None,
+            cannot_write=any(dispatcher.cannot_write for dispatcher in dispatchers),
+            totals=totals,
+            lag_s=max((dispatcher.lag_ns for dispatcher in dispatchers), default=0) / 1e9,
+            worst_lag_s=max((self._worst_lag_ns, *(d.worst_lag_ns for d in dispatchers))) / 1e9,
+            dead_letters=sum(len(dispatcher.dead_letters) for dispatcher in dispatchers),
+            offset=max((share.follower.offset for share in held), default=0),
+            behind=max((share.follower.behind for share in held), default=0),
+        )
 
     # ---- reading on ----
 

@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from phase_bus.bus.options import BusOptions
 from phase_bus.core.address import ADDRESS_VARIABLE
 from phase_bus.core.control import ClientInfo, GroupInfo, Status
 from phase_bus.core.keys import KEY_FILE_VARIABLE
-from phase_bus.harness.config import Config, ConsumerConfig
+from phase_bus.harness.config import BusConfig, Config, ConsumerConfig
 from phase_bus.journal.rows import Limits
 
 STOP_S = 15.0
@@ -190,8 +189,9 @@ def bus_arguments(addresses: Sequence[str], config: Config) -> list[str]:
     return arguments + _as_options(config.limits)
 
 
-def _as_options(values: BusOptions | Limits) -> list[str]:
-    return [f"--{n.replace('_', '-')}={value}" for n, value in msgspec.structs.asdict(values).items()]
+def _as_options(values: BusConfig | Limits) -> list[str]:
+    given = {n: value for n, value in msgspec.structs.asdict(values).items() if value is not None}
+    return [f"--{n.replace('_', '-')}={value}" for n, value in given.items()]
 
 
 def _consumer_arguments(consumer: ConsumerConfig, address: str) -> list[str]:
@@ -200,6 +200,8 @@ def _consumer_arguments(consumer: ConsumerConfig, address: str) -> list[str]:
         arguments += ["--group", consumer.title, "--workers", str(consumer.workers)]
     else:
         arguments += ["--name", consumer.title]
+    if consumer.health is not None:
+        arguments += ["--health", str(consumer.health)]
     for key, value in consumer.set.items():
         text = value if isinstance(value, str) else json.dumps(value)
         arguments += ["--set", f"{key}={text}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 import yaml
@@ -18,6 +18,8 @@ from phase_bus.errors import ConfigError, suggest
 from phase_bus.journal.rows import Limits
 from phase_bus.plugins.registry import Registry
 
+Place: TypeAlias = int | str | None
+"""Where a process offers its health: ``[HOST:]PORT``; None for nowhere."""
 _OPTION_START = re.compile(r",(?=[A-Za-z_][\w.]*=)")
 _WHERE = re.compile(r" - at `\$?\.?(.*)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`")
@@ -33,12 +35,15 @@ class ConsumerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         name: what to call it; the same as ``use`` by default.
         set: its options.
         workers: how many processes share its work, as a group of this name.
+        health: where it offers its health; with several workers the first does so, and each other one at
+            the next port.
     """
 
     use: str
     name: str = ""
     set: dict[str, Any] = field(default_factory=dict)
     workers: Annotated[int, Meta(ge=1)] = 1
+    health: Place = None
 
     @property
     def title(self) -> str:
@@ -62,6 +67,16 @@ class ConsumerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         return cls(use, set={key: value for key, _, value in pairs})
 
 
+class BusConfig(BusOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The bus to start.
+
+    Attributes:
+        health: where it offers its health.
+    """
+
+    health: Place = None
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A bus with its consumers.
 
@@ -78,7 +93,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     address: tuple[str, ...] = ()
     consumers: tuple[ConsumerConfig, ...] = ()
-    bus: BusOptions = BusOptions()
+    bus: BusConfig = BusConfig()
     journal: bool = True
     data: str = ""
     limits: Limits = Limits()
@@ -171,4 +186,4 @@ def _explain(message: str) -> str:
     return f"unknown key {unknown[1]!r}{place}{suggest(unknown[1], struct.__struct_fields__)}"
 
 
-_BELOW: dict[str, type[Struct]] = {"bus": BusOptions, "limits": Limits, "consumers": ConsumerConfig}
+_BELOW: dict[str, type[Struct]] = {"bus": BusConfig, "limits": Limits, "consumers": ConsumerConfig}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from phase_bus.errors import ConfigError
 from phase_bus.harness.children import Child, Say, describe_exit
@@ -21,10 +21,13 @@ class WorkerPool:
 
     The others take over what a worker that dies was working on, until there is another in its place. Each
     line that a worker prints is said with its name, and its death with ``""``.
+
+    Args:
+        arguments_of: returns the arguments of a worker, by its number from 1 on.
     """
 
-    def __init__(self, arguments: Sequence[str], workers: int, say: Say) -> None:
-        self._arguments = arguments
+    def __init__(self, arguments_of: Callable[[int], Sequence[str]], workers: int, say: Say) -> None:
+        self._arguments_of = arguments_of
         self._workers = workers
         self._say = say
         self._stop = asyncio.Event()
@@ -40,8 +43,8 @@ class WorkerPool:
             ConfigError: if one cannot start; the others are ended.
         """
         stopping = asyncio.create_task(self._stop.wait())
-        names = [f"worker {number}" for number in range(1, self._workers + 1)]
-        tasks = [asyncio.create_task(self._keep_running(name, stopping)) for name in names]
+        numbers = range(1, self._workers + 1)
+        tasks = [asyncio.create_task(self._keep_running(number, stopping)) for number in numbers]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         finally:
@@ -51,11 +54,12 @@ class WorkerPool:
         for task in done:
             task.result()
 
-    async def _keep_running(self, name: str, stopping: asyncio.Task[bool]) -> None:
+    async def _keep_running(self, number: int, stopping: asyncio.Task[bool]) -> None:
+        name, arguments = f"worker {number}", self._arguments_of(number)
         failures = 0
         while not stopping.done():
             started_s = time.monotonic()
-            child = Child(name, self._arguments, self._say, _STOP_S)
+            child = Child(name, arguments, self._say, _STOP_S)
             await child.start()
             failure = await self._watch(child, stopping)
             if failure is None:

@@ -266,6 +266,11 @@ class JournalReader:
         """Return the dead letters of one consumer or group, or of all, the oldest first."""
         return self._structs(DeadLetter, _DEAD_LETTERS, consumer)
 
+    def dead_letter_count(self) -> int:
+        """Return how many dead letters there are."""
+        ((count,),) = self._query("SELECT count(*) FROM dead_letters")
+        return int(count)
+
     def dead_letters_left_out(self, consumer: str | None = None) -> dict[str, int]:
         """Return how many more events a consumer or group, or each, failed on, at least, by name."""
         return {name: int(count) for name, count in self._query(_LEFT_OUT, consumer)}

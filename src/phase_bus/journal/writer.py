@@ -217,6 +217,11 @@ class Journal(HoldingJournal):
                 remedy = "start the bus again: all that it acknowledged is saved"
         raise JournalError(self.path, f"{what}was moved or deleted while the bus had it open", remedy)
 
+    def check_writable(self) -> None:
+        """Write a little, to see whether it can be written again after it could not."""
+        with self.transaction():
+            self._db.execute("UPDATE past SET id = 1")
+
     def _rescue(self) -> bool:
         """Copy the log, which has no name any more, into the main file; return whether all of it is."""
         if not self._rescued:
