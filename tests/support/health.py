@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import urllib.error
 import urllib.request
-from http.client import HTTPMessage
+from email.message import Message
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ class Answer(NamedTuple):
 
     status: int
     text: str
-    headers: HTTPMessage
+    headers: Message
 
 
 def ask(url: str, method: str = "GET", timeout_s: float = 5.0) -> Answer:
