@@ -34,6 +34,7 @@ def test_the_code_of_a_page(workplace: Workplace, name: str) -> None:
     """Its files are written, its commands succeed one after another."""
     page = Page(f"docs/{name}")
     place = {"ipc:///tmp": f"ipc://{workplace.directory}", "127.0.0.1:5670": f"127.0.0.1:{free_port()}"}
+    place |= {port: str(free_port()) for port in ("9464", "9465")}  # of health
     for file, content in page.files().items():
         (workplace.directory / file).write_text(moved(content, place))
     environment: dict[str, str] = {}

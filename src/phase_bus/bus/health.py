@@ -33,6 +33,7 @@ class BusSnapshot(Struct, frozen=True, kw_only=True):
     payload_bytes: int
     offset: int
     clients: Values
+    connections: int
     open_runs: int
     rejected: tuple[RejectionInfo, ...]
     journal: Path | None
@@ -53,6 +54,7 @@ class BusSnapshot(Struct, frozen=True, kw_only=True):
         yield Metric("phase_bus_bus_clients", "gauge", text, self.clients, ("role", "state"))
         for name, text, value in (
             ("offset", "The offset of the last event in the stream.", self.offset),
+            ("connections", "Connections; a client has one or several.", self.connections),
             ("open_runs", "Runs that have not ended.", self.open_runs),
             ("journal_size_bytes", "What the journal's files take on the disk.", size),
             ("dead_letters", "Events in the journal that a consumer failed on.", letters),

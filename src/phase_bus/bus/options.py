@@ -37,7 +37,7 @@ class BusOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         check_finite(self)
-        for each in fields(self):
+        for each in fields(BusOptions):  # and not of one that has more
             value = getattr(self, each.name)
             if not isinstance(value, str) and not value > 0:
                 raise ValueError(f"{each.name} must be more than 0, not {value:g}")

@@ -632,6 +632,7 @@ class Bus:
             payload_bytes=self._stream.payload_bytes,
             offset=self._stream.head.offset,
             clients=dict(clients),
+            connections=self._connections.number,
             open_runs=sum(run.status == RUNNING for run in self._runs.by_id.values()),
             rejected=self.rejections.infos(),
             journal=None if self._journal is None else self._journal.path,
