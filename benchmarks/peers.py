@@ -16,11 +16,12 @@ from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
 from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.group_member import GroupMember
+from phase_bus.consumer.member import Member
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
 from phase_bus.core.keys import find_key
 from phase_bus.events import EventBase
-from phase_bus.harness.signals import stop_on_signals
+from phase_bus.harness.ending import BUS_S, CONSUMER_S, Ending
 from phase_bus.journal.rows import Durability
 from phase_bus.journal.writer import Journal
 from phase_bus_consumers.aggregator import ResultsAggregator
@@ -43,13 +44,14 @@ def bus(
     journal = Journal(Path(data or where.directory) / "journal", durability=durability)
     key = find_key(key_file)
     server = Bus([where], BusOptions(high_water_mark=HIGH_WATER_MARK), journal, key)
-    server.install_signals()
-    try:
-        server.bind()
-        ready.send(str(server.addresses[0]))
-        server.run()
-    finally:
-        server.close()
+    with Ending(print, BUS_S) as ending:
+        ending.begin("bus", server.stop)
+        try:
+            server.bind()
+            ready.send(str(server.addresses[0]))
+            server.run()
+        finally:
+            server.close()
 
 
 def proxy(ready: Connection, publishers: str, subscribers: str) -> None:
@@ -75,8 +77,7 @@ def consumer(ready: Connection, make: Callable[..., Consumer], address: str, *ar
             receipts=False,
             on_ready=lambda: ready.send(address),
         )
-        stop_on_signals(runner.stop)
-        await runner.run()
+        await _run(runner)
 
     asyncio.run(run())
 
@@ -96,12 +97,19 @@ def member(ready: Connection, address: str, group: str) -> None:
 
     async def run() -> None:
         runner = GroupMember(build, group, Address.parse(address))
-        stop_on_signals(runner.stop)
         ready.send(address)
         await asyncio.to_thread(ready.recv)
-        await runner.run()
+        await _run(runner)
 
     asyncio.run(run())
+
+
+async def _run(member: Member) -> None:
+    """Run it until SIGTERM."""
+    with Ending(print, CONSUMER_S) as ending:
+        loop = asyncio.get_running_loop()
+        ending.begin(member.name, lambda: loop.call_soon_threadsafe(member.stop))
+        await member.run()
 
 
 class Counting(Consumer):

@@ -397,7 +397,7 @@ import asyncio, json, sys
 from phase_bus.core.address import Address
 from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.runner import ConsumerRunner
-from phase_bus.harness.signals import stop_on_eof, stop_on_signals
+from phase_bus.harness.ending import Ending
 
 class Counting(Consumer):
     count = 0
@@ -408,24 +408,25 @@ class Counting(Consumer):
     async def flush(self):
         print(json.dumps({{"flushed": self.count}}), flush=True)
 
-async def main():
+async def main(ending):
     consumer = named(Counting(), "counting")
     runner = ConsumerRunner(
         consumer, Address.parse(sys.argv[1]), on_ready=lambda: print("ready", flush=True)
     )
-    stop_on_signals(runner.stop)
-    {extra}
+    loop = asyncio.get_running_loop()
+    ending.begin("counting", lambda: loop.call_soon_threadsafe(runner.stop))
     await runner.run()
 
-asyncio.run(main())
+with Ending(print, 10.0, eof={eof}) as ending:
+    asyncio.run(main(ending))
 """
 
 
 def start_program(
-    address: str, *, sleep: float = 0.0, extra: str = "", **options: Any
+    address: str, *, sleep: float = 0.0, eof: int | None = None, **options: Any
 ) -> subprocess.Popen[str]:
     """Start a consumer in a process of its own, and wait until it is ready."""
-    program = textwrap.dedent(_PROGRAM).format(sleep=sleep, extra=extra)
+    program = textwrap.dedent(_PROGRAM).format(sleep=sleep, eof=eof)
     process = subprocess.Popen(
         [sys.executable, "-c", program, address], stdout=subprocess.PIPE, text=True, **options
     )
@@ -469,7 +470,7 @@ def test_a_second_signal_ends_at_once(bus: BusThread) -> None:
 def test_the_end_of_the_parent(bus: BusThread) -> None:
     """A consumer whose supervisor is gone finishes by itself."""
     read, write = os.pipe()
-    process = start_program(bus.address, extra=f"stop_on_eof({read}, runner.stop)", pass_fds=(read,))
+    process = start_program(bus.address, eof=read, pass_fds=(read,))
     os.close(read)
     with process:
         os.close(write)

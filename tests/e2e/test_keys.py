@@ -314,8 +314,7 @@ def rig(tmp_path: Path, text: str) -> Rig:
 
     (tmp_path / "bus.yaml").write_text(text)
     made = Rig(load_config(tmp_path / "bus.yaml", [], []), Console(quiet=True))
-    made._directory.joinpath("key.yaml").unlink(missing_ok=True)
-    made._directory.rmdir()
+    made._directory.remove()
     made._client.close()
     return made
 

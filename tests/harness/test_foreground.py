@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from phase_bus.harness.ending import Ending
 from phase_bus.harness.foreground import run_in_foreground
 
 
@@ -25,4 +26,6 @@ async def test_a_signal_during_the_start_reaches_the_command(
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     # Without the handler this would end pytest itself.
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start_late)
-    assert await run_in_foreground(("sleep", "60"), os.environ) == -signal.SIGTERM
+    with Ending(print, 60.0) as ending:
+        code = await run_in_foreground(("sleep", "60"), os.environ, ending.passing_on)
+    assert code == -signal.SIGTERM

@@ -31,16 +31,20 @@ class Finished:
 
 
 class Workplace:
-    """A directory of its own, and every process started in it, so that none is left behind."""
+    """A directory of its own, and every process started in it, so that none is left behind.
+
+    Attributes:
+        started: the commands that were started, also those that have ended.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.mark = uuid.uuid4().hex
-        self._processes: list[subprocess.Popen[str]] = []
+        self.started: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start a command, its output in files beside it."""
-        number = len(self._processes)
+        number = len(self.started)
         out = (self.directory / f"{number}.out").open("w")
         err = (self.directory / f"{number}.err").open("w")
         given = {k: v for k, v in os.environ.items() if not k.startswith("PHASE_BUS")}
@@ -62,7 +66,7 @@ class Workplace:
         )
         out.close()
         err.close()
-        self._processes.append(process)
+        self.started.append(process)
         return process
 
     def phase_bus(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -74,7 +78,7 @@ class Workplace:
         try:
             process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            number = self._processes.index(process)
+            number = self.started.index(process)
             said = (self.directory / f"{number}.err").read_text()
             pytest.fail(f"{process.args!r} did not end within {timeout_s} s; it said:\n{said[-4000:]}")
         return Finished(process.returncode, self.stdout(process), self.stderr(process))
@@ -85,11 +89,11 @@ class Workplace:
 
     def stdout(self, process: subprocess.Popen[str]) -> str:
         """Return what a command wrote to standard output so far."""
-        return (self.directory / f"{self._processes.index(process)}.out").read_text()
+        return (self.directory / f"{self.started.index(process)}.out").read_text()
 
     def stderr(self, process: subprocess.Popen[str]) -> str:
         """Return what a command wrote to standard error so far."""
-        return (self.directory / f"{self._processes.index(process)}.err").read_text()
+        return (self.directory / f"{self.started.index(process)}.err").read_text()
 
     def json(self, name: str) -> Any:
         """Return the content of a JSON file."""
@@ -118,7 +122,7 @@ class Workplace:
                 process.kill()
             except psutil.Error:
                 continue
-        for started in self._processes:
+        for started in self.started:
             started.wait()
         return names
 

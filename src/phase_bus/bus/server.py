@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import time
 import uuid
 from collections import Counter
@@ -187,11 +186,11 @@ class Bus:
         self.addresses = self._sockets.bind(self.addresses, replay=self._journal is not None)
         self._start_replay()
 
-    def run(self, stop_on_eof: int | None = None) -> None:
-        """Serve until SIGTERM, SIGINT or :meth:`stop`, or the end of a file that a parent holds open."""
+    def run(self) -> None:
+        """Serve until :meth:`stop`."""
         poller = zmq.Poller()
         zap = self._access.zap
-        for readable in (self._router, self._xpub, zap, self._waker.fd, stop_on_eof):
+        for readable in (self._router, self._xpub, zap, self._waker.fd):
             if readable is not None:
                 poller.register(readable, zmq.POLLIN)
         for monitor in self._connections.readable:
@@ -207,8 +206,6 @@ class Bus:
                 self._sockets.greet_subscribers()
             if zap in ready:
                 self._access.answer()
-            if stop_on_eof in ready and not os.read(stop_on_eof or 0, 4096):
-                self._stop = True
             if time.monotonic() >= self._next_tick_s:
                 self._tick()
 
@@ -228,15 +225,14 @@ class Bus:
         self._health = server
         server.start(self._snapshot())
 
-    def stop(self, *_signal: object) -> None:
-        """End :meth:`run` after the current message; usable as a signal handler."""
+    def stop(self) -> None:
+        """End :meth:`run` after the current message; from any thread."""
         self._stop = True
         self._waker.wake()
 
-    def install_signals(self) -> None:
-        """Let SIGTERM and SIGINT end :meth:`run`."""
-        signal.signal(signal.SIGTERM, self.stop)
-        signal.signal(signal.SIGINT, self.stop)
+    def remove_sockets(self) -> None:
+        """Remove the ipc files, in a process that ends at once; from any thread."""
+        self._sockets.release()
 
     def close(self) -> None:
         """Close the sockets and the journal, and remove the ipc files."""

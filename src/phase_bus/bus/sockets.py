@@ -108,6 +108,10 @@ class BusSockets:
         self.xpub.close(linger=500)
         self.access.close()
         self._context.term()
+        self.release()
+
+    def release(self) -> None:
+        """Remove the ipc files, and let others have the directory."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None

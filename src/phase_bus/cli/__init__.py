@@ -6,10 +6,14 @@ What goes wrong by the user's hand is a PhaseBusError from wherever it is notice
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
@@ -101,23 +105,47 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 when all is well, 2 for what the user can put right."""
     tokens = sys.argv[1:] if arguments is None else arguments
     _open_standard_files()
+    with _ended_by_sigterm():
+        code = _run(tokens)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _run(tokens: list[str]) -> Any:
+    """Run a command and return its exit code, or anything else for 0."""
     try:
-        code = build_app(*tokens[:2])(tokens, exit_on_error=False, print_error=False)
+        return build_app(*tokens[:2])(tokens, exit_on_error=False, print_error=False)
     except UnknownCommandError:
-        code = _complain(_unknown(tokens))
+        return _complain(_unknown(tokens))
     except CycloptsError as error:
-        code = _complain(f"{_one_line(error)}; see 'phase-bus {_command(tokens)}--help'")
+        return _complain(f"{_one_line(error)}; see 'phase-bus {_command(tokens)}--help'")
     except PhaseBusError as error:
-        code = _complain(_one_line(error))
+        return _complain(_one_line(error))
     except KeyboardInterrupt:
-        code = 130
+        return 130
     except BrokenPipeError:
         # The reader of our output is gone, as with 'phase-bus runs | head'.
         from phase_bus.cli.output import discard_output
 
         discard_output()
-        code = 0
-    sys.exit(code if isinstance(code, int) else 0)
+        return 0
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let a SIGTERM end this process as Ctrl-C does, with everything put in order; a second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(signum: int, _frame: object) -> NoReturn:
+    signal.signal(signum, signal.SIG_DFL)
+    raise SystemExit(128 + signum)
 
 
 def _open_standard_files() -> None:

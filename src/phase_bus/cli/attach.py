@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from phase_bus.cli.options import AddressOption, check_bus, check_delivered, par
 from phase_bus.cli.output import configure_logging, say
 from phase_bus.core.address import Address, check_socket_path
 from phase_bus.errors import AddressError, ConfigError
+from phase_bus.harness.ending import CLIENT_S, Ending
 from phase_bus.publisher.publisher import Publisher
 
 
@@ -46,10 +46,9 @@ def attach(
     where = parse_address(address)
     check_bus(where)
     stop = threading.Event()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: stop.set())
-    say(f"waiting for AIPerf at {source}; phase events and results only, no request records")
-    with Publisher(str(where), name="attach") as publisher:
+    with Ending(say, CLIENT_S) as ending, Publisher(str(where), name="attach") as publisher:
+        ending.begin("attach", stop.set)
+        say(f"waiting for AIPerf at {source}; phase events and results only, no request records")
         report = run_attach(source, publisher, run_id=run_id, timeout_s=timeout_s, stop=stop)
         publisher.flush(timeout_s=10.0)
     check_delivered(publisher)

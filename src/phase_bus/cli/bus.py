@@ -20,9 +20,10 @@ from phase_bus.cli.options import (
     StopOnEof,
     as_options,
 )
-from phase_bus.cli.output import configure_logging, print_line
+from phase_bus.cli.output import configure_logging, print_line, say
 from phase_bus.core.address import Address, default_address
 from phase_bus.core.keys import check_guarded, find_key
+from phase_bus.harness.ending import BUS_S, Ending
 from phase_bus.journal.paths import journal_directory
 from phase_bus.journal.rows import Limits
 from phase_bus.journal.writer import Journal
@@ -65,7 +66,8 @@ def bus(
     """Run the bus: take events in, acknowledge them, fan them out to consumers.
 
     Publishers and consumers may come before or after it. Every event is in its journal before it is
-    acknowledged, so a consumer that is late, slow or restarted gets all of it from there.
+    acknowledged, so a consumer that is late, slow or restarted gets all of it from there. Ctrl-C or SIGTERM
+    lets it finish what it took in, for 10 seconds at most; a second signal ends it at once.
 
     Clients connect to a tcp address by a key, if there is a key file ('phase-bus keys'). Without one only
     those of this machine may.
@@ -86,10 +88,12 @@ def bus(
     kept = msgspec.convert(limits, Limits, from_attributes=True)
     directory = data or journal_directory(addresses[0])
     behaviour = msgspec.convert(options, BusOptions, from_attributes=True)
-    with health_server(health) as told:
+    eof = sys.stdin.fileno() if stop_on_eof else None
+    with Ending(say, BUS_S, eof=eof) as ending, health_server(health) as told:
         journal = None if no_journal else Journal(directory, kept, options.durability)
         server = Bus(addresses, behaviour, journal, key, insecure=insecure)
-        server.install_signals()
+        left = "what it has acknowledged is in its journal" if journal else ""
+        ending.begin("the bus", server.stop, left=lambda: left, force=server.remove_sockets)
         try:
             server.bind()
             if not stop_on_eof:
@@ -102,6 +106,6 @@ def bus(
                 print_line(f"bus ready at {at}; {''.join(everywhere)}{keys}{where}")
             if told is not None:
                 server.tell_health(told)
-            server.run(stop_on_eof=sys.stdin.fileno() if stop_on_eof else None)
+            server.run()
         finally:
             server.close()

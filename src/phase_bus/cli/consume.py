@@ -19,10 +19,10 @@ from phase_bus.cli.options import (
     parse_address,
     parse_origin,
 )
-from phase_bus.cli.output import configure_logging, end_with_reader, print_line
+from phase_bus.cli.output import EXIT_NOT_WHOLE, configure_logging, end_with_reader, print_line, say
 from phase_bus.core.health import nth_place
 from phase_bus.errors import ConfigError
-from phase_bus.harness.signals import stop_on_eof, stop_on_signals
+from phase_bus.harness.ending import CONSUMER_S, MARGIN_S, Ending
 
 if TYPE_CHECKING:
     from phase_bus.consumer.consumer import Consumer
@@ -42,12 +42,14 @@ def consume(
     workers: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1,
     from_: FromOption = "checkpoint",
     health: str | None = None,
+    stop_timeout_s: Annotated[float, Parameter(validator=validators.Number(gt=0))] = CONSUMER_S,
     until_eof: StopOnEof = False,
-) -> None:
+) -> int:
     """Run one consumer, in this process, until Ctrl-C or SIGTERM.
 
     It waits for the bus if there is none yet. The first signal lets it finish what has arrived and write
-    out; a second one ends it at once.
+    out; a second one ends it at once. The exit code is 3, and a line says what, if something it received
+    is not written out and committed then: that comes again when it is started anew.
 
     With --group this process is one of several that share the work: each partition of the records is
     with one of them, and if one of them dies, the others go on from where it was.
@@ -77,6 +79,8 @@ def consume(
         health: Offer /healthz, /readyz and /metrics over HTTP at [HOST:]PORT; port 0 takes a free one. With
             --workers the second has the next port, and so on. Without a HOST only this machine can connect;
             beyond it anybody can, to read.
+        stop_timeout_s: How many seconds it may take to end, half of them for what has arrived; then it is
+            cut off. With --workers this holds for each, and those who wait for them take a little longer.
     """
     # Here, since they take longer to load than --help to show.
     from phase_bus.consumer.group_member import GroupMember
@@ -103,17 +107,19 @@ def consume(
     def make() -> Consumer:
         return build(registry, consumer, title, key_values(set_))
 
-    def run(host: Callable[[], Member]) -> None:
-        async def main() -> None:
+    eof = sys.stdin.fileno() if until_eof else None
+
+    def run(host: Callable[[], Member]) -> int:
+        async def main() -> int:
             member = host()
             async with told_health(member, server):
-                await _run(title, member, until_eof=until_eof)
+                return await _run(title, member, ending)
 
-        with health_server(health) as server:
-            asyncio.run(main())
+        with Ending(say, stop_timeout_s, eof=eof) as ending, health_server(health) as server:
+            return asyncio.run(main())
 
     if not (group or own_group or workers > 1):
-        return run(lambda: ConsumerRunner(make(), where, origin=origin))
+        return run(lambda: ConsumerRunner(make(), where, origin=origin, drain_s=stop_timeout_s / 2))
     if is_adapted(consumer):
         raise ConfigError(
             f"consumer {consumer!r}: hooks and processors are given whole phases, which cannot be shared "
@@ -130,24 +136,34 @@ def consume(
     check_shareable(make())
     arguments = ["consume", consumer, "--group", title, "--address", str(where)]
     arguments += [f"--set={setting}" for setting in set_ or ()]
+    arguments += ["--stop-timeout-s", str(stop_timeout_s)]
 
     def arguments_of(number: int) -> list[str]:
         return arguments if health is None else [*arguments, "--health", nth_place(health, number)]
 
     arguments_of(workers)  # whose port may be beyond the last one there is
-    return asyncio.run(_run(title, WorkerPool(arguments_of, workers, _say), until_eof=until_eof))
+    pool = WorkerPool(
+        arguments_of, workers, _say, stop_s=stop_timeout_s + MARGIN_S, own_groups=not until_eof
+    )
+    with Ending(say, stop_timeout_s + 2 * MARGIN_S, eof=eof) as ending:
+        return asyncio.run(_run(title, pool, ending, pool.kill))
 
 
-async def _run(title: str, running: Member | WorkerPool, *, until_eof: bool) -> None:
-    stop_on_signals(running.stop)
-    if until_eof:
-        stop_on_eof(sys.stdin.fileno(), running.stop)
+async def _run(
+    title: str, running: Member | WorkerPool, ending: Ending, force: Callable[[], object] = lambda: None
+) -> int:
+    loop, name = asyncio.get_running_loop(), f"consumer {title!r}"
+    stop = running.stop
+    ending.begin(name, lambda: loop.call_soon_threadsafe(stop), left=running.left, force=force)
     try:
         await running.run()
     except OSError as error:
         raise ConfigError(
             f"consumer {title!r}: {error}; check the files and addresses among its options"
         ) from error
+    if left := running.left():
+        say(f"{name} has ended; {left}")
+    return EXIT_NOT_WHOLE if left else 0
 
 
 def _say(worker: str, line: str) -> None:

@@ -17,8 +17,8 @@ from phase_bus.cli.options import AddressesOption, ConfigOption, WithOption
 from phase_bus.cli.output import EXIT_NOT_WHOLE, configure_logging, make_console, say
 from phase_bus.core.address import default_address
 from phase_bus.core.keys import KEY_FILE_VARIABLE
+from phase_bus.harness.ending import CONSUMER_S, EndedEarlyError, Ending
 from phase_bus.harness.foreground import check_command, run_in_foreground
-from phase_bus.harness.signals import signals_to
 from phase_bus.journal.exec_journals import MAX_AGE_S, MAX_BYTES, ExecJournal
 from phase_bus.reporting.receipts import held_against, ledger_in_brief, ledger_table, print_losses
 
@@ -103,13 +103,19 @@ def exec_command(
             if journal.removed:
                 say(_tell_removed(journal.removed))
             loaded = msgspec.structs.replace(loaded, data=str(journal.directory))
-        return asyncio.run(_exec(command, loaded, quiet=setup.quiet, allow_no_run=allow_no_run, hold=hold))
+        ending = stack.enter_context(Ending(say, CONSUMER_S))
+        run = _exec(command, loaded, ending, quiet=setup.quiet, allow_no_run=allow_no_run, hold=hold)
+        try:
+            return asyncio.run(run)
+        except EndedEarlyError:
+            return 128 + ending.signum
 
 
-def up(*, setup: Setup = _DEFAULTS) -> None:
+def up(*, setup: Setup = _DEFAULTS) -> int:
     """Run a bus and consumers in the foreground, for benchmarks started elsewhere.
 
-    Several runs may come and go. Ctrl-C or SIGTERM lets the consumers finish and ends everything.
+    Several runs may come and go. Ctrl-C or SIGTERM lets the consumers finish and ends everything; a second
+    one ends it at once. The exit code is 3 if a process died, or had to be cut off.
 
     For example:
 
@@ -119,7 +125,11 @@ def up(*, setup: Setup = _DEFAULTS) -> None:
     loaded = setup.load()
     if not loaded.address:
         loaded = msgspec.structs.replace(loaded, address=(default_address(),))
-    asyncio.run(_up(loaded, setup.quiet))
+    with Ending(say, CONSUMER_S) as ending:
+        try:
+            return asyncio.run(_up(loaded, ending, quiet=setup.quiet))
+        except EndedEarlyError:
+            return 0
 
 
 def _tell_removed(names: list[str]) -> str:
@@ -132,20 +142,26 @@ def _tell_removed(names: list[str]) -> str:
 
 
 async def _exec(
-    command: tuple[str, ...], config: Config, *, quiet: bool, allow_no_run: bool, hold: bool
+    command: tuple[str, ...],
+    config: Config,
+    ending: Ending,
+    *,
+    quiet: bool,
+    allow_no_run: bool,
+    hold: bool,
 ) -> int:
     from phase_bus.harness.children import describe_exit
     from phase_bus.harness.rig import Rig
 
     console = make_console(stderr=True)
-    async with Rig(config, console, quiet=quiet) as rig:
+    async with _ended_by(ending, Rig(config, console, quiet=quiet)) as rig:
         _note_ready(rig)
         if lack := lack_of_plugin(command):
             rig.progress.note((lack, "yellow"))
         if hold:
             rig.note("the command's display has the screen: what there is to say comes after its end")
         with rig.progress.lines.held() if hold else nullcontext():
-            returncode = await run_in_foreground(command, rig.environment)
+            returncode = await run_in_foreground(command, rig.environment, ending.passing_on)
         await rig.settle(f"the command {describe_exit(returncode)} without ending the run")
         if not quiet:
             from phase_bus.aggregation.text import render_text
@@ -171,20 +187,27 @@ def _covers_screen(command: tuple[str, ...]) -> bool:
     return os.isatty(1) and os.isatty(2) and has_dashboard(command)
 
 
-async def _up(config: Config, quiet: bool) -> None:
+async def _up(config: Config, ending: Ending, *, quiet: bool) -> int:
     from phase_bus.harness.rig import Rig
 
-    stop = asyncio.Event()
-    with signals_to(lambda _: stop.set()):
-        async with Rig(config, make_console(stderr=True), quiet=quiet) as rig:
-            _note_ready(rig, "; Ctrl-C ends it")
-            if rig.has_own_key:
-                rig.note(
-                    f"who connects by tcp needs {KEY_FILE_VARIABLE}={rig.key_file}, which goes with this "
-                    "bus; 'phase-bus keys new' makes a key that stays"
-                )
-            await stop.wait()
-            rig.note("stopping")
+    async with _ended_by(ending, Rig(config, make_console(stderr=True), quiet=quiet)) as rig:
+        _note_ready(rig, "; Ctrl-C ends it")
+        if rig.has_own_key:
+            rig.note(
+                f"who connects by tcp needs {KEY_FILE_VARIABLE}={rig.key_file}, which goes with this "
+                "bus; 'phase-bus keys new' makes a key that stays"
+            )
+        await rig.interrupted.wait()
+        rig.note("stopping")
+    return 0 if rig.whole else EXIT_NOT_WHOLE
+
+
+def _ended_by(ending: Ending, rig: Rig) -> Rig:
+    """Return the rig, which signals interrupt from now on."""
+    loop = asyncio.get_running_loop()
+    interrupt = rig.interrupted.set
+    ending.begin("phase-bus", lambda: loop.call_soon_threadsafe(interrupt), rig.stop_s, force=rig.kill)
+    return rig
 
 
 def _note_ready(rig: Rig, hint: str = "") -> None:

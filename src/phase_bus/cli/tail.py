@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from phase_bus.cli.options import AddressOption, FromOption, JsonOption, parse_address, parse_origin
 from phase_bus.cli.output import configure_logging, end_with_reader, say
-from phase_bus.harness.signals import stop_on_signals
+from phase_bus.harness.ending import CLIENT_S, Ending
 
 
 def tail(
@@ -47,7 +47,7 @@ def tail(
     where = parse_address(address)
     origin = parse_origin(from_, checkpoint=False)
 
-    async def run() -> None:
+    async def run(ending: Ending) -> None:
         runner = ConsumerRunner(
             printer,
             where,
@@ -57,7 +57,9 @@ def tail(
             on_ready=lambda: say(f"listening at {where}"),
         )
         printer.done = runner.stop
-        stop_on_signals(runner.stop)
+        loop = asyncio.get_running_loop()
+        ending.begin("tail", lambda: loop.call_soon_threadsafe(runner.stop))
         await runner.run()
 
-    asyncio.run(run())
+    with Ending(say, CLIENT_S) as ending:
+        asyncio.run(run(ending))

@@ -125,6 +125,14 @@ class Dispatcher:
         self._complaints = Throttle(logger)
         self._journal_losses: list[JournalLoss] = []  # for the next run's receipt
 
+    @property
+    def is_handling(self) -> bool:
+        """Whether a handler is at work; it may be asked from any thread."""
+        counts = [
+            each for account in list(self._accounts.values()) for each in list(account.topics.values())
+        ]
+        return any(each.received > each.handled + each.failed for each in counts)
+
     def knows(self, topic: bytes, header: Header) -> bool:
         """Return whether this very event was received before."""
         _, counts = self._of_topic.get(topic) or self._account(topic)

@@ -73,6 +73,11 @@ class GroupMember(Member):
         self._settings = settings
         self._ends_at = 0  # the offset of the last end of a run
 
+    def left(self) -> str:
+        """Return, in words, what was received and is not written out and committed; empty for nothing."""
+        told = ((share.name, share.left()) for share in self._holdings.held)
+        return " | ".join(f"{name}: {left}" for name, left in told if left)
+
     async def run(self) -> None:
         """Work on what the bus assigns until stopped, then commit and leave.
 

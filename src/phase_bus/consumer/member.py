@@ -129,6 +129,13 @@ class Member(ABC):
         self._stop.set()
         self._live.readable.look_again()
 
+    @abstractmethod
+    def left(self) -> str:
+        """Return, in words, what was received and is not written out and committed; empty for nothing.
+
+        It may be called from any thread, while handlers run.
+        """
+
     async def _wait(self, timeout_s: float) -> None:
         """Wait for a live event, for what ends such a wait, or for a time, unless asked to stop."""
         if not self._stop.is_set():

@@ -23,7 +23,7 @@ from phase_bus.journal.rows import Checkpoint, Head
 
 logger = logging.getLogger("phase_bus.consumer")
 
-_DRAIN_S = 10.0
+_DRAIN_S = 5.0
 _LOOK_S = 0.02
 _PATIENCE_S = 3.0  # a process that is alive has said so by then
 _NAME_S = 1.0  # how long to wait for a bus before the consumer is started, which may take its name's files
@@ -39,6 +39,7 @@ class ConsumerRunner(Member):
         topics: take these prefixes instead of those the handlers ask for.
         origin: where to begin: at the ``checkpoint`` of the consumer's name (or the start, if there is
             none), at the ``start`` of the journal, with what comes from ``now`` on, or after an offset.
+        drain_s: how long it may take, once it is to stop, to handle what had arrived.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class ConsumerRunner(Member):
         topics: tuple[str, ...] | None = None,
         origin: Origin = "checkpoint",
         on_ready: Callable[[], None] | None = None,
+        drain_s: float = _DRAIN_S,
     ) -> None:
         super().__init__(consumer.name, address, high_water_mark=high_water_mark, on_ready=on_ready)
         view = View.whole(consumer, topics=topics, direct=address.direct)
@@ -58,6 +60,7 @@ class ConsumerRunner(Member):
         consumer.context.publish = self.publish
         self._role: Role = "consumer" if receipts else "client"
         self._origin = origin
+        self._drain_s = drain_s
         self._welcomed = asyncio.Event()
         self._contested: NameTaken | None = None  # who has its name and does not answer, at last word
         self._begun_at = -1  # the offset of the checkpoint that there was when it came
@@ -66,6 +69,10 @@ class ConsumerRunner(Member):
         """Ask :meth:`run` to finish, though there may be no bus yet."""
         super().stop()
         self._welcomed.set()
+
+    def left(self) -> str:
+        """Return, in words, what was received and is not written out and committed; empty for nothing."""
+        return self.share.left()
 
     async def run(self) -> None:
         """Start the consumer, handle events until stopped, then finish and flush.
@@ -191,13 +198,13 @@ class ConsumerRunner(Member):
 
     async def _drain_rest(self) -> None:
         """Handle what had arrived when the consumer was to stop, for a while at most."""
-        until_s = time.monotonic() + _DRAIN_S
+        until_s = time.monotonic() + self._drain_s
         while await self._drain():
             if time.monotonic() > until_s:
                 logger.warning(
                     "consumer %r: stopped with events still waiting: more than %g s of them",
                     self.name,
-                    _DRAIN_S,
+                    self._drain_s,
                 )
                 return
 

@@ -330,6 +330,23 @@ class Share:
 
     # ---- flush, receipts, commits ----
 
+    def left(self) -> str:
+        """Return, in words, what was received and is not written out and committed; empty for nothing.
+
+        It may be called from any thread, while handlers run.
+        """
+        events = self.dispatcher.received - self._flushed_events
+        if not (events or self._ends):
+            return ""
+        what = f"{events} event{'' if events == 1 else 's'} not written out and committed"
+        if self.dispatcher.is_handling:
+            what += f", the handler of that at offset {self.consumer.context.offset} not back"
+        if self._ends:
+            what += f", no receipt for run {next(iter(self._ends))}"
+        if not self._keeps_checkpoint:
+            return f"{what}; they do not come again, since no journal is kept"
+        return f"{what}; what is after offset {self.checkpoint} comes again, from the bus's journal"
+
     def is_due(self, ends_at: int = 0) -> bool:
         """Return whether there is something to flush and commit.
 

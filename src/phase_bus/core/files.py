@@ -16,6 +16,8 @@ from phase_bus.errors import AddressError, ConfigError
 
 logger = logging.getLogger("phase_bus.files")
 
+BUS_LOCK = "bus.lock"  # in an ipc address's directory, held by its bus
+
 
 def check_writable(path: Path, option: str) -> None:
     """Check that an output file can be written; make its directory, but none above that.
@@ -116,7 +118,7 @@ def lock_directory(address: Address) -> DirectoryLock:
     directory = Path(address.directory)
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return DirectoryLock(lock_file(directory / "bus.lock"))
+        return DirectoryLock(lock_file(directory / BUS_LOCK))
     except BlockingIOError:
         raise AddressError(
             str(address),

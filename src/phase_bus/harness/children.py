@@ -16,10 +16,12 @@ from phase_bus.core.address import ADDRESS_VARIABLE
 from phase_bus.core.control import ClientInfo, GroupInfo, Status
 from phase_bus.core.keys import KEY_FILE_VARIABLE
 from phase_bus.harness.config import BusConfig, Config, ConsumerConfig
+from phase_bus.harness.ending import MARGIN_S
+from phase_bus.harness.signals import signal_group
 from phase_bus.journal.rows import Limits
 
-STOP_S = 15.0
 _KEPT_LINES = 20
+_POOL_MARGINS = 3  # who waits for a worker, its pool, and the pool's rig each give it some more time
 
 Say = Callable[[str, str], None]
 
@@ -28,8 +30,15 @@ class Child:
     """A process of ours, whose output goes line by line to ``say``, with its name.
 
     It has a process group of its own, so that a Ctrl-C meant for the benchmark does not reach it, and ends
-    by itself when its standard input ends, that is when this process is gone. Its environment is this
-    process's, unless another one is given.
+    by itself when its standard input ends, that is when this process is gone.
+
+    Args:
+        stop_s: how long it may take to end once it was asked to, before it is killed.
+        environment: its environment; by default this process's.
+        own_group: whether it is to have a process group of its own; else it has this process's.
+
+    Attributes:
+        stop_s: the same.
     """
 
     def __init__(
@@ -37,13 +46,16 @@ class Child:
         name: str,
         arguments: Sequence[str],
         say: Say,
-        stop_s: float = STOP_S,
+        stop_s: float,
         environment: Mapping[str, str] | None = None,
+        *,
+        own_group: bool = True,
     ) -> None:
         self.name = name
         self._environment = environment
         self.ending = False  # whether it was asked to end, so that its end is no surprise
-        self._stop_s = stop_s
+        self.stop_s = stop_s
+        self._own_group = own_group
         self._arguments = arguments
         self._say = say
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -64,7 +76,7 @@ class Child:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env=self._environment,
-            process_group=0,
+            process_group=0 if self._own_group else None,
         )
         self._pump = asyncio.create_task(self._read_output(self._process))
 
@@ -110,13 +122,22 @@ class Child:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(process.wait(), self._stop_s)
+                await asyncio.wait_for(process.wait(), self.stop_s)
             except TimeoutError:
                 finished = False
-                process.kill()
+                self.kill()
         await self._pump
         process.stdin.close()
         return finished
+
+    def kill(self) -> None:
+        """End it by SIGKILL, with all that is in its group, if it is still there; from any thread."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            if self._own_group:
+                signal_group(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
 
     async def _read_output(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
@@ -141,10 +162,16 @@ class ConsumerChild(Child):
     """A consumer's process; with several workers, the one that keeps them running."""
 
     def __init__(
-        self, config: ConsumerConfig, address: str, say: Say, environment: Mapping[str, str] | None = None
+        self,
+        config: ConsumerConfig,
+        address: str,
+        say: Say,
+        stop_timeout_s: float,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        arguments = _consumer_arguments(config, address)
-        super().__init__(config.title, arguments, say, environment=environment)
+        margins = _POOL_MARGINS if config.workers > 1 else 1
+        arguments = _consumer_arguments(config, address, stop_timeout_s)
+        super().__init__(config.title, arguments, say, stop_timeout_s + margins * MARGIN_S, environment)
         self.config = config
 
     def is_ready(self, status: Status) -> bool:
@@ -194,8 +221,8 @@ def _as_options(values: BusConfig | Limits) -> list[str]:
     return [f"--{n.replace('_', '-')}={value}" for n, value in given.items()]
 
 
-def _consumer_arguments(consumer: ConsumerConfig, address: str) -> list[str]:
-    arguments = ["consume", consumer.use, "--address", address]
+def _consumer_arguments(consumer: ConsumerConfig, address: str, stop_timeout_s: float) -> list[str]:
+    arguments = ["consume", consumer.use, "--address", address, "--stop-timeout-s", str(stop_timeout_s)]
     if consumer.workers > 1:
         arguments += ["--group", consumer.title, "--workers", str(consumer.workers)]
     else:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from phase_bus.bus.options import BusOptions
 from phase_bus.core.numbers import check_finite
 from phase_bus.errors import ConfigError, suggest
+from phase_bus.harness.ending import CONSUMER_S
 from phase_bus.journal.rows import Limits
 from phase_bus.plugins.registry import Registry
 
@@ -86,6 +87,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         limits: how much the journal keeps.
         ready_timeout_s: how long the consumers may take to become ready.
         drain_timeout_s: how long they may take to handle a run's end.
+        stop_timeout_s: how long each of them may take to end when it is asked to.
         key_file: the file with the bus's key, for a tcp address; by default the user's own, if there is
             one, else a key is made for the occasion.
         insecure: ask nobody for a key.
@@ -99,6 +101,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     limits: Limits = Limits()
     ready_timeout_s: float = 30.0
     drain_timeout_s: float = 30.0
+    stop_timeout_s: float = CONSUMER_S
     key_file: str | None = None
     insecure: bool = False
 

@@ -7,14 +7,18 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import TypeAlias
 
 from phase_bus.errors import ConfigError
-from phase_bus.harness.signals import ENDING, signal_group, signals_to
+from phase_bus.harness.ending import ENDING
+from phase_bus.harness.signals import signal_group
 
 _FORWARDED = (*ENDING, signal.SIGQUIT)
 _LOOK_S = 0.2
+
+Signals: TypeAlias = Callable[[Callable[[int], object], Iterable[int]], AbstractContextManager[None]]
 
 
 def check_command(command: Sequence[str]) -> None:
@@ -25,12 +29,16 @@ def check_command(command: Sequence[str]) -> None:
         raise ConfigError(f"command {command[0]!r}: not found, or not executable; check its name and $PATH")
 
 
-async def run_in_foreground(command: Sequence[str], environment: Mapping[str, str]) -> int:
+async def run_in_foreground(
+    command: Sequence[str], environment: Mapping[str, str], passing_on: Signals
+) -> int:
     """Run a command with our terminal and files; return its exit code, negative for a signal.
 
     It gets a process group of its own, as a shell gives it one, and the terminal with it: Ctrl-C and
-    Ctrl-Z reach the command alone. Signals sent to this process are passed on to the group.
+    Ctrl-Z reach the command alone. Signals sent to this process, which ``passing_on`` gives to a function
+    from any thread, are passed on to the group.
     """
+    loop = asyncio.get_running_loop()
     early: list[int] = []
     group: int | None = None
 
@@ -41,7 +49,7 @@ async def run_in_foreground(command: Sequence[str], environment: Mapping[str, st
             signal_group(group, signum)
 
     # Before the start: a signal during it must not end this process and leave the command behind.
-    with signals_to(forward, _FORWARDED):
+    with passing_on(lambda signum: loop.call_soon_threadsafe(forward, signum), _FORWARDED):
         process = await asyncio.create_subprocess_exec(*command, env=dict(environment), process_group=0)
         group = process.pid
         for signum in early:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -21,16 +20,11 @@ from phase_bus.core.control import REMEMBERED_RUNS, RunInfo, Status
 from phase_bus.core.keys import Key, check_guarded, find_key, write_new_key
 from phase_bus.errors import BusUnreachableError, PhaseBusError
 from phase_bus.events import Receipt, RunComplete
-from phase_bus.harness.children import (
-    STOP_S,
-    Child,
-    ConsumerChild,
-    bus_arguments,
-    describe_exit,
-    environment,
-)
+from phase_bus.harness.children import Child, ConsumerChild, bus_arguments, describe_exit, environment
 from phase_bus.harness.config import Config
+from phase_bus.harness.ending import BUS_S, MARGIN_S, EndedEarlyError
 from phase_bus.harness.progress import Progress
+from phase_bus.harness.rig_directory import RigDirectory
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import parse_checkpoint_name
 from phase_bus.reporting.receipts import held_against, last_end
@@ -39,6 +33,7 @@ _LOOK_S = 0.05
 _SHOWN_GRACE_S = 2.0  # for what is still to be shown when all is handled
 _RECEIPT_GRACE_S = 2.0  # for receipts that are still under way
 _NAMED_RUNS = 3  # in a line of what went wrong
+_DISPLAY_S = 5.0  # for the display to end
 _RUN_END_GRACE_S = 2.0  # for a run_complete that is still under way when its command has ended
 
 
@@ -56,6 +51,8 @@ class Rig:
         whole: whether every consumer handled everything, as far as is known; see :meth:`settle`. Final once
             all processes have ended.
         runs: the runs that were published here, once they have ended.
+        interrupted: set it to have nothing waited for any longer: neither for consumers to become ready nor
+            for them to handle what was published.
     """
 
     def __init__(self, config: Config, console: Console, *, quiet: bool = False) -> None:
@@ -69,24 +66,25 @@ class Rig:
         self._incomplete: set[str] = set()  # the consumers of whom it is told that they did not handle all
         self._settled = False
         self._quiet = quiet
+        self.interrupted = asyncio.Event()
         given = [Address.parse(text) for text in config.address]
         key = _key_of_user(config, given)
-        self._directory = Path(tempfile.mkdtemp(prefix="phase-bus-"))
+        self._directory = RigDirectory()
         by_tcp = any(address.scheme == "tcp" for address in given)
         self.is_insecure = by_tcp and config.insecure
         self.has_own_key = by_tcp and key is None and not config.insecure
         if self.has_own_key:
-            key = write_new_key(self._directory / "key.yaml")
+            key = write_new_key(self._directory.path / "key.yaml")
         self.key_file = None if key is None else key.path
         # We talk to the bus by ipc: at the address given, if there is one of that kind.
         own = next((a for a in given if a.scheme == "ipc"), None)
-        self._own = own or Address("ipc", directory=str(self._directory))
+        self._own = own or Address("ipc", directory=str(self._directory.path))
         self.address = str(self._own)
         self._client = BusClient(self._own)
         addresses = [*config.address, *(() if own else (self.address,))]
-        say, env = self.progress.say, self.environment
-        self._bus = Child("bus", bus_arguments(addresses, config), say, environment=env)
-        self._consumers = [ConsumerChild(c, self.address, say, env) for c in config.consumers]
+        say, env, stop_s = self.progress.say, self.environment, config.stop_timeout_s
+        self._bus = Child("bus", bus_arguments(addresses, config), say, BUS_S + MARGIN_S, env)
+        self._consumers = [ConsumerChild(c, self.address, say, stop_s, env) for c in config.consumers]
         self._dead: set[Child] = set()  # whose end is told
         self._watchers: list[asyncio.Task[None]] = []
         self._display: asyncio.Task[None] | None = None
@@ -128,6 +126,18 @@ class Rig:
         """The process ids of the bus (``bus``) and of the consumers, by their names."""
         return {child.name: child.pid for child in (*self._consumers, self._bus)}
 
+    @property
+    def stop_s(self) -> float:
+        """How long its end may take, seconds: each of its processes is given more than it gives itself."""
+        consumers_s = max((child.stop_s for child in self._consumers), default=0.0)
+        return _DISPLAY_S + consumers_s + self._bus.stop_s + MARGIN_S
+
+    def kill(self) -> None:
+        """End all its processes at once, in a process that ends at once, too; from any thread."""
+        for child in (*self._consumers, self._bus):
+            child.kill()
+        self._directory.remove()
+
     def note(self, text: str) -> None:
         """Show a line, unless quiet."""
         if not self._quiet:
@@ -143,12 +153,18 @@ class Rig:
     # ---- beginning and end ----
 
     async def _wait_ready(self) -> Status:
-        """Wait until each consumer is ready; raise why a process ended instead, or who was not in time."""
+        """Wait until each consumer is ready; raise why a process ended instead, or who was not in time.
+
+        Raises:
+            EndedEarlyError: if it is interrupted.
+        """
         timeout_s = self.config.ready_timeout_s
         waiting = list(self._consumers)
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
+                    if self.interrupted.is_set():
+                        raise EndedEarlyError
                     for child in (self._bus, *self._consumers):
                         if child.returncode is not None:
                             raise PhaseBusError(await child.failure())
@@ -187,19 +203,20 @@ class Rig:
         """End the display, the consumers, then the bus."""
         if self._runner is not None and self._display is not None:
             self._runner.stop()
-            await self._display
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._display, _DISPLAY_S)
         results = await asyncio.gather(*(child.stop() for child in self._consumers))
         for child, finished in zip(self._consumers, results, strict=True):
             if not finished:
-                self._tell_death(child, f"did not finish within {STOP_S:g} s and was killed")
-            elif self._settled and child.returncode and child not in self._dead:
+                self._tell_death(child, f"did not finish within {child.stop_s:g} s and was killed")
+            elif self._watchers and child.returncode and child not in self._dead:
                 self._tell_death(child, f"{describe_exit(child.returncode)} when it was to finish")
         await self._bus.stop()
         if self._settled and self._journal is not None:
             self._check_dead_letters(self._journal)
         await asyncio.gather(*self._watchers)
         self._client.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._directory.remove()
 
     # ---- the end of runs ----
 
@@ -210,7 +227,7 @@ class Rig:
         """
         deadline_s = time.monotonic() + _RUN_END_GRACE_S
         while await self._has_open_runs():
-            if time.monotonic() > deadline_s:
+            if time.monotonic() > deadline_s or self.interrupted.is_set():
                 try:
                     await asyncio.to_thread(self._client.end_runs, reason)
                 except BusUnreachableError:
@@ -236,8 +253,9 @@ class Rig:
                 return
             if self._bus.returncode is not None:
                 break
-            if time.monotonic() > deadline_s:
-                within = f"within {self.config.drain_timeout_s:g} s"
+            if time.monotonic() > deadline_s or self.interrupted.is_set():
+                interrupted = self.interrupted.is_set()
+                within = "yet" if interrupted else f"within {self.config.drain_timeout_s:g} s"
                 for child, run_id in unfinished:
                     what = f"consumer {child.name} has not handled the end of run {run_id} {within}"
                     self._warn(what, "stopping it")

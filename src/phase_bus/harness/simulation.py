@@ -46,11 +46,11 @@ class Simulation:
         """Publish the whole run; returns when the last event is handed to the publisher.
 
         Raises:
-            KeyboardInterrupt: if the user interrupts it; the run ends as cancelled.
+            KeyboardInterrupt, SystemExit: if the user or a signal ends it; the run ends as cancelled.
         """
         try:
             self._run()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             self.publisher.complete_run(self.run_id, "cancelled", "interrupted")
             raise
         self.publisher.complete_run(self.run_id, "completed")

@@ -12,7 +12,6 @@ from phase_bus.harness.children import Child, Say, describe_exit
 _STARTED_S = 1.0  # after this its output is shown as it comes
 _LASTED_S = 20.0  # a worker that fails by itself before that has not worked
 _FAILURES = 3  # in a row, after which it is given up
-_STOP_S = 10.0  # less than whoever waits for the pool allows
 _WAIT_S = 0.5  # before a dead worker is replaced
 
 
@@ -24,17 +23,41 @@ class WorkerPool:
 
     Args:
         arguments_of: returns the arguments of a worker, by its number from 1 on.
+        stop_s: how long one that is asked to end may take before it is killed.
+        own_groups: whether each worker is to have a process group of its own, so that a Ctrl-C in the
+            terminal of this process reaches it once only.
     """
 
-    def __init__(self, arguments_of: Callable[[int], Sequence[str]], workers: int, say: Say) -> None:
+    def __init__(
+        self,
+        arguments_of: Callable[[int], Sequence[str]],
+        workers: int,
+        say: Say,
+        *,
+        stop_s: float,
+        own_groups: bool = True,
+    ) -> None:
         self._arguments_of = arguments_of
         self._workers = workers
         self._say = say
+        self._stop_s = stop_s
+        self._own_groups = own_groups
+        self._children: dict[str, Child] = {}  # the latest of each name
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
         """Ask :meth:`run` to let the workers finish. Call it from the event loop."""
         self._stop.set()
+
+    def kill(self) -> None:
+        """End all workers at once; from any thread."""
+        for child in list(self._children.values()):
+            child.kill()
+
+    def left(self) -> str:
+        """Return which of the workers that were asked to end did not do so in order, empty for none."""
+        left = [name for name, child in self._children.items() if child.returncode != 0]
+        return f"not all is written out and committed by {', '.join(left)}" if left else ""
 
     async def run(self) -> None:
         """Run the workers until asked to stop.
@@ -59,7 +82,8 @@ class WorkerPool:
         failures = 0
         while not stopping.done():
             started_s = time.monotonic()
-            child = Child(name, arguments, self._say, _STOP_S)
+            child = Child(name, arguments, self._say, self._stop_s, own_group=self._own_groups)
+            self._children[name] = child
             await child.start()
             failure = await self._watch(child, stopping)
             if failure is None:
