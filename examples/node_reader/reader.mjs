@@ -27,7 +27,7 @@ const HELLO_MS = 500;
 
 // Return how to connect to the named socket of the bus at an address.
 function endpoint(address, { ipc_name: name, tcp_port: port }) {
-  const [scheme, place] = address.replace(/^direct\+/, "").split("://");
+  const [scheme, place] = address.replace(/^(direct\+)?(group\+)?/, "").split("://");
   return scheme === "ipc" ? `ipc://${place}/${name}` : `tcp://${place.replace(/:\d+$/, "")}:${port}`;
 }
 

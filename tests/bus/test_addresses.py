@@ -18,7 +18,7 @@ from phase_bus.consumer.consumer import named
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
-from phase_bus.core.files import lock_directory
+from phase_bus.core.ipc_directory import lock_directory
 from phase_bus.journal.writer import Journal
 from phase_bus.testing.waiting import wait_until
 from tests.support.buses import FAST, BusThread

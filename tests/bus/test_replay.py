@@ -9,7 +9,8 @@ import pytest
 import zmq
 
 from phase_bus.consumer.replay import ReplayClient
-from phase_bus.core.control import Beat, Fetch, Fetched
+from phase_bus.core.address import Address
+from phase_bus.core.control import Beat, Endpoint, Fetch, Fetched
 from phase_bus.core.wire import decode_reply, encode_control
 from phase_bus.errors import BusUnreachableError
 from tests.support.buses import DurableBus
@@ -57,7 +58,9 @@ async def test_lines_about_nonsense_are_bounded(
 async def test_closing_ends_a_wait(ipc_dir: Path) -> None:
     """A consumer that waits for a bus that was killed asks the next one at once."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    client = ReplayClient(context, f"ipc://{ipc_dir}/nobody.ipc", "a" * 32)
+    client = ReplayClient(
+        context, Address.parse(f"ipc://{ipc_dir}"), Endpoint(ipc_name="nobody.ipc"), "a" * 32
+    )
     try:
         waiting = asyncio.create_task(client.fetch(0, records=True))
         await asyncio.sleep(0.05)

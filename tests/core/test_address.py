@@ -29,6 +29,8 @@ from phase_bus.errors import AddressError
         "tcp://my-host.example:65535",
         "direct+tcp://127.0.0.1:0",
         "direct+ipc:///tmp/x",
+        "group+ipc:///tmp/x",
+        "direct+group+ipc:///tmp/x",
     ],
 )
 def test_round_trip(text: str) -> None:
@@ -43,6 +45,10 @@ def test_round_trip(text: str) -> None:
         "localhost:5555",
         "http://x:1",
         "ipc://",
+        "group+ipc://",
+        "group+direct+ipc:///tmp/x",
+        "group+group+ipc:///tmp/x",
+        "group+tcp://127.0.0.1:1",
         "tcp://",
         "tcp://host",
         "tcp://host:",
@@ -112,7 +118,7 @@ def test_any_port_is_nowhere_to_connect_to() -> None:
 ODD = st.text(st.sampled_from("abc019.:%[]/*~@ -_\\\x00\x1b\u00fc\udcff\n"), max_size=24)
 
 
-@given(st.sampled_from(["tcp://", "ipc://", "direct+tcp://", "direct+ipc://", ""]), ODD)
+@given(st.sampled_from(["tcp://", "ipc://", "direct+tcp://", "direct+ipc://", "group+ipc://", ""]), ODD)
 @example("tcp://", "*:0")
 @example("tcp://", "[::1%lo]:0")
 @example("tcp://", "[fe80::1%nothing]:0")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phase_bus.core import control
+from phase_bus.core.address import Address
 from phase_bus.core.wire import (
     Header,
     decode_event,
@@ -224,16 +225,17 @@ def test_a_reply_of_more_than_one_frame(before: list[bytes]) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     here, there = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
     ack, refused = control.Ack(seq=10), control.Refused(seq=3, reason="the disk is full")
+    address = Address.parse("tcp://127.0.0.1:5670")
     try:
         here.bind("inproc://replies")
         there.connect("inproc://replies")
         for frames in ([*before, encode_control(ack)], [encode_control(ack), *before]):
             there.send_multipart(frames)
             with pytest.raises(WireError, match="one frame"):
-                receive_reply(here)
+                receive_reply(here, address)
             there.send(encode_control(refused))
-            assert receive_reply(here) == refused
-            assert receive_reply(here) is None
+            assert receive_reply(here, address) == refused
+            assert receive_reply(here, address) is None
     finally:
         context.destroy(linger=0)
 

@@ -14,7 +14,7 @@ from phase_bus.bus.options import BusOptions
 from phase_bus.bus.rejections import Rejections
 from phase_bus.core.address import Address
 from phase_bus.core.control import Endpoint, Reply
-from phase_bus.core.files import DirectoryLock, lock_directory
+from phase_bus.core.ipc_directory import DirectoryLock, lock_directory
 from phase_bus.core.keys import Key
 from phase_bus.core.sockets import bind
 from phase_bus.core.wire import READY, Header, encode_control, receive_frames, send_frames

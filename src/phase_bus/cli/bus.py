@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +25,7 @@ from phase_bus.cli.output import configure_logging, print_line, say
 from phase_bus.core.address import Address, default_address
 from phase_bus.core.keys import check_guarded, find_key
 from phase_bus.harness.ending import BUS_S, Ending
-from phase_bus.journal.paths import journal_directory
+from phase_bus.journal.paths import journal_directory, make_state_directory
 from phase_bus.journal.rows import Limits
 from phase_bus.journal.writer import Journal
 
@@ -87,6 +88,9 @@ def bus(
         check_guarded(each, key, insecure=insecure)  # before there is a journal
     kept = msgspec.convert(limits, Limits, from_attributes=True)
     directory = data or journal_directory(addresses[0])
+    if data is None and not no_journal:
+        with suppress(OSError):  # the journal says it better
+            make_state_directory()
     behaviour = msgspec.convert(options, BusOptions, from_attributes=True)
     eof = sys.stdin.fileno() if stop_on_eof else None
     with Ending(say, BUS_S, eof=eof) as ending, health_server(health) as told:

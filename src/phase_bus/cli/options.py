@@ -25,16 +25,17 @@ AddressOption: TypeAlias = Annotated[
     str | None,
     Parameter(
         name=["--address", "-a"],
-        help="Where the bus is: ipc://DIRECTORY or tcp://HOST:PORT. "
-        "Default: $PHASE_BUS_ADDRESS, else your own bus.",
+        help="Where the bus is: ipc://DIRECTORY, group+ipc://DIRECTORY (shared with its group) or "
+        "tcp://HOST:PORT. Default: $PHASE_BUS_ADDRESS, else your own bus.",
     ),
 ]
 AddressesOption: TypeAlias = Annotated[
     list[str] | None,
     Parameter(
         name=["--address", "-a"],
-        help="Where the bus can be reached: ipc://DIRECTORY, tcp://HOST:PORT (port 0: a free one), "
-        "or both, by giving the option twice.",
+        help="Where the bus can be reached: ipc://DIRECTORY (your user's alone) or group+ipc://DIRECTORY "
+        "(shared with its group), tcp://HOST:PORT (port 0: a free one), or both, by giving the option "
+        "twice.",
     ),
 ]
 JsonOption: TypeAlias = Annotated[bool, Parameter(name="--json", help="Print JSON, for scripts.")]

@@ -12,13 +12,14 @@ import zmq
 from phase_bus.core.address import Address
 from phase_bus.core.control import Beat, Goodbye, Hello, Refused, Reply
 from phase_bus.core.handshakes import HandshakeWatch
+from phase_bus.core.ipc_directory import check_directory
 from phase_bus.core.keys import Key
 from phase_bus.core.readable import Readable
 from phase_bus.core.session import Session
 from phase_bus.core.sockets import dealer
 from phase_bus.core.throttle import Throttle
 from phase_bus.core.wire import encode_control, receive_reply
-from phase_bus.errors import WireError
+from phase_bus.errors import AddressError, WireError
 
 logger = logging.getLogger("phase_bus.consumer")
 
@@ -28,7 +29,8 @@ _COMPLAIN_AFTER_S = 3.0
 class ControlLink:
     """Keeps the bus informed of one client, and finds it again when it was restarted.
 
-    ``hello`` and ``beat`` make these anew each time; ``on_reply`` is told what the bus answers.
+    ``hello`` and ``beat`` make these anew each time; ``on_reply`` is told what the bus answers, and
+    ``on_fault`` that somebody else may be in the bus's place: then this is over.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class ControlLink:
         hello: Callable[[], Hello],
         beat: Callable[[], Beat],
         on_reply: Callable[[Reply], None],
+        on_fault: Callable[[AddressError], None],
     ) -> None:
         self.session = Session(hello, beat, time.monotonic())
         self._context = context
@@ -47,6 +50,7 @@ class ControlLink:
         self._key = key
         self._beat = beat
         self._on_reply = on_reply
+        self._on_fault = on_fault
         self._readable: Readable | None = None
         self._complaints = Throttle(logger)
         self._refusal = ""  # why the bus refuses this client, if it does
@@ -78,6 +82,7 @@ class ControlLink:
                 if was_connected and not self.session.connected:
                     logger.warning("the bus at %s is silent; waiting for it", self._address)
                 if request is not None:
+                    check_directory(self._address)
                     with suppress(zmq.Again):  # not connected: the session repeats it
                         sock.send(encode_control(request), zmq.NOBLOCK)
                 waited_s = now_s - started_s
@@ -88,10 +93,14 @@ class ControlLink:
                         self._tell_silence(why)
                 self._read_replies(sock)
                 await readable.wait(timeout_s=self.session.wait_s(time.monotonic()))
+        except AddressError as error:
+            self.session.lose(time.monotonic())
+            self._on_fault(error)
         finally:
             if self.session.connected:
                 beat = self._beat()
-                with suppress(zmq.Again):
+                with suppress(zmq.Again, AddressError):
+                    check_directory(self._address)
                     sock.send(encode_control(beat), zmq.NOBLOCK)
                     sock.send(encode_control(Goodbye(client_id=beat.client_id)), zmq.NOBLOCK)
             watch.close()
@@ -106,7 +115,7 @@ class ControlLink:
     def _read_replies(self, sock: zmq.Socket[bytes]) -> None:
         while True:
             try:
-                reply = receive_reply(sock)
+                reply = receive_reply(sock, self._address)
             except WireError as error:
                 self._complaints.warn("the bus at %s: %s; skipped", self._address, error)
                 continue

@@ -26,6 +26,7 @@ from phase_bus.consumer.share import Share
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, NameTaken, Reply, State, Welcome
 from phase_bus.core.health import LEAST_PATIENCE_S
+from phase_bus.core.ipc_directory import check_answer, check_directory
 from phase_bus.core.keys import key_for
 from phase_bus.core.position import Lineage
 from phase_bus.core.readable import wait_for_event
@@ -41,6 +42,7 @@ from phase_bus.core.wire import (
     unpack_header,
 )
 from phase_bus.errors import (
+    AddressError,
     BusUnreachableError,
     JournalUnreadableError,
     PhaseBusError,
@@ -86,6 +88,7 @@ class Member(ABC):
     ) -> None:
         self.name = name
         self.address = address = address.connectable()
+        check_directory(address)
         self.client_id = uuid.uuid4().hex
         self.state: State = "starting"
         self._on_ready = on_ready
@@ -114,6 +117,7 @@ class Member(ABC):
             hello=self._hello,
             beat=self._beat,
             on_reply=self._on_reply,
+            on_fault=self._fail,
         )
 
     @abstractmethod
@@ -224,10 +228,14 @@ class Member(ABC):
 
     async def _drain(self) -> bool:
         """Handle what has arrived live, for a breath at most; return whether there may be more."""
+        if not self._is_safe():
+            return False
         breath_s = time.monotonic() + _BREATH_S
         while self._takes_live:
             try:
                 topic, header_frame, payload = receive_event(self._live.socket)
+                if self.address.direct:
+                    check_answer(self.address, payload)
                 if topic.startswith(READY):
                     if self._live.is_greeting(topic):
                         self._take_greeting()
@@ -241,6 +249,9 @@ class Member(ABC):
                 else:
                     await self._take(topic, header, payload.buffer, replayed=False)
             except zmq.Again:
+                return False
+            except AddressError as error:
+                self._distrust(error)
                 return False
             except WireError as error:
                 self._skip(error)
@@ -256,6 +267,9 @@ class Member(ABC):
             return None
         try:
             return await ask(asked)
+        except AddressError as error:
+            self._distrust(error)
+            return None
         except BusUnreachableError as error:
             # It may have been restarted: the control connection finds out, or has just done so.
             connected = self._link.session.connected and asked is self._replay
@@ -309,7 +323,7 @@ class Member(ABC):
 
     def publish(self, event: EventBase) -> None:
         """Publish an event for a consumer; in direct mode there is nowhere to publish it."""
-        if self._publisher is None and not self.address.direct:
+        if self._publisher is None and not self.address.direct and self._is_safe():
             self._publisher = Publisher(str(self.address), name=f"{self.name} (results)")
         if self._publisher is not None:
             self._publisher.publish(event)
@@ -322,7 +336,8 @@ class Member(ABC):
         if self._unconfirmed.get(key) != receipt:  # what is still on its way need not be said twice
             self._unconfirmed[key] = receipt
             self.publish(receipt)
-        assert self._publisher is not None
+        if self._publisher is None:
+            return False
         if not await asyncio.to_thread(self._publisher.flush, _RECEIPT_S):
             logger.warning(
                 "%s %r: the bus has not taken its receipt of run %s within %g s; trying again",
@@ -353,12 +368,27 @@ class Member(ABC):
             self._replay.close()
             self._replay = None
         if welcome.replay is not None:
-            endpoint = self.address.endpoint(welcome.replay)
-            self._replay = ReplayClient(self._context, endpoint, welcome.bus_id, self._key)
+            self._replay = ReplayClient(
+                self._context, self.address, welcome.replay, welcome.bus_id, self._key
+            )
         if welcome.bus_id != self._bus_id:
             self._old_tags.add(self._tag)
             self._tag = stream_tag(welcome.bus_id)
             self._old_tags.discard(self._tag)
+
+    def _is_safe(self) -> bool:
+        """Return whether nobody else can be in the bus's place; if somebody can, this process ends."""
+        try:
+            check_directory(self.address)
+        except AddressError as error:
+            self._distrust(error)
+            return False
+        return True
+
+    def _distrust(self, error: AddressError) -> None:
+        """End: somebody else may be in the bus's place."""
+        self._link.session.lose(time.monotonic())
+        self._fail(error)
 
     def _fail(self, failure: PhaseBusError) -> None:
         """End with an error, and without another word to the bus that told it so."""

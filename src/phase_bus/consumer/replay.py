@@ -8,7 +8,18 @@ from typing import NamedTuple
 
 import zmq
 
-from phase_bus.core.control import Fetch, Fetched, FetchedStates, FetchStates, PrunedRun, ReadFailed, Reply
+from phase_bus.core.address import Address
+from phase_bus.core.control import (
+    Endpoint,
+    Fetch,
+    Fetched,
+    FetchedStates,
+    FetchStates,
+    PrunedRun,
+    ReadFailed,
+    Reply,
+)
+from phase_bus.core.ipc_directory import check_answer
 from phase_bus.core.keys import Key
 from phase_bus.core.readable import Readable
 from phase_bus.core.sockets import dealer
@@ -42,16 +53,23 @@ class ReplayClient:
     """Fetches past events, in the event loop of its caller, of a stream and those before it.
 
     Raises:
-        StreamMovedError: by whatever fetches, if another bus has come to the place of the one asked.
+        AddressError: by whatever fetches, if somebody else may be in the bus's place.
+        StreamMovedError: likewise, if another bus has come to the place of the one asked.
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, stream: str, key: Key | None = None
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: Address,
+        socket: Endpoint,
+        stream: str,
+        key: Key | None = None,
     ) -> None:
         self._stream = stream
         self._key = key
         self._context = context
-        self._endpoint = endpoint
+        self._address = address
+        self._endpoint = address.endpoint(socket)
         self._connect()
 
     def _connect(self) -> None:
@@ -108,9 +126,11 @@ class ReplayClient:
             if self._dealer is None:
                 raise BusUnreachableError(self._endpoint, _TIMEOUT_S)
             try:
-                return receive_frames(sock)
+                frames = receive_frames(sock)
             except zmq.Again:
                 continue
+            check_answer(self._address, frames[0])
+            return frames
         self.close()  # the answer to this question must not be taken for one to the next
         self._connect()
         raise BusUnreachableError(self._endpoint, _TIMEOUT_S)

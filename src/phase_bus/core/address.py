@@ -18,7 +18,7 @@ from phase_bus.errors import AddressError
 
 ADDRESS_VARIABLE = "PHASE_BUS_ADDRESS"
 """The environment variable that says where the bus is."""
-FORMS = "write ipc:///some/directory or tcp://host:port"
+FORMS = "write ipc:///some/directory (group+ipc:// if it is shared with a group) or tcp://host:port"
 _MAX_IPC_PATH = 107  # sun_path of a Unix socket, less its closing zero
 _PORT = re.compile(r"[0-9]{1,5}")
 _NAME = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z_-][A-Za-z0-9_.-]*")
@@ -30,6 +30,7 @@ class Address(Struct, frozen=True):
     Attributes:
         port: that of the control socket; 0 lets the system choose when binding.
         direct: whether there is no bus, but a publisher in direct mode.
+        shared: whether the directory is shared with its group on purpose; else it is one user's alone.
     """
 
     scheme: Literal["ipc", "tcp"]
@@ -37,18 +38,25 @@ class Address(Struct, frozen=True):
     host: str = ""
     port: int = 0
     direct: bool = False
+    shared: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read an address: ``ipc://DIRECTORY``, ``tcp://HOST:PORT``, or with ``direct+`` before it.
+        """Read an address: ``ipc://DIRECTORY``, ``group+ipc://DIRECTORY``, ``tcp://HOST:PORT``.
+
+        Before each there may be ``direct+``.
 
         Raises:
             AddressError: if it is malformed.
         """
         direct = text.startswith("direct+")
-        scheme, separator, rest = text.removeprefix("direct+").partition("://")
+        prefixed, separator, rest = text.removeprefix("direct+").partition("://")
+        scheme = prefixed.removeprefix("group+")
+        shared = scheme != prefixed
         if not separator or scheme not in ("ipc", "tcp"):
             raise AddressError(text, "not an address", FORMS)
+        if shared and scheme == "tcp":
+            raise AddressError(text, "only a directory can be shared with a group", "leave 'group+' out")
         if scheme == "ipc":
             if not rest:
                 raise AddressError(text, "names no directory", FORMS)
@@ -57,7 +65,7 @@ class Address(Struct, frozen=True):
             except (RuntimeError, ValueError) as error:  # no home directory to put for a ~
                 raise AddressError(text, str(error), FORMS) from None
             check_socket_path(text, f"{directory}/control.ipc")
-            return cls("ipc", directory=directory, direct=direct)
+            return cls("ipc", directory=directory, direct=direct, shared=shared)
         host, _, port = rest.rpartition(":")
         if not _is_host(host):
             raise AddressError(text, "names no host and port", f"{FORMS}; an IPv6 address goes in brackets")
@@ -68,7 +76,8 @@ class Address(Struct, frozen=True):
     def __str__(self) -> str:
         """Return the address as a user writes it."""
         where = self.directory if self.scheme == "ipc" else f"{self.host}:{self.port}"
-        return f"{'direct+' if self.direct else ''}{self.scheme}://{where}"
+        prefix = f"{'direct+' if self.direct else ''}{'group+' if self.shared else ''}"
+        return f"{prefix}{self.scheme}://{where}"
 
     @property
     def control(self) -> str:

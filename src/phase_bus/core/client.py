@@ -12,6 +12,7 @@ import zmq
 from phase_bus.core.address import Address
 from phase_bus.core.control import EndRuns, Heard, Refused, RemoveDeadLetter, Request, Status, StatusRequest
 from phase_bus.core.handshakes import HandshakeWatch
+from phase_bus.core.ipc_directory import check_directory
 from phase_bus.core.keys import key_for
 from phase_bus.core.sockets import dealer
 from phase_bus.core.wire import encode_control, receive_reply
@@ -26,8 +27,9 @@ class BusClient:
     """Asks one bus, and waits for its answers.
 
     Raises:
-        AddressError: if there is nothing to connect to.
         KeyFileError: if there is a key file, and it is not fit for use.
+        AddressError: if there is nothing to connect to, or others may have put a bus of theirs there; by
+            every method that asks as well.
         BusUnreachableError: by every method that asks, if no answer comes within its ``timeout_s``.
         RefusedError: by every method that asks, if the bus refuses that.
     """
@@ -35,6 +37,7 @@ class BusClient:
     def __init__(self, address: Address) -> None:
         self.address = address.connectable()
         self._key = key_for(self.address)
+        check_directory(self.address)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._connect()
 
@@ -65,12 +68,13 @@ class BusClient:
         self._context.term()
 
     def _ask(self, request: Request, timeout_s: float, wanted: type[_R]) -> _R:
+        check_directory(self.address)
         self._dealer.send(encode_control(request))
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:
             if self._dealer.poll(math.ceil(left_s * 1000)):
                 try:
-                    reply = receive_reply(self._dealer)
+                    reply = receive_reply(self._dealer, self.address)
                 except WireError as error:
                     logger.warning("the bus at %s: %s; skipped", self.address, error)
                     continue

@@ -1,22 +1,22 @@
-"""Output files that people look at while a run goes on, and directories that only one bus may use."""
+"""Output files that people look at while a run goes on, files for their owner only, and locks."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
+import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import IO
 
-from phase_bus.core.address import Address
-from phase_bus.errors import AddressError, ConfigError
+from phase_bus.errors import ConfigError
 
 logger = logging.getLogger("phase_bus.files")
-
-BUS_LOCK = "bus.lock"  # in an ipc address's directory, held by its bus
 
 
 def check_writable(path: Path, option: str) -> None:
@@ -55,42 +55,6 @@ def make_directory(path: Path, option: str) -> None:
         logger.warning("%s: made the directory %s", option, path.parent)
 
 
-class DirectoryLock:
-    """Keeps others from binding in an ipc address's directory, until :meth:`release`.
-
-    ZeroMQ itself would take the sockets away from whoever has them.
-    """
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-        self._sockets: dict[Path, int] = {}  # with their inodes
-
-    def remember_sockets(self) -> None:
-        """Take those that are in the directory now for ours."""
-        found = Path(self._file.name).parent.glob("*.ipc")
-        self._sockets = {path: inode for path in found if (inode := inode_of(path))}
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether the directory is the one that was locked: a cleaner may have removed it since."""
-        return is_at(self._file.fileno(), self._file.name)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the directory and the sockets in it are still ours."""
-        return self.is_ours and all(inode_of(path) == inode for path, inode in self._sockets.items())
-
-    def release(self) -> None:
-        """Remove our own sockets, and let others have the directory.
-
-        The lock's own file stays: removing it would race with the next process that locks it.
-        """
-        for path, inode in self._sockets.items():
-            if self.is_ours and inode_of(path) == inode:
-                path.unlink(missing_ok=True)
-        self._file.close()
-
-
 def inode_of(path: str | Path) -> int | None:
     """Return the number of the file that a path leads to, None if there is none."""
     there = _stat(path)
@@ -109,27 +73,51 @@ def _stat(path: str | Path) -> os.stat_result | None:
     return None
 
 
-def lock_directory(address: Address) -> DirectoryLock:
-    """Make an ipc address's directory, and keep others from binding there.
+def private(path: str, flags: int) -> int:
+    """Open a file, as ``opener`` of :func:`open`: if it is new, for its owner only, whatever the umask.
 
     Raises:
-        AddressError: if it is in use, or cannot be written to.
+        OSError: if it cannot be opened, or is a link, which might lead to anybody's file.
     """
-    directory = Path(address.directory)
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def make_private_directory(directory: Path, mode: int = 0o700) -> None:
+    """Make a directory for its owner only, unless it is there; in those above it others can change nothing.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    if not directory.parent.is_dir():
+        make_private_directory(directory.parent, 0o755)
+    directory.mkdir(mode, exist_ok=True)
+
+
+def tighten(path: Path) -> None:
+    """Take a file or directory from everybody but its owner, if that is this process's user."""
+    with suppress(OSError):
+        there = path.lstat()
+        if there.st_uid == os.geteuid() and there.st_mode & 0o077 and not stat.S_ISLNK(there.st_mode):
+            set_mode(path, stat.S_IMODE(there.st_mode) & ~0o077)
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """Set the mode of what has a name, but of nothing that a link leads to: somebody may have put it there.
+
+    Raises:
+        OSError: if it cannot be set.
+    """
+    if sys.platform != "linux":
+        path.chmod(mode, follow_symlinks=False)
+        return
+    handle = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # Python's own way needs a younger C library
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return DirectoryLock(lock_file(directory / BUS_LOCK))
-    except BlockingIOError:
-        raise AddressError(
-            str(address),
-            "is in use by another bus",
-            "choose another directory, or end that bus ('phase-bus status' shows it)",
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise AddressError(
-            str(address), f"cannot be used: {reason}", "choose a directory that you may write to"
-        ) from None
+        there = os.fstat(handle)
+        if stat.S_ISLNK(there.st_mode) or (there.st_nlink > 1 and not stat.S_ISDIR(there.st_mode)):
+            raise OSError(errno.ELOOP, "is a link", str(path))
+        Path(f"/proc/self/fd/{handle}").chmod(mode)
+    finally:
+        os.close(handle)
 
 
 def lock_file(path: Path) -> IO[str]:
@@ -139,7 +127,7 @@ def lock_file(path: Path) -> IO[str]:
         BlockingIOError: if somebody has locked it.
         OSError: if it cannot be written or locked.
     """
-    file = path.open("a")
+    file = open(path, "a", opener=private)  # noqa: SIM115 - it stays open
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from socket import if_nameindex
 from typing import Any
 
@@ -11,6 +12,7 @@ import zmq
 from msgspec.structs import replace
 
 from phase_bus.core.address import FORMS, Address
+from phase_bus.core.files import set_mode
 from phase_bus.core.keys import Key
 from phase_bus.errors import AddressError
 
@@ -101,11 +103,25 @@ def bind(sock: zmq.Socket[bytes], address: Address, endpoint: str) -> Address:
             "choose another port, or end what uses it" if in_use else "give an address of this machine",
         ) from None
     if address.scheme == "ipc":
+        _let_in(address, endpoint)
         return address
     host, _, port = sock.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://").rpartition(":")
     # To ZeroMQ the name of an interface is where to bind; to a client it would be that of a host.
     interfaces = [name for _, name in if_nameindex()]
     return replace(address, host=host if address.host in interfaces else address.host, port=int(port))
+
+
+def _let_in(address: Address, endpoint: str) -> None:
+    """Let the owner connect to a Unix socket, or its group if the address says so, whatever the umask."""
+    path = Path(endpoint.removeprefix("ipc://"))
+    try:
+        set_mode(path, 0o660 if address.shared else 0o600)
+    except FileNotFoundError:
+        pass  # a cleaner has just removed it, which the bus will notice
+    except OSError as error:
+        raise AddressError(
+            str(address), f"cannot be bound: {error}", "choose a directory of its own for the bus"
+        ) from None
 
 
 def _allow_ipv6(sock: zmq.Socket[bytes], endpoint: str) -> None:

@@ -26,8 +26,10 @@ import zmq
 from msgspec import Struct
 
 from phase_bus.core import sockets
+from phase_bus.core.address import Address
 from phase_bus.core.control import WIRE_VERSION as WIRE_VERSION
 from phase_bus.core.control import Reply, Request
+from phase_bus.core.ipc_directory import check_answer
 from phase_bus.core.values import as_text
 from phase_bus.errors import WireError
 from phase_bus.events import KINDS, Event, EventBase, Records, RunComplete
@@ -42,7 +44,7 @@ READY = b"ready."  # how the topic begins by which the bus greets a consumer
 
 # As plain numbers: combining pyzmq's enumerations costs more than sending.
 _SNDMORE, _NOBLOCK = int(zmq.SNDMORE), int(zmq.NOBLOCK)
-_EVENTS, _POLLIN, _RCVMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.RCVMORE)
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 _send, _recv, _recv_bytes, _get = sockets.send, sockets.recv, sockets.recv_bytes, sockets.getsockopt
 
 _event_encoder = msgspec.msgpack.Encoder()
@@ -295,32 +297,22 @@ def receive_event(socket: zmq.Socket[bytes]) -> tuple[bytes, bytes, zmq.Frame]:
     return topic, header, payload
 
 
-def receive_frame(socket: zmq.Socket[bytes]) -> bytes | None:
-    """Receive a message of one frame without waiting, None if there is none.
+def receive_reply(socket: zmq.Socket[bytes], address: Address) -> Reply | None:
+    """Receive a reply of the bus without waiting, None if there is none.
 
     The socket is asked first, because the exception would cost several times as much.
 
     Raises:
-        WireError: if the message has more frames: none of them is taken for a message of its own.
+        AddressError: if it may be somebody else's.
+        WireError: if it is malformed, or has more frames: none of them is taken for a reply of its own.
     """
     if not _get(socket, _EVENTS) & _POLLIN:
         return None
-    frame = _recv_bytes(socket, _NOBLOCK)
-    if _get(socket, _RCVMORE):
-        while _get(socket, _RCVMORE):
-            _recv_bytes(socket, _NOBLOCK)
+    frame, *more = receive_frames(socket)
+    check_answer(address, frame)
+    if more:
         raise WireError("a control message has one frame, this message has more")
-    return frame
-
-
-def receive_reply(socket: zmq.Socket[bytes]) -> Reply | None:
-    """Receive a reply of the bus without waiting, None if there is none.
-
-    Raises:
-        WireError: if it is malformed.
-    """
-    frame = receive_frame(socket)
-    return None if frame is None else decode_reply(frame)
+    return decode_reply(frame.buffer)
 
 
 def encode_control(message: Request | Reply) -> bytes:

@@ -82,7 +82,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A bus with its consumers.
 
     Attributes:
-        address: where the bus can be reached: ``ipc://...``, ``tcp://...``, or both.
+        address: where the bus can be reached: ``ipc://...`` or ``group+ipc://...``, ``tcp://...``, or both.
         data: the directory of the journal; by default one of the bus's own.
         limits: how much the journal keeps.
         ready_timeout_s: how long the consumers may take to become ready.

@@ -17,8 +17,9 @@ from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import REMEMBERED_RUNS, RunInfo, Status
+from phase_bus.core.ipc_directory import check_directory
 from phase_bus.core.keys import Key, check_guarded, find_key, write_new_key
-from phase_bus.errors import BusUnreachableError, PhaseBusError
+from phase_bus.errors import AddressError, BusUnreachableError, PhaseBusError
 from phase_bus.events import Receipt, RunComplete
 from phase_bus.harness.children import Child, ConsumerChild, bus_arguments, describe_exit, environment
 from phase_bus.harness.config import Config
@@ -68,6 +69,10 @@ class Rig:
         self._quiet = quiet
         self.interrupted = asyncio.Event()
         given = [Address.parse(text) for text in config.address]
+        # We talk to the bus by ipc: at the address given, if there is one of that kind.
+        own = next((a for a in given if a.scheme == "ipc"), None)
+        if own is not None:
+            check_directory(own)
         key = _key_of_user(config, given)
         self._directory = RigDirectory()
         by_tcp = any(address.scheme == "tcp" for address in given)
@@ -76,8 +81,6 @@ class Rig:
         if self.has_own_key:
             key = write_new_key(self._directory.path / "key.yaml")
         self.key_file = None if key is None else key.path
-        # We talk to the bus by ipc: at the address given, if there is one of that kind.
-        own = next((a for a in given if a.scheme == "ipc"), None)
         self._own = own or Address("ipc", directory=str(self._directory.path))
         self.address = str(self._own)
         self._client = BusClient(self._own)
@@ -147,7 +150,7 @@ class Rig:
         """Return the bus's status, or None if it does not answer."""
         try:
             return await asyncio.to_thread(self._client.status, timeout_s)
-        except BusUnreachableError:
+        except (BusUnreachableError, AddressError):  # somebody else may have its directory by now
             return None
 
     # ---- beginning and end ----
@@ -230,7 +233,7 @@ class Rig:
             if time.monotonic() > deadline_s or self.interrupted.is_set():
                 try:
                     await asyncio.to_thread(self._client.end_runs, reason)
-                except BusUnreachableError:
+                except (BusUnreachableError, AddressError):
                     self.progress.note(("the bus does not answer; runs cannot be ended", "red"))
                 break
             await asyncio.sleep(_LOOK_S)

@@ -8,7 +8,8 @@ import tempfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from phase_bus.core.files import BUS_LOCK, lock_file
+from phase_bus.core.files import lock_file
+from phase_bus.core.ipc_directory import BUS_LOCK
 
 _PREFIX = "phase-bus-rig-"
 _LOCK = "rig.lock"  # held by the rig while it lives, however it ends

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from phase_bus.core.files import lock_file
+from phase_bus.core.files import lock_file, private
 from phase_bus.errors import JournalError
 from phase_bus.journal.files import FILE_NAME, lock, size_on_disk
-from phase_bus.journal.paths import state_directory
+from phase_bus.journal.paths import make_state_directory, state_directory
 from phase_bus.journal.reader import JournalReader
 
 MAX_BYTES = 4 << 30  # of all of them together
@@ -48,7 +48,7 @@ class ExecJournal:
         base = state_directory()
         name = f"{_PREFIX}{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         try:
-            base.mkdir(parents=True, exist_ok=True)
+            make_state_directory()
             with _changing(base):
                 self.directory = _new_directory(base, name)
                 self._lock = lock_file(self.directory / _LOCK_NAME)
@@ -151,7 +151,7 @@ def _remove(directory: Path) -> bool:
 @contextmanager
 def _changing(base: Path) -> Iterator[None]:
     """Keep other processes from making and removing journals: for a moment, to which they wait."""
-    with (base / _LOCK_NAME).open("a") as file:
+    with open(base / _LOCK_NAME, "a", opener=private) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -161,6 +161,6 @@ def _new_directory(base: Path, name: str) -> Path:
     for number in count(1):
         directory = base / (name if number == 1 else f"{name}-{number}")
         with suppress(FileExistsError):
-            directory.mkdir()
+            directory.mkdir(0o700)
             return directory
     raise AssertionError

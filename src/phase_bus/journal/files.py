@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO
 from zlib import crc32
 
-from phase_bus.core.files import lock_file
+from phase_bus.core.files import lock_file, make_private_directory, private, tighten
 from phase_bus.core.position import Position
 from phase_bus.errors import JournalDamagedError, JournalError, JournalInUseError
 
@@ -162,7 +162,7 @@ def lock(directory: Path) -> IO[str]:
     """
     path = directory / FILE_NAME
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_private_directory(directory)
         return lock_file(directory / _LOCK_NAME)
     except BlockingIOError as error:
         raise JournalInUseError(
@@ -179,6 +179,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         JournalError: if it cannot be written, is damaged, or of a version that this program does not know.
     """
     with _opening(path):
+        _make_private(path)
         db = connect(path, "mode=rwc")
         try:
             db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
@@ -200,6 +201,17 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
             db.close()
             raise
     return db
+
+
+def _make_private(path: Path) -> None:
+    """Make a journal's file if there is none; take it, and those beside it, from all but their owner.
+
+    SQLite gives what it makes beside it the same mode.
+    """
+    with suppress(OSError):  # whatever it is, SQLite meets it as well
+        open(path, "x", opener=private).close()
+    for name in (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm", _LOCK_NAME):
+        tighten(path.with_name(name))
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:

@@ -8,12 +8,25 @@ from contextlib import suppress
 from pathlib import Path
 
 from phase_bus.core.address import Address
+from phase_bus.core.files import make_private_directory, tighten
 
 
 def state_directory() -> Path:
     """Return the user's directory for journals: below ``$XDG_STATE_HOME``, or ``~/.local/state``."""
     given = os.environ.get("XDG_STATE_HOME")
     return (Path(given) if given else Path.home() / ".local" / "state") / "phase-bus"
+
+
+def make_state_directory() -> Path:
+    """Make that directory for its owner only; one that others could read is taken from them.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    directory = state_directory()
+    make_private_directory(directory)
+    tighten(directory)
+    return directory
 
 
 def journal_directory(address: Address) -> Path:

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from phase_bus.core.address import Address
 from phase_bus.core.control import Ack, Beat, Goodbye, Hello, Refused, Rejected, Welcome
-from phase_bus.core.files import lock_directory
 from phase_bus.core.handshakes import HandshakeWatch
+from phase_bus.core.ipc_directory import check_directory, lock_directory
 from phase_bus.core.keys import Key
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.printable import printable
@@ -50,12 +50,14 @@ class BusLink:
         self._context = context
         self._key = key
         self._address = address.connectable()
+        check_directory(self._address)
         self._outbox = outbox
         self._name = name
         self._linger_ms = linger_ms
         self._client_id = outbox.source.hex()
         self.events_dropped = 0  # as the caller says, for the bus's list of clients
         self._refused = ""
+        self._fault = ""  # why whoever is at the address may not be our bus
         self._complaints = Throttle(logger)
         self._resume_s = 0.0  # the bus cannot keep anything until then
         self._told = ""  # why the bus did not let us in, the last time
@@ -78,6 +80,8 @@ class BusLink:
             return False
         outbox, sock = self._outbox, self.socket
         try:
+            if outbox.peek() is None or not self._is_safe(there=True):
+                return False
             while (message := outbox.peek()) is not None:
                 if outbox.in_flight_bytes > WINDOW_BYTES:
                     return False  # an acknowledgement will wake us
@@ -91,14 +95,18 @@ class BusLink:
         """Take in all replies that have arrived."""
         while True:
             try:
-                reply = receive_reply(self.socket)
+                reply = receive_reply(self.socket, self._address)
             except WireError as error:  # of a newer bus, or no bus at all
                 self._complaints.warn("phase-bus publisher %r: %s; skipped", self._name, error)
+                continue
+            except AddressError as error:  # somebody else
+                self._distrust(error)
                 continue
             if reply is None:
                 return
             welcomed = self._session.heard(reply, time.monotonic())
             if welcomed and isinstance(reply, Welcome):
+                self._fault = ""
                 self._outbox.acknowledge(reply.last_seq)
                 self._outbox.rewind()
             elif isinstance(reply, Refused):
@@ -130,6 +138,8 @@ class BusLink:
             self._tell_why()
         self._stale |= self._was_connected and not self._session.connected
         self._was_connected = self._session.connected
+        if (request is not None or self._stale) and not self._is_safe():
+            return self._session.wait_s(now_s)
         if self._stale:
             # The bus fell silent: what is stuck in this socket must not be sent later.
             try:
@@ -158,7 +168,7 @@ class BusLink:
 
     def close(self, lacking: int = 0) -> None:
         """Say goodbye and close the socket; ``lacking`` is how much there was to send beyond the outbox."""
-        if self._session.connected:
+        if self._session.connected and self._is_safe():
             goodbye = Goodbye(client_id=self._client_id, last_seq=self._outbox.last_seq + lacking)
             with suppress(zmq.Again):
                 self.socket.send(encode_control(goodbye), zmq.NOBLOCK)
@@ -176,6 +186,29 @@ class BusLink:
 
     def _watched(self) -> HandshakeWatch:
         return HandshakeWatch(self._context, self.socket, self._address.control, self._key)
+
+    def _is_safe(self, *, there: bool = False) -> bool:
+        """Whether nobody else can be in the bus's place.
+
+        Args:
+            there: whether a place that is not there, and where somebody may have been, is not safe either.
+        """
+        try:
+            return check_directory(self._address) or not there
+        except AddressError as error:
+            self._distrust(error)
+            return False
+
+    def _distrust(self, error: AddressError) -> None:
+        """Take it that there is no bus: somebody else may be in its place."""
+        self._stale = True
+        if self._session.connected:
+            self._session.lose(time.monotonic())
+        with suppress(zmq.ZMQError):
+            self.socket.disconnect(self._address.control)
+        if not self._fault:
+            logger.error("phase-bus publisher %r: %s; what is published waits here", self._name, error)
+        self._fault = str(error)
 
     def _connect(self) -> zmq.Socket[bytes]:
         return dealer(self._context, self._address.control, key=self._key)

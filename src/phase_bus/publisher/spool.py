@@ -28,6 +28,7 @@ import zmq
 from msgspec import Struct
 
 from phase_bus.core.address import Address
+from phase_bus.core.files import make_private_directory, private
 from phase_bus.core.keys import Key, key_for
 from phase_bus.core.outbox import Message, Outbox
 from phase_bus.core.wire import decode, unpack_header
@@ -88,7 +89,7 @@ _decode_head = msgspec.msgpack.Decoder(SpoolHead).decode
 
 def prepare_directory(directory: Path) -> None:
     """Make the directory if need be; raise OSError if it cannot be made or written to."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_private_directory(directory)
     if not os.access(directory, os.W_OK | os.X_OK):
         raise PermissionError(f"{str(directory)!r} cannot be written to")
 
@@ -107,12 +108,12 @@ def write_spool(directory: Path, name: str, outbox: Outbox) -> tuple[Path, Spool
         events=len(outbox),
         records=sum(message.records for message in outbox),
     )
-    directory.mkdir(parents=True, exist_ok=True)
+    make_private_directory(directory)
     when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(head.created_ns // 10**9))
     path = directory / f"{_UNFIT.sub('_', name)[:80]}-{when}-{head.source.hex()}{SUFFIX}"
     aside = path.with_name(f"{path.name}.part")
     try:
-        with aside.open("wb", buffering=_BUFFER_BYTES) as file:
+        with open(aside, "wb", _BUFFER_BYTES, opener=private) as file:
             _write(file, head, outbox)
         aside.rename(path)
     except BaseException:

@@ -11,7 +11,7 @@ from typing import IO, Any, overload
 from phase_bus.core.records import RecordBatch
 from phase_bus.core.wire import decode_event, encode_event
 from phase_bus.events import Records
-from phase_bus.journal.paths import state_directory
+from phase_bus.journal.paths import make_state_directory
 
 _TOPIC = b"records.00.phase$"  # of no consequence: it says that these are records
 
@@ -36,8 +36,7 @@ class PhaseResults(Sequence[dict[str, Any]]):
     def add(self, event: Records) -> None:
         """Add a batch; one that cannot be written (OSError) leaves no trace."""
         if self._file is None:
-            directory = state_directory()
-            directory.mkdir(parents=True, exist_ok=True)
+            directory = make_state_directory()
             self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - closed by close()
         rest, place = memoryview(encode_event(event)), self._places[-1]
         while rest:
