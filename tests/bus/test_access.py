@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import zmq
 
+from phase_bus.cli.options import check_delivered
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import (
@@ -35,7 +36,7 @@ from phase_bus.core.keys import Key
 from phase_bus.core.position import Position
 from phase_bus.core.sockets import connect, dealer
 from phase_bus.core.wire import decode_reply, encode_control
-from phase_bus.errors import BusUnreachableError, RefusedError
+from phase_bus.errors import BusUnreachableError, PhaseBusError, RefusedError
 from phase_bus.events import PhaseRef, Receipt, RunComplete, RunStart, Summary
 from phase_bus.journal.writer import Journal
 from phase_bus.publisher.publisher import Publisher
@@ -348,6 +349,19 @@ def test_clients_say_why_they_are_not_let_in(place: Place, monkeypatch: pytest.M
         assert client.status().clients == ()
         with pytest.raises(RefusedError, match="'alice' may not end the runs of all"):
             client.end_runs("fun")
+
+
+def test_a_publisher_knows_what_was_refused(place: Place) -> None:
+    """Who publishes under a key that may not is told how much of it is lost; a command fails then."""
+    key_file = place.consumer.path
+    with Publisher(place.bus.address, name="simulate", key_file=key_file) as publisher:
+        publisher.publish(RunStart(run_id="mine"))
+        publisher.publish(start(1, "mine"))
+        assert publisher.flush(20)
+    assert publisher.rejected == 2
+    assert not publisher.undelivered
+    with pytest.raises(PhaseBusError, match="refused 2 events, which are lost"):
+        check_delivered(publisher)
 
 
 def test_a_key_for_a_bus_without(

@@ -20,6 +20,7 @@ from phase_bus.core.sockets import dealer
 from phase_bus.core.wire import encode_control, receive_reply
 from phase_bus.errors import AddressError
 from phase_bus.events import RunStart
+from phase_bus.journal.writer import Journal
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing.waiting import until, wait_until
 from tests.support.buses import BusThread
@@ -164,3 +165,31 @@ def test_a_directory_shared_with_a_group(ipc_dir: Path, workplace: Workplace) ->
         refused = workplace.run("status", "--address", address.removeprefix("group+"))
         assert_one_line(refused.returncode, refused.stderr, "others may use it", "write group+ipc://")
         assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o660}
+
+
+@pytest.mark.skipif(not IS_OTHER, reason="one user's runs are all its own")
+def test_users_of_a_group_are_kept_apart(ipc_dir: Path, tmp_path: Path) -> None:
+    """Another user of the group says nothing of our runs, though it may publish its own."""
+    directory = ipc_dir / "bus"
+    ipc_dir.chmod(0o711)
+    directory.mkdir()
+    shutil.chown(directory, group=NOBODY)
+    directory.chmod(0o2770)
+    address = f"group+ipc://{directory}"
+    with BusThread(address, journal=Journal(tmp_path / "journal")) as bus, Publisher(address) as publisher:
+        publisher.publish(RunStart(run_id="ours"))
+        assert publisher.flush(20.0)
+        for run_id, refused in (("theirs", 0), ("ours", 2)):
+            with stranger(tmp_path / run_id, "publish", address, run_id) as other:
+                assert other.process.wait(20.0) == 0, other.tail()
+            assert bus.bus.rejections.of("not_yours") == refused
+        assert f"(uid {NOBODY})" in bus.bus.rejections.infos()[-1].last_from
+        publisher.complete_run("ours", "completed")
+        assert publisher.flush(20.0)
+        with BusClient(Address.parse(address)) as client:
+            status = client.status()
+    assert publisher.rejected == 0
+    assert [(run.run_id, run.status, run.events) for run in status.runs] == [
+        ("ours", "completed", 2),
+        ("theirs", "completed", 2),
+    ]

@@ -133,7 +133,9 @@ class Bus:
         self._refused = ""  # why the journal could not keep what came last
         self._health: HealthServer | None = None
         self._waker = Waker()
-        self._sockets = BusSockets(self.options, key, self.rejections, shared=False)
+        self._sockets = BusSockets(
+            self.options, key, self.rejections, shared=any(a.shared for a in addresses)
+        )
         self._connections = Connections(self._sockets.all, self.options, self.rejections)
         self._access = self._sockets.access
         self._owners = Owners(journal)

@@ -132,9 +132,14 @@ def check_bus(address: Address) -> None:
 
 
 def check_delivered(publisher: Publisher) -> None:
-    """Raise a PhaseBusError unless a closed publisher has delivered everything."""
+    """Raise a PhaseBusError unless a closed publisher has delivered everything, and nothing was refused."""
     if publisher.undelivered:
         raise PhaseBusError(
             f"{sum(publisher.undelivered.values())} events were not delivered to {publisher.address}; "
             "is the bus still running?"
+        )
+    if publisher.rejected:
+        raise PhaseBusError(
+            f"the bus at {publisher.address} refused {publisher.rejected} events, which are lost; its log, "
+            "and the lines above, say why"
         )

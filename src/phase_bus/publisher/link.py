@@ -60,6 +60,8 @@ class BusLink:
         self._fault = ""  # why whoever is at the address may not be our bus
         self._complaints = Throttle(logger)
         self._resume_s = 0.0  # the bus cannot keep anything until then
+        self.rejected = 0  # events that the bus refused, and that are lost
+        self._rejected_seq = 0  # the last of them
         self._told = ""  # why the bus did not let us in, the last time
         self.socket = self._connect()
         self._watch = self._watched()
@@ -121,6 +123,9 @@ class BusLink:
                         printable(reply.reason),
                     )
             elif isinstance(reply, Rejected):
+                if reply.seq > self._rejected_seq:  # what is sent again is refused again
+                    self._rejected_seq = reply.seq
+                    self.rejected += 1
                 self._complaints.warn(
                     "phase-bus publisher %r: the bus refused an event, which is lost: %s",
                     self._name,

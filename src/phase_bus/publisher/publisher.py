@@ -126,6 +126,11 @@ class Sender:
         return not self._broken and self._link.connected
 
     @property
+    def rejected(self) -> int:
+        """How many events the bus has refused."""
+        return self._link.rejected if isinstance(self._link, BusLink) else 0
+
+    @property
     def pending(self) -> int:
         """How many events and records wait to be sent or acknowledged."""
         return len(self._inbox) + len(self._outbox) + self._composer.open_records
@@ -399,6 +404,11 @@ class Publisher:
     def undelivered(self) -> dict[str, int]:
         """After :meth:`close`, how many events of each topic the bus never acknowledged."""
         return self._sender.undelivered
+
+    @property
+    def rejected(self) -> int:
+        """How many events the bus has refused, as far as its answers are read; they are lost."""
+        return self._sender.rejected
 
     @property
     def spooled(self) -> Path | None:
