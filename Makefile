@@ -4,7 +4,7 @@
 #   make VENV=.venv-3.13 ...        uses another environment than .venv, so that one for each Python stand side by side
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-aiperf chaos fuzz lint bench schemas docs clean
+.PHONY: help demo test test-slow test-aiperf chaos fuzz soak lint bench schemas docs clean
 
 VENV := .venv
 export PYTHON VENV
@@ -41,6 +41,9 @@ chaos: $(DEV)  ## Faults of every kind at random, for some minutes; what consume
 
 fuzz: $(DEV)  ## Give each decoder and each socket damaged bytes, for about a minute each
 	PHASE_BUS_FUZZ_FACTOR=50 $(BIN)/python -m pytest tests/fuzz --hypothesis-seed=$$(date +%s) $(ARGS)
+
+soak: $(DEV)  ## Ten minutes in which everybody comes and goes; what each process holds, and whether it grows
+	@$(BIN)/python -m benchmarks.soak
 
 lint: $(DEV)  ## Check style, format, types, and that imports go down only
 	$(BIN)/ruff check
