@@ -45,8 +45,8 @@ _WAIT_S = 60.0
 _WARM = 1 / 3  # of the time: until then caches, sketches and the journal's log have their size
 _MIB = 1 << 20
 # What may grow after the warm-up, by the slope that half of the pairs of moments exceed (Theil-Sen): one
-# descriptor or thread left behind by a run, a client or a reader would be dozens in a minute. Memory moves by
-# 1 or 2 MiB as the allocator sees fit; a leak of 32 bytes a record would be 5 MiB in five minutes.
+# descriptor or thread left behind by a run, a client or a reader would be dozens in a minute. Memory moves
+# by 1 or 2 MiB as the allocator sees fit; a leak of 32 bytes a record would be 5 MiB in five minutes.
 _MAY_GROW_MIB, _MAY_GROW_COUNT = 4.0, 1.5
 
 Run: TypeAlias = tuple[
