@@ -42,6 +42,7 @@ NAMES = (
     "resources",
     "groups",
     "growth",
+    "fairness",
     "calls",
 )
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"

@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar
 
+_SHOWN_BYTES = 600  # of a topic
+
 
 class PhaseBusError(Exception):
     """Base of all errors that a user can do something about."""
@@ -202,13 +204,15 @@ class WireError(PhaseBusError):
 
     Attributes:
         topic: the topic frame, if there was one.
+        reason: what is wrong.
         counted_as: what kind of refusal a bus counts it as, in a word.
     """
 
     def __init__(self, reason: str, topic: bytes = b"", *, counted_as: str = "malformed") -> None:
         self.topic = topic
+        self.reason = reason
         self.counted_as = counted_as
-        where = f" on topic {topic.decode(errors='replace')!r}" if topic else ""
+        where = f" on topic {topic[:_SHOWN_BYTES].decode(errors='replace')!r}" if topic else ""
         super().__init__(f"bad message{where}: {reason}")
 
 

@@ -252,7 +252,7 @@ def test_answers_of_no_bus(
     bus: BusThread, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A publisher skips what is no reply, and delivers all the same."""
-    reply: Callable[..., None] = bus.bus._sockets.reply
+    reply: Callable[..., object] = bus.bus._sockets.reply
 
     def with_junk(identity: bytes, message: Any) -> None:
         for frame in (b"\xc1", b"\x82\xa2op\xa5heard\xa6bus_id" + BAD_TEXT, DEEP, b""):

@@ -132,8 +132,8 @@ def test_published_and_dropped_make_up_offered(threads: int) -> None:
     puts: list[EventBase] = []
     inner = publisher._sender._outbox.put
 
-    def put(event: EventBase) -> bytes | None:
-        taken = inner(event)
+    def put(event: EventBase, payload: bytes | None = None) -> bytes | None:
+        taken = inner(event, payload)
         if taken:
             puts.append(event)
         return taken

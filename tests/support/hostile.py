@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from phase_bus import PhaseComplete, PhaseRef, PhaseStart, PhaseTimeout, Publisher, RunStart
 
+MARKUP = "x[/bold][red]:warning:é"
 HOSTILE = "".join(
     (
         "x[/bold][red]:warning:",  # markup
@@ -31,15 +32,17 @@ def harmful(text: str) -> set[str]:
     }
 
 
-def publish_hostile_run(publisher: Publisher) -> None:
-    """Publish a run all of whose names are hostile."""
+def publish_hostile_run(publisher: Publisher, run_id: str = RUN) -> None:
+    """Publish a run all of whose names are hostile; a bus takes only such ids as can be printed."""
     phase = PhaseRef(f"phase {HOSTILE}", "profiling", 0)
-    start = RunStart(run_id=RUN, producer=HOSTILE, models=(HOSTILE,), label=HOSTILE, sweep_id="s", trial=0)
+    start = RunStart(
+        run_id=run_id, producer=HOSTILE, models=(HOSTILE,), label=HOSTILE, sweep_id="s", trial=0
+    )
     publisher.publish(replace(start, variation={HOSTILE: HOSTILE}))
-    publisher.publish(PhaseStart(run_id=RUN, phase=phase))
+    publisher.publish(PhaseStart(run_id=run_id, phase=phase))
     for _ in range(20):
-        publisher.record(RUN, phase, {HOSTILE: 1.5, "request_latency": 1e6}, {})
-    publisher.record(RUN, phase, {}, {}, (f"type {HOSTILE}", f"message {HOSTILE}", 500))
-    publisher.publish(PhaseTimeout(run_id=RUN, phase=phase, requests_cut=3))
-    publisher.publish(PhaseComplete(run_id=RUN, phase=phase))
-    publisher.complete_run(RUN, "failed", f"reason {HOSTILE}")
+        publisher.record(run_id, phase, {HOSTILE: 1.5, "request_latency": 1e6}, {})
+    publisher.record(run_id, phase, {}, {}, (f"type {HOSTILE}", f"message {HOSTILE}", 500))
+    publisher.publish(PhaseTimeout(run_id=run_id, phase=phase, requests_cut=3))
+    publisher.publish(PhaseComplete(run_id=run_id, phase=phase))
+    publisher.complete_run(run_id, "failed", f"reason {HOSTILE}")

@@ -41,6 +41,14 @@ class Checkpoints:
         """Return whether a consumer or group of this name was on the bus."""
         return self._journal is not None and self._journal.knows_consumer(name)
 
+    def has_room(self, name: str, most: int) -> bool:
+        """Return whether there is room for one more name, or it has a place already.
+
+        Raises:
+            JournalError: if the journal cannot be asked, or cannot make room.
+        """
+        return self._journal is None or self._journal.make_room_for(name, most, time.time_ns())
+
     def prunings(self) -> int:
         """Return how many runs were pruned from the journal so far."""
         return 0 if self._journal is None else self._journal.prunings

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
 from phase_bus.bus.access import Party
 from phase_bus.bus.checkpoints import Checkpoints
 from phase_bus.bus.groups import Groups
+from phase_bus.bus.limits import LargeReplies
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.owners import Owners, not_yours
+from phase_bus.bus.room import RoomForClients
 from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Stream
 from phase_bus.core.control import (
@@ -34,6 +36,7 @@ logger = logging.getLogger("phase_bus.bus")
 
 _CLIENT_ID = re.compile("[0-9a-f]{32}")
 _KEPT_TOPICS = 4096  # of a publisher; the first ones are forgotten
+_MOST_WAITING = 1000  # for a name that another has
 _KEPT_CLIENTS = 200  # of those that left; the oldest are forgotten
 
 
@@ -49,6 +52,7 @@ class Client:
         identity: the ROUTER's name for its connection.
         said_s: when it last said something; unlike ``heard_s`` never changed to forgive its silence.
         pid_space: where its pid counts.
+        told_seq: what a publisher was acknowledged last, and on which connection.
         owner: whose it is.
     """
 
@@ -62,6 +66,7 @@ class Client:
         self._topic_seqs: dict[bytes, int] = {}
         self.said_s = 0.0
         self.pid_space = hello.pid_space
+        self.told_seq = (b"", 0)
         told = msgspec.structs.asdict(hello)
         told["state"] = "starting" if hello.role == "consumer" else "ready"
         self.info = msgspec.convert(told, ClientInfo)  # which has the names of a hello
@@ -75,6 +80,10 @@ class Client:
         """Note a sign of life. ZeroMQ may have connected the client anew, without a word to it."""
         self.identity = identity
         self.heard_s = self.said_s = now_s
+
+    def has_published_on(self, topic: bytes) -> bool:
+        """Return whether it is known to have published on a topic before."""
+        return topic in self._topic_seqs
 
     def is_next_on(self, topic: bytes, topic_seq: int) -> bool:
         """Return whether a number on a topic is beyond that of the publisher's last event there.
@@ -143,6 +152,8 @@ class Clients:
         self._end_runs = end_runs
         self._orphans: dict[bytes, float] = {}
         self._owners: dict[str, str] = {}  # the consumer that had a name last, and has it while it is here
+        self._room = RoomForClients(options, self._here)
+        self._states = LargeReplies()
         self._waiting: dict[str, float] = {}  # who wants a name that another has, and since when
         self.is_handled: Callable[[str, int], bool] = lambda _run_id, _offset: True
 
@@ -166,14 +177,10 @@ class Clients:
         infos = [client.info for client in self.by_id.values() if client.here]
         return {info.name: info.subscriptions for info in infos if info.role == "consumer"}
 
-    def infos(self, now_s: float) -> tuple[ClientInfo, ...]:
-        """Return what is known of all clients."""
-        return tuple(
-            msgspec.structs.replace(
-                client.info, age_s=now_s - client.heard_s, shares=self._groups.shares_of(client_id)
-            )
-            for client_id, client in self.by_id.items()
-        )
+    def info(self, client: Client, now_s: float) -> ClientInfo:
+        """Return what is known of a client."""
+        shares = self._groups.shares_of(client.info.client_id)
+        return msgspec.structs.replace(client.info, age_s=now_s - client.heard_s, shares=shares)
 
     # ---- coming ----
 
@@ -191,6 +198,10 @@ class Clients:
             return
         if not _CLIENT_ID.fullmatch(hello.client_id):
             raise WireError(f"client id {hello.client_id!r:.100} is not 32 hex digits")
+        known = self.by_id.get(hello.client_id)
+        if known is None or not known.here:
+            self._check_place(hello)
+            self._room.check(identity, hello, now_s)
         self._check_may_be(hello, party)
         if (taken := self._claim(hello, now_s)) is not None:
             self._reply(identity, taken)
@@ -213,10 +224,27 @@ class Clients:
             checkpoint=checkpoint.position if checkpoint else None,
             state=checkpoint.state if checkpoint else None,
             pruned=self._checkpoints.prunings(),
+            max_message_bytes=self._options.max_message_bytes,
         )
-        self._reply(identity, welcome)
+        if welcome.state is None or self._states.may_send(identity, len(welcome.state), now_s):
+            self._reply(identity, welcome)
         if hello.group:
             self._groups.join(hello.group, hello.client_id, hello.settings, now_s)
+
+    def _here(self) -> Iterator[tuple[ClientInfo, bytes]]:
+        return ((client.info, client.identity) for client in self.by_id.values() if client.here)
+
+    def _check_place(self, hello: Hello) -> None:
+        """Check that the journal has room for a consumer's place.
+
+        Raises:
+            WireError: if it has not.
+            JournalError: if it cannot be asked.
+        """
+        most = self._options.max_checkpoints
+        if hello.role == "consumer" and not self._checkpoints.has_room(hello.group or hello.name, most):
+            reason = f"the journal keeps the place of {most} consumers, and none was away for long"
+            raise WireError(f"{reason} (--max-checkpoints)", counted_as="checkpoints")
 
     def _refuse_version(self, identity: bytes, hello: Hello) -> None:
         reason = (
@@ -263,7 +291,9 @@ class Clients:
             if hello.client_id in self.by_id:  # it was away, and what it knows is out of date
                 return _taken_by(owner.info, answers=True)
             if owner.here and not is_gone(owner.info.pid, owner.pid_space):
-                since_s = self._waiting.setdefault(hello.client_id, now_s)
+                since_s = self._waiting.get(hello.client_id, now_s)
+                if len(self._waiting) < _MOST_WAITING:
+                    self._waiting.setdefault(hello.client_id, now_s)
                 answers = owner.said_s > since_s + self._options.heartbeat_s / 2
                 return _taken_by(owner.info, answers=answers)
             if owner.here:

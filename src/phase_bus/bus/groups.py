@@ -22,6 +22,7 @@ from phase_bus.core.control import EVENTS, KEPT_LOST_RUNS, PARTITIONS, Assigned,
 # So many of the runs handled last of which something is missing are not forgotten, since it may still come.
 # Those that ended as lost are kept beside these: their publishers may come back.
 KEPT_INCOMPLETE = 10
+_KEPT_EMPTY = 50  # groups without members; those that were empty first are forgotten
 _SETTLE_S = 0.2  # members that start together are to share the work at once
 
 
@@ -232,6 +233,7 @@ class Groups:
         if group is not None:
             group.leave(member)
             self._due_s[group.name] = 0.0
+            self._forget_empty()
         self.share_out(now_s)
 
     def take_beat(self, beat: Beat) -> None:
@@ -275,9 +277,15 @@ class Groups:
             group.rebalance()
             self._assign(group, group.members)
 
-    def infos(self) -> tuple[GroupInfo, ...]:
-        """Return what others may know of the groups."""
-        return tuple(group.info() for group in self._by_name.values())
+    def all(self) -> list[Group]:
+        """Return the groups."""
+        return list(self._by_name.values())
+
+    def _forget_empty(self) -> None:
+        empty = [name for name, group in self._by_name.items() if not group.members]
+        for name in empty[:-_KEPT_EMPTY]:
+            del self._by_name[name]
+            self._due_s.pop(name, None)
 
     def _assign(self, group: Group, members: Iterable[str]) -> None:
         """Tell members what they are to work on, unless they act upon it already."""

@@ -10,7 +10,16 @@ from itertools import chain
 
 from phase_bus.core.wire import NO_PARTITION, READY, Header, Topic, decode_event, partition_of
 from phase_bus.errors import WireError
-from phase_bus.events import LARGEST_BATCH, LARGEST_COUNT, Event, Heartbeat, Records, RunComplete, Table
+from phase_bus.events import (
+    KINDS,
+    LARGEST_BATCH,
+    LARGEST_COUNT,
+    Event,
+    Heartbeat,
+    Records,
+    RunComplete,
+    Table,
+)
 
 _NUMBER_BYTES = 8
 _ROW_BYTES = 4
@@ -18,7 +27,12 @@ _SAID_BY_BUSES = frozenset({Heartbeat.kind, READY.decode().rstrip(".")})
 
 
 def check_event(
-    topic: bytes, parsed: Topic, partition: int, header: Header, payload: bytes | memoryview
+    topic: bytes,
+    parsed: Topic,
+    partition: int,
+    header: Header,
+    payload: bytes | memoryview,
+    largest_batch: int = LARGEST_BATCH,
 ) -> Event | None:
     """Return the event of three frames, None for a kind that this program does not know.
 
@@ -29,8 +43,13 @@ def check_event(
         raise WireError("only a bus says this", topic)
     if not (0 < header.topic_seq <= LARGEST_COUNT and 0 < header.source_seq <= LARGEST_COUNT):
         raise WireError(f"its numbers are {header.source_seq}, and {header.topic_seq} on its topic", topic)
-    if header.records > LARGEST_BATCH:
-        raise WireError(f"the header counts {header.records} records, of at most {LARGEST_BATCH}", topic)
+    if header.records > largest_batch:
+        reason = f"the header counts {header.records} records, of at most {largest_batch}"
+        counted_as = "malformed" if header.records > LARGEST_BATCH else "batch_records"
+        raise WireError(reason, topic, counted_as=counted_as)
+    if len(payload) == 0 and parsed.kind in KINDS:
+        reason = "its publisher left out the payload, since it is too large (--max-message-bytes)"
+        raise WireError(reason, topic, counted_as="message_size")
     event = decode_event(topic, payload)
     if event is None:
         return None

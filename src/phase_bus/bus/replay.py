@@ -22,7 +22,7 @@ from phase_bus.journal.rows import checkpoint_name
 logger = logging.getLogger("phase_bus.bus")
 
 _LOOK_MS = 200
-_LARGEST = 8 << 20
+_LARGEST = 1 << 20  # a piece; one event, or one state, comes in any case
 _TOLD_DAMAGE = 1000  # offsets in one answer
 
 
@@ -67,7 +67,7 @@ class ReplayServer:
                 if not self._socket.poll(_LOOK_MS):
                     continue
                 try:
-                    frames = receive_frames(self._socket)
+                    frames = receive_frames(self._socket, 3)
                     reader = reader or JournalReader(self._path)
                     self._answer(reader, frames)
                 except WireError as error:

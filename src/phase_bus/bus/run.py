@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 
 import msgspec
 from msgspec import Struct, field
@@ -19,6 +20,8 @@ from phase_bus.journal.writer import RUNNING
 
 logger = logging.getLogger("phase_bus.bus")
 
+_KEPT_TOPICS = 12_000  # names in one count of a publisher; its end, and what it drops, may name others
+_KEPT_LETTERS = 1000  # of why it ended
 _FROM_BEST_TO_WORST = ("completed", "cancelled", "lost", "failed")
 
 
@@ -49,7 +52,7 @@ class Part(Struct, kw_only=True):
         """Take in what the publisher says at its end; what was counted here includes what came before."""
         mine = end.parts.get(source.hex(), end)
         self.status = self.said = mine.status
-        self.reason = end.reason
+        self.reason = end.reason[:_KEPT_LETTERS]
         self.take_counts(mine.published, mine.records)
         self.dropped = _most(self.dropped, mine.dropped)
         self.dropped_records = max(self.dropped_records, mine.dropped_records)
@@ -61,7 +64,7 @@ class Part(Struct, kw_only=True):
 
     def take_drop(self, drop: Drop) -> None:
         """Take in what the publisher dropped."""
-        self.dropped = _added((self.dropped, drop.events))
+        self.dropped = _first(_added((self.dropped, drop.events)))
         self.dropped_records = _total((self.dropped_records, drop.records))
 
     def told(self, end_topic: str) -> RunPart:
@@ -185,7 +188,11 @@ def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def _most(counts: dict[str, int], others: dict[str, int]) -> dict[str, int]:
-    return dict(Counter(counts) | Counter(others))
+    return _first(dict(Counter(counts) | Counter(others)))
+
+
+def _first(counts: dict[str, int]) -> dict[str, int]:
+    return counts if len(counts) <= _KEPT_TOPICS else dict(islice(counts.items(), _KEPT_TOPICS))
 
 
 def _without(counts: dict[str, int], topic: str) -> dict[str, int]:

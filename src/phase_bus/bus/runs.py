@@ -76,7 +76,7 @@ class Runs:
 
     def goes_on(self, run_id: str, source: bytes) -> bool:
         """Return whether a run's start, published by a source, is one more of a run that is running."""
-        run = self._run_of(run_id, source, RunStart.kind)
+        run = self.run_of(run_id, source, RunStart.kind)
         return run is not None and run.status == RUNNING
 
     def admit(self, incoming: Incoming) -> Incoming:
@@ -90,7 +90,7 @@ class Runs:
         """
         kind, run_id = incoming.parsed
         source = incoming.header.source
-        run = self._run_of(run_id, source, kind)
+        run = self.run_of(run_id, source, kind)
         if run is None:
             return incoming
         if kind == RunStart.kind and run.status != RUNNING:
@@ -101,7 +101,7 @@ class Runs:
             incoming = _renamed(incoming, run, run.parts.get(source))
         return self._with_totals(incoming, run) if kind == RunComplete.kind else incoming
 
-    def _run_of(self, run_id: str, source: bytes, kind: str) -> Run | None:
+    def run_of(self, run_id: str, source: bytes, kind: str) -> Run | None:
         """Return the attempt that an event is of: its publisher's last one, or else the latest."""
         further = self._attempts.get(run_id)
         first = self.by_id.get(run_id)

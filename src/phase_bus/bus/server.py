@@ -8,9 +8,11 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
+import msgspec
 import zmq
 
 from phase_bus.bus.access import OWN, Party
@@ -21,12 +23,24 @@ from phase_bus.bus.connections import Connections
 from phase_bus.bus.groups import Groups
 from phase_bus.bus.health import BusSnapshot
 from phase_bus.bus.intake import check_event
+from phase_bus.bus.limits import (
+    TOPIC,
+    Errors,
+    LineLimit,
+    check_content,
+    check_request,
+    check_request_size,
+    check_size,
+    check_topic,
+)
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.owners import Owners, not_yours
 from phase_bus.bus.rejections import MALFORMED, Rejections
 from phase_bus.bus.replay import ReplayServer
+from phase_bus.bus.room import RoomForRuns
 from phase_bus.bus.runs import EDGES, Runs
 from phase_bus.bus.sockets import BusSockets
+from phase_bus.bus.status import Info, StatusParts
 from phase_bus.bus.stream import Incoming, Stream, number_own
 from phase_bus.core.address import Address
 from phase_bus.core.control import (
@@ -53,6 +67,7 @@ from phase_bus.core.wire import (
     Header,
     Topic,
     decode_request,
+    encode_event,
     parse_topic,
     partition_of,
     receive_frames,
@@ -86,7 +101,12 @@ _SHOWN_UNREAD = 50  # of what consumers have lost by pruning
 _WORDS = tuple(topic_prefix(kind) for kind in WORDS_ON_A_RUN)
 _START = topic_prefix(RunStart.kind)
 _EDGES = tuple(topic_prefix(kind) for kind in EDGES)
-_DRAIN = 1000  # messages taken in before acknowledgements are sent and timers looked at
+# What is taken in before acknowledgements are sent and timers looked at: messages, bytes, and for how long.
+_DRAIN, _DRAIN_BYTES = 1000, 4 << 20
+_DRAIN_S = 0.01  # of what is no event: events that come together are written together
+_END_WITHIN_S = 1.0  # runs are ended by, even if there is always something more to take in before
+# What is refused for these reasons is no loss of a run: it was not its publisher's, or the run not there.
+_WITHOUT_DROP = frozenset({"role", "not_yours", TOPIC, "open_runs", "sources"})
 _LARGE_BYTES = 8192  # a payload from here on is passed on as it was received; copying less costs less
 
 
@@ -126,8 +146,14 @@ class Bus:
         self.rejections = Rejections()
         self._ends_on_the_way: set[str] = set()  # of runs whose end was taken in and is not counted yet
         self._complaints = Throttle(logger)
-        self._acks: dict[bytes, tuple[int, bool]] = {}  # by connection: up to where, and to send again
-        self._ending: list[tuple[bytes, str]] = []  # who asked to end the runs, and why
+        self._acks: dict[bytes, tuple[Client, bool]] = {}  # by connection: whom, and to send again
+        self._ending: list[tuple[bytes, str, float]] = []  # who asked to end the runs, why, and by when
+        self._errors = Errors()
+        self._told = False  # whether a client was told of the error that comes next
+        # Since the last commit, by run, source and reason: where it is among what was taken in.
+        self._drops: dict[tuple[str, bytes, str], tuple[int, Drop]] = {}
+        self._lines = LineLimit(self.options.max_log_lines_s)
+        logger.addFilter(self._lines)
         self._stop = False
         self._journal_gone = ""  # what was told of that
         self._refused = ""  # why the journal could not keep what came last
@@ -169,6 +195,8 @@ class Bus:
             journal, self._clients.name_of, self._clients.silent_after_s, self._own_events.source
         )
         self._clients.is_handled = self._runs.is_handled
+        self._room = RoomForRuns(self.options, self._runs)
+        self._status = StatusParts(self._status_head, self._status_rows)
         self._unread = [] if journal is None else journal.unread_runs()[-_SHOWN_UNREAD:]
         for source in self._runs.open_sources():
             self._clients.wait_for(source)
@@ -248,39 +276,62 @@ class Bus:
         if self._journal is not None:
             self._journal.close()
         self._waker.close()
+        logger.removeFilter(self._lines)
 
     # ---- taking events in ----
 
     def _take_in(self) -> None:
         access = self._access
+        large_bytes = self._sockets.queue.large_bytes
+        until_s, left_bytes = time.monotonic() + _DRAIN_S, _DRAIN_BYTES
         for _ in range(_DRAIN):
             try:
-                frames = receive_frames(self._router)
+                frames = receive_frames(self._router, 5)
             except zmq.Again:
                 self._end_asked_runs()  # all that their publishers had sent is in
                 break
+            self._told = False
             try:
                 party = OWN if access.is_open else access.expect(frames[0])
                 if len(frames) == 4:
                     name, topic, header, payload = frames
                     self._ingest(name.bytes, party, topic.bytes, header.bytes, payload)
                 elif len(frames) == 2:
-                    self._answer(frames[0].bytes, party, decode_request(frames[1].bytes))
+                    request = frames[1].bytes
+                    check_request_size(self.options, len(request))
+                    self._answer(frames[0].bytes, party, decode_request(request))
                 else:
-                    raise WireError(f"{len(frames) - 1} frames are neither an event nor a request")
+                    raise WireError("as many frames are neither an event nor a request")
             except WireError as error:
                 self.rejections.count(error.counted_as, access.where(frames[0]))
                 self._complaints.warn("phase-bus bus: %s; skipped", error)
+                if not self._told and self._errors.may_tell(identity := frames[0].bytes):
+                    self._reply(identity, Refused(seq=0, reason=str(error)))
             except JournalError as error:  # it cannot be read; the client asks again
                 logger.error("phase-bus bus: %s", error)
+            size_bytes = len(frames[-1])  # type: ignore[arg-type] # it has a length
+            left_bytes -= size_bytes
+            if size_bytes >= large_bytes:
+                self._sockets.queue.note_large(time.monotonic())
+            if left_bytes < 0 or (len(frames) != 4 and time.monotonic() > until_s):
+                break
+        if self._ending and time.monotonic() > self._ending[0][2]:
+            self._end_asked_runs()
         self._commit()
-        for identity, (seq, resend) in self._acks.items():
-            self._reply(identity, Ack(seq=seq, resend=resend))
+        for identity, (client, resend) in self._acks.items():
+            if self._reply(identity, Ack(seq=client.last_seq, resend=resend)):
+                client.told_seq = identity, client.last_seq
         self._acks.clear()
+        self._errors.clear()
+        self._status.clear()
 
     def _commit(self) -> bool:
         """Put into the stream what was taken in; return whether it is there, or else logged and refused."""
         self._ends_on_the_way.clear()
+        self._room.clear()
+        for place, drop in self._drops.values():
+            self._stream.change(place, encode_event(drop))
+        self._drops.clear()
         try:
             taken = self._stream.commit()
         except JournalError as error:
@@ -288,6 +339,7 @@ class Bus:
             return False
         if taken:
             self._refused = ""
+            self._status.clear()
         for client in self._clients.sources.values():
             client.kept_seq = client.last_seq
         first = self._stream.head.offset - len(taken) + 1
@@ -322,7 +374,7 @@ class Bus:
             return
         if party.name != client.owner and not party.may("admin"):
             error = not_yours(party, f"the publisher id {header.source.hex()}")
-            self._reply(identity, Rejected(seq=header.source_seq, reason=str(error)))
+            self._tell_rejected(identity, header, error)
             raise error
         client.heard_s = time.monotonic()
         client.identity = identity  # it may have been connected anew, and not know
@@ -332,7 +384,7 @@ class Bus:
             # lost in its turn, the publisher's next beat brings it up again.
             hole = header.source_seq > expected
             if not hole or client.asked_seq != expected:
-                self._acks[identity] = (client.last_seq, hole)
+                self._acks[identity] = (client, hole)
             if hole:
                 client.asked_seq = expected
             return
@@ -340,9 +392,13 @@ class Bus:
         if self._is_judged(topic, header.source) and not self._commit():
             return
         client.last_seq = header.source_seq
-        self._acks[identity] = (header.source_seq, False)
+        self._acks[identity] = (client, False)
         view = payload.buffer
         try:
+            if not client.has_published_on(topic):
+                check_topic(self.options, topic)
+                self._room.check(topic, header.source)
+            check_size(self.options, topic, len(header_frame), len(view))
             if not client.is_next_on(topic, header.topic_seq):
                 raise WireError(f"its number on its topic, {header.topic_seq}, is not new", topic)
             if self._comes_too_late(topic, client.info.name):
@@ -357,6 +413,8 @@ class Bus:
 
     def _is_judged(self, topic: bytes, source: bytes) -> bool:
         """Return whether what becomes of an event depends on those before it: they are counted first."""
+        if len(topic) > self.options.max_topic_bytes:
+            return False  # it will be refused
         if topic.startswith(_EDGES):
             return not (topic.startswith(_START) and self._starts_in_a_running_run(topic, source))
         return topic.startswith(_WORDS) and not self._knows_run_of(topic)
@@ -401,7 +459,8 @@ class Bus:
             WireError: if it is malformed, or its publisher may not say it.
         """
         parsed, partition = parse_topic(topic), partition_of(topic)
-        event = check_event(topic, parsed, partition, header, payload)
+        event = check_event(topic, parsed, partition, header, payload, self.options.max_batch_records)
+        check_content(self.options, topic, event)
         if not self._access.is_open:
             self._check_may_say(party, parsed, event)
         incoming = Incoming(topic, parsed, header, payload, partition, frame or payload, event)
@@ -427,22 +486,22 @@ class Bus:
             ):
                 raise not_yours(party, f"the consumer name {name!r:.100}")
 
-    def _add(self, incoming: Incoming) -> None:
+    def _add(self, incoming: Incoming) -> int:
         self._events += 1
-        self._stream.add(incoming)
+        return self._stream.add(incoming)
 
-    def _add_own(self, event: EventBase) -> None:
+    def _add_own(self, event: EventBase) -> int:
         """Take in what the bus itself says of a run."""
         topic, header, payload = number_own(self._own_events, event)
-        self._add(Incoming(topic, parse_topic(topic), header, payload, NO_PARTITION, payload, None))
+        return self._add(Incoming(topic, parse_topic(topic), header, payload, NO_PARTITION, payload, None))
 
     def _reject(self, client: Client, topic: bytes, header: Header, error: WireError) -> None:
         """Tell its publisher, and everybody, that an event is lost since it is malformed.
 
         What somebody says of another's run is none of that run's events.
         """
-        self._reply(client.identity, Rejected(seq=header.source_seq, reason=str(error)))
-        if error.counted_as in ("role", "not_yours"):
+        self._tell_rejected(client.identity, header, error)
+        if error.counted_as in _WITHOUT_DROP:
             return
         try:
             run_id = parse_topic(topic).run_id
@@ -456,7 +515,24 @@ class Bus:
                 events={topic.decode(): 1},
                 records=header.records,
             )
-            self._add_own(drop)
+            self._tell_drop((run_id, client.source, error.counted_as), drop)
+
+    def _tell_drop(self, key: tuple[str, bytes, str], drop: Drop) -> None:
+        """Tell of an event that is lost: in one event of many of a kind that come in a turn."""
+        if key not in self._drops:
+            self._drops[key] = self._add_own(drop), drop
+            return
+        place, first = self._drops[key]
+        events = Counter(first.events)
+        events.update(drop.events)
+        records = first.records + drop.records
+        self._drops[key] = place, msgspec.structs.replace(first, events=dict(events), records=records)
+
+    def _tell_rejected(self, identity: bytes, header: Header, error: WireError) -> None:
+        """Tell a publisher that an event of its is refused, unless it was told so of many in this turn."""
+        self._told = True
+        if self._errors.may_tell(identity):
+            self._reply(identity, Rejected(seq=header.source_seq, reason=str(error)))
 
     # ---- runs that their publishers do not end ----
 
@@ -492,15 +568,10 @@ class Bus:
         Raises:
             WireError: if the client may not ask this; it is told.
         """
-        try:
-            self._answer_to(identity, party, request)
-        except WireError as error:
-            seq = request.next_seq - 1 if isinstance(request, Hello) else 0
-            self._reply(identity, Refused(seq=seq, reason=str(error)))
-            raise
-
-    def _answer_to(self, identity: bytes, party: Party, request: Request) -> None:
         now_s = time.monotonic()
+        check_request(self.options, request)
+        if not isinstance(request, StatusRequest):
+            self._status.clear()
         match request:
             case Hello():
                 self._commit()  # the welcome tells how far the stream is
@@ -509,40 +580,60 @@ class Bus:
             case Beat():
                 client = self._clients.hear(identity, party, request, now_s)
                 if client is not None and request.sent_seq > client.last_seq:
-                    self._acks[identity] = (client.last_seq, True)
+                    self._acks[identity] = (client, True)
+                elif (
+                    client is not None
+                    and request.sent_seq
+                    and client.told_seq != (identity, client.last_seq)
+                ):
+                    self._acks.setdefault(identity, (client, False))  # it may have missed the last one
             case Goodbye():
                 self._say_goodbye(identity, party, request)
-            case StatusRequest():
-                self._reply(identity, self._status(now_s))
+            case StatusRequest(after=after):
+                self._sockets.send(identity, self._status.part(after))
             case EndRuns(reason=reason):
                 _expect_admin(party, "end the runs of all")
-                self._ending.append((identity, reason))
+                self._ending.append((identity, reason, now_s + _END_WITHIN_S))
             case RemoveDeadLetter(letter_id=letter_id, saved=saved):
                 _expect_admin(party, "settle dead letters")
                 if self._checkpoints.settle(letter_id, saved):
                     self._reply(identity, Heard(bus_id=self.bus_id))
 
-    def _status(self, now_s: float) -> Status:
+    def _confirm(self, identity: bytes, client: Client, sent_seq: int) -> None:
+        """Acknowledge again: what a publisher sent last, or the last word to it, may be lost."""
+        if sent_seq > client.last_seq:
+            self._acks[identity] = (client, True)
+        elif client.told_seq != (identity, client.last_seq):
+            self._acks.setdefault(identity, (client, False))
+
+    def _status_head(self, first: bool) -> Status:
+        """Return what is in each part of the status, and what is in the first one alone."""
         return Status(
             bus_id=self.bus_id,
             pid=os.getpid(),
             addresses=tuple(map(str, self.addresses)),
-            uptime_s=now_s - self._started_s,
+            uptime_s=time.monotonic() - self._started_s,
             events=self._events,
             dropped=self.rejections.of(MALFORMED),
             offset=self._stream.head.offset,
             connections=self._connections.number,
             journal=str(self._journal.path) if self._journal else None,
-            clients=self._clients.infos(now_s),
-            runs=tuple(run.info() for run in self._runs.by_id.values()),
-            groups=self._groups.infos(),
-            unread=tuple(self._unread),
-            rejected=self.rejections.infos(),
+            unread=tuple(self._unread) if first else (),
+            rejected=self.rejections.infos() if first else (),
         )
+
+    def _status_rows(self) -> list[list[Callable[[], Info]]]:
+        """Return what makes the clients, runs and groups in the status."""
+        now_s = time.monotonic()
+        return [
+            [partial(self._clients.info, client, now_s) for client in self._clients.by_id.values()],
+            [run.info for run in self._runs.by_id.values()],
+            [group.info for group in self._groups.all()],
+        ]
 
     def _end_asked_runs(self) -> None:
         while self._ending:
-            identity, reason = self._ending.pop()
+            identity, reason, _ = self._ending.pop()
             self._end_runs(reason)
             self._reply(identity, Heard(bus_id=self.bus_id))
 
@@ -554,6 +645,7 @@ class Bus:
             self._clients.forgive_silence(now_s)  # this process was suspended: a laptop's lid, SIGSTOP
         self._groups.share_out(now_s)
         self._next_tick_s = min(now_s + self.options.heartbeat_s, self._groups.next_due_s())
+        self._sockets.queue.look(now_s)
         self._clients.miss(now_s)
         self._runs.give_up(now_s)
         self._publish_ends()

@@ -10,6 +10,7 @@ from contextlib import suppress
 import zmq
 
 from phase_bus.bus.access import EVENTS, REPLAY, REQUESTS, Access
+from phase_bus.bus.limits import Queue, largest_frame
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.rejections import Rejections
 from phase_bus.core.address import Address
@@ -22,6 +23,13 @@ from phase_bus.errors import AddressError
 
 logger = logging.getLogger("phase_bus.bus")
 
+# Messages of the bus that wait for one connection: so that one that never reads costs little.
+_REPLIES, _PIECES = 64, 2
+_ASKED = 16  # requests for replay that wait
+_REQUEST_BYTES = 256 << 10  # of such a request at most
+_SUBSCRIPTION_BYTES = 64  # beyond the topic, of a message that subscribes to it
+_HANDSHAKE_BYTES = 4096
+_SUBSCRIPTIONS_A_TURN = 1000
 _NO_HEADER = Header(source=bytes(16), source_seq=0, topic_seq=0).pack()
 
 
@@ -31,6 +39,7 @@ class BusSockets:
     Attributes:
         all: these three.
         access: who is let in.
+        queue: how many messages may wait at the ROUTER for requests.
         events_endpoint: where clients find the live stream, once bound.
         replay_endpoint: where they find past events; None unless the replay socket is bound.
     """
@@ -42,12 +51,17 @@ class BusSockets:
         self.access = Access(self._context, key, rejections, shared=shared)
         self._ipc: Address | None = None  # where it has Unix sockets
         self._lock: DirectoryLock | None = None
-        self._max_message_bytes = options.max_message_bytes
         self._handshake_ms = math.ceil(1000 * options.handshake_s)
-        self.router = self._socket(zmq.ROUTER)
-        self.xpub = self._socket(zmq.XPUB)
+        self.router = self._socket(zmq.ROUTER, largest_frame(options))
+        self.router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # so that a reply that cannot go is noticed
+        self.queue = Queue(options, self.router)
+        self.router.setsockopt(zmq.SNDHWM, _REPLIES)
+        subscription_bytes = max(options.max_topic_bytes + _SUBSCRIPTION_BYTES, _HANDSHAKE_BYTES)
+        self.xpub = self._socket(zmq.XPUB, subscription_bytes)
         self.xpub.setsockopt(zmq.SNDHWM, options.high_water_mark)
-        self.replay = self._socket(zmq.ROUTER)
+        self.replay = self._socket(zmq.ROUTER, _REQUEST_BYTES)
+        self.replay.setsockopt(zmq.RCVHWM, _ASKED)
+        self.replay.setsockopt(zmq.SNDHWM, _PIECES)
         self.all = (self.router, self.xpub, self.replay)
         self.events_endpoint = Endpoint(ipc_name="events.ipc")
         self.replay_endpoint: Endpoint | None = None
@@ -77,11 +91,22 @@ class BusSockets:
             for address in addresses
         )
 
-    def reply(self, identity: bytes, reply: Reply) -> None:
-        """Send a message to one connection of the ROUTER for requests, unless it is gone."""
-        # A ROUTER drops what is for a peer that is gone; should it still be there, it asks again.
-        with suppress(zmq.Again):
-            send_frames(self.router, (identity, encode_control(reply)), int(zmq.NOBLOCK))
+    def reply(self, identity: bytes, reply: Reply) -> bool:
+        """Send a message to one connection of the ROUTER for requests; return False if that did not go.
+
+        It is gone, or has not read what it was sent before. It asks again.
+        """
+        return self.send(identity, encode_control(reply))
+
+    def send(self, identity: bytes, frame: bytes) -> bool:
+        """Send an encoded message in the same way."""
+        try:
+            send_frames(self.router, (identity, frame), int(zmq.NOBLOCK))
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            return False
+        return True
 
     def greet_subscribers(self) -> None:
         """Answer each consumer's last subscription on that very topic.
@@ -89,9 +114,9 @@ class BusSockets:
         A consumer subscribes to ``ready.<its id>$`` after everything else. That the answer reaches it
         shows that all its subscriptions are in force.
         """
-        while True:
+        for _ in range(_SUBSCRIPTIONS_A_TURN):
             try:
-                frames = receive_frames(self.xpub)
+                frames = receive_frames(self.xpub, 2)
             except zmq.Again:
                 return
             if len(frames) > 1:  # no subscription: a SUB sends none such
@@ -116,10 +141,10 @@ class BusSockets:
             self._lock.release()
             self._lock = None
 
-    def _socket(self, kind: int) -> zmq.Socket[bytes]:
+    def _socket(self, kind: int, largest_frame_bytes: int) -> zmq.Socket[bytes]:
         sock = self._context.socket(kind)
         sock.setsockopt(zmq.LINGER, 0)
-        sock.setsockopt(zmq.MAXMSGSIZE, self._max_message_bytes)
+        sock.setsockopt(zmq.MAXMSGSIZE, largest_frame_bytes)
         sock.setsockopt(zmq.HANDSHAKE_IVL, self._handshake_ms)
         return sock
 

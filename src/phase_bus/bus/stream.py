@@ -54,9 +54,14 @@ class Stream:
         self.events = self.records = self.payload_bytes = 0
         self._pending: list[Incoming] = []
 
-    def add(self, incoming: Incoming) -> None:
-        """Take an event in; :meth:`commit` puts it into the stream."""
+    def add(self, incoming: Incoming) -> int:
+        """Take an event in; :meth:`commit` puts it into the stream. Return its place among those before."""
         self._pending.append(incoming)
+        return len(self._pending) - 1
+
+    def change(self, place: int, payload: bytes) -> None:
+        """Give an event that was taken in, and is not in the stream yet, another payload."""
+        self._pending[place] = self._pending[place]._replace(payload=payload, frame=payload)
 
     def commit(self) -> list[Incoming]:
         """Put all that was taken in into the stream, in one transaction, publish it, and return it.

@@ -32,7 +32,7 @@ from phase_bus.journal.writer import Journal
 if TYPE_CHECKING:
     _Options = BusOptions
 else:
-    _Options = as_options(BusOptions, "max_message_bytes")
+    _Options = as_options(BusOptions)
 _DEFAULTS = _Options()
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import zmq
+from msgspec.structs import replace
 
 from phase_bus.core.address import Address
-from phase_bus.core.control import Beat, Goodbye, Hello, Refused, Reply
+from phase_bus.core.control import Beat, Goodbye, Hello, Refused, Reply, Request
 from phase_bus.core.handshakes import HandshakeWatch
 from phase_bus.core.ipc_directory import check_directory
 from phase_bus.core.keys import Key
@@ -53,6 +54,7 @@ class ControlLink:
         self._on_fault = on_fault
         self._readable: Readable | None = None
         self._complaints = Throttle(logger)
+        self._told_size = False  # whether it was told that beats are too large
         self._refusal = ""  # why the bus refuses this client, if it does
 
     def tell_news(self) -> None:
@@ -84,7 +86,7 @@ class ControlLink:
                 if request is not None:
                     check_directory(self._address)
                     with suppress(zmq.Again):  # not connected: the session repeats it
-                        sock.send(encode_control(request), zmq.NOBLOCK)
+                        sock.send(self._encode(request), zmq.NOBLOCK)
                 waited_s = now_s - started_s
                 if not self.session.connected and waited_s > _COMPLAIN_AFTER_S:
                     why = watch.reason
@@ -101,7 +103,7 @@ class ControlLink:
                 beat = self._beat()
                 with suppress(zmq.Again, AddressError):
                     check_directory(self._address)
-                    sock.send(encode_control(beat), zmq.NOBLOCK)
+                    sock.send(self._encode(beat), zmq.NOBLOCK)
                     sock.send(encode_control(Goodbye(client_id=beat.client_id)), zmq.NOBLOCK)
             watch.close()
             sock.close(linger=200)
@@ -111,6 +113,26 @@ class ControlLink:
             logger.error("the bus at %s does not answer: %s; trying again", self._address, why)
         else:
             logger.warning("no bus answers at %s yet; waiting for one", self._address)
+
+    def _encode(self, request: Request) -> bytes:
+        """Return a request's frame; one too large for the bus goes without what is to be kept."""
+        frame = encode_control(request)
+        welcome = self.session.welcome
+        largest = 0 if welcome is None else welcome.max_message_bytes
+        if not isinstance(request, Beat) or not 0 < largest < len(frame):
+            self._told_size = self._told_size and not isinstance(request, Beat)
+            return frame
+        if not self._told_size:
+            self._told_size = True
+            logger.error(
+                "what is to be kept at the bus at %s, state and dead letters, takes %d bytes, of %d "
+                "at most; nothing of it is kept, and a restart begins where it was before; start the bus "
+                "with a larger --max-message-bytes",
+                self._address,
+                len(frame),
+                largest,
+            )
+        return encode_control(replace(request, position=None, saved=None, dead_letters=(), commits=()))
 
     def _read_replies(self, sock: zmq.Socket[bytes]) -> None:
         while True:

@@ -7,6 +7,7 @@ import math
 import time
 from typing import Self, TypeVar
 
+import msgspec
 import zmq
 
 from phase_bus.core.address import Address
@@ -48,8 +49,27 @@ class BusClient:
         self.close()
 
     def status(self, timeout_s: float = 3.0) -> Status:
-        """Return who is on the bus and how the runs are."""
-        return self._ask(StatusRequest(), timeout_s, Status)
+        """Return who is on the bus and how the runs are, of a large bus part by part."""
+        deadline_s = time.monotonic() + timeout_s
+        first = part = self._ask(StatusRequest(), timeout_s, Status)
+        clients = {each.client_id: each for each in first.clients}
+        runs = {each.run_id: each for each in first.runs}
+        groups = {each.name: each for each in first.groups}
+        while part.next:
+            left_s = max(deadline_s - time.monotonic(), 0.0)
+            part = self._ask(StatusRequest(after=part.next), left_s, Status)
+            clients |= {each.client_id: each for each in part.clients}
+            runs |= {each.run_id: each for each in part.runs}
+            groups |= {each.name: each for each in part.groups}
+        if not first.next:
+            return first
+        return msgspec.structs.replace(
+            first,
+            clients=tuple(clients.values()),
+            runs=tuple(runs.values()),
+            groups=tuple(groups.values()),
+            next=0,
+        )
 
     def end_runs(self, reason: str, timeout_s: float = 3.0) -> None:
         """Let every running run end as ``lost``: their publishers are known to be gone."""

@@ -18,6 +18,7 @@ WIRE_VERSION = 3
 EVENTS = -1  # the share of a group that is all events but records; its other shares are partitions
 PARTITIONS = 16  # of the records; a group takes up others, of foreign publishers, when they appear
 REMEMBERED_RUNS = 50  # how many of the latest runs a consumer names in its beats
+DEFAULT_MAX_MESSAGE_BYTES = 8 << 20  # of a bus; what a publisher goes by until it knows
 # How many of those that ended as lost consumers keep beside them: their publishers may come back.
 KEPT_LOST_RUNS = 50
 
@@ -106,6 +107,8 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
         state: the state that was kept with the checkpoint, if any.
         pruned: how many runs were pruned from the journal since it was begun: what these held, a consumer
             that comes for the first time has not lost.
+        max_message_bytes: the size of a message, all its frames together, that the bus takes at most; 0 if
+            that is unknown.
     """
 
     bus_id: str
@@ -120,6 +123,7 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
     checkpoint: Position | None = None
     state: bytes | None = None
     pruned: int = 0
+    max_message_bytes: int = 0
 
 
 class Commit(Struct, frozen=True, kw_only=True):
@@ -258,11 +262,12 @@ class Ack(Struct, frozen=True, kw_only=True, tag_field="op", tag="ack"):
 
 
 class Refused(Struct, frozen=True, kw_only=True, tag_field="op", tag="refused"):
-    """The bus could not keep a publisher's events, or cannot talk to a client at all.
+    """The bus could not keep a publisher's events, cannot talk to a client at all, or refused a request.
 
     Attributes:
-        seq: the last source sequence that it has.
-        reason: why, in words (the disk is full, another wire version ...). Try again in a while.
+        seq: the last source sequence that it has; 0 if it is about something else than events.
+        reason: why, in words (the disk is full, another wire version, too long a name ...). Try again in a
+            while.
     """
 
     seq: Int
@@ -270,7 +275,7 @@ class Refused(Struct, frozen=True, kw_only=True, tag_field="op", tag="refused"):
 
 
 class Rejected(Struct, frozen=True, kw_only=True, tag_field="op", tag="rejected"):
-    """An event of a publisher is malformed: it counts as received, and is lost.
+    """An event of a publisher is malformed, or beyond a limit: it counts as received, and is lost.
 
     The bus says so to everybody in a ``drop`` event.
 
@@ -385,7 +390,13 @@ class FetchedStates(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetc
 
 
 class StatusRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="status"):
-    """Ask who is on the bus and how the runs are."""
+    """Ask who is on the bus and how the runs are.
+
+    Attributes:
+        after: where to go on: :attr:`Status.next` of the answer before, 0 for the first part.
+    """
+
+    after: Count = 0
 
 
 class EndRuns(Struct, frozen=True, kw_only=True, tag_field="op", tag="end_runs"):
@@ -502,9 +513,13 @@ class RejectionInfo(Struct, frozen=True, kw_only=True):
 
 
 class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_reply"):
-    """Who is on the bus and how the runs are.
+    """Who is on the bus and how the runs are: all of it, or one part of some 64 KiB.
+
+    Clients, runs and groups come in parts. One that comes or goes between two parts may be in none, or in
+    both; who asks goes by their ids.
 
     Attributes:
+        next: where the next part begins, 0 if this is the last.
         events: events taken in since then.
         dropped: malformed messages, which it skipped.
         offset: the offset of the last event.
@@ -530,6 +545,7 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_repl
     groups: tuple[GroupInfo, ...] = ()
     unread: tuple[UnreadRun, ...] = ()
     rejected: tuple[RejectionInfo, ...] = ()
+    next: Int = 0
 
 
 Request: TypeAlias = (

@@ -28,6 +28,9 @@ class Outbox:
     sequence always means a loss on the way.
 
     The source is 16 bytes that name the publisher.
+
+    Attributes:
+        largest_bytes: the size that a message should not exceed, 0 for any.
     """
 
     def __init__(self, source: bytes, limit_bytes: int) -> None:
@@ -37,6 +40,7 @@ class Outbox:
         self.last_seq = 0
         self._unsent: deque[Message] = deque()
         self._unacked: deque[Message] = deque()
+        self.largest_bytes = 0
         self.in_flight_bytes = 0  # the size of what was sent and is not acknowledged
         self._topic_seqs: Counter[bytes] = Counter()
 
@@ -58,13 +62,20 @@ class Outbox:
         """The highest sequence number that was sent, or needs no sending any more."""
         return self._unsent[0].seq - 1 if self._unsent else self.last_seq
 
-    def put(self, event: EventBase) -> bytes | None:
+    def is_too_large(self, topic: bytes, payload: bytes) -> bool:
+        """Return whether an event would be larger than a message should be."""
+        return 0 < self.largest_bytes < len(topic) + HEADER.size + len(payload)
+
+    def put(self, event: EventBase, payload: bytes | None = None) -> bytes | None:
         """Encode and keep an event; return its topic, or None if it is records and there is no room.
+
+        Args:
+            payload: the event if it is encoded already.
 
         Raises:
             TypeError, ValueError, OverflowError: if the event holds something that cannot be encoded.
         """
-        payload = encode_event(event)
+        payload = encode_event(event) if payload is None else payload
         records = event.count if type(event) is Records else 0
         if records and self.size_bytes + len(payload) > self.limit_bytes:
             return None

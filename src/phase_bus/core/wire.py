@@ -261,8 +261,8 @@ def send_frames(socket: zmq.Socket[bytes], frames: Sequence[bytes | zmq.Frame], 
     _send(socket, frames[-1], flags)
 
 
-def receive_frames(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
-    """Receive a message without waiting, its frames uncopied.
+def receive_frames(socket: zmq.Socket[bytes], most: int | None = None) -> list[zmq.Frame]:
+    """Receive a message without waiting, its frames uncopied; of a longer one the first ``most``.
 
     Raises:
         zmq.Again: if there is none.
@@ -271,7 +271,8 @@ def receive_frames(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
     frames = [frame]
     while frame.more:
         frame = _recv(socket, _NOBLOCK, False)
-        frames.append(frame)
+        if len(frames) != most:
+            frames.append(frame)
     return frames
 
 

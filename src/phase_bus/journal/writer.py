@@ -33,7 +33,7 @@ from phase_bus.journal.files import (
     sync_directory,
 )
 from phase_bus.journal.holding import KEPT_PRUNED_RUNS, Candidate, HoldingJournal
-from phase_bus.journal.rows import Durability, Entry, Head, Limits, PrunedRow
+from phase_bus.journal.rows import Durability, Entry, Head, Limits, PrunedRow, parse_checkpoint_name
 
 RUNNING = "running"
 UNKNOWN = "unknown"
@@ -367,6 +367,27 @@ class Journal(HoldingJournal):
         rows = [(name, now_ns, msgspec.json.encode(topics).decode()) for name, topics in consumers.items()]
         with self.transaction():
             self._db.executemany(_SEE, rows)
+
+    def make_room_for(self, name: str, most: int, now_ns: int) -> bool:
+        """Return whether a consumer or group may be one of so many names, at most, that are kept here.
+
+        If there are as many already, the one that was away longest is forgotten, with its place, if it has
+        been away for longer than the limits say.
+        """
+        if self.knows_consumer(name):
+            return True
+        (count,) = self._query("SELECT count(*) FROM consumers")[0]
+        if count < most:
+            return True
+        (oldest, seen_ns) = self._query("SELECT name, seen_ns FROM consumers ORDER BY seen_ns LIMIT 1")[0]
+        if now_ns - seen_ns <= self.limits.max_absence_s * 1e9:
+            return False
+        places = [row[0] for row in self._query("SELECT consumer FROM checkpoints")]
+        of_oldest = [(place,) for place in places if oldest in (place, parse_checkpoint_name(place)[0])]
+        with self.transaction():
+            self._db.executemany("DELETE FROM checkpoints WHERE consumer = ?", of_oldest)
+            self._db.execute("DELETE FROM consumers WHERE name = ?", (oldest,))
+        return True
 
     def knows_consumer(self, name: str) -> bool:
         """Return whether a consumer or group of this name was on the bus."""

@@ -15,9 +15,10 @@ from msgspec import Struct
 from phase_bus.core.control import PARTITIONS
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.values import ListMode, as_text
+from phase_bus.core.wire import encode_event, topic_of
 from phase_bus.events import EventBase, PhaseProgress, PhaseRef, Records, RunComplete, RunStatus
 from phase_bus.publisher.drops import Drops
-from phase_bus.publisher.record_builder import RecordBuilder
+from phase_bus.publisher.record_builder import Batch, RecordBuilder
 
 RawRecord: TypeAlias = tuple[
     str, PhaseRef, Mapping[str, Any], Mapping[str, Any], tuple[str, str, int | None] | None
@@ -144,32 +145,45 @@ class Composer:
         builder = self._builders[run_id, phase]
         count = len(builder)
         try:
-            self._put_batch(run_id, phase, builder, count)
+            unusable: Counter[str] = Counter()
+            self._put_batch(run_id, phase, builder, builder.take(), unusable)
+            if unusable:
+                names = ", ".join(sorted(unusable))
+                self._drops.warn(f"unusable {names}", f"values that are not numbers were left out: {names}")
         except Exception as error:
             # Nothing is known to lead here, but one bad batch must not end publishing.
             self._drops.warn("batch", f"a batch of records could not be encoded: {error!r}")
             self._drops.add_records(run_id, phase, count, "it could not be encoded")
 
-    def _put_batch(self, run_id: str, phase: PhaseRef, builder: RecordBuilder, count: int) -> None:
-        metrics, fields, errors, unusable = builder.build()
-        if unusable:
-            names = ", ".join(sorted(unusable))
-            self._drops.warn(f"unusable {names}", f"values that are not numbers were left out: {names}")
+    def _put_batch(
+        self,
+        run_id: str,
+        phase: PhaseRef,
+        builder: RecordBuilder,
+        records: Batch,
+        unusable: Counter[str],
+    ) -> None:
+        """Put a batch, or its halves if it would be larger than the bus takes."""
+        metrics, fields = builder.pack(records, unusable)
         batch = Records(
             run_id=run_id,
             phase=phase,
             partition=self._batches[run_id] % PARTITIONS,
-            count=count,
+            count=len(records.metrics),
             metrics=metrics,
             fields=fields,
-            errors=errors,
+            errors=tuple(records.errors),
         )
-        if self._put(batch):
+        payload = encode_event(batch)
+        if batch.count > 1 and self._outbox.is_too_large(topic_of(batch), payload):
+            for half in records.halves():
+                self._put_batch(run_id, phase, builder, half, unusable)
+        elif self._put(batch, payload):
             self._batches[run_id] += 1
 
-    def _put(self, event: EventBase) -> bool:
+    def _put(self, event: EventBase, payload: bytes | None = None) -> bool:
         """Put an event into the outbox, and return whether there was room."""
-        topic = self._outbox.put(event)
+        topic = self._outbox.put(event, payload)
         if topic is None:
             self._drops.add(event, f"the buffer of {self._outbox.limit_bytes} bytes is full")
             return False

@@ -11,11 +11,20 @@ import zmq
 from msgspec.structs import replace
 
 from phase_bus.core.address import Address
-from phase_bus.core.control import Ack, Beat, Goodbye, Hello, Refused, Rejected, Welcome
+from phase_bus.core.control import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    Ack,
+    Beat,
+    Goodbye,
+    Hello,
+    Refused,
+    Rejected,
+    Welcome,
+)
 from phase_bus.core.handshakes import HandshakeWatch
 from phase_bus.core.ipc_directory import check_directory, lock_directory
 from phase_bus.core.keys import Key
-from phase_bus.core.outbox import Outbox
+from phase_bus.core.outbox import Message, Outbox
 from phase_bus.core.printable import printable
 from phase_bus.core.session import Session, introduce
 from phase_bus.core.sockets import bind, dealer
@@ -68,6 +77,8 @@ class BusLink:
         self._session = Session(self._hello, self._beat, time.monotonic())
         self._was_connected = False
         self._stale = False  # whether the socket's connection is given up
+        self._largest = 0  # a message that the bus takes, 0 while that is unknown
+        outbox.largest_bytes = DEFAULT_MAX_MESSAGE_BYTES
         self._next_seq = 0
         self._moved_s = time.monotonic()
 
@@ -87,11 +98,31 @@ class BusLink:
             while (message := outbox.peek()) is not None:
                 if outbox.in_flight_bytes > WINDOW_BYTES:
                     return False  # an acknowledgement will wake us
-                send_frames(sock, message.frames, _NOBLOCK)
+                if 0 < self._largest < message.size_bytes:
+                    self._send_without_payload(message)
+                else:
+                    send_frames(sock, message.frames, _NOBLOCK)
                 outbox.sent()
         except zmq.Again:
             return True
         return False
+
+    def _send_without_payload(self, message: Message) -> None:
+        """Send an event that is too large such that the bus refuses it, and takes those after it.
+
+        Raises:
+            zmq.Again: if it cannot be queued now.
+        """
+        topic, header, _ = message.frames
+        send_frames(self.socket, (topic, header, b""), _NOBLOCK)
+        self._complaints.warn(
+            "phase-bus publisher %r: an event of %d bytes on topic %s is lost: the bus takes %d at most; "
+            "give it a larger --max-message-bytes",
+            self._name,
+            message.size_bytes,
+            printable(topic.decode(errors="replace")),
+            self._largest,
+        )
 
     def receive(self) -> None:
         """Take in all replies that have arrived."""
@@ -109,6 +140,8 @@ class BusLink:
             welcomed = self._session.heard(reply, time.monotonic())
             if welcomed and isinstance(reply, Welcome):
                 self._fault = ""
+                self._largest = reply.max_message_bytes
+                self._outbox.largest_bytes = reply.max_message_bytes or DEFAULT_MAX_MESSAGE_BYTES
                 self._outbox.acknowledge(reply.last_seq)
                 self._outbox.rewind()
             elif isinstance(reply, Refused):

@@ -4,18 +4,40 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from phase_bus.core.packing import Packer
 from phase_bus.core.values import ListMode, as_text
 from phase_bus.events import RecordError, Table
 
 
+class Batch(NamedTuple):
+    """Records that go together: metrics and fields of each, and the errors of those that failed."""
+
+    metrics: list[Mapping[str, Any]]
+    fields: list[Mapping[str, Any]]
+    errors: list[RecordError]
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """Return the first and the second half of the records."""
+        metrics, fields, errors = self
+        half = len(metrics) // 2
+        later = [
+            msgspec.structs.replace(error, row=error.row - half) for error in errors if error.row >= half
+        ]
+        return (
+            Batch(metrics[:half], fields[:half], [error for error in errors if error.row < half]),
+            Batch(metrics[half:], fields[half:], later),
+        )
+
+
 class RecordBuilder:
     """Collects the records of one phase and turns them into tables.
 
-    Adding stores references only; the work is done by :meth:`build`, which leaves the builder empty but
-    keeps the shapes of its records.
+    Adding stores references only; the work is done by :meth:`pack`. The builder keeps the shapes of its
+    records from batch to batch.
 
     Args:
         lists: how metrics that are lists of numbers are sent. ``summary`` makes the metrics
@@ -64,9 +86,23 @@ class RecordBuilder:
     ) -> tuple[tuple[Table, ...], tuple[Table, ...], tuple[RecordError, ...], dict[str, int]]:
         """Return the tables of metrics and of fields, the errors, and how many values were left out.
 
-        The last is by name; such values are of a type that cannot be encoded.
+        The last is by name. The builder is empty then.
         """
-        metrics, fields, errors = self._metrics, self._fields, tuple(self._errors)
-        self._metrics, self._fields, self._errors = [], [], []
+        batch = self.take()
         unusable: Counter[str] = Counter()
-        return self._pack_metrics(metrics, unusable), self._pack_fields(fields, unusable), errors, unusable
+        metrics, fields = self.pack(batch, unusable)
+        return metrics, fields, tuple(batch.errors), unusable
+
+    def take(self) -> Batch:
+        """Return the records as they were added, and begin a new batch."""
+        batch = Batch(self._metrics, self._fields, self._errors)
+        self._metrics, self._fields, self._errors = [], [], []
+        return batch
+
+    def pack(self, batch: Batch, unusable: Counter[str]) -> tuple[tuple[Table, ...], tuple[Table, ...]]:
+        """Return the tables of metrics and of fields.
+
+        Args:
+            unusable: counts, by name, the values that are of no type that can travel.
+        """
+        return self._pack_metrics(batch.metrics, unusable), self._pack_fields(batch.fields, unusable)
