@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -26,7 +27,7 @@ from phase_bus.consumer.share import Share
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, NameTaken, Reply, State, Welcome
 from phase_bus.core.health import LEAST_PATIENCE_S
-from phase_bus.core.ipc_directory import check_answer, check_directory
+from phase_bus.core.ipc_directory import CHECKED_FOR_S, check_answer, check_directory
 from phase_bus.core.keys import key_for
 from phase_bus.core.position import Lineage
 from phase_bus.core.readable import wait_for_event
@@ -106,6 +107,7 @@ class Member(ABC):
         self._old_tags: set[bytes] = set()  # of the buses before
         self._next_flush_s = 0.0
         self._complained_of = ""  # the endpoint at which no answer about the journal came
+        self._checked_s = -math.inf  # when the bus's place was seen to be nobody else's
         self._failure: PhaseBusError | None = None  # why it ends, if that is its bus's word
         self._past = Totals()  # of shares that it had, and that others have now
         self._worst_lag_ns = 0  # likewise
@@ -228,8 +230,11 @@ class Member(ABC):
 
     async def _drain(self) -> bool:
         """Handle what has arrived live, for a breath at most; return whether there may be more."""
-        if not self._is_safe():
-            return False
+        now_s = time.monotonic()
+        if now_s > self._checked_s + CHECKED_FOR_S:
+            if not self._is_safe():
+                return False
+            self._checked_s = now_s
         breath_s = time.monotonic() + _BREATH_S
         while self._takes_live:
             try:

@@ -21,6 +21,8 @@ from phase_bus.core.files import inode_of, is_at, lock_file, make_private_direct
 from phase_bus.errors import AddressError
 
 BUS_LOCK = "bus.lock"  # in the directory, held by its bus
+CHECKED_FOR_S = 0.05
+"""How long a check may hold for what is sent or taken often: less than a socket waits to connect anew."""
 _SHARED_MODE = 0o2770  # the first bit: what is made in there is the group's, too
 _ROOT = 0
 
@@ -37,7 +39,7 @@ def check_directory(address: Address) -> bool:
         return True
     directory = address.directory
     try:
-        there = link = os.lstat(directory)  # with each message: a Path costs twice as much
+        there = link = os.lstat(directory)  # often: a Path costs twice as much
         if stat.S_ISLNK(link.st_mode):
             with suppress(FileNotFoundError):
                 there = os.stat(directory)  # noqa: PTH116 - likewise

@@ -22,7 +22,7 @@ from phase_bus.core.control import (
     Welcome,
 )
 from phase_bus.core.handshakes import HandshakeWatch
-from phase_bus.core.ipc_directory import check_directory, lock_directory
+from phase_bus.core.ipc_directory import CHECKED_FOR_S, check_directory, lock_directory
 from phase_bus.core.keys import Key
 from phase_bus.core.outbox import Message, Outbox
 from phase_bus.core.printable import printable
@@ -66,6 +66,7 @@ class BusLink:
         self._client_id = outbox.source.hex()
         self.events_dropped = 0  # as the caller says, for the bus's list of clients
         self._refused = ""
+        self._checked_s = -math.inf  # when the place was seen to be nobody else's
         self._fault = ""  # why whoever is at the address may not be our bus
         self._complaints = Throttle(logger)
         self._resume_s = 0.0  # the bus cannot keep anything until then
@@ -89,12 +90,15 @@ class BusLink:
 
     def send(self) -> bool:
         """Send what the outbox has; return True if the socket must become writable for the rest."""
-        if not self._session.connected or time.monotonic() < self._resume_s:
+        now_s = time.monotonic()
+        if not self._session.connected or now_s < self._resume_s:
             return False
         outbox, sock = self._outbox, self.socket
         try:
-            if outbox.peek() is None or not self._is_safe(there=True):
-                return False
+            if now_s > self._checked_s + CHECKED_FOR_S and outbox.peek() is not None:
+                if not self._is_safe(there=True):
+                    return False
+                self._checked_s = now_s
             while (message := outbox.peek()) is not None:
                 if outbox.in_flight_bytes > WINDOW_BYTES:
                     return False  # an acknowledgement will wake us
@@ -240,6 +244,7 @@ class BusLink:
     def _distrust(self, error: AddressError) -> None:
         """Take it that there is no bus: somebody else may be in its place."""
         self._stale = True
+        self._checked_s = -math.inf
         if self._session.connected:
             self._session.lose(time.monotonic())
         with suppress(zmq.ZMQError):
