@@ -306,6 +306,12 @@ def test_many_errors_cost_few_replies_and_drops(low: DurableBus) -> None:
             client.socket.send_multipart((b"phase_start.r$", Header(SOURCE, seq, seq).pack(), b"\xc1"))
         wait_until(lambda: sum(sum(drop.events.values()) for drop in subscriber.of(Drop)) == 2000)
         assert len(subscriber.of(Drop)) < 1000
+        told, replies = 0, 0
+        while told < 2000:
+            if isinstance(reply := client.reply(), Rejected):
+                told, replies = told + reply.count, replies + 1
+        assert told == 2000
+        assert replies < 1000
 
 
 # ---- status ----

@@ -149,6 +149,7 @@ class Bus:
         self._acks: dict[bytes, tuple[Client, bool]] = {}  # by connection: whom, and to send again
         self._ending: list[tuple[bytes, str, float]] = []  # who asked to end the runs, why, and by when
         self._errors = Errors()
+        self._untold: dict[bytes, Rejected] = {}  # by connection, at the end of a turn
         self._told = False  # whether a client was told of the error that comes next
         # Since the last commit, by run, source and reason: where it is among what was taken in.
         self._drops: dict[tuple[str, bytes, str], tuple[int, Drop]] = {}
@@ -318,6 +319,9 @@ class Bus:
         if self._ending and time.monotonic() > self._ending[0][2]:
             self._end_asked_runs()
         self._commit()
+        for identity, rejected in self._untold.items():
+            self._reply(identity, rejected)
+        self._untold.clear()
         for identity, (client, resend) in self._acks.items():
             if self._reply(identity, Ack(seq=client.last_seq, resend=resend)):
                 client.told_seq = identity, client.last_seq
@@ -529,10 +533,15 @@ class Bus:
         self._drops[key] = place, msgspec.structs.replace(first, events=dict(events), records=records)
 
     def _tell_rejected(self, identity: bytes, header: Header, error: WireError) -> None:
-        """Tell a publisher that an event of its is refused, unless it was told so of many in this turn."""
+        """Tell a publisher that an event is refused; of many in a turn, at its end, how many there were."""
         self._told = True
+        rejected = Rejected(seq=header.source_seq, reason=str(error))
         if self._errors.may_tell(identity):
-            self._reply(identity, Rejected(seq=header.source_seq, reason=str(error)))
+            self._reply(identity, rejected)
+        else:
+            before = self._untold.get(identity)
+            count = 1 + (before.count if before else 0)
+            self._untold[identity] = msgspec.structs.replace(rejected, count=count)
 
     # ---- runs that their publishers do not end ----
 

@@ -282,10 +282,12 @@ class Rejected(Struct, frozen=True, kw_only=True, tag_field="op", tag="rejected"
     Attributes:
         seq: its source sequence.
         reason: what is wrong with it.
+        count: how many events it is about, if there were many: this one, and others before it.
     """
 
     seq: Int
     reason: str
+    count: Int = 1
 
 
 class Fetch(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch"):

@@ -162,7 +162,7 @@ class BusLink:
             elif isinstance(reply, Rejected):
                 if reply.seq > self._rejected_seq:  # what is sent again is refused again
                     self._rejected_seq = reply.seq
-                    self.rejected += 1
+                    self.rejected += reply.count
                 self._complaints.warn(
                     "phase-bus publisher %r: the bus refused an event, which is lost: %s",
                     self._name,
