@@ -18,11 +18,14 @@ from phase_bus.cli.options import check_delivered
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import (
+    Ack,
+    Assigned,
     Beat,
     EndRuns,
     Fetch,
     FetchStates,
     Goodbye,
+    Heard,
     Hello,
     ReadFailed,
     Refused,
@@ -32,12 +35,13 @@ from phase_bus.core.control import (
     Request,
     Welcome,
 )
-from phase_bus.core.keys import Key
+from phase_bus.core.keys import Key, read_key
 from phase_bus.core.position import Position
 from phase_bus.core.sockets import connect, dealer
-from phase_bus.core.wire import decode_reply, encode_control
+from phase_bus.core.wire import Header, decode_reply, encode_control
 from phase_bus.errors import BusUnreachableError, PhaseBusError, RefusedError
-from phase_bus.events import PhaseRef, Receipt, RunComplete, RunStart, Summary
+from phase_bus.events import Drop, PhaseRef, Receipt, RunComplete, RunStart, Summary
+from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.writer import Journal
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing.waiting import wait_until
@@ -197,6 +201,16 @@ REFUSED: list[tuple[str, str, Callable[[Place, Honest], Reply]]] = [
     ("a dead letter", "role", lambda p, _: ask(p, p.consumer, RemoveDeadLetter(letter_id=1))),
     ("a name", "not_yours", lambda p, _: ask(p, p.consumer, hello(role="consumer", name="recorder"))),
     ("a group", "not_yours", lambda p, _: ask(p, p.consumer, hello(role="consumer", group="recorder"))),
+    (
+        "a name, in a group of one's own",
+        "not_yours",
+        lambda p, _: ask(p, p.consumer, hello(role="consumer", name="recorder", group="own")),
+    ),
+    (
+        "a share's name",
+        "not_yours",
+        lambda p, _: ask(p, p.consumer, hello(role="consumer", name="recorder/events")),
+    ),
     ("a receipt", "not_yours", lambda p, _: say(p, p.consumer, Receipt(run_id="r", consumer="recorder"))),
     ("a result", "not_yours", lambda p, _: say(p, p.consumer, Summary(run_id="r", producer="recorder"))),
 ]
@@ -212,6 +226,67 @@ async def test_what_is_refused(
         assert isinstance(reply, Refused | Rejected)
         assert ("alice" in reply.reason) != ("bob" in reply.reason)
         await asyncio.to_thread(wait_until, lambda: place.rejected(reason) == 1)
+
+
+NONSENSE: list[tuple[bytes, bytes, int]] = [
+    (b"phase_start.r$", b"no event", 1),
+    (b"receipt.r$", b"no event", 1),
+    (b"records.00.r$", b"no event", 1000),
+    (b"new_kind.r$", b"no event", 0),
+]
+
+
+@pytest.mark.parametrize("who", ["alice", "bob"])
+async def test_nonsense_about_another_s_run_is_no_loss_of_it(
+    place: Place, tmp_path: Path, who: str
+) -> None:
+    """What somebody else says of a run and is malformed is refused, and no drop of the run."""
+    async with honest_run(place):
+        with RawClient(place.bus.address, read_key(Path(place.keys.file(who)))) as client:
+            assert isinstance(client.ask(hello()), Welcome)
+            for seq, (topic, payload, records) in enumerate(NONSENSE, 1):
+                header = Header(OTHER.bytes, seq, seq if records else 0, records)
+                client.socket.send_multipart((topic, header.pack(), payload))
+            await asyncio.to_thread(
+                wait_until, lambda: sum(map(place.rejected, ("malformed", "not_yours", "role"))) == 4
+            )
+    with JournalReader(tmp_path / "data") as reader:
+        assert list(reader.events("r", Drop)) == []
+
+
+def test_a_run_s_owner_gives_no_receipts_for_consumers(place: Place) -> None:
+    """What a consumer did is its own to say, of whosever run; results are the run's owner's too."""
+    key = place.keys.client("carol", "publish", "consume")
+    wait_until(lambda: _lets_in(place, key))
+    honest = read_key(Path(place.keys.file("honest")))
+    assert isinstance(ask(place, honest, hello(OTHER.hex, "consumer", "recorder")), Welcome)
+    with RawClient(place.bus.address, honest) as client:
+        assert isinstance(client.ask(hello(uuid.UUID(int=10).hex)), Welcome)
+        client.publish(RunStart(run_id="r"), uuid.UUID(int=10).bytes, 1)
+        assert isinstance(client.reply(), Ack)
+    said: list[tuple[Any, type[Reply]]] = [
+        (RunStart(run_id="own"), Ack),
+        (Receipt(run_id="own", consumer="recorder"), Rejected),
+        (Receipt(run_id="own", consumer="group"), Ack),
+        (Summary(run_id="r", producer="group/03"), Ack),  # an instance in a group
+        (Summary(run_id="r", producer="recorder/03"), Rejected),
+        (Summary(run_id="own", producer="benchmark"), Ack),
+    ]
+    with RawClient(place.bus.address, key) as client:
+        client.ask(hello(uuid.uuid4().hex, "consumer", "group", group="group"))
+        assert isinstance(client.reply(), Assigned)
+        own = uuid.UUID(int=11)
+        assert isinstance(client.ask(hello(own.hex)), Welcome)
+        for seq, (event, expected) in enumerate(said, 1):
+            client.publish(event, own.bytes, seq, seq)
+            answer = client.reply()
+            assert isinstance(answer, expected), event
+            if not isinstance(answer, Ack):
+                assert isinstance(client.reply(), Ack)
+
+
+def _lets_in(place: Place, key: Key) -> bool:
+    return isinstance(ask(place, key, hello(uuid.uuid4().hex, "client")), Welcome)
 
 
 async def test_journal_and_live_stream_are_for_consumers(place: Place) -> None:
@@ -273,6 +348,13 @@ def test_roles_change_while_the_bus_runs(place: Place) -> None:
     assert isinstance(ask(place, place.publisher, hello(role="consumer")), Refused)
     place.keys.authorize("alice", "publish", "consume")
     wait_until(lambda: isinstance(ask(place, place.publisher, hello(role="consumer")), Welcome))
+    with RawClient(place.bus.address, place.publisher) as client:
+        consumer = hello(uuid.uuid4().hex, "consumer", "own")
+        assert isinstance(client.ask(consumer), Welcome)
+        beat = Beat(client_id=consumer.client_id, state="ready")
+        assert isinstance(client.ask(beat), Heard)
+        place.keys.authorize("alice", "publish")
+        wait_until(lambda: isinstance(client.ask(beat), Refused))
     stranger = place.keys.stranger("carol")
     with RawClient(place.bus.address, stranger) as client:
         client.socket.send(encode_control(hello(uuid.uuid4().hex)))
@@ -300,6 +382,7 @@ def test_what_is_somebodys_stays_so(keys: Keyring, tmp_path: Path) -> None:
             if round_:
                 refused = hello(uuid.uuid4().hex, "consumer", "results")
                 assert isinstance(ask(place, bob, hello()), Refused)
+                assert isinstance(ask(place, bob, hello(role="client")), Refused)
                 assert isinstance(ask(place, bob, refused), Refused)
                 with RawClient(bus.address, bob) as client:
                     client.ask(hello(third.hex))
@@ -383,3 +466,55 @@ def bus_tcp() -> Iterator[BusThread]:
     """A bus at tcp without a key."""
     with BusThread("tcp://127.0.0.1:0") as bus:
         yield bus
+
+
+@contextmanager
+def reading(place: Place, key: Key) -> Iterator[zmq.Socket[bytes]]:
+    """A socket that is let in at the live stream, and has not subscribed to anything yet."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        with RawClient(place.bus.address, key) as client:
+            welcome = client.ask(hello(uuid.uuid4().hex, "client"))
+        assert isinstance(welcome, Welcome)
+        sock = context.socket(zmq.XSUB)
+        monitor = sock.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        connect(sock, Address.parse(place.bus.address).endpoint(welcome.events), key)
+        assert monitor.poll(10_000)
+        sock.disable_monitor()
+        yield sock
+    finally:
+        context.destroy(linger=0)
+
+
+BEATS = b"\1heartbeat."
+SUBSCRIPTIONS: list[tuple[str, list[bytes]]] = [
+    ("as others have", [BEATS]),
+    ("in a message of two frames", [b"so", BEATS]),
+    ("after that", []),
+]
+
+
+@pytest.mark.parametrize(("when", "message"), SUBSCRIPTIONS, ids=[each[0] for each in SUBSCRIPTIONS])
+def test_no_subscription_outlives_its_key(
+    place: Place, keys: Keyring, when: str, message: list[bytes]
+) -> None:
+    """Whoever is revoked hears nothing more, whatever it subscribed to and when."""
+    others = read_key(Path(keys.file("honest")))
+    with reading(place, others) as honest, reading(place, place.consumer) as listening:
+        honest.send(BEATS)
+        assert honest.poll(10_000)
+        if message:
+            listening.send_multipart(message)
+            assert listening.poll(10_000)
+        parties = place.bus.bus._access._parties
+        place.keys.revoke("bob")
+        wait_until(lambda: place.bus.bus._access._parties is not parties)
+        if not message:
+            listening.send(BEATS)
+        wait_until(lambda: place.rejected("unknown_key") > 0)
+        while listening.poll(0):
+            listening.recv_multipart()
+        assert not listening.poll(500)
+        while honest.poll(0):
+            honest.recv_multipart()
+        assert honest.poll(10_000)

@@ -170,13 +170,19 @@ class Access:
     # ---- who is not let in any more ----
 
     def note_subscriber(self, frame: zmq.Frame) -> None:
-        """Remember the connection of a subscription: nothing else would tell where its events go."""
+        """Remember the connection of a subscription: nothing else would tell where its events go.
+
+        It may come, or be read, when its key has been revoked.
+        """
         if self._key is None:
             return
-        with suppress(zmq.ZMQError, OSError):
+        with suppress(zmq.ZMQError):
             user = str(cast(Any, frame).get("User-Id"))
             descriptor, inode = _connection(frame)
-            self._subscribers[user, descriptor] = inode
+            if self._may_listen(user):
+                self._subscribers[user, descriptor] = inode
+            else:
+                cut(descriptor, inode)
 
     def refresh(self) -> None:
         """Read again who is authorized, if that has changed, and cut off who is not any more."""
@@ -201,12 +207,15 @@ class Access:
         parties = {public: Party(each.name, frozenset(each.roles)) for public, each in authorized.items()}
         self._parties = {**parties, self._key.public: OWN}
         for (user, descriptor), inode in list(self._subscribers.items()):
-            party = self._parties.get(user)
-            if party is None or not party.may("consume"):
+            if not self._may_listen(user):
                 cut(descriptor, inode)
                 del self._subscribers[user, descriptor]
             elif not is_at(descriptor, inode):
                 del self._subscribers[user, descriptor]
+
+    def _may_listen(self, public: str) -> bool:
+        party = self._parties.get(public)
+        return party is not None and party.may("consume")
 
 
 def _connection(frame: zmq.Frame) -> tuple[int, int]:

@@ -27,10 +27,12 @@ from phase_bus.core.control import (
     NameTaken,
     Refused,
     Reply,
+    Role,
     Welcome,
 )
 from phase_bus.core.session import is_gone
 from phase_bus.errors import WireError
+from phase_bus.journal.rows import parse_checkpoint_name
 
 logger = logging.getLogger("phase_bus.bus")
 
@@ -262,16 +264,21 @@ class Clients:
             JournalError: if the journal cannot be asked.
         """
         self._check_of(self.by_id.get(hello.client_id), party)
-        role = "publish" if hello.role == "publisher" else "consume"
-        # Consumers publish as well: receipts, and results.
-        if not (party.may(role) or (role == "publish" and party.may("consume"))):
-            raise WireError(f"{party.name!r} may not {role}", counted_as="role")
-        if hello.role == "publisher":
-            known = bytes.fromhex(hello.client_id) in self._last_seqs
+        _check_role(hello.role, party)
+        known = bytes.fromhex(hello.client_id) in self._last_seqs
+        if known or hello.role == "publisher" or self._belongings.has("source", hello.client_id):
+            # Whatever it says it is: under the id of another's publisher it would stand in its way.
             self._belongings.claim("source", hello.client_id, party, known=known)
-        elif hello.role == "consumer":
-            name = hello.group or hello.name
-            self._belongings.claim("consumer", name, party, known=self._checkpoints.knows(name))
+        if hello.role == "consumer":
+            for name in filter(None, {hello.group, hello.name}):
+                self._claim_name(name, party)
+
+    def _claim_name(self, name: str, party: Party) -> None:
+        """Let somebody have a consumer's or group's name, but for those of the shares of a group."""
+        _, share = parse_checkpoint_name(name)
+        if share is not None and not party.may("admin"):
+            raise not_yours(party, f"the name {name!r:.100}, a share's of a consumer group,")
+        self._belongings.claim("consumer", name, party, known=self._checkpoints.knows(name))
 
     def _check_of(self, client: Client | None, party: Party) -> None:
         """Raise a WireError if a client is not somebody's who speaks for it."""
@@ -350,10 +357,12 @@ class Clients:
         """Take in a beat, and keep the checkpoints in it; return the client, None if it is not known.
 
         Raises:
-            WireError: if it is another's.
+            WireError: if it is another's, or may not be on the bus as what it is any more.
         """
         client = self.by_id.get(beat.client_id)
         self._check_of(client, party)
+        if client is not None:
+            _check_role(client.info.role, party)
         if client is None or not client.here:
             # Its commits are judged when it has said hello and says them again.
             self._reply(identity, Heard(bus_id=self._bus_id, known=False))
@@ -437,6 +446,14 @@ class Clients:
         self._groups.leave(info.client_id, time.monotonic())
         if info.role == "publisher":
             self._end_runs("its publisher fell silent", client.source)
+
+
+def _check_role(role: Role, party: Party) -> None:
+    """Raise a WireError if somebody may not be on the bus in a role."""
+    wanted = "publish" if role == "publisher" else "consume"
+    # Consumers publish as well: receipts, and results.
+    if not (party.may(wanted) or (wanted == "publish" and party.may("consume"))):
+        raise WireError(f"{party.name!r} may not {wanted}", counted_as="role")
 
 
 def _taken_by(owner: ClientInfo, *, answers: bool) -> NameTaken:

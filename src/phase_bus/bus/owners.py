@@ -42,6 +42,10 @@ class Owners:
         if owner != party.name and not party.may("admin"):
             raise not_yours(party, f"{_WORDS[kind]} {name!r:.100}")
 
+    def has(self, kind: Kind, name: str) -> bool:
+        """Return whether it is noted whose something is."""
+        return (kind, name) in self._of
+
     def is_of(self, kind: Kind, name: str, party: Party) -> bool:
         """Return whether something is somebody's; from any thread."""
         return party.may("admin") or self._of.get((kind, name), OWN.name) == party.name

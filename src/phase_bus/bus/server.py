@@ -88,6 +88,7 @@ from phase_bus.events import (
     Summary,
 )
 from phase_bus.journal.holding import in_words
+from phase_bus.journal.rows import parse_checkpoint_name
 from phase_bus.journal.writer import RUNNING, Journal
 
 if TYPE_CHECKING:
@@ -412,7 +413,7 @@ class Bus:
             else:
                 self._accept(party, topic, header, cast("bytes", view), payload)
         except WireError as error:
-            self._reject(client, topic, header, error)
+            self._reject(client, party, topic, header, error)
             raise
 
     def _is_judged(self, topic: bytes, source: bytes) -> bool:
@@ -483,11 +484,12 @@ class Bus:
             if not party.may("publish"):
                 raise WireError(f"{party.name!r} may not publish", counted_as="role")
             self._owners.claim("run", run_id, party, known=self._runs.knows(run_id))
-        elif isinstance(event, Receipt | Summary):
-            name = event.consumer if isinstance(event, Receipt) else event.producer
-            if not (
-                self._owners.is_of("consumer", name, party) or self._owners.is_of("run", run_id, party)
-            ):
+        elif isinstance(event, Receipt):
+            if not self._owners.is_of("consumer", event.consumer, party):
+                raise not_yours(party, f"the consumer name {event.consumer!r:.100}")
+        elif isinstance(event, Summary) and not self._owners.is_of("run", run_id, party):
+            name, _ = parse_checkpoint_name(event.producer)  # of the instance for a partition
+            if not self._owners.is_of("consumer", name, party):
                 raise not_yours(party, f"the consumer name {name!r:.100}")
 
     def _add(self, incoming: Incoming) -> int:
@@ -499,19 +501,22 @@ class Bus:
         topic, header, payload = number_own(self._own_events, event)
         return self._add(Incoming(topic, parse_topic(topic), header, payload, NO_PARTITION, payload, None))
 
-    def _reject(self, client: Client, topic: bytes, header: Header, error: WireError) -> None:
+    def _reject(self, client: Client, party: Party, topic: bytes, header: Header, error: WireError) -> None:
         """Tell its publisher, and everybody, that an event is lost since it is malformed.
 
-        What somebody says of another's run is none of that run's events.
+        What somebody says of another's run, malformed or not, is none of that run's events.
         """
         self._tell_rejected(client.identity, header, error)
         if error.counted_as in _WITHOUT_DROP:
             return
         try:
-            run_id = parse_topic(topic).run_id
+            parsed = parse_topic(topic)
+            if not self._access.is_open:
+                self._check_may_say(party, parsed, None)
         except WireError:
             return  # nobody waits for what has no topic
-        if run_id:
+        kind, run_id = parsed
+        if run_id and (kind not in WORDS_ON_A_RUN or self._owners.is_of("run", run_id, party)):
             drop = Drop(
                 run_id=run_id,
                 source=client.info.name,

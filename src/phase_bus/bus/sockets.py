@@ -59,6 +59,8 @@ class BusSockets:
         subscription_bytes = max(options.max_topic_bytes + _SUBSCRIPTION_BYTES, _HANDSHAKE_BYTES)
         self.xpub = self._socket(zmq.XPUB, subscription_bytes)
         self.xpub.setsockopt(zmq.SNDHWM, options.high_water_mark)
+        # Every subscription shows, not the first of its topic alone.
+        self.xpub.setsockopt(zmq.XPUB_VERBOSE, 1)
         self.replay = self._socket(zmq.ROUTER, _REQUEST_BYTES)
         self.replay.setsockopt(zmq.RCVHWM, _ASKED)
         self.replay.setsockopt(zmq.SNDHWM, _PIECES)
@@ -119,9 +121,9 @@ class BusSockets:
                 frames = receive_frames(self.xpub, 2)
             except zmq.Again:
                 return
-            if len(frames) > 1:  # no subscription: a SUB sends none such
-                continue
             self.access.note_subscriber(frames[0])
+            if len(frames) > 1:  # no SUB sends such, though there may be a subscription in it
+                continue
             message = frames[0].bytes
             if message[:1] == b"\x01" and message[1:].startswith(READY):
                 send_frames(self.xpub, (message[1:], _NO_HEADER, b""))

@@ -257,7 +257,7 @@ class JournalReader:
         )
         for consumer, offset in found:
             number = consumer.removeprefix(f"{group}/")
-            if number.isdigit() and offset > after.get(int(number), -1):
+            if number.isascii() and number.isdigit() and offset > after.get(int(number), -1):
                 checkpoint = self.checkpoint(consumer)
                 if checkpoint is not None:
                     yield int(number), checkpoint

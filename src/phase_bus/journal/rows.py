@@ -68,7 +68,7 @@ def parse_checkpoint_name(name: str) -> tuple[str, int | None]:
     group, slash, share = name.rpartition("/")
     if slash and share == "events":
         return group, EVENTS
-    if slash and share.isdecimal():
+    if slash and share.isascii() and share.isdigit():
         return group, int(share)
     return name, None
 
