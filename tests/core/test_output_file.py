@@ -172,3 +172,13 @@ def test_what_is_no_regular_file_is_nobodys(tmp_path: Path) -> None:
         OutputFile(tmp_path, "output", "one")
     with pytest.raises(ConfigError, match="cannot be written"):
         OutputFile(Path("/proc/nothing/x"), "output", "one")
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    """By the next one that has the file; nothing else that is beside it."""
+    left = tmp_path / ".result.json.0123abcd"
+    others = {".result.json.notes", ".other.json.0123abcd", ".0123abcd", "result.json.0123abcd"}
+    for name in (left.name, *others):
+        (tmp_path / name).touch()
+    OutputFile(tmp_path / "result.json", "output").close()
+    assert {path.name for path in tmp_path.iterdir()} == others

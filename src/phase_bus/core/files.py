@@ -6,6 +6,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from typing import IO
 from phase_bus.errors import ConfigError
 
 logger = logging.getLogger("phase_bus.files")
+
+_ASIDE = re.compile(r"\.[0-9a-f]{8}")  # the end of the name of a file that is to take another's place
 
 
 def check_writable(path: Path, option: str) -> None:
@@ -158,6 +161,15 @@ def replacing(path: Path) -> Iterator[Path]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def remove_asides(path: Path) -> None:
+    """Remove what killed processes have left beside a file, which nobody else may write now."""
+    start = f".{path.name}"
+    with suppress(OSError):  # what stays does no harm
+        for beside in path.parent.iterdir():
+            if beside.name.startswith(start) and _ASIDE.fullmatch(beside.name, len(start)):
+                beside.unlink(missing_ok=True)
 
 
 @contextmanager

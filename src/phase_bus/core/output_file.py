@@ -17,7 +17,7 @@ from typing import ClassVar
 import msgspec
 from msgspec import Struct
 
-from phase_bus.core.files import check_writable, is_at, make_directory, write_whole
+from phase_bus.core.files import check_writable, is_at, make_directory, remove_asides, write_whole
 from phase_bus.errors import ConfigError
 
 logger = logging.getLogger("phase_bus.consumer")
@@ -164,6 +164,7 @@ class OutputFile:
                 if is_at(lock, self._lock_path):
                     if holder is None:
                         self._have(lock)
+                        remove_asides(self._real)
                         return
                     if holder.pid:
                         self._take_over(holder)
