@@ -59,7 +59,11 @@ class Raw:
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.connect(Address.parse(address).control)
-        hello = Hello(client_id=self.source.hex(), role="publisher", name="raw")
+        self.greet()
+
+    def greet(self) -> None:
+        """Introduce itself: who has said nothing for long is not known any more."""
+        hello = Hello(client_id=self.source.hex(), role="publisher", name="raw", next_seq=self.seq + 1)
         self.socket.send(encode_control(hello))
         while not isinstance(self._reply(), Welcome):
             pass
@@ -94,6 +98,10 @@ def flooder(ready: Connection, address: str, name: str) -> None:
     while True:
         if ready.poll(None if not on else 0):
             on = ready.recv()
+            if on:
+                client.socket.close()
+                client = Raw(address)
+                number = 0
         for _ in range(20 if on else 0):
             number += 1
             frames = same or make(number, client.source)
@@ -121,6 +129,7 @@ class Side:
 
     def measure(self) -> float:
         """Publish for a while; return the 99th percentile."""
+        self._honest.greet()
         self._flood(on=True)
         times = []
         for _ in range(self._events):
