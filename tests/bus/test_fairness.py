@@ -66,6 +66,7 @@ class Order:
         monkeypatch.setattr(server, "receive_frames", receive)
         monkeypatch.setattr(bus.bus, "_take_in", wait)
         monkeypatch.setattr(bus.bus, "_reply", say)
+        monkeypatch.setattr(bus.bus._ingest, "_reply", say)
 
     def wait(self) -> None:
         """Wait until the bus stands still: something has come."""

@@ -70,9 +70,9 @@ def test_refused_with_a_hole(kept: DurableBus) -> None:
     with RawClient(kept.address) as client:
         assert isinstance(client.ask(RAW), Welcome)
         with kept.full():
-            commit = kept.bus._commit
+            commit = kept.bus._ingest.commit
             hold = threading.Event()
-            kept.bus._commit = lambda: hold.wait(5) and commit()  # type: ignore[method-assign]
+            kept.bus._ingest.commit = lambda: hold.wait(5) and commit()  # type: ignore[method-assign]
             try:
                 client.publish(start(9), SOURCE, 9)  # holds the bus up, so that the others are one turn
                 begin_s = time.monotonic()
@@ -86,7 +86,7 @@ def test_refused_with_a_hole(kept: DurableBus) -> None:
                     replies.append(client.reply())
             finally:
                 hold.set()
-                del kept.bus._commit
+                del kept.bus._ingest.commit
         for reply in replies:
             assert isinstance(reply, Ack | Refused)
             assert reply.seq == 0
