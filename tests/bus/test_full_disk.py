@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from phase_bus.core.control import Ack, Goodbye, Hello, Refused, Welcome
-from phase_bus.events import RunComplete, RunStart
+from phase_bus.errors import JournalError
+from phase_bus.events import Receipt, RunComplete, RunStart
 from phase_bus.journal.reader import JournalReader
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing.waiting import wait_until
@@ -63,6 +64,28 @@ def test_refused_over_another_connection(kept: DurableBus) -> None:
         second.publish(start(1), SOURCE, 1)
         assert second.reply() == Ack(seq=1)
     assert kept.journal.head.offset == 1
+
+
+def test_an_event_that_cannot_be_judged(kept: DurableBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the journal, by which an event is judged, cannot be read, it is not taken for kept."""
+    has_run = kept.journal.has_run
+    asked: list[str] = []
+
+    def fails_once(run_id: str) -> bool:
+        asked.append(run_id)
+        if len(asked) == 2:
+            raise JournalError(kept.data, "the disk cannot be read", "look at it")
+        return has_run(run_id)
+
+    monkeypatch.setattr(kept.journal, "has_run", fails_once)
+    with RawClient(kept.address) as client:
+        assert isinstance(client.ask(RAW), Welcome)
+        receipt = Receipt(run_id="gone", consumer="c")
+        client.publish(receipt, SOURCE, 1)
+        assert client.reply() == Ack(seq=0)
+        client.publish(receipt, SOURCE, 1)
+        assert client.reply() == Ack(seq=1)
+    assert len(asked) > 2
 
 
 def test_refused_with_a_hole(kept: DurableBus) -> None:

@@ -113,6 +113,14 @@ EVENTS: dict[str, tuple[tuple[bytes, bytes], str]] = {
         frames_of(RunComplete(run_id="r", status="failed", published={str(n): 1 for n in range(21)})),
         "topics",
     ),
+    "a partition that there is not": (
+        (b"records.0256.r$", encode_event(Records(run_id="r", phase=PHASE, partition=256, count=0))),
+        "partitions",
+    ),
+    "an end with such a partition": (
+        frames_of(RunComplete(run_id="r", status="failed", published={"records.256.r$": 1})),
+        "partitions",
+    ),
     "a drop of too long a topic": (
         frames_of(Drop(run_id="r", source="s", reason="", events={"x" * 199: 1})),
         "topic",
@@ -371,10 +379,10 @@ def test_an_acknowledgement_that_was_lost(bus: BusThread, monkeypatch: pytest.Mo
     beat = Beat(client_id=ID, state="ready", sent_seq=1)
     with RawClient(bus.address) as client:
         client.ask(Hello(client_id=ID, role="publisher", name="raw"))
-        monkeypatch.setattr(bus.bus, "_reply", losing)
+        monkeypatch.setattr(bus.bus._ingest, "_reply", losing)
         client.publish(start(1), SOURCE, 1, 1)
         wait_until(lambda: client.status().offset == 1)
-        monkeypatch.setattr(bus.bus, "_reply", reply)
+        monkeypatch.setattr(bus.bus._ingest, "_reply", reply)
         client.ask(beat)
         assert client.reply() == Ack(seq=1)
         client.ask(beat)

@@ -100,6 +100,12 @@ class Client:
         seqs[topic] = topic_seq
         return True
 
+    def take_back(self, topic: bytes, source_seq: int) -> None:
+        """Expect an event again that was not taken in after all."""
+        self.last_seq = source_seq - 1
+        self.asked_seq = 0
+        self._topic_seqs.pop(topic, None)
+
     def go_back(self) -> None:
         """Expect again what came after its last event in the stream: that could not be kept."""
         self.last_seq = self.kept_seq

@@ -170,6 +170,7 @@ class Ingest:
 
         Raises:
             WireError: if it is refused.
+            JournalError: if the journal, by which it is judged, cannot be read; it is not taken in.
         """
         header = unpack_header(header_frame, topic)
         client = self._clients.sources.get(header.source)
@@ -213,6 +214,10 @@ class Ingest:
                 self._accept(party, topic, header, cast("bytes", view), payload)
         except WireError as error:
             self._reject(client, party, topic, header, error)
+            raise
+        except JournalError:  # it cannot be judged now: it is asked for again
+            client.take_back(topic, header.source_seq)
+            self._acks[identity] = (client, False)
             raise
 
     def _is_judged(self, topic: bytes, source: bytes) -> bool:

@@ -17,7 +17,7 @@ import zmq
 from phase_bus.bus.options import BusOptions
 from phase_bus.core.control import Beat, EndRuns, Hello, Request
 from phase_bus.core.printable import printable
-from phase_bus.core.wire import parse_topic
+from phase_bus.core.wire import parse_topic, partition_of
 from phase_bus.errors import WireError
 from phase_bus.events import Drop, Event, RunComplete, RunStart, Summary
 
@@ -93,6 +93,7 @@ def check_topic(options: BusOptions, topic: bytes) -> None:
         raise WireError(f"the topic has {len(topic)} bytes ({most})", topic, counted_as=TOPIC)
     if problem := _problem_of(topic, options.max_name_bytes):
         raise WireError(problem, topic, counted_as=TOPIC)
+    _check_partition(options, topic, topic)
 
 
 @lru_cache(maxsize=4096)
@@ -100,6 +101,15 @@ def _problem_of(topic: bytes, most_bytes: int) -> str:
     return _problem("the run's id", parse_topic(topic).run_id, most_bytes) or (
         "" if printable(text := topic.decode()) == text else "the topic has unprintable characters"
     )
+
+
+def _check_partition(options: BusOptions, named: bytes, topic: bytes) -> None:
+    """Raise a WireError for a topic if what it names is of a partition beyond those there may be."""
+    if partition_of(named) >= options.max_partitions:
+        most = f"below {options.max_partitions}, {option('max_partitions')}"
+        raise WireError(
+            f"there is no partition {partition_of(named)} ({most})", topic, counted_as="partitions"
+        )
 
 
 def check_size(options: BusOptions, topic: bytes, header_bytes: int, payload_bytes: int) -> None:
@@ -135,6 +145,8 @@ def check_content(options: BusOptions, topic: bytes, event: Event | None) -> Non
                 raise WireError(f"it counts {len(names)} topics ({most})", topic, counted_as="topics")
             if any(len(name) > options.max_topic_bytes + _ATTEMPT for name in names):
                 raise WireError("it counts a topic that is too long", topic, counted_as=TOPIC)
+            for name in names:
+                _check_partition(options, name.encode(), topic)
 
 
 def _is_deeper(value: object, most: int) -> bool:

@@ -28,6 +28,8 @@ class BusOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         max_topic_bytes: longer topics are refused.
         max_name_bytes: longer names of runs, clients, groups and hosts are refused.
         max_topics: topics that one publisher may have in one run.
+        max_partitions: partitions that records may be in: their numbers are below this. Each is a share in
+            every group.
         max_sources: publishers that may be here at once.
         max_consumers: consumers, and others that look on, that may be here at once.
         max_clients_a_connection: publishers and consumers that may share one connection; ours never do.
@@ -54,6 +56,7 @@ class BusOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_topic_bytes: int = 512
     max_name_bytes: int = 256
     max_topics: int = 1000
+    max_partitions: int = 256
     max_sources: int = 1000
     max_consumers: int = 1000
     max_clients_a_connection: int = 64
