@@ -34,12 +34,15 @@ class JournaledBus(BusProcess):
         directory: where its journal and its output are.
         addresses: where it is; port 0 takes a free one at the first start.
         options: more of ``phase-bus bus``.
+        under: a command that runs it.
     """
 
-    def __init__(self, directory: Path, *addresses: str, options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, directory: Path, *addresses: str, options: tuple[str, ...] = (), under: tuple[str, ...] = ()
+    ) -> None:
         self.directory = directory / "journal"
         journaled = ("--heartbeat-s", "0.2", "--data", str(self.directory), *options)
-        super().__init__(directory / "bus.log", *addresses, options=journaled)
+        super().__init__(directory / "bus.log", *addresses, options=journaled, under=under)
         self.start()
 
 
