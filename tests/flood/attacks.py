@@ -313,10 +313,10 @@ def hasty(address: Address) -> None:
 
 @attack
 def many_connections(address: Address) -> None:
-    """400 clients at once, a thousand a second, who come again when they are turned away."""
+    """400 clients within a second or two, who come again when they are turned away."""
     for _ in range(400):
-        dealers(address, 1)
-        time.sleep(0.001)
+        dealers(address, 1, RECONNECT_IVL=500)
+        time.sleep(0.003)
 
 
 # ---- who never reads ----

@@ -106,7 +106,7 @@ class Siege:
         with publisher, ExitStack() as stack:
             wait_until(lambda: self.status().runs)  # those who are connected are to feel nothing
             stack.enter_context(attacker)
-            publisher.process.wait(_PATIENCE_S)
+            wait_until(lambda: self._bus_runs() and not publisher.runs, _PATIENCE_S)
             took_s = time.monotonic() - began_s
             assert publisher.process.returncode == 0, publisher.tail()
             wait_until(lambda: _has(attacker, "done"), _PATIENCE_S)
@@ -147,6 +147,10 @@ class Siege:
     def status(self) -> Status:
         """Return the bus's status."""
         return self.client.status(10.0)
+
+    def _bus_runs(self) -> bool:
+        assert self.bus.runs, self.bus.tail()
+        return True
 
     def _rejected(self, reason: str) -> int:
         """Return how often something was refused for a reason."""
