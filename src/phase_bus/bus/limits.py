@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
-import zmq
-
 from phase_bus.bus.options import BusOptions
 from phase_bus.core.control import Beat, EndRuns, Hello, Request
 from phase_bus.core.printable import printable
@@ -29,8 +27,6 @@ _LONG = 64  # times the length of a name: what members of a group run, why runs 
 _LIST = 256  # names in a list of a beat, of which a consumer of ours needs a hundred
 _ATTEMPT = 16  # letters that the bus itself may add to a run's id
 _FEWEST_QUEUED, _MOST_QUEUED = 2, 1000
-_LARGE_MESSAGE_BYTES = 192 << 10
-_FEW_FOR_S, _APPLIED_FOR_S = 30.0, 0.1
 _WITH_FREE_PARTS = frozenset({RunStart, Summary, RunComplete, Drop})
 _LARGE_BYTES = 64 << 10
 _LARGE_AT_ONCE, _LARGE_EVERY_S = 4.0, 10.0
@@ -43,35 +39,14 @@ def largest_frame(options: BusOptions) -> int:
     return options.max_message_bytes + _ALLOWANCE_BYTES
 
 
-class Queue:
-    """How many messages of one connection may wait at a socket that takes them in.
+def queued_messages(options: BusOptions) -> int:
+    """Return how many messages of one connection may wait, so that their bytes are within the limit.
 
-    ZeroMQ counts messages, not bytes. While none is large, many may wait: with few the bus would take them
-    in, and write them to its journal, a few at a time. From the first large one on, so few that their bytes
-    are within the limit, until for a while there was none.
+    It is never changed later: with fewer than it has sent since it was last told how many were read, ZeroMQ
+    would take nothing in from a connection any more.
     """
-
-    def __init__(self, options: BusOptions, sock: zmq.Socket[bytes]) -> None:
-        self._sock = sock
-        self._few = max(options.max_queue_bytes // options.max_message_bytes, _FEWEST_QUEUED)
-        self._few = min(self._few, _MOST_QUEUED)
-        self.large_bytes = _LARGE_MESSAGE_BYTES
-        self._until_s = 0.0
-        self._next_s = 0.0
-        sock.setsockopt(zmq.RCVHWM, _MOST_QUEUED)
-
-    def note_large(self, now_s: float) -> None:
-        """Take in that there was a message of ``large_bytes`` or more."""
-        self._until_s = now_s + _FEW_FOR_S
-        if now_s >= self._next_s:  # also for those who have connected since
-            self._next_s = now_s + _APPLIED_FOR_S
-            self._sock.setsockopt(zmq.RCVHWM, self._few)
-
-    def look(self, now_s: float) -> None:
-        """Let many wait again, if it is time."""
-        if self._until_s and now_s >= self._until_s:
-            self._until_s = 0.0
-            self._sock.setsockopt(zmq.RCVHWM, _MOST_QUEUED)
+    fit = options.max_queue_bytes // options.max_message_bytes
+    return min(max(fit, _FEWEST_QUEUED), _MOST_QUEUED)
 
 
 def option(name: str) -> str:

@@ -255,7 +255,6 @@ class Bus:
 
     def _take_in(self) -> None:
         access, ingest = self._access, self._ingest
-        large_bytes = self._sockets.queue.large_bytes
         until_s, left_bytes = time.monotonic() + _DRAIN_S, _DRAIN_BYTES
         for _ in range(_DRAIN):
             try:
@@ -282,10 +281,7 @@ class Bus:
                     self._reply(identity, Refused(seq=0, reason=str(error)))
             except JournalError as error:  # it cannot be read; the client asks again
                 logger.error("phase-bus bus: %s", error)
-            size_bytes = len(frames[-1])  # type: ignore[arg-type] # it has a length
-            left_bytes -= size_bytes
-            if size_bytes >= large_bytes:
-                self._sockets.queue.note_large(time.monotonic())
+            left_bytes -= len(frames[-1])  # type: ignore[arg-type] # it has a length
             if left_bytes < 0 or (len(frames) != 4 and time.monotonic() > until_s):
                 break
         if self._ending and time.monotonic() > self._ending[0][2]:
@@ -391,7 +387,6 @@ class Bus:
             self._clients.forgive_silence(now_s)  # this process was suspended: a laptop's lid, SIGSTOP
         self._groups.share_out(now_s)
         self._next_tick_s = min(now_s + self.options.heartbeat_s, self._groups.next_due_s())
-        self._sockets.queue.look(now_s)
         self._clients.miss(now_s)
         self._runs.give_up(now_s)
         self._publish_ends()

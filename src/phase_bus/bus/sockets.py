@@ -10,7 +10,7 @@ from contextlib import suppress
 import zmq
 
 from phase_bus.bus.access import EVENTS, REPLAY, REQUESTS, Access
-from phase_bus.bus.limits import Queue, largest_frame
+from phase_bus.bus.limits import largest_frame, queued_messages
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.rejections import Rejections
 from phase_bus.core.address import Address
@@ -39,7 +39,6 @@ class BusSockets:
     Attributes:
         all: these three.
         access: who is let in.
-        queue: how many messages may wait at the ROUTER for requests.
         events_endpoint: where clients find the live stream, once bound.
         replay_endpoint: where they find past events; None unless the replay socket is bound.
     """
@@ -54,7 +53,7 @@ class BusSockets:
         self._handshake_ms = math.ceil(1000 * options.handshake_s)
         self.router = self._socket(zmq.ROUTER, largest_frame(options))
         self.router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # so that a reply that cannot go is noticed
-        self.queue = Queue(options, self.router)
+        self.router.setsockopt(zmq.RCVHWM, queued_messages(options))
         self.router.setsockopt(zmq.SNDHWM, _REPLIES)
         subscription_bytes = max(options.max_topic_bytes + _SUBSCRIPTION_BYTES, _HANDSHAKE_BYTES)
         self.xpub = self._socket(zmq.XPUB, subscription_bytes)
