@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import socket
+import sqlite3
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import zmq
 
+from phase_bus.bus.access import Access
+from phase_bus.bus.options import BusOptions
+from phase_bus.bus.rejections import Rejections
 from phase_bus.cli.options import check_delivered
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
@@ -35,12 +42,13 @@ from phase_bus.core.control import (
     Request,
     Welcome,
 )
-from phase_bus.core.keys import Key, read_key
+from phase_bus.core.keys import Key, check_all_guarded, read_key
 from phase_bus.core.position import Position
 from phase_bus.core.sockets import connect, dealer
 from phase_bus.core.wire import Header, decode_reply, encode_control
-from phase_bus.errors import BusUnreachableError, PhaseBusError, RefusedError
+from phase_bus.errors import AddressError, BusUnreachableError, PhaseBusError, RefusedError, WireError
 from phase_bus.events import Drop, PhaseRef, Receipt, RunComplete, RunStart, Summary
+from phase_bus.journal.files import FILE_NAME
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.writer import Journal
 from phase_bus.publisher.publisher import Publisher
@@ -394,6 +402,146 @@ def test_what_is_somebodys_stays_so(keys: Keyring, tmp_path: Path) -> None:
                 client.publish(start(run_id="a"), OTHER.bytes, round_ + 1)
                 wait_until(partial(_has, bus, round_ + 1))
             assert isinstance(ask(place, keys.bus, hello()), Welcome)
+
+
+def _noted(data: Path) -> set[tuple[str, str]]:
+    """Whose things the journal knows, by kind and owner."""
+    with closing(sqlite3.connect(data / FILE_NAME)) as db:
+        return set(db.execute("SELECT kind, owner FROM owners"))
+
+
+def test_a_hello_takes_no_name_for_good(place: Place, tmp_path: Path) -> None:
+    """An id is a publisher's own from its first event on; a hello alone leaves nothing."""
+    with RawClient(place.bus.address, place.publisher) as client:
+        for _ in range(30):
+            said = hello(uuid.uuid4().hex)
+            assert isinstance(client.ask(said), Welcome)
+            client.ask(Goodbye(client_id=said.client_id))
+        assert not _noted(tmp_path / "data")
+        assert isinstance(client.ask(hello()), Welcome)
+        other = place.keys.client("carol", "publish")
+        wait_until(lambda: isinstance(ask(place, other, hello(uuid.uuid4().hex)), Welcome))
+        assert isinstance(ask(place, other, hello()), Refused)
+        client.publish(start(run_id="r"), OTHER.bytes, 1)
+        assert isinstance(client.reply(), Ack)
+    assert _noted(tmp_path / "data") == {("source", "alice"), ("run", "alice")}
+
+
+def test_names_a_client(keys: Keyring) -> None:
+    """Who has as many names as it may have gets no more; what it has, and others, go on."""
+    key = keys.client("alice", "publish")
+    options = BusOptions(heartbeat_s=0.1, max_names_a_client=3)
+    with BusThread("tcp://127.0.0.1:0", options=options, key=keys.bus) as bus:
+        with RawClient(bus.address, key) as client:
+            assert isinstance(client.ask(hello()), Welcome)
+            for seq, (run_id, kept) in enumerate((("a", True), ("b", True), ("c", False), ("a", True)), 1):
+                client.publish(start(run_id=run_id), OTHER.bytes, seq)
+                reply = client.reply()
+                if not kept:
+                    assert isinstance(reply, Rejected)
+                    assert "--max-names-a-client" in reply.reason
+                    reply = client.reply()
+                assert isinstance(reply, Ack)
+        assert bus.bus.rejections.of("names") == 1
+        with Publisher(bus.address) as publisher:
+            publisher.publish(RunStart(run_id="c"))
+            assert publisher.flush(20)
+        assert publisher.rejected == 0
+
+
+def test_a_further_attempt_is_whose_the_run_is(place: Place) -> None:
+    """Results of an attempt are its publisher's to say, as those of the first one are."""
+    alices, bobs = uuid.UUID(int=21), uuid.UUID(int=22)
+    events = [RunStart(run_id="r"), RunComplete(run_id="r", status="failed"), RunStart(run_id="r")]
+    result = Summary(run_id="r#2", producer="benchmark")
+    with RawClient(place.bus.address, place.publisher) as client:
+        assert isinstance(client.ask(hello(alices.hex)), Welcome)
+        for seq, event in enumerate([*events, result, start(run_id="r#2")], 1):
+            client.publish(event, alices.bytes, seq, 2 if seq == 3 else 1)
+            assert isinstance(client.reply(), Ack)
+    with RawClient(place.bus.address, place.consumer) as client:
+        assert isinstance(client.ask(hello(bobs.hex)), Welcome)
+        client.publish(result, bobs.bytes, 1)
+        assert isinstance(client.reply(), Rejected)
+
+
+class Frame:
+    """A message's frame with what ZeroMQ tells of its connection."""
+
+    def __init__(self, **properties: object) -> None:
+        self._properties = {name.replace("_", "-"): each for name, each in properties.items()}
+
+    def get(self, name: str) -> object:
+        """Return a property."""
+        if (value := self._properties.get(name.replace("_", "-"))) is None:
+            raise zmq.ZMQError(zmq.EINVAL)
+        return value
+
+
+@contextmanager
+def access(key: Key | None, *, shared: bool = False) -> Iterator[Access]:
+    """What tells who is who."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        yield Access(context, key, Rejections(), shared=shared)
+    finally:
+        context.destroy(linger=0)
+
+
+def test_who_is_told_by_nothing_is_nobody(keys: Keyring) -> None:
+    """A connection that shows no key where keys are asked for, or no address, is not the bus's own."""
+    stranger, own = f"localhost:{os.geteuid() + 1}:0:1", f"localhost:{os.geteuid()}:0:1"
+
+    def party(judge: Access, **properties: object) -> str | None:
+        found = judge.party(cast("zmq.Frame", Frame(**properties)))
+        return found.name if found else None
+
+    with access(keys.bus) as guarded:
+        assert party(guarded, User_Id=keys.bus.public) == "bus"
+        assert party(guarded, User_Id="unknown") is None
+        assert party(guarded, Peer_Address="127.0.0.1") is None
+        assert party(guarded, Peer_Address="::1") is None
+        assert party(guarded) is None
+        assert party(guarded, Peer_Address=own) == "bus"
+        assert party(guarded, Peer_Address=stranger) == f"uid {os.geteuid() + 1}"
+    with access(None, shared=True) as shared:
+        assert party(shared) is None
+        assert party(shared, Peer_Address=stranger) == f"uid {os.geteuid() + 1}"
+        assert party(shared, Peer_Address="127.0.0.1") == "bus"  # --insecure
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_who_came_later_is_not_cut_off(keys: Keyring, later: bool) -> None:
+    """A descriptor may be another connection's when a revoked client's last message is read."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, access(keys.bus) as judge:
+        inode = os.fstat(ours.fileno()).st_ino
+        keys.client("alice", "publish")
+        came_s = time.monotonic() + (3600.0 if later else 0.0)
+        judge.refresh()
+        judge.inode_before = lambda _, time_s: inode if came_s < time_s else 0
+        with pytest.raises(WireError, match="revoked"):
+            judge.expect(cast("zmq.Frame", Frame(User_Id="unknown", __fd=ours.fileno())))
+        theirs.setblocking(False)
+        if later:
+            with pytest.raises(BlockingIOError):
+                theirs.recv(1)
+        else:
+            assert theirs.recv(1) == b""
+
+
+def test_no_way_around_a_shared_directory(keys: Keyring, tmp_path: Path) -> None:
+    """Who shares a directory would be everybody by loopback: then that asks for keys."""
+    texts = (f"group+ipc://{tmp_path}", "tcp://127.0.0.1:0")
+    addresses = [Address.parse(text) for text in texts]
+    with pytest.raises(AddressError, match=r"phase-bus keys new.*--insecure") as refused:
+        check_all_guarded(addresses, None, insecure=False)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(AddressError, match="whoever shares"):
+        BusThread(*texts)
+    check_all_guarded(addresses, None, insecure=True)
+    check_all_guarded(addresses, keys.bus, insecure=False)
+    check_all_guarded(addresses[:1], None, insecure=False)
 
 
 def _has(bus: BusThread, offset: int) -> bool:

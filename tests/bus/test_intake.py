@@ -121,6 +121,7 @@ EVENTS: dict[str, tuple[bytes, int, bytes]] = {
     "a bus's own word": (b"heartbeat.$", 0, encode_event(Heartbeat(partitions={0: 2**62}))),
     "a bus's greeting": (b"ready.r$", 0, b""),
     "records of a kind of its own": (b"future.r$", 2**32 - 1, b""),
+    "no run": (b"run_start.$", 0, encode_event(RunStart(run_id=""))),
     "another kind": (b"phase_complete.r$", 0, encode_event(START)),
     "another run": (b"run_start.r$", 0, encode_event(RunStart(run_id="other"))),
     "no number of a partition": (b"records.x.r$", 2, encode_event(batch())),
@@ -145,7 +146,7 @@ def test_events(ipc_dir: Path, tmp_path: Path, topic: bytes, records: int, paylo
         client.publish(start(2), SOURCE, 2, 1)
         wait_until(lambda: any(e is not None and e.kind == "phase_start" for e in subscriber.read()))
         drops = subscriber.of(Drop)
-        if topic not in (b"records.x.r$", b"heartbeat.$"):
+        if topic not in (b"records.x.r$", b"heartbeat.$", b"run_start.$"):
             assert [(d.run_id, d.source, d.events, d.records) for d in drops] == [
                 ("r", "raw", {topic.decode(): 1}, records)
             ]

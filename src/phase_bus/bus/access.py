@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -27,7 +28,6 @@ _ZAP = "inproc://zeromq.zap.01"  # as its specification has it
 _ZAP_VERSION = b"1.0"
 _z85: Callable[[bytes], bytes] = z85.encode
 _AT_ONCE = 100  # who asks to be let in, before others get their turn
-_OWN_NAME = "bus"
 REQUESTS, EVENTS, REPLAY = b"requests", b"events", b"replay"
 """The names of the bus's sockets in questions of who is let in."""
 
@@ -59,6 +59,7 @@ class Access:
     Attributes:
         is_open: whether whoever can connect may do everything.
         zap: the socket to poll, and to call :meth:`answer` for; None without a key.
+        inode_before: tells the inode of a descriptor's connection if that came before a time, else 0.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Access:
     ) -> None:
         self.is_open = key is None and not shared
         self.zap: zmq.Socket[bytes] | None = None
+        self.inode_before: Callable[[int, float], int] = lambda _descriptor, _time_s: 0
         self._key = key
         self._rejections = rejections
         self._complaints = Throttle(logger)
@@ -78,7 +80,8 @@ class Access:
         self._stamp: _Stamp = None  # of the file, as it was read
         self._seen: _Stamp = None  # as it was at the last look
         self._told = ""  # what was wrong with the file, the last time
-        self._subscribers: dict[tuple[str, int], int] = {}  # inodes of connections, by key and descriptor
+        self._changed_s = 0.0  # when who is authorized had changed, the last time
+        self._subscribers: dict[int, tuple[str, int]] = {}  # keys and inodes, by descriptor
         if key is not None:
             self._parties = {key.public: OWN}
             self.zap = context.socket(zmq.REP)
@@ -136,15 +139,26 @@ class Access:
     # ---- who it is ----
 
     def party(self, frame: zmq.Frame) -> Party | None:
-        """Return who a message is from, None if that key was revoked since; from any thread."""
+        """Return who a message is from, from any thread; None if that is nobody who may be here.
+
+        Its key was revoked since, or there is nothing that tells who it is.
+        """
         if self.is_open:
             return OWN
         get = cast(Any, frame).get
         try:
             return self._parties.get(get("User-Id"))
         except zmq.ZMQError:  # no key was asked for
-            host, *numbers = get("Peer-Address").split(":")
-        if host != "localhost" or len(numbers) != 3 or int(numbers[0]) in (0, os.geteuid()):
+            with suppress(zmq.ZMQError):
+                return self._party_at(get("Peer-Address"))
+        return None
+
+    def _party_at(self, address: str) -> Party | None:
+        """Return who is at an address without having been asked for a key."""
+        host, *numbers = address.split(":")
+        if host != "localhost" or len(numbers) != 3:  # no Unix socket
+            return OWN if self._key is None else None
+        if int(numbers[0]) in (0, os.geteuid()):
             return OWN
         return Party(f"uid {numbers[0]}", frozenset({"publish", "consume"}))
 
@@ -156,7 +170,7 @@ class Access:
         """
         party = self.party(frame)
         if party is None:
-            cut(*_connection(frame))
+            self._cut(frame)
             raise WireError("it is from a client whose key was revoked", counted_as="revoked")
         if role and not party.may(role):
             raise WireError(f"{party.name!r} may not {role}", counted_as="role")
@@ -178,11 +192,11 @@ class Access:
             return
         with suppress(zmq.ZMQError):
             user = str(cast(Any, frame).get("User-Id"))
-            descriptor, inode = _connection(frame)
             if self._may_listen(user):
-                self._subscribers[user, descriptor] = inode
+                descriptor, inode = _connection(frame)
+                self._subscribers[descriptor] = user, inode  # instead of who had the descriptor before
             else:
-                cut(descriptor, inode)
+                self._cut(frame)
 
     def refresh(self) -> None:
         """Read again who is authorized, if that has changed, and cut off who is not any more."""
@@ -206,12 +220,21 @@ class Access:
         self._stamp, self._told = stamp, ""  # what could not be read is tried again
         parties = {public: Party(each.name, frozenset(each.roles)) for public, each in authorized.items()}
         self._parties = {**parties, self._key.public: OWN}
-        for (user, descriptor), inode in list(self._subscribers.items()):
+        self._changed_s = time.monotonic()
+        for descriptor, (user, inode) in list(self._subscribers.items()):
             if not self._may_listen(user):
                 cut(descriptor, inode)
-                del self._subscribers[user, descriptor]
+                del self._subscribers[descriptor]
             elif not is_at(descriptor, inode):
-                del self._subscribers[user, descriptor]
+                del self._subscribers[descriptor]
+
+    def _cut(self, frame: zmq.Frame) -> None:
+        """Cut off the connection that a message came by, unless its descriptor is another's by now.
+
+        Who is not let in any more came before that was known, and who came since was let in.
+        """
+        descriptor, _ = _connection(frame)
+        cut(descriptor, self.inode_before(descriptor, self._changed_s))
 
     def _may_listen(self, public: str) -> bool:
         party = self._parties.get(public)

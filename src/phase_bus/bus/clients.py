@@ -14,7 +14,7 @@ from phase_bus.bus.checkpoints import Checkpoints
 from phase_bus.bus.groups import Groups
 from phase_bus.bus.limits import LargeReplies
 from phase_bus.bus.options import BusOptions
-from phase_bus.bus.owners import Owners, not_yours
+from phase_bus.bus.owners import Owners, Thing, not_yours
 from phase_bus.bus.room import RoomForClients
 from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Stream
@@ -174,6 +174,10 @@ class Clients:
         client = self.sources.get(source)
         return client.info.name if client else ""
 
+    def had(self, source: bytes) -> bool:
+        """Return whether an earlier bus took in something from a publisher."""
+        return source in self._last_seqs
+
     def tell(self, client_id: str, message: Reply) -> None:
         """Send a client a message, unless it is not known."""
         client = self.by_id.get(client_id)
@@ -184,6 +188,14 @@ class Clients:
         """Return the names of the consumers and groups that are here, and which topics they take."""
         infos = [client.info for client in self.by_id.values() if client.here]
         return {info.name: info.subscriptions for info in infos if info.role == "consumer"}
+
+    def names(self) -> Iterator[Thing]:
+        """Yield the ids, names and groups of all clients."""
+        for client_id, client in self.by_id.items():
+            yield "source", client_id
+            if client.info.role == "consumer":
+                yield "consumer", client.info.name
+                yield "consumer", client.info.group
 
     def info(self, client: Client, now_s: float) -> ClientInfo:
         """Return what is known of a client."""
@@ -271,10 +283,10 @@ class Clients:
         """
         self._check_of(self.by_id.get(hello.client_id), party)
         _check_role(hello.role, party)
-        known = bytes.fromhex(hello.client_id) in self._last_seqs
-        if known or hello.role == "publisher" or self._belongings.has("source", hello.client_id):
-            # Whatever it says it is: under the id of another's publisher it would stand in its way.
-            self._belongings.claim("source", hello.client_id, party, known=known)
+        # Whatever it says it is: under the id of another's publisher it would stand in its way. The id is
+        # its own for good once an event is kept.
+        known = self.had(bytes.fromhex(hello.client_id))
+        self._belongings.check("source", hello.client_id, party, known=known)
         if hello.role == "consumer":
             for name in filter(None, {hello.group, hello.name}):
                 self._claim_name(name, party)
@@ -329,7 +341,7 @@ class Clients:
             self._forget_old()
             self._tell_gap(hello)
         # Nobody can send again what was acknowledged: waiting for it would never end.
-        last_seq = self._last_seqs.pop(client.source, 0)
+        last_seq = self._last_seqs.get(client.source, 0)
         client.last_seq = client.kept_seq = max(client.last_seq, hello.next_seq - 1, last_seq)
         if not client.here:
             client.update(state="ready" if hello.role == "publisher" else "starting")

@@ -93,6 +93,11 @@ class Connections:
         """How many there are now, with those whose handshake is not over."""
         return sum(len(each.peers) for each in self._monitored)
 
+    def inode_before(self, descriptor: int, time_s: float) -> int:
+        """Return the inode of a descriptor's connection if that came before a time, else 0."""
+        peers = (monitored.peers.get(descriptor) for monitored in self._monitored)
+        return max((peer.inode for peer in peers if peer is not None and peer.came_s < time_s), default=0)
+
     def look(self) -> None:
         """Follow what has happened, and turn away who is too many."""
         for monitored in self._monitored:
@@ -178,12 +183,14 @@ class _Peer:
         inode: that of its descriptor, whose number will be another's one day.
         where: a host, or ``pid N of uid N`` on this one.
         succeeded_before: how many handshakes had succeeded when it came.
+        came_s: when that was, by :func:`time.monotonic`.
     """
 
-    __slots__ = ("inode", "succeeded_before", "turned_away", "where")
+    __slots__ = ("came_s", "inode", "succeeded_before", "turned_away", "where")
 
     def __init__(self, descriptor: int, succeeded_before: int) -> None:
         self.succeeded_before = succeeded_before
+        self.came_s = time.monotonic()
         self.turned_away = False
         self.inode, self.where = 0, ""
         with suppress(OSError), _socket_of(descriptor) as sock:  # it is gone by now

@@ -44,7 +44,7 @@ _WORDS = tuple(topic_prefix(kind) for kind in WORDS_ON_A_RUN)
 _START = topic_prefix(RunStart.kind)
 _EDGES = tuple(topic_prefix(kind) for kind in EDGES)
 # What is refused for these reasons is no loss of a run: it was not its publisher's, or the run not there.
-_WITHOUT_DROP = frozenset({"role", "not_yours", TOPIC, "open_runs", "sources"})
+_WITHOUT_DROP = frozenset({"role", "not_yours", TOPIC, "open_runs", "sources", "names"})
 _LARGE_BYTES = 8192  # a payload from here on is passed on as it was received; copying less costs less
 
 
@@ -129,6 +129,7 @@ class Ingest:
         for place, drop in self._drops.values():
             self._stream.change(place, encode_event(drop))
         self._drops.clear()
+        self._owners.keep()
         try:
             taken = self._stream.commit()
         except JournalError as error:
@@ -272,6 +273,7 @@ class Ingest:
         check_content(self._options, topic, event)
         if not self._access.is_open:
             self._check_may_say(party, parsed, event)
+            self._claim_source(header.source)
         incoming = Incoming(topic, parsed, header, payload, partition, frame or payload, event)
         if isinstance(event, RunComplete):
             self._ends_on_the_way.add(event.run_id)
@@ -287,14 +289,28 @@ class Ingest:
         if kind not in WORDS_ON_A_RUN:
             if not party.may("publish"):
                 raise WireError(f"{party.name!r} may not publish", counted_as="role")
-            self._owners.claim("run", run_id, party, known=self._runs.knows(run_id))
+            if run_id:
+                first_id = self._runs.first_id(run_id)
+                self._owners.claim("run", first_id, party, known=self._runs.knows(first_id))
         elif isinstance(event, Receipt):
             if not self._owners.is_of("consumer", event.consumer, party):
                 raise not_yours(party, f"the consumer name {event.consumer!r:.100}")
-        elif isinstance(event, Summary) and not self._owners.is_of("run", run_id, party):
+        elif isinstance(event, Summary) and not self._has_run(party, run_id):
             name, _ = parse_checkpoint_name(event.producer)  # of the instance for a partition
             if not self._owners.is_of("consumer", name, party):
                 raise not_yours(party, f"the consumer name {name!r:.100}")
+
+    def _has_run(self, party: Party, run_id: str) -> bool:
+        return self._owners.is_of("run", self._runs.first_id(run_id), party)
+
+    def _claim_source(self, source: bytes) -> None:
+        """Let a publisher's id be its owner's for good.
+
+        Raises:
+            WireError: if that has too many names.
+        """
+        owner = Party(self._clients.sources[source].owner, frozenset({"admin"}))  # as it was let in
+        self._owners.claim("source", source.hex(), owner, known=self._clients.had(source))
 
     def _add(self, incoming: Incoming) -> int:
         self.events += 1
@@ -320,7 +336,7 @@ class Ingest:
         except WireError:
             return  # nobody waits for what has no topic
         kind, run_id = parsed
-        if run_id and (kind not in WORDS_ON_A_RUN or self._owners.is_of("run", run_id, party)):
+        if run_id and (kind not in WORDS_ON_A_RUN or self._has_run(party, run_id)):
             drop = Drop(
                 run_id=run_id,
                 source=client.info.name,

@@ -41,6 +41,8 @@ def check_event(
     """
     if parsed.kind in _SAID_BY_BUSES:
         raise WireError("only a bus says this", topic)
+    if not parsed.run_id and parsed.kind in KINDS:
+        raise WireError("it is of no run: the run's id is empty", topic)
     if not (0 < header.topic_seq <= LARGEST_COUNT and 0 < header.source_seq <= LARGEST_COUNT):
         raise WireError(f"its numbers are {header.source_seq}, and {header.topic_seq} on its topic", topic)
     if header.records > largest_batch:

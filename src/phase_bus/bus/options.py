@@ -36,6 +36,8 @@ class BusOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         max_groups: consumer groups that may be here at once.
         max_subscriptions: topic prefixes that a consumer may take.
         max_open_runs: runs that may be going on at once.
+        max_names_a_client: runs, consumer names and publisher ids that are kept as one client's own, where
+            clients have keys or a directory is shared.
         max_checkpoints: consumers and groups whose place the journal keeps. One that was away for longer
             than max_absence_s makes room for another.
         max_batch_records: records that one event may carry.
@@ -63,6 +65,7 @@ class BusOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_groups: int = 200
     max_subscriptions: int = 256
     max_open_runs: int = 1000
+    max_names_a_client: int = 10_000
     max_checkpoints: int = 1000
     max_batch_records: int = LARGEST_BATCH
     max_nesting: int = 32

@@ -74,6 +74,18 @@ class Runs:
         """Return whether anything is known of a run, here or in the journal."""
         return run_id in self.by_id or (self._journal is not None and self._journal.has_run(run_id))
 
+    def first_id(self, run_id: str) -> str:
+        """Return the id that publishers give a run, of which this may be a further attempt.
+
+        Raises:
+            JournalError: if the journal cannot be read.
+        """
+        run = self.by_id.get(run_id)
+        attempt_of = "" if run is None else run.attempt_of
+        if run is None and self._journal is not None and "#" in run_id:
+            attempt_of, _ = self._journal.run_state(run_id)
+        return attempt_of or run_id
+
     def goes_on(self, run_id: str, source: bytes) -> bool:
         """Return whether a run's start, published by a source, is one more of a run that is running."""
         run = self.run_of(run_id, source, RunStart.kind)

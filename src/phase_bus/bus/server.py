@@ -49,7 +49,7 @@ from phase_bus.core.control import (
     StatusRequest,
 )
 from phase_bus.core.health import LEAST_PATIENCE_S
-from phase_bus.core.keys import Key, check_guarded
+from phase_bus.core.keys import Key, check_all_guarded
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.threads import Waker
 from phase_bus.core.throttle import Throttle
@@ -125,7 +125,8 @@ class Bus:
         )
         self._connections = Connections(self._sockets.all, self.options, self.rejections)
         self._access = self._sockets.access
-        self._owners = Owners(journal)
+        self._access.inode_before = self._connections.inode_before
+        self._owners = Owners(journal, self.options)
         self._router, self._xpub = self._sockets.router, self._sockets.xpub
         self._reply = self._sockets.reply
         self._journal = journal
@@ -184,8 +185,7 @@ class Bus:
                 in.
             KeyFileError: if the key is that of a client of another bus.
         """
-        for address in self.addresses:
-            check_guarded(address, self._key, insecure=self._insecure)
+        check_all_guarded(self.addresses, self._key, insecure=self._insecure)
         self.addresses = self._sockets.bind(self.addresses, replay=self._journal is not None)
         self._start_replay()
 
@@ -394,13 +394,15 @@ class Bus:
         self._watch_sockets()
         self._connections.forget_gone()
         self._beat()
+        self._owners.keep()
         if self._journal is not None:
             self._see_journal(self._journal)
         if self._health is not None:
             self._health.snapshot = self._snapshot()
-        if self._journal is not None and now_s >= self._next_prune_s:
+        if now_s >= self._next_prune_s:
             self._next_prune_s = now_s + _PRUNE_EVERY_S
-            self._prune(self._journal)
+            pruned = self._journal is not None and self._prune(self._journal)
+            self._forget_owners(sources=pruned)
 
     def _watch_sockets(self) -> None:
         """Bind the Unix sockets anew if a cleaner of temporary files has removed them."""
@@ -479,16 +481,22 @@ class Bus:
                 self._ingest.refused = error.reason
         return self._ingest.refused
 
-    def _prune(self, journal: Journal) -> None:
+    def _forget_owners(self, *, sources: bool) -> None:
+        here = {*self._clients.names(), *(("run", self._runs.first_id(id_)) for id_ in self._runs.by_id)}
+        try:
+            self._owners.forget(here, sources=sources)
+        except JournalError as error:
+            logger.error("phase-bus bus: %s", error)
+
+    def _prune(self, journal: Journal) -> bool:
+        """Prune the journal; return whether a run is gone."""
         now_ns = time.time_ns()
         self._checkpoints.see(self._clients.consumers())
         try:
             pruned = journal.prune(now_ns, _PRUNE_BUDGET_S, by_age=self._clock.is_steady())
         except JournalError as error:
             logger.error("phase-bus bus: %s", error)
-            return
-        if pruned:
-            self._owners.renew()
+            return False
         for run in pruned:
             self._runs.forget(run.run_id)
             self._unread += run.unread
@@ -500,6 +508,7 @@ class Bus:
             if run.dead_letters:
                 logger.warning("phase-bus bus: %s with %d dead letters", what, run.dead_letters)
         del self._unread[:-_SHOWN_UNREAD]
+        return bool(pruned)
 
 
 def _expect_admin(party: Party, what: str) -> None:

@@ -23,7 +23,7 @@ from phase_bus.cli.options import (
 )
 from phase_bus.cli.output import configure_logging, print_line, say
 from phase_bus.core.address import Address, default_address
-from phase_bus.core.keys import check_guarded, find_key
+from phase_bus.core.keys import check_all_guarded, find_key
 from phase_bus.harness.ending import BUS_S, Ending
 from phase_bus.journal.paths import journal_directory, make_state_directory
 from phase_bus.journal.rows import Limits
@@ -84,8 +84,7 @@ def bus(
     addresses = [Address.parse(text) for text in address or [default_address()]]
     by_tcp = any(each.scheme == "tcp" for each in addresses)
     key = find_key() if by_tcp and not insecure else None
-    for each in addresses:
-        check_guarded(each, key, insecure=insecure)  # before there is a journal
+    check_all_guarded(addresses, key, insecure=insecure)  # before there is a journal
     kept = msgspec.convert(limits, Limits, from_attributes=True)
     directory = data or journal_directory(addresses[0])
     if data is None and not no_journal:

@@ -10,7 +10,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias, get_args
@@ -169,6 +169,22 @@ def check_guarded(address: Address, key: Key | None, *, insecure: bool, remedy: 
     if key is None and not insecure and not address.is_loopback:
         reason = "others than this machine can connect to it, and there is no key that keeps strangers out"
         raise AddressError(str(address), reason, remedy)
+
+
+def check_all_guarded(addresses: Sequence[Address], key: Key | None, *, insecure: bool) -> None:
+    """Check that what a bus is to bind lets no stranger in, unless that is wanted.
+
+    Raises:
+        AddressError: as :func:`check_guarded`; or if who shares the directory of one could come by another,
+            where nothing tells who it is.
+        KeyFileError: if the key is that of a client of another bus.
+    """
+    for address in addresses:
+        check_guarded(address, key, insecure=insecure)
+    by_tcp = [address for address in addresses if address.scheme == "tcp"]
+    if key is None and not insecure and by_tcp and any(address.shared for address in addresses):
+        reason = "whoever shares the group's directory could do everything there, since there is no key"
+        raise AddressError(str(by_tcp[0]), reason, _GUARD)
 
 
 def read_key(path: Path) -> Key:

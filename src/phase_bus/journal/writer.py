@@ -6,7 +6,7 @@ import math
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -91,12 +91,14 @@ _LEAVE_OUT_DEAD_LETTERS = """
 INSERT INTO dead_letters_left_out VALUES (?, ?)
 ON CONFLICT (consumer) DO UPDATE SET count = count + excluded.count
 """
-_FORGET_OWNERS = """
-DELETE FROM owners WHERE
+_ORPHANED_NAMES = """
+SELECT kind, name FROM owners WHERE
     (kind = 'run' AND name NOT IN (SELECT run_id FROM runs UNION SELECT attempt_of FROM runs))
     OR (kind = 'consumer' AND name NOT IN (SELECT name FROM consumers))
-    OR (kind = 'source' AND name NOT IN (
-        SELECT lower(hex(source)) FROM streams UNION SELECT lower(hex(source)) FROM past_sources))
+"""
+_ORPHANED_SOURCES = """
+SELECT kind, name FROM owners WHERE kind = 'source' AND name NOT IN (
+    SELECT lower(hex(source)) FROM streams UNION SELECT lower(hex(source)) FROM past_sources)
 """
 _KEEP_SEQS = """
 INSERT INTO past_sources SELECT source, max(last_seq), ? FROM streams WHERE run_id = ? GROUP BY source
@@ -400,10 +402,23 @@ class Journal(HoldingJournal):
         rows = self._query("SELECT kind, name, owner FROM owners")
         return {(kind, name): owner for kind, name, owner in rows}
 
-    def note_owner(self, kind: str, name: str, owner: str) -> None:
-        """Keep whose a publisher, consumer or run is."""
+    def note_owners(self, owners: Mapping[tuple[str, str], str]) -> None:
+        """Keep whose publishers, consumers or runs are, by kind and name."""
+        rows = [(kind, name, owner) for (kind, name), owner in owners.items()]
         with self.transaction():
-            self._db.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?)", (kind, name, owner))
+            self._db.executemany("INSERT OR REPLACE INTO owners VALUES (?, ?, ?)", rows)
+
+    def forget_owners(self, here: Set[tuple[str, str]], *, sources: bool) -> list[tuple[str, str]]:
+        """Forget whose those were that are here no more, but for some; return which, by kind and name.
+
+        Publishers are looked for only if it is said: for them all streams are read.
+        """
+        found = self._query(_ORPHANED_NAMES) + (self._query(_ORPHANED_SOURCES) if sources else [])
+        gone = [(kind, name) for kind, name in found if (kind, name) not in here]
+        if gone:
+            with self.transaction():
+                self._db.executemany("DELETE FROM owners WHERE kind = ? AND name = ?", gone)
+        return gone
 
     # ---- pruning ----
 
@@ -434,9 +449,6 @@ class Journal(HoldingJournal):
                 if not self._delete_events(run.run_id, deadline_s):
                     break
                 gone.append(self._delete_run(run.run_id, now_ns))
-            if gone:
-                with self.transaction():
-                    self._db.execute(_FORGET_OWNERS)
             if by_age:
                 with self.transaction():
                     oldest_ns = now_ns - int(self.limits.max_age_s * 1e9)
