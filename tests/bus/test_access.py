@@ -427,6 +427,22 @@ def test_a_hello_takes_no_name_for_good(place: Place, tmp_path: Path) -> None:
     assert _noted(tmp_path / "data") == {("source", "alice"), ("run", "alice")}
 
 
+def test_a_bus_forgets_whose_what_is_gone_was(keys: Keyring, tmp_path: Path) -> None:
+    """Also when it prunes nothing: whoever comes next has the name."""
+    with Journal(tmp_path / "data") as journal:
+        journal.note_owners({("run", "r"): "bob", ("consumer", "results"): "bob"})
+    key = keys.client("alice", "publish", "consume")
+    with guarded_bus(keys, tmp_path / "data") as bus:
+        wait_until(lambda: not _noted(tmp_path / "data"))
+        with RawClient(bus.address, key) as client:
+            assert isinstance(client.ask(hello(uuid.uuid4().hex, "consumer", "results")), Welcome)
+            assert isinstance(client.ask(hello()), Welcome)
+            client.publish(start(run_id="r"), OTHER.bytes, 1)
+            assert isinstance(client.reply(), Ack)
+    noted = {(kind, "alice") for kind in ("consumer", "source", "run")}
+    assert _noted(tmp_path / "data") == noted
+
+
 def test_names_a_client(keys: Keyring) -> None:
     """Who has as many names as it may have gets no more; what it has, and others, go on."""
     key = keys.client("alice", "publish")
