@@ -73,14 +73,17 @@ class Connections:
     """Follows what comes and goes on the bus's sockets, by ZeroMQ's monitors.
 
     Attributes:
-        readable: sockets that are to be polled: with something to receive, :meth:`look` is to be called.
+        descriptors: to be polled: when one is readable, or as long as there is :attr:`more`, :meth:`look`
+            is to be called. To poll ZeroMQ's sockets would cost system calls for each, each time.
+        more: whether not all was looked at.
     """
 
     def __init__(
         self, sockets: Iterable[zmq.Socket[bytes]], options: BusOptions, rejections: Rejections
     ) -> None:
         self._monitored = [_Monitored(sock, f"inproc://monitor-{n}") for n, sock in enumerate(sockets)]
-        self.readable = [each.events for each in self._monitored]
+        self.descriptors = frozenset(each.events.fileno() for each in self._monitored)
+        self.more = True  # nothing shows at a descriptor until it was looked at
         self._most = options.max_connections
         self._limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most_descriptors = self._limit - _spare(self._limit)
@@ -100,6 +103,7 @@ class Connections:
 
     def look(self) -> None:
         """Follow what has happened, and turn away who is too many."""
+        self.more = False
         for monitored in self._monitored:
             for _ in range(_AT_ONCE):
                 if not getsockopt(monitored.events, _EVENTS) & _POLLIN:
@@ -107,6 +111,8 @@ class Connections:
                 what, value = _EVENT.unpack(recv_bytes(monitored.events, _NOBLOCK))
                 recv_bytes(monitored.events, _NOBLOCK)  # where it was bound
                 self._take(monitored, what, value)
+            else:
+                self.more = True
 
     def forget_gone(self) -> None:
         """Forget connections that ZeroMQ ended without a word, as it does when a socket is bound anew."""

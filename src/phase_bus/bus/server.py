@@ -196,12 +196,13 @@ class Bus:
         for readable in (self._router, self._xpub, zap, self._waker.fd):
             if readable is not None:
                 poller.register(readable, zmq.POLLIN)
-        for monitor in self._connections.readable:
-            poller.register(monitor, zmq.POLLIN)
+        for descriptor in self._connections.descriptors:
+            poller.register(descriptor, zmq.POLLIN)
         while not self._stop:
-            wait_s = 0.0 if self._ending else max(self._next_tick_s - time.monotonic(), 0.0)
+            at_once = self._ending or self._connections.more
+            wait_s = 0.0 if at_once else max(self._next_tick_s - time.monotonic(), 0.0)
             ready = dict(poller.poll(math.ceil(wait_s * 1000)))
-            if not ready.keys().isdisjoint(self._connections.readable):
+            if self._connections.more or not self._connections.descriptors.isdisjoint(ready):
                 self._connections.look()
             if self._router in ready or self._ending:
                 self._take_in()
