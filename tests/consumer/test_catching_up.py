@@ -216,6 +216,7 @@ async def test_another_journal(ipc_dir: Path, tmp_path: Path) -> None:
         assert 99 <= checkpoint.offset <= journal.head.offset < 110
 
 
+@pytest.mark.slow
 async def test_memory_only_after_a_burst(ipc_dir: Path) -> None:
     """Without a journal a consumer that lost the end of a burst goes on with the next event."""
     release = asyncio.Event()

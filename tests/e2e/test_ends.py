@@ -25,6 +25,8 @@ from pathlib import Path
 
 from phase_bus.consumer.consumer import Consumer
 
+pytestmark = pytest.mark.slow
+
 
 class Hanging(Consumer):
     def __init__(self, where: str = "", blocking: bool = False) -> None:

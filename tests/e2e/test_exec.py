@@ -471,6 +471,7 @@ def test_a_text_report_has_the_runs_of_its_own_bus(workplace: Workplace) -> None
     assert "earlier" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["*", "[::1]"])
 def test_the_command_is_given_an_address_that_it_can_connect_to(workplace: Workplace, host: str) -> None:
     """Whatever the bus is bound to."""
@@ -511,6 +512,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_several_processes_and_dropped_records(workplace: Workplace) -> None:
     """A run of four processes is whole; what a publisher dropped is counted in records, and exit code 3."""
     (workplace.directory / "load.py").write_text(_PROCESSES)

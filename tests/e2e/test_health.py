@@ -23,7 +23,7 @@ from tests.support.processes import JournaledBus
 from tests.support.recorder import PHASE, publish, start
 from tests.support.workplace import Workplace, assert_one_line, wait_for
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.usefixtures("no_leaks"), pytest.mark.slow]
 OK = (200, "ok\n")
 TROUBLED = """
 import time

@@ -258,6 +258,7 @@ def test_plugin_with_a_key_file_that_is_none(caplog: pytest.LogCaptureFixture) -
 # ---- exec and up ----
 
 
+@pytest.mark.slow
 def test_exec_with_tcp_makes_its_own_key(workplace: Workplace) -> None:
     """Its user notices nothing; the secret is in one file, which is gone, and nowhere else."""
     broken = "sed s/^secret:/secret:x/ key > broken; chmod 600 broken"

@@ -29,6 +29,8 @@ from tests.support.recorder import Recorder
 from tests.support.stranger import CAUGHT, IS_OTHER, NOBODY, READY, open_to_all, stranger
 from tests.support.workplace import Workplace, assert_one_line
 
+pytestmark = pytest.mark.slow
+
 REASON = f"belongs to another user (uid {NOBODY})" if IS_OTHER else "others may use it (mode 2770)"
 COMMANDS = {
     "status": ("status",),

@@ -160,6 +160,7 @@ def test_a_lost_run_goes_on_and_ends(ipc_dir: Path, tmp_path: Path) -> None:
     assert (again.known, again.remaining, again.complete) == (report.events, 0, True)
 
 
+@pytest.mark.slow
 def test_only_the_end_of_a_lost_run(ipc_dir: Path, tmp_path: Path) -> None:
     """A file with nothing but run_complete in it ends the lost run as well."""
     outbox = Outbox(SOURCE, 1 << 30)
