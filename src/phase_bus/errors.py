@@ -213,7 +213,8 @@ class WireError(PhaseBusError):
         self.reason = reason
         self.counted_as = counted_as
         where = f" on topic {topic[:_SHOWN_BYTES].decode(errors='replace')!r}" if topic else ""
-        super().__init__(f"bad message{where}: {reason}")
+        malformed = counted_as == "malformed"
+        super().__init__(f"bad message{where}: {reason}" if malformed else f"{reason}{where}")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -88,7 +88,7 @@ class ControlLink:
                     with suppress(zmq.Again):  # not connected: the session repeats it
                         sock.send(self._encode(request), zmq.NOBLOCK)
                 waited_s = now_s - started_s
-                if not self.session.connected and waited_s > _COMPLAIN_AFTER_S:
+                if not (self.session.connected or self._refusal) and waited_s > _COMPLAIN_AFTER_S:
                     why = watch.reason
                     if complained is None or why not in ("", complained):
                         complained = why
@@ -147,6 +147,7 @@ class ControlLink:
             if isinstance(reply, Refused):
                 self._complain(reply.reason)
             else:
+                self._refusal = ""
                 self._on_reply(reply)
 
     def _complain(self, reason: str) -> None:
