@@ -17,6 +17,8 @@ import pytest
 
 from tests.support.workplace import Workplace, wait_for
 
+pytestmark = pytest.mark.slow
+
 SIMULATE = (sys.executable, "-m", "phase_bus", "simulate", "-n", "50", "-r", "0")
 # Consumers that hang where their option says: in a handler or at the flush, with or without the loop.
 HANGING = """
@@ -24,8 +26,6 @@ import asyncio, time
 from pathlib import Path
 
 from phase_bus.consumer.consumer import Consumer
-
-pytestmark = pytest.mark.slow
 
 
 class Hanging(Consumer):
