@@ -580,7 +580,7 @@ def test_clients_say_why_they_are_not_let_in(place: Place, monkeypatch: pytest.M
     stranger = place.keys.stranger("stranger")
     lost = place.keys.stranger("lost", bus=place.publisher.public)
     for file, words in (
-        ("", "it wants a key"),
+        ("", "wants a key"),
         (str(stranger.path), f"phase-bus keys authorize '{stranger.public}'"),
         (str(lost.path), "the bus named there is another one"),
     ):
@@ -617,7 +617,7 @@ def test_a_key_for_a_bus_without(
     """A bus that takes no keys, and a client that shows one, do not understand each other; that is told."""
     with (
         BusClient(Address.parse(bus_tcp.address)) as client,
-        pytest.raises(BusUnreachableError, match="takes no keys; leave that of"),
+        pytest.raises(BusUnreachableError, match=r"takes no keys; (then )?leave that"),
     ):
         client.status(1.0)
     monkeypatch.setenv("PHASE_BUS_KEY_FILE", "")

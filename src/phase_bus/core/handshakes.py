@@ -35,6 +35,7 @@ class HandshakeWatch:
     ) -> None:
         self._key = key
         self._reason = ""
+        self._is_certain = False  # whether that is known, and not guessed
         self._watched: zmq.Socket[bytes] | None = None
         if endpoint.startswith("tcp://"):
             at = f"inproc://handshakes-{uuid.uuid4().hex}"
@@ -50,7 +51,7 @@ class HandshakeWatch:
         """Why the bus does not let the client in, and what to do; empty if nothing is known of that."""
         while self._watched is not None and self._monitor.poll(0):
             event, value = _EVENT.unpack_from(self._monitor.recv_multipart()[0])
-            self._reason = self._explain(event, value)
+            self._take(event, value)
         return self._reason
 
     def close(self) -> None:
@@ -60,18 +61,31 @@ class HandshakeWatch:
             self._monitor.close()
             self._watched = None
 
-    def _explain(self, event: int, value: int) -> str:
-        key = self._key
-        if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
-            if key is None:
-                return (
-                    "it wants a key, and there is none; name its file in $PHASE_BUS_KEY_FILE, or make one "
-                    "with 'phase-bus keys new'"
-                )
-            return f"it takes no keys; leave that of {str(key.path)!r} out with PHASE_BUS_KEY_FILE=''"
-        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED or key is None:
-            return ""
+    def _take(self, event: int, value: int) -> None:
+        """Take in how a handshake went; which of the two sides notices first what is wrong is chance."""
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._reason, self._is_certain = "", False
+        elif value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+            self._reason, self._is_certain = self._mismatch(), True
+        elif not self._is_certain:
+            self._reason = self._broken_off()
+
+    def _mismatch(self) -> str:
+        if self._key is None:
+            return (
+                "it wants a key, and there is none; name its file in $PHASE_BUS_KEY_FILE, or make one with "
+                "'phase-bus keys new'"
+            )
+        return f"it takes no keys; leave that of {str(self._key.path)!r} out with PHASE_BUS_KEY_FILE=''"
+
+    def _broken_off(self) -> str:
+        if self._key is None:
+            return (
+                "it ends the connection before a word is said; if it wants a key, name its file in "
+                "$PHASE_BUS_KEY_FILE, or make one with 'phase-bus keys new'"
+            )
         return (
-            f"it does not let in the key of {str(key.path)!r}; its owner can: phase-bus keys authorize "
-            f"'{key.public}' --name NAME --role ROLE; or the bus named there is another one"
+            f"it does not let in the key of {str(self._key.path)!r}; its owner can: phase-bus keys "
+            f"authorize '{self._key.public}' --name NAME --role ROLE; or the bus named there is another "
+            "one, or takes no keys; then leave that key out with PHASE_BUS_KEY_FILE=''"
         )
