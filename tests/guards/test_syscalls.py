@@ -123,7 +123,7 @@ def test_calls_a_batch_of_records(calls: Calls, who: str, bound: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("who", "bound"), [("publisher", 0.35), ("bus", 3.2), ("journal", 0.75), ("consumer", 0.5)]
+    ("who", "bound"), [("publisher", 1.0), ("bus", 3.2), ("journal", 0.75), ("consumer", 0.9)]
 )
 def test_calls_an_event_of_a_burst(calls: Calls, who: str, bound: float) -> None:
     """Of publisher and consumer far less than one: what has come meanwhile is sent and read at once.
