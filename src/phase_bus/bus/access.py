@@ -11,14 +11,15 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import NamedTuple, TypeAlias
 
 import zmq
 from zmq.utils import z85
 
 from phase_bus.bus.connections import cut, is_at
-from phase_bus.bus.rejections import Rejections, where_from
+from phase_bus.bus.rejections import Rejections
 from phase_bus.core.keys import OWN_NAME, Key, authorized_file, read_authorized
+from phase_bus.core.peer import peer_of, property_of
 from phase_bus.core.throttle import Throttle
 from phase_bus.errors import KeyFileError, WireError
 
@@ -41,6 +42,19 @@ class Party(NamedTuple):
     def may(self, role: str) -> bool:
         """Return whether it has a role; an admin has all."""
         return role in self.roles or "admin" in self.roles
+
+    def speaks_for(self, owner: str) -> bool:
+        """Return whether what belongs to an owner is its own; an admin speaks for everybody."""
+        return owner == self.name or self.may("admin")
+
+    def expect(self, role: str, what: str = "") -> None:
+        """Check that it has a role; ``what`` says for what, in words, if the role's name does not.
+
+        Raises:
+            WireError: if it has not.
+        """
+        if not self.may(role):
+            raise WireError(f"{self.name!r} may not {what or role}", counted_as="role")
 
 
 OWN = Party(OWN_NAME, frozenset({"admin"}))
@@ -145,22 +159,14 @@ class Access:
         """
         if self.is_open:
             return OWN
-        get = cast(Any, frame).get
-        try:
-            return self._parties.get(get("User-Id"))
-        except zmq.ZMQError:  # no key was asked for
-            with suppress(zmq.ZMQError):
-                return self._party_at(get("Peer-Address"))
-        return None
-
-    def _party_at(self, address: str) -> Party | None:
-        """Return who is at an address without having been asked for a key."""
-        host, *numbers = address.split(":")
-        if host != "localhost" or len(numbers) != 3:  # no Unix socket
-            return OWN if self._key is None else None
-        if int(numbers[0]) in (0, os.geteuid()):
+        if public := property_of(frame, "User-Id"):
+            return self._parties.get(public)
+        peer = peer_of(frame)  # no key was asked for
+        if peer.uid is None:  # no Unix socket
+            return OWN if self._key is None and peer.host else None
+        if peer.uid in (0, os.geteuid()):
             return OWN
-        return Party(f"uid {numbers[0]}", frozenset({"publish", "consume"}))
+        return Party(f"uid {peer.uid}", frozenset({"publish", "consume"}))
 
     def expect(self, frame: zmq.Frame, role: str = "") -> Party:
         """Return who a message is from.
@@ -172,14 +178,14 @@ class Access:
         if party is None:
             self._cut(frame)
             raise WireError("it is from a client whose key was revoked", counted_as="revoked")
-        if role and not party.may(role):
-            raise WireError(f"{party.name!r} may not {role}", counted_as="role")
+        if role:
+            party.expect(role)
         return party
 
     def where(self, frame: zmq.Frame) -> str:
         """Return where a message came from, and from whom."""
         party = None if self.is_open else self.party(frame)
-        return where_from(frame) + (f" ({party.name})" if party is not None else "")
+        return str(peer_of(frame)) + (f" ({party.name})" if party is not None else "")
 
     # ---- who is not let in any more ----
 
@@ -190,13 +196,12 @@ class Access:
         """
         if self._key is None:
             return
-        with suppress(zmq.ZMQError):
-            user = str(cast(Any, frame).get("User-Id"))
-            if self._may_listen(user):
-                descriptor, inode = _connection(frame)
-                self._subscribers[descriptor] = user, inode  # instead of who had the descriptor before
-            else:
-                self._cut(frame)
+        user = property_of(frame, "User-Id")
+        if user and self._may_listen(user):
+            descriptor, inode = _connection(frame)
+            self._subscribers[descriptor] = user, inode  # instead of who had the descriptor before
+        elif user:
+            self._cut(frame)
 
     def refresh(self) -> None:
         """Read again who is authorized, if that has changed, and cut off who is not any more."""
@@ -244,7 +249,7 @@ class Access:
 def _connection(frame: zmq.Frame) -> tuple[int, int]:
     """Return the descriptor of a message's connection, and the number of the socket behind it."""
     try:
-        descriptor = int(cast(Any, frame).get("__fd"))
+        descriptor = int(property_of(frame, "__fd"))
         return descriptor, os.fstat(descriptor).st_ino
-    except (zmq.ZMQError, OSError):
+    except (ValueError, OSError):
         return -1, 0

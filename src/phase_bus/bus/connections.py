@@ -21,6 +21,7 @@ import zmq
 
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.rejections import Rejections
+from phase_bus.core.peer import Peer
 from phase_bus.core.sockets import getsockopt, recv_bytes
 
 logger = logging.getLogger("phase_bus.bus")
@@ -201,7 +202,7 @@ class _Peer:
         self.inode, self.where = 0, ""
         with suppress(OSError), _socket_of(descriptor) as sock:  # it is gone by now
             self.inode = os.fstat(descriptor).st_ino
-            self.where = _where(sock)
+            self.where = str(_where(sock))
 
 
 class _Monitored:
@@ -240,12 +241,12 @@ def _socket_of(descriptor: int) -> Iterator[socket.socket]:
         sock.detach()
 
 
-def _where(sock: socket.socket) -> str:
+def _where(sock: socket.socket) -> Peer:
     if sock.family != socket.AF_UNIX:
-        return str(sock.getpeername()[0])
-    peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid, uid, _ = _CREDENTIALS.unpack(peer)
-    return f"pid {pid} of uid {uid}"
+        return Peer(str(sock.getpeername()[0]))
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(credentials)
+    return Peer(uid=uid, pid=pid)
 
 
 def _spare(limit: int) -> int:

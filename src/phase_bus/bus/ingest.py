@@ -178,7 +178,7 @@ class Ingest:
         if client is None or not client.here:
             self._reply(identity, Heard(bus_id=self._bus_id, known=False))
             return
-        if party.name != client.owner and not party.may("admin"):
+        if not party.speaks_for(client.owner):
             error = not_yours(party, f"the publisher id {header.source.hex()}")
             self._tell_rejected(identity, header, error)
             raise error
@@ -287,8 +287,7 @@ class Ingest:
         """
         kind, run_id = parsed
         if kind not in WORDS_ON_A_RUN:
-            if not party.may("publish"):
-                raise WireError(f"{party.name!r} may not publish", counted_as="role")
+            party.expect("publish")
             if run_id:
                 first_id = self._runs.first_id(run_id)
                 self._owners.claim("run", first_id, party, known=self._runs.knows(first_id))

@@ -46,7 +46,7 @@ class Owners:
             WireError: if it is somebody else's, and this one is no admin.
         """
         owner = self._of.get((kind, name), OWN.name if known else None)
-        if owner not in (None, party.name) and not party.may("admin"):
+        if owner is not None and not party.speaks_for(owner):
             raise not_yours(party, f"{_WORDS[kind]} {name!r:.100}")
         return owner
 
@@ -69,7 +69,7 @@ class Owners:
 
     def is_of(self, kind: Kind, name: str, party: Party) -> bool:
         """Return whether something is somebody's; from any thread."""
-        return party.may("admin") or self._of.get((kind, name), OWN.name) == party.name
+        return party.speaks_for(self._of.get((kind, name), OWN.name))
 
     def keep(self) -> None:
         """Note in the journal what is new; what fails is logged, holds, and is noted at the next call."""

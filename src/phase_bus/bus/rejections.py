@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, cast
-
-import zmq
 
 from phase_bus.core.control import RejectionInfo
 
@@ -43,13 +40,3 @@ class Rejections:
         """Return what others may know."""
         with self._lock:
             return tuple(self._by_reason.values())
-
-
-def where_from(frame: zmq.Frame) -> str:
-    """Return where a message came from, if that is known: a host, or ``pid N of uid N`` on this one."""
-    try:
-        address = str(cast("Any", frame).get("Peer-Address"))  # its annotation knows of numbers only
-    except zmq.ZMQError:
-        return ""
-    host, *numbers = address.split(":")  # of a Unix socket: localhost, uid, gid, pid
-    return f"pid {numbers[2]} of uid {numbers[0]}" if host == "localhost" and len(numbers) == 3 else address

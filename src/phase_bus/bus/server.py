@@ -342,10 +342,10 @@ class Bus:
             case StatusRequest(after=after):
                 self._sockets.send(identity, self._status.part(after))
             case EndRuns(reason=reason):
-                _expect_admin(party, "end the runs of all")
+                party.expect("admin", "end the runs of all")
                 self._ending.append((identity, reason, now_s + _END_WITHIN_S))
             case RemoveDeadLetter(letter_id=letter_id, saved=saved):
-                _expect_admin(party, "settle dead letters")
+                party.expect("admin", "settle dead letters")
                 if self._checkpoints.settle(letter_id, saved):
                     self._reply(identity, Heard(bus_id=self.bus_id))
 
@@ -510,8 +510,3 @@ class Bus:
                 logger.warning("phase-bus bus: %s with %d dead letters", what, run.dead_letters)
         del self._unread[:-_SHOWN_UNREAD]
         return bool(pruned)
-
-
-def _expect_admin(party: Party, what: str) -> None:
-    if not party.may("admin"):
-        raise WireError(f"{party.name!r} may not {what}", counted_as="role")

@@ -12,12 +12,13 @@ import stat
 from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO
 
 import zmq
 
 from phase_bus.core.address import Address
 from phase_bus.core.files import inode_of, is_at, lock_file, make_private_directory, set_mode
+from phase_bus.core.peer import peer_of
 from phase_bus.errors import AddressError
 
 BUS_LOCK = "bus.lock"  # in the directory, held by its bus
@@ -69,13 +70,9 @@ def check_answer(address: Address, frame: zmq.Frame) -> None:
     check_directory(address)
     if address.shared:
         return
-    try:
-        peer = str(cast("Any", frame).get("Peer-Address"))  # its annotation knows of numbers only
-    except zmq.ZMQError:
-        return
-    _, *ids = peer.split(":")  # localhost, uid, gid, pid
-    if len(ids) == 3 and int(ids[0]) not in (os.geteuid(), _ROOT):
-        reason = f"another user (uid {ids[0]}) answers in the bus's place"
+    uid = peer_of(frame).uid
+    if uid not in (None, os.geteuid(), _ROOT):
+        reason = f"another user (uid {uid}) answers in the bus's place"
         raise AddressError(str(address), reason, "choose another directory")
 
 
