@@ -21,8 +21,8 @@ import zmq
 
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.rejections import Rejections
+from phase_bus.core.monitor import Monitor
 from phase_bus.core.peer import Peer
-from phase_bus.core.sockets import getsockopt, recv_bytes
 
 logger = logging.getLogger("phase_bus.bus")
 
@@ -33,10 +33,8 @@ _SILENT_S = 60.0
 _SPARE = 256  # descriptors kept for files, and for those who come before they are looked at; ...
 _LEAST_SPARE, _MOST_SPARE = 0.2, 0.5  # ... a fifth if that is more, but never more than half of them
 _AT_ONCE = 1000  # events looked at before the bus goes on with its work
-_EVENT = struct.Struct("=HI")
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 # Plain numbers: they are compared for each event, and pyzmq's take their time.
-_EVENTS, _POLLIN, _NOBLOCK = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.NOBLOCK)
 _ACCEPTED, _DISCONNECTED = int(zmq.EVENT_ACCEPTED), int(zmq.EVENT_DISCONNECTED)
 _SUCCEEDED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED)
 _NO_KEY = int(zmq.EVENT_HANDSHAKE_FAILED_AUTH)  # counted by who refused it
@@ -82,8 +80,8 @@ class Connections:
     def __init__(
         self, sockets: Iterable[zmq.Socket[bytes]], options: BusOptions, rejections: Rejections
     ) -> None:
-        self._monitored = [_Monitored(sock, f"inproc://monitor-{n}") for n, sock in enumerate(sockets)]
-        self.descriptors = frozenset(each.events.fileno() for each in self._monitored)
+        self._monitored = [_Monitored(sock) for sock in sockets]
+        self.descriptors = frozenset(each.monitor.descriptor for each in self._monitored)
         self.more = True  # nothing shows at a descriptor until it was looked at
         self._most = options.max_connections
         self._limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -107,11 +105,9 @@ class Connections:
         self.more = False
         for monitored in self._monitored:
             for _ in range(_AT_ONCE):
-                if not getsockopt(monitored.events, _EVENTS) & _POLLIN:
+                if (what := monitored.monitor.read()) is None:
                     break
-                what, value = _EVENT.unpack(recv_bytes(monitored.events, _NOBLOCK))
-                recv_bytes(monitored.events, _NOBLOCK)  # where it was bound
-                self._take(monitored, what, value)
+                self._take(monitored, *what)
             else:
                 self.more = True
 
@@ -125,7 +121,7 @@ class Connections:
     def close(self) -> None:
         """Stop following; no other thread may use the sockets meanwhile."""
         for monitored in self._monitored:
-            monitored.close()
+            monitored.monitor.close()
 
     def _take(self, monitored: _Monitored, what: int, value: int) -> None:
         if what == _ACCEPTED:
@@ -209,26 +205,17 @@ class _Monitored:
     """One of the bus's sockets, and who is connected to it.
 
     Attributes:
-        events: where ZeroMQ tells what happens.
+        monitor: tells what happens.
         succeeded: how many handshakes have succeeded. ZeroMQ does not tell whose.
         failed: whether the handshake failed of the connection that ends next.
         refused: whether its key was refused.
     """
 
-    def __init__(self, sock: zmq.Socket[bytes], endpoint: str) -> None:
+    def __init__(self, sock: zmq.Socket[bytes]) -> None:
+        self.monitor = Monitor(sock, _WATCHED)
         self.peers: dict[int, _Peer] = {}
         self.succeeded = 0
         self.failed = self.refused = False
-        self._socket = sock
-        self._socket.monitor(endpoint, _WATCHED)
-        self.events: zmq.Socket[bytes] = sock.context.socket(zmq.PAIR)
-        self.events.setsockopt(zmq.RCVHWM, 0)  # else ZeroMQ would wait for us, and all clients with it
-        self.events.setsockopt(zmq.LINGER, 0)
-        self.events.connect(endpoint)
-
-    def close(self) -> None:
-        self._socket.disable_monitor()  # first: it would wait for ever for somebody who listens
-        self.events.close()
 
 
 @contextmanager

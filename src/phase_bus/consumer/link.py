@@ -73,7 +73,7 @@ class ControlLink:
         """Keep the link until cancelled; then say where the client stands, and goodbye."""
         sock = dealer(self._context, self._address.control, key=self._key)
         readable = self._readable = Readable(sock)
-        watch = HandshakeWatch(self._context, sock, self._address.control, self._key)
+        watch = HandshakeWatch(sock, self._address.control, self._key)
         started_s = time.monotonic()
         complained: str | None = None
         try:

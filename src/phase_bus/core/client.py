@@ -113,7 +113,7 @@ class BusClient:
         self._dealer = dealer(
             self._context, endpoint, key=self._key, immediate=False, reconnect_ms=20, reconnect_max_ms=0
         )
-        self._watch = HandshakeWatch(self._context, self._dealer, endpoint, self._key)
+        self._watch = HandshakeWatch(self._dealer, endpoint, self._key)
 
     def _disconnect(self) -> None:
         self._watch.close()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import struct
-import uuid
-
 import zmq
 
 from phase_bus.core.keys import Key
+from phase_bus.core.monitor import Monitor
 
-_EVENT = struct.Struct("=HI")  # number and value, as zmq_socket_monitor(3) has them
-_WATCHED = (
+_WATCHED = int(
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -26,40 +23,24 @@ class HandshakeWatch:
         key: the key that the socket shows, if any.
     """
 
-    def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        sock: zmq.Socket[bytes],
-        endpoint: str,
-        key: Key | None,
-    ) -> None:
+    def __init__(self, sock: zmq.Socket[bytes], endpoint: str, key: Key | None) -> None:
         self._key = key
         self._reason = ""
         self._is_certain = False  # whether that is known, and not guessed
-        self._watched: zmq.Socket[bytes] | None = None
-        if endpoint.startswith("tcp://"):
-            at = f"inproc://handshakes-{uuid.uuid4().hex}"
-            sock.monitor(at, int(_WATCHED))
-            self._watched = sock
-            self._monitor = context.socket(zmq.PAIR)
-            self._monitor.setsockopt(zmq.LINGER, 0)
-            self._monitor.setsockopt(zmq.RCVHWM, 0)  # beyond a limit ZeroMQ would wait for us to read
-            self._monitor.connect(at)
+        self._monitor = Monitor(sock, _WATCHED) if endpoint.startswith("tcp://") else None
 
     @property
     def reason(self) -> str:
         """Why the bus does not let the client in, and what to do; empty if nothing is known of that."""
-        while self._watched is not None and self._monitor.poll(0):
-            event, value = _EVENT.unpack_from(self._monitor.recv_multipart()[0])
-            self._take(event, value)
+        while self._monitor is not None and (what := self._monitor.read()) is not None:
+            self._take(*what)
         return self._reason
 
     def close(self) -> None:
         """Stop watching; call it before the socket is closed."""
-        if self._watched is not None:
-            self._watched.disable_monitor()
+        if self._monitor is not None:
             self._monitor.close()
-            self._watched = None
+            self._monitor = None
 
     def _take(self, event: int, value: int) -> None:
         """Take in how a handshake went; which of the two sides notices first what is wrong is chance."""

@@ -227,7 +227,7 @@ class BusLink:
             )
 
     def _watched(self) -> HandshakeWatch:
-        return HandshakeWatch(self._context, self.socket, self._address.control, self._key)
+        return HandshakeWatch(self.socket, self._address.control, self._key)
 
     def _is_safe(self, *, there: bool = False) -> bool:
         """Whether nobody else can be in the bus's place.
