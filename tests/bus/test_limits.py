@@ -453,7 +453,7 @@ def test_log_lines(caplog: pytest.LogCaptureFixture) -> None:
         logger.warning("100 %% of %s", number)
     logger.error("an error")
     assert len(caplog.messages) == 11
-    limit._at_s -= 1.0
+    limit._allowance._at_s -= 1.0
     logger.warning("later: %s", "x")
     assert caplog.messages[-1] == "later: x (and 90 more lines, left out)"
 

@@ -7,7 +7,6 @@ exceeded, and which option changes it.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -15,6 +14,7 @@ from functools import lru_cache
 from phase_bus.bus.options import BusOptions
 from phase_bus.core.control import Beat, EndRuns, Hello, Request
 from phase_bus.core.printable import printable
+from phase_bus.core.throttle import Allowance
 from phase_bus.core.wire import parse_topic, partition_of
 from phase_bus.errors import WireError
 from phase_bus.events import Drop, Event, RunComplete, RunStart, Summary
@@ -49,9 +49,9 @@ def queued_messages(options: BusOptions) -> int:
     return min(max(fit, _FEWEST_QUEUED), _MOST_QUEUED)
 
 
-def option(name: str) -> str:
-    """Return an option as it is given on the command line."""
-    return f"--{name.replace('_', '-')}"
+def at_most(options: BusOptions, name: str, what: str = "") -> str:
+    """Return a limit in words, for those who go beyond: how much of what, and which option says so."""
+    return f"{getattr(options, name)}{what} at most, --{name.replace('_', '-')}"
 
 
 # ---- events ----
@@ -64,7 +64,7 @@ def check_topic(options: BusOptions, topic: bytes) -> None:
         WireError: if it is too long, or the run's id is no proper name.
     """
     if len(topic) > options.max_topic_bytes:
-        most = f"{options.max_topic_bytes} at most, {option('max_topic_bytes')}"
+        most = at_most(options, "max_topic_bytes")
         raise WireError(f"the topic has {len(topic)} bytes ({most})", topic, counted_as=TOPIC)
     if problem := _problem_of(topic, options.max_name_bytes):
         raise WireError(problem, topic, counted_as=TOPIC)
@@ -81,10 +81,9 @@ def _problem_of(topic: bytes, most_bytes: int) -> str:
 def _check_partition(options: BusOptions, named: bytes, topic: bytes) -> None:
     """Raise a WireError for a topic if what it names is of a partition beyond those there may be."""
     if partition_of(named) >= options.max_partitions:
-        most = f"below {options.max_partitions}, {option('max_partitions')}"
-        raise WireError(
-            f"there is no partition {partition_of(named)} ({most})", topic, counted_as="partitions"
-        )
+        most = f"below {options.max_partitions}, --max-partitions"
+        reason = f"there is no partition {partition_of(named)} ({most})"
+        raise WireError(reason, topic, counted_as="partitions")
 
 
 def check_size(options: BusOptions, topic: bytes, header_bytes: int, payload_bytes: int) -> None:
@@ -95,8 +94,22 @@ def check_size(options: BusOptions, topic: bytes, header_bytes: int, payload_byt
     """
     size_bytes = len(topic) + header_bytes + payload_bytes
     if size_bytes > options.max_message_bytes or header_bytes > _HEADER_BYTES:
-        most = f"{options.max_message_bytes} bytes at most, {option('max_message_bytes')}"
-        raise WireError(f"the message has {size_bytes} bytes ({most})", topic, counted_as="message_size")
+        raise _too_large(options, size_bytes, topic)
+
+
+def check_request_size(options: BusOptions, size_bytes: int) -> None:
+    """Look at the size of a request.
+
+    Raises:
+        WireError: if it is too large.
+    """
+    if size_bytes > options.max_message_bytes:
+        raise _too_large(options, size_bytes)
+
+
+def _too_large(options: BusOptions, size_bytes: int, topic: bytes = b"") -> WireError:
+    most = at_most(options, "max_message_bytes", " bytes")
+    return WireError(f"the message has {size_bytes} bytes ({most})", topic, counted_as="message_size")
 
 
 def check_content(options: BusOptions, topic: bytes, event: Event | None) -> None:
@@ -110,13 +123,13 @@ def check_content(options: BusOptions, topic: bytes, event: Event | None) -> Non
     if isinstance(event, RunStart | Summary):
         value = event.variation if isinstance(event, RunStart) else event.result
         if _is_deeper(value, options.max_nesting):
-            most = f"{options.max_nesting} at most, {option('max_nesting')}"
+            most = at_most(options, "max_nesting")
             raise WireError(f"its values are nested too deeply ({most})", topic, counted_as="nesting")
     elif isinstance(event, RunComplete | Drop):
         counts = (event.published, event.dropped) if isinstance(event, RunComplete) else (event.events,)
         for names in counts:
             if len(names) > options.max_topics:
-                most = f"{options.max_topics} at most, {option('max_topics')}"
+                most = at_most(options, "max_topics")
                 raise WireError(f"it counts {len(names)} topics ({most})", topic, counted_as="topics")
             if any(len(name) > options.max_topic_bytes + _ATTEMPT for name in names):
                 raise WireError("it counts a topic that is too long", topic, counted_as=TOPIC)
@@ -144,17 +157,6 @@ def _inner(value: object) -> Iterable[object]:
 # ---- requests ----
 
 
-def check_request_size(options: BusOptions, size_bytes: int) -> None:
-    """Look at the size of a request.
-
-    Raises:
-        WireError: if it is too large.
-    """
-    if size_bytes > options.max_message_bytes:
-        most = f"{options.max_message_bytes} bytes at most, {option('max_message_bytes')}"
-        raise WireError(f"the message has {size_bytes} bytes ({most})", counted_as="message_size")
-
-
 def check_request(options: BusOptions, request: Request) -> None:
     """Look at the names and lists in a request.
 
@@ -176,11 +178,11 @@ def _check_hello(options: BusOptions, hello: Hello) -> None:
         _check_name(options, f"its {what}", name)
     _check_name(options, "what it runs", hello.settings, _LONG)
     if len(hello.subscriptions) > options.max_subscriptions:
-        most = f"{options.max_subscriptions} at most, {option('max_subscriptions')}"
+        most = at_most(options, "max_subscriptions")
         reason = f"it takes {len(hello.subscriptions)} prefixes of topics ({most})"
         raise WireError(reason, counted_as="subscriptions")
     if any(len(prefix) > options.max_topic_bytes for prefix in hello.subscriptions):
-        most = f"{options.max_topic_bytes} at most, {option('max_topic_bytes')}"
+        most = at_most(options, "max_topic_bytes")
         raise WireError(f"a prefix of topics is too long ({most})", counted_as="subscriptions")
 
 
@@ -202,7 +204,7 @@ def _problem(what: str, name: str, most_bytes: int) -> str:
     """Return what is wrong with a name, nothing if it is proper."""
     size_bytes = len(name) if name.isascii() else len(name.encode("utf-8", "replace"))
     if size_bytes > most_bytes:
-        return f"{what} has {size_bytes} bytes ({most_bytes} at most, {option('max_name_bytes')})"
+        return f"{what} has {size_bytes} bytes ({most_bytes} at most, --max-name-bytes)"
     return "" if printable(name) == name else f"{what} has unprintable characters: {printable(name):.100}"
 
 
@@ -232,18 +234,17 @@ class LargeReplies:
     """
 
     def __init__(self) -> None:
-        self._left: dict[bytes, tuple[float, float]] = {}  # by connection: how many, and when
+        self._allowances: dict[bytes, Allowance] = {}  # by connection, those asked last at the end
 
     def may_send(self, identity: bytes, size_bytes: int, now_s: float) -> bool:
         """Return whether a reply of a size may go to a connection now."""
         if size_bytes < _LARGE_BYTES:
             return True
-        left, at_s = self._left.pop(identity, (_LARGE_AT_ONCE, now_s))
-        left = min(_LARGE_AT_ONCE, left + (now_s - at_s) / _LARGE_EVERY_S)
-        self._left[identity] = (left - (left >= 1), now_s)
-        if len(self._left) > _CONNECTIONS:
-            del self._left[next(iter(self._left))]
-        return left >= 1
+        allowance = self._allowances.pop(identity, None) or Allowance(_LARGE_AT_ONCE, _LARGE_EVERY_S)
+        self._allowances[identity] = allowance
+        if len(self._allowances) > _CONNECTIONS:
+            del self._allowances[next(iter(self._allowances))]
+        return allowance.take(now_s)
 
 
 # ---- log lines ----
@@ -254,23 +255,16 @@ class LineLimit(logging.Filter):
 
     def __init__(self, lines_s: float) -> None:
         super().__init__()
-        self._lines_s = lines_s
-        self._most = max(5 * lines_s, 1.0)  # at once
-        self._left = self._most
-        self._at_s = time.monotonic()
+        self._allowance = Allowance(max(5 * lines_s, 1.0), 1 / lines_s)
         self.left_out = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a line passes."""
         if record.levelno >= logging.ERROR:
             return True
-        now_s = time.monotonic()
-        self._left = min(self._most, self._left + (now_s - self._at_s) * self._lines_s)
-        self._at_s = now_s
-        if self._left < 1:
+        if not self._allowance.take():
             self.left_out += 1
             return False
-        self._left -= 1
         if self.left_out:
             record.msg = f"{record.msg} (and %d more lines, left out)"
             record.args = (*(record.args or ()), self.left_out)

@@ -8,7 +8,7 @@ from collections.abc import Set
 from typing import Literal, TypeAlias
 
 from phase_bus.bus.access import OWN, Party
-from phase_bus.bus.limits import option
+from phase_bus.bus.limits import at_most
 from phase_bus.bus.options import BusOptions
 from phase_bus.errors import JournalError, WireError
 from phase_bus.journal.writer import Journal
@@ -30,7 +30,7 @@ class Owners:
 
     def __init__(self, journal: Journal | None, options: BusOptions) -> None:
         self._journal = journal
-        self._most = options.max_names_a_client
+        self._options = options
         self._of: dict[Thing, str] = {} if journal is None else journal.owners()
         self._numbers = Counter(self._of.values())  # of things, by owner
         self._unkept: dict[Thing, str] = {}  # what the journal has not noted yet
@@ -59,8 +59,8 @@ class Owners:
         if self.check(kind, name, party, known=known) is not None:
             return
         number = self._numbers[party.name]
-        if number >= self._most and party.name != OWN.name:
-            most = f"{self._most} at most, {option('max_names_a_client')}"
+        if number >= self._options.max_names_a_client and party.name != OWN.name:
+            most = at_most(self._options, "max_names_a_client")
             raise WireError(f"{party.name!r} has {number} names already ({most})", counted_as="names")
         self._of[kind, name] = party.name
         self._numbers[party.name] += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
-from phase_bus.bus.limits import option
+from phase_bus.bus.limits import at_most
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.runs import Runs
 from phase_bus.core.control import ClientInfo, Hello
@@ -50,16 +50,15 @@ class RoomForRuns:
             return
         if name not in coming:
             known = 0 if part is None else len(part.published)
-            _check("topics", options.max_topics, known + len(coming), "topics from its publisher", topic)
+            _check(options, "topics", known + len(coming), "topics from its publisher", topic)
         sources = self._sources[run_id]
         if kind not in BEGIN_NO_RUN and part is None and source not in sources:
             known = 0 if run is None else len(run.parts)
-            most = options.max_sources
-            _check("sources", most, known + len(sources), "publishers", topic, "max_sources")
+            _check(options, "sources", known + len(sources), "publishers", topic)
             if (run is None or run.status != RUNNING) and not sources:
                 going_on = sum(run.status == RUNNING for run in self._runs.by_id.values())
                 new = sum(bool(each) for run_id, each in self._sources.items() if not self._goes_on(run_id))
-                _check("open_runs", options.max_open_runs, going_on + new, "open runs", topic)
+                _check(options, "open_runs", going_on + new, "open runs", topic)
             sources.add(source)
         coming.add(name)
 
@@ -68,9 +67,16 @@ class RoomForRuns:
         return run is not None and run.status == RUNNING
 
 
-def _check(word: str, most: int, there: int, what: str, topic: bytes = b"", name: str = "") -> None:
-    if there >= most:
-        reason = f"there are {there} {what} already ({most} at most, {option(name or f'max_{word}')})"
+def _check(
+    options: BusOptions, word: str, there: int, what: str, topic: bytes = b"", limit: str = ""
+) -> None:
+    """Raise a WireError, counted as a word, if there are as many of something as a limit allows.
+
+    That is ``max_<word>``, unless it has another name.
+    """
+    limit = limit or f"max_{word}"
+    if there >= getattr(options, limit):
+        reason = f"there are {there} {what} already ({at_most(options, limit)})"
         raise WireError(reason, topic, counted_as=word)
 
 
@@ -101,14 +107,14 @@ class RoomForClients:
             self._count()
             self._until_s = now_s + _COUNTED_FOR_S
         options = self._options
-        most, there = options.max_clients_a_connection, self._connections[identity]
-        _check("clients", most, there, "clients on its connection", name="max_clients_a_connection")
+        there, limit = self._connections[identity], "max_clients_a_connection"
+        _check(options, "clients", there, "clients on its connection", limit=limit)
         if hello.role == "publisher":
-            _check("sources", options.max_sources, self._publishers, "publishers")
+            _check(options, "sources", self._publishers, "publishers")
         else:
-            _check("consumers", options.max_consumers, self._others, "consumers and others that look on")
+            _check(options, "consumers", self._others, "consumers and others that look on")
         if hello.group and hello.group not in self._names:
-            _check("groups", options.max_groups, len(self._names), "groups")
+            _check(options, "groups", len(self._names), "groups")
             self._names.add(hello.group)
         self._connections[identity] += 1
         self._publishers += hello.role == "publisher"
