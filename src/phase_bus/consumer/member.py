@@ -29,6 +29,7 @@ from phase_bus.core.control import Assigned, Beat, Heard, Hello, NameTaken, Repl
 from phase_bus.core.health import LEAST_PATIENCE_S
 from phase_bus.core.ipc_directory import CHECKED_FOR_S, check_answer, check_directory
 from phase_bus.core.keys import key_for
+from phase_bus.core.peer import property_of
 from phase_bus.core.position import Lineage
 from phase_bus.core.readable import wait_for_event
 from phase_bus.core.throttle import Throttle
@@ -108,6 +109,9 @@ class Member(ABC):
         self._next_flush_s = 0.0
         self._complained_of = ""  # the endpoint at which no answer about the journal came
         self._checked_s = -math.inf  # when the bus's place was seen to be nobody else's
+        # In direct mode nothing but the events themselves tells who is there now.
+        self._may_change = address.direct and address.scheme == "ipc"
+        self._peer = ""  # whose the last event was then, and was found to be right
         self._failure: PhaseBusError | None = None  # why it ends, if that is its bus's word
         self._past = Totals()  # of shares that it had, and that others have now
         self._worst_lag_ns = 0  # likewise
@@ -239,8 +243,9 @@ class Member(ABC):
         while self._takes_live:
             try:
                 topic, header_frame, payload = receive_event(self._live.socket)
-                if self.address.direct:
+                if self._may_change and (peer := property_of(payload, "Peer-Address")) != self._peer:
                     check_answer(self.address, payload)
+                    self._peer = peer
                 if topic.startswith(READY):
                     if self._live.is_greeting(topic):
                         self._take_greeting()
