@@ -123,7 +123,7 @@ async def test_a_consumer_waits_for_a_publisher_of_its_own_user(ipc_dir: Path) -
     recorder = Recorder()
     runner = ConsumerRunner(named(recorder, "c"), Address.parse(f"direct+{address}"))
     running = asyncio.create_task(runner.run())
-    await asyncio.sleep(0.2)
+    await until(lambda: runner._live.endpoint != "")
     assert not running.done()
     with Publisher(bind=f"group+{address}") as publisher:
         for number in range(3):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from phase_bus.bus.clients import Client
 from phase_bus.bus.options import BusOptions
 from phase_bus.testing.waiting import until
 from tests.support.buses import DurableBus
@@ -41,15 +43,21 @@ async def test_it_goes_on(ipc_dir: Path, tmp_path: Path, caplog: pytest.LogCaptu
             await asyncio.to_thread(publish, bus.address, 3, 2)
             await until(lambda: len(consumer.numbers) == 5)
             await until(lambda: "--max-message-bytes" in caplog.text)
-            await asyncio.sleep(0.5)
-            (info,) = [c.info for c in bus.bus._clients.by_id.values() if c.info.role == "consumer"]
-            assert info.state == "ready"
+            (client,) = [c for c in bus.bus._clients.by_id.values() if c.info.role == "consumer"]
+            for _ in range(5):  # beats, in each of which it would be kept
+                await until(partial(has_spoken, client, client.said_s))
+            assert client.info.state == "ready"
             assert kept_offset(bus) == first
             assert caplog.text.count("--max-message-bytes") == 1
             consumer.size = 10
             await asyncio.to_thread(publish, bus.address, 1, 5)
             await until(lambda: kept_offset(bus) > first)
         assert not bus.bus.rejections.infos()
+
+
+def has_spoken(client: Client, before_s: float) -> bool:
+    """Whether the bus has heard a client since a time."""
+    return client.said_s > before_s
 
 
 def kept_offset(bus: DurableBus) -> int:
