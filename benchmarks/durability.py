@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import get_args
 
-from benchmarks import peers, shapes
-from benchmarks.harness import Child, Plan, Report, Table, alternate, directory, ratios, run, spread
+from benchmarks import peers
+from benchmarks.acknowledged import compare, publish
+from benchmarks.harness import Child, Plan, Report, directory, run
 from phase_bus.events import EventBase
 from phase_bus.journal.rows import Durability
 from phase_bus.publisher.publisher import Publisher
 
 QUESTION = "What does it cost to acknowledge events only when they are on the disk?"
-_LIMIT_S = 30.0
-_CHUNK = 200  # events between two flushes: what the publisher has waiting
 
 
 def main() -> Report:
@@ -26,30 +24,9 @@ def main() -> Report:
 
 def measure(plan: Plan, report: Report) -> None:
     """Fill in the report."""
-    loads: list[tuple[str, EventBase, int, int]] = [
-        ("200 B, events/s", shapes.event_of_size(200), 20_000, _CHUNK),
-        ("batches of 256 records, batches/s", shapes.batch(256), 2000, _CHUNK),
-        ("200 B, one after another, acknowledged/s", shapes.event_of_size(200), 1000, 1),
-    ]
-    rows = []
     with ExitStack() as stack:
-        publishers = {each: _publisher(stack, each) for each in get_args(Durability)}
-        for label, event, full, chunk in loads:
-            count = plan.count(full)
-            sides: dict[str, Callable[[], float]] = {
-                name: partial(_publish, publisher, event, count, chunk)
-                for name, publisher in publishers.items()
-            }
-            values = alternate(sides, plan)
-            share = ratios(values["fsync"], values["write"])
-            key = f"{'batch' if 'batches' in label else 'event'}_{chunk}"
-            report.figures[f"durability_{key}_fsync_of_write"] = share
-            rows.append(
-                [label, f"{count:,}", *(spread(values[side]).show() for side in sides), share.show()]
-            )
-    report.tables.append(
-        Table("Acknowledged by the bus", ["what", "events", "write", "fsync", "of write"], rows)
-    )
+        sides = {each: partial(_publish, _publisher(stack, each)) for each in get_args(Durability)}
+        compare(plan, report, "Acknowledged by the bus", sides, ("fsync", "write", "fsync of write"))
     report.notes.append(
         "One publisher with 200 events at a time, or one, each time until all are acknowledged. What waits "
         "in one turn of the bus's loop shares an fsync. It is a property of the disk: on one whose fsync "
@@ -66,10 +43,7 @@ def _publisher(stack: ExitStack, durability: Durability) -> Publisher:
 def _publish(publisher: Publisher, event: EventBase, count: int, chunk: int) -> float:
     """Publish events until all are acknowledged; return events/s."""
     started_s = time.monotonic()
-    for number in range(1, count + 1):
-        publisher.publish(event)
-        if (number % chunk == 0 or number == count) and not publisher.flush(_LIMIT_S):
-            raise RuntimeError("the bus did not take all events")
+    publish(publisher, event, count, chunk)
     return count / (time.monotonic() - started_s)
 
 

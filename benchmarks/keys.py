@@ -10,27 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import peers, shapes
-from benchmarks.harness import (
-    Child,
-    Plan,
-    Report,
-    Table,
-    alternate,
-    directory,
-    ratios,
-    run,
-    shared_counts,
-    spread,
-    wait_for,
-)
+from benchmarks import peers
+from benchmarks.acknowledged import LIMIT_S, compare, publish
+from benchmarks.harness import Child, Plan, Report, directory, run, shared_counts, wait_for
 from phase_bus.core.keys import write_new_key
 from phase_bus.events import EventBase
 from phase_bus.publisher.publisher import Publisher
 
 QUESTION = "What does it cost that a bus asks for keys, and encrypts?"
-_LIMIT_S = 30.0
-_CHUNK = 200  # events between two flushes: what the publisher has waiting
 
 
 class _Side(NamedTuple):
@@ -45,33 +32,14 @@ def main() -> Report:
 
 def measure(plan: Plan, report: Report) -> None:
     """Fill in the report."""
-    loads: list[tuple[str, EventBase, int, int]] = [
-        ("200 B, events/s", shapes.event_of_size(200), 20_000, _CHUNK),
-        ("batches of 256 records, batches/s", shapes.batch(256), 2000, _CHUNK),
-        ("200 B, one after another, acknowledged/s", shapes.event_of_size(200), 1000, 1),
-    ]
-    rows = []
     with ExitStack() as stack:
-        made = {
-            "ipc": _side(stack, key=False, tcp=False),
-            "tcp": _side(stack, key=False),
-            "tcp with keys": _side(stack, key=True),
+        sides = {
+            "ipc": partial(_publish, _side(stack, key=False, tcp=False)),
+            "tcp": partial(_publish, _side(stack, key=False)),
+            "tcp with keys": partial(_publish, _side(stack, key=True)),
         }
-        for label, event, full, chunk in loads:
-            count = plan.count(full)
-            sides: dict[str, Callable[[], float]] = {
-                name: partial(_publish, side, event, count, chunk) for name, side in made.items()
-            }
-            values = alternate(sides, plan)
-            share = ratios(values["tcp with keys"], values["tcp"])
-            key = f"{'batch' if 'batches' in label else 'event'}_{chunk}"
-            report.figures[f"keys_{key}_with_of_without"] = share
-            rows.append(
-                [label, f"{count:,}", *(spread(values[each]).show() for each in made), share.show()]
-            )
-    report.tables.append(
-        Table("Published and received by one consumer", ["what", "events", *made, "with of without"], rows)
-    )
+        title = "Published and received by one consumer"
+        compare(plan, report, title, sides, ("tcp with keys", "tcp", "with of without"))
     report.notes.append(
         "One publisher with 200 events at a time, or one, each time until all are acknowledged, and one "
         "consumer. The last column is over tcp in both cases."
@@ -94,11 +62,8 @@ def _publish(side: _Side, event: EventBase, count: int, chunk: int) -> float:
     """Publish events until all are acknowledged, and received; return events/s."""
     wanted = side.received() + count
     started_s = time.monotonic()
-    for number in range(1, count + 1):
-        side.publisher.publish(event)
-        if (number % chunk == 0 or number == count) and not side.publisher.flush(_LIMIT_S):
-            raise RuntimeError("the bus did not take all events")
-    if not wait_for(lambda: side.received() >= wanted, _LIMIT_S):
+    publish(side.publisher, event, count, chunk)
+    if not wait_for(lambda: side.received() >= wanted, LIMIT_S):
         raise RuntimeError("the consumer did not get all events")
     return count / (time.monotonic() - started_s)
 
