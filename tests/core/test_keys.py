@@ -15,20 +15,15 @@ import msgspec
 import pytest
 import zmq
 
+from phase_bus.core.authorized import ROLES, Authorized, authorize, authorized_file, read_authorized, revoke
 from phase_bus.core.keys import (
     KEY_FILE_VARIABLE,
-    ROLES,
-    Authorized,
     Key,
     Secret,
-    authorize,
-    authorized_file,
     check_public,
     default_key_file,
     find_key,
-    read_authorized,
     read_key,
-    revoke,
     write_new_key,
 )
 from phase_bus.errors import ConfigError, KeyFileError, PhaseBusError

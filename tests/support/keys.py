@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from phase_bus.core.keys import (
-    Authorized,
-    Key,
-    KeyRole,
-    authorize,
-    authorized_file,
-    read_key,
-    revoke,
-    write_new_key,
-)
+from phase_bus.core.authorized import Authorized, KeyRole, authorize, authorized_file, revoke
+from phase_bus.core.keys import Key, read_key, write_new_key
 
 
 class Keyring:

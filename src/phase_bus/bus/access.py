@@ -18,7 +18,8 @@ from zmq.utils import z85
 
 from phase_bus.bus.connections import cut, is_at
 from phase_bus.bus.rejections import Rejections
-from phase_bus.core.keys import OWN_NAME, Key, authorized_file, read_authorized
+from phase_bus.core.authorized import OWN_NAME, authorized_file, read_authorized
+from phase_bus.core.keys import Key
 from phase_bus.core.peer import peer_of, property_of
 from phase_bus.core.throttle import Throttle
 from phase_bus.errors import KeyFileError, WireError

@@ -21,8 +21,9 @@ from phase_bus.aiperf.environment import KNOWN, lack_of_category
 from phase_bus.cli.options import AddressOption, JsonOption
 from phase_bus.cli.output import counted, make_console, print_json
 from phase_bus.core.address import ADDRESS_VARIABLE, Address, default_address
+from phase_bus.core.authorized import authorized_file, read_authorized
 from phase_bus.core.client import BusClient
-from phase_bus.core.keys import authorized_file, find_key, read_authorized
+from phase_bus.core.keys import find_key
 from phase_bus.core.printable import printable
 from phase_bus.errors import PhaseBusError
 

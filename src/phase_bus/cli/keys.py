@@ -12,18 +12,14 @@ from cyclopts import Parameter
 
 from phase_bus.cli.options import JsonOption
 from phase_bus.cli.output import counted, print_json, print_line, print_table, say
-from phase_bus.core import keys
+from phase_bus.core import authorized
+from phase_bus.core.authorized import ROLES, Authorized, KeyRole, authorized_file, read_authorized
 from phase_bus.core.keys import (
     KEY_FILE_VARIABLE,
-    ROLES,
-    Authorized,
     Key,
-    KeyRole,
-    authorized_file,
     check_public,
     default_key_file,
     find_key,
-    read_authorized,
     read_key,
     write_new_key,
 )
@@ -134,7 +130,7 @@ def authorize(
     if public == key.public:
         raise ConfigError("that is the bus's own key, which may do everything; give the key of a client")
     roles = tuple(each for each in ROLES if each in role)
-    before = keys.authorize(authorized_file(key), Authorized(name=name, public=public, roles=roles))
+    before = authorized.authorize(authorized_file(key), Authorized(name=name, public=public, roles=roles))
     say(f"{name!r} may {_words(roles)} with that key; {_AT_ONCE}")
     if before is not None:
         say(f"before, it was that of {before.name!r}, who could {_words(before.roles)}")
@@ -151,7 +147,7 @@ def revoke(client: str, /, *, key_file: _BusKeyOption = None) -> None:
         client: Its name, for all keys of that name; or one public key, in single quotes.
     """
     path = authorized_file(_of_bus(key_file))
-    gone = keys.revoke(path, client)
+    gone = authorized.revoke(path, client)
     if not gone:
         names = {each.name for each in read_authorized(path).values()}
         hint = suggest(client, names) or "; nobody is"
