@@ -23,6 +23,7 @@ from phase_bus.bus.options import BusOptions
 from phase_bus.bus.rejections import Rejections
 from phase_bus.cli.options import check_delivered
 from phase_bus.core.address import Address
+from phase_bus.core.authorized import Authorized, authorize, authorized_file
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import (
     Ack,
@@ -52,7 +53,8 @@ from phase_bus.journal.files import FILE_NAME
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.writer import Journal
 from phase_bus.publisher.publisher import Publisher
-from phase_bus.testing.waiting import wait_until
+from phase_bus.testing.waiting import until, wait_until
+from tests.support import groups
 from tests.support.buses import BusThread
 from tests.support.clients import RawClient
 from tests.support.keys import Keyring
@@ -682,3 +684,28 @@ def test_no_subscription_outlives_its_key(
         while honest.poll(0):
             honest.recv_multipart()
         assert honest.poll(10_000)
+
+
+async def test_a_group_whose_members_have_keys_of_one_name(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines of one client share the work; when one of them leaves, the other has its shares."""
+    second = place.keys.stranger("second")
+    entry = Authorized(name="honest", public=second.public, roles=("consume",))
+    authorize(authorized_file(place.keys.bus), entry)
+    address = place.bus.address
+    first = groups.Member(address)
+    with monkeypatch.context() as patch:
+        patch.setenv("PHASE_BUS_KEY_FILE", str(second.path))
+        other = groups.Member(address)
+    await until(lambda: groups.shared_out([first, other]))
+    with groups.Run(address) as run:
+        await run.publish(700)
+        await other.stop()
+        await run.publish(300, end=True)
+        await groups.handled(address)
+    await first.stop()
+    with JournalReader(tmp_path / "data") as journal:
+        (summary,) = journal.events("r", Summary)
+    assert (summary.final, summary.result["records"], summary.result["sum"]) == (True, 1000, 499_500)
+    assert place.rejected("role") == place.rejected("not_yours") == 0
