@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from benchmarks import shapes
 from benchmarks.harness import Plan, Report, Table, alternate, ratios, run, spread
-from benchmarks.sketches import OURS, PACKAGES, QUANTILES, RELATIVE_ERROR, Sketch, others
+from benchmarks.sketches import OURS, PACKAGES, QUANTILES, Sketch, others
 from phase_bus.aggregation.options import WINDOW_METRICS, Options
-from phase_bus.aggregation.sketch import DDSketch
+from phase_bus.aggregation.sketch import RELATIVE_ERROR, LogHistogram
 from phase_bus.aggregation.state import RunState
 from phase_bus.aggregation.summary import summarize
 from phase_bus.core.records import RecordBatch
@@ -70,8 +70,8 @@ def _speed(plan: Plan, report: Report) -> None:
         "run_state_no_windows": "the same, without percentiles over time",
         "run_state_decoded": "with decoding the event",
         "run_state_2048": "RunState.update, batches of 2,048",
-        "sketch_256": "our DDSketch.update, columns of 256",
-        "sketch_4096": "our DDSketch.update, columns of 4,096",
+        "sketch_256": "our LogHistogram.update, columns of 256",
+        "sketch_4096": "our LogHistogram.update, columns of 4,096",
         **{other.key: other.title for other in others()},
     }
     rows = []
@@ -86,7 +86,7 @@ def _speed(plan: Plan, report: Report) -> None:
             "Values a second of CPU, on one core",
             ["what", "million values/s", "of ddsketch's", "largest error p50..p99.9"],
             rows,
-            f"Bound on the error: {RELATIVE_ERROR:.1%}; against numpy.percentile of lognormal latencies.",
+            f"Bound on the error: {RELATIVE_ERROR:.2%}; against numpy.percentile of lognormal latencies.",
         )
     )
     report.figures["sketch_error"] = spread([errors[OURS.key]])
@@ -129,7 +129,7 @@ def _values(batch: RecordBatch) -> int:
 
 
 def _sketch(column: npt.NDArray[np.float64], width: int) -> float:
-    sketch = DDSketch(RELATIVE_ERROR)
+    sketch = LogHistogram("ns")
     before_s = time.process_time()
     for start in range(0, len(column), width):
         sketch.update(column[start : start + width])

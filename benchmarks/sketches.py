@@ -10,10 +10,9 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from benchmarks.harness import installed
-from phase_bus.aggregation.sketch import DDSketch
+from phase_bus.aggregation.sketch import RELATIVE_ERROR, LogHistogram
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
-RELATIVE_ERROR = 0.005
 PACKAGES = ("ddsketch", "datasketches", "crick")
 _KLL_K = 1000  # a rank error of 0.25 %, the order of ours in size
 _REQ_K = 40  # for rank errors that shrink towards the largest values
@@ -47,12 +46,12 @@ class Sketch(Struct, frozen=True):
 
 OURS = Sketch(
     "ours",
-    "our DDSketch",
+    "our LogHistogram",
     "phase_bus",
-    lambda: DDSketch(RELATIVE_ERROR),
+    lambda: LogHistogram("ns"),
     lambda column: column,
-    DDSketch.update,
-    DDSketch.merge,
+    LogHistogram.update,
+    LogHistogram.merge,
     lambda made, some: made.quantiles(some),
 )
 
@@ -72,7 +71,7 @@ def others() -> list[Sketch]:
 def _ddsketch(package: Any) -> Sketch:
     return Sketch(
         "ddsketch",
-        f"ddsketch, {RELATIVE_ERROR:.1%}, value by value",
+        f"ddsketch, {RELATIVE_ERROR:.2%}, value by value",
         "ddsketch",
         lambda: package.DDSketch(RELATIVE_ERROR),
         lambda column: column.tolist(),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phase_bus.aggregation.log_bins import BITS, WINDOW_ERROR, codes_of, values_of
+from phase_bus.aggregation.log_bins import SCALE, WINDOW_SCALE, bits_of, codes_of, relative_error, values_of
 from phase_bus.aggregation.packing import pack_counts, pack_values, unpack_counts, unpack_values
 from phase_bus.aggregation.tally import Tally
 
@@ -74,14 +74,15 @@ def test_a_tally_counts_like_a_counter(parts: list[list[int]], start: int, end: 
     assert int(both.counts.sum()) == int(tally.counts.sum() + rest.counts.sum())
 
 
+@pytest.mark.parametrize("scale", [WINDOW_SCALE, SCALE])
 @repeatable
-@given(st.lists(finite, min_size=1))
-def test_codes_keep_the_order_and_the_value_within_the_error(values: list[float]) -> None:
+@given(values=st.lists(finite, min_size=1))
+def test_codes_keep_the_order_and_the_value_within_the_error(scale: int, values: list[float]) -> None:
     ordered = np.sort(np.array(values))
-    codes = codes_of(ordered)
+    codes = codes_of(ordered, scale=scale)
     assert (np.diff(codes) >= 0).all()
     assert codes.min() >= 0
-    assert codes.max() < 1 << BITS
-    # A denormal has too few bits for two percent: there it is one unit in the last place.
-    bound = WINDOW_ERROR * np.abs(ordered) * (1 + 1e-9) + 5e-324
-    assert (np.abs(values_of(codes) - ordered) <= bound).all()
+    assert codes.max() < 1 << bits_of(scale)
+    # A denormal has too few bits for that error: there it is one unit in the last place.
+    bound = relative_error(scale) * np.abs(ordered) * (1 + 1e-9) + 5e-324
+    assert (np.abs(values_of(codes, scale=scale) - ordered) <= bound).all()

@@ -8,12 +8,16 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from phase_bus.aggregation.exponential import ExponentialHistogram
 from phase_bus.aggregation.histogram import count_ranges, count_values, edges
 from phase_bus.aggregation.limits import LARGEST
+from phase_bus.aggregation.log_bins import SCALE
 from phase_bus.aggregation.moments import Moments
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.packing import FloatArray, IntArray, pack_values, unpack_values
-from phase_bus.aggregation.sketch import DDSketch, interpolate, ranks
+from phase_bus.aggregation.sketch import LogHistogram, interpolate, ranks
+from phase_bus.aggregation.units import base_unit
+from phase_bus.errors import StateError
 
 # Values are summed in chunks counted from the first value, so that the sizes of batches do not show. What
 # waits for its chunk to be full is part of the state, and so of what is written at every checkpoint.
@@ -31,20 +35,25 @@ class MetricState:
     """The statistics of one metric's values, in the metric's own unit.
 
     Up to ``options.exact_limit`` values are kept as they are, and percentiles are exact; beyond that
-    they are only counted in a :class:`~phase_bus.aggregation.sketch.DDSketch`, and memory no longer
+    they are only counted in a :class:`~phase_bus.aggregation.sketch.LogHistogram`, and memory no longer
     grows. Count, sum, mean, standard deviation, min and max are never approximated.
 
     Values that wait to be processed keep the batch alive that they came in.
+
+    Args:
+        options: how values are summarised.
+        unit: the metric's own unit, as of :class:`~phase_bus.aggregation.units.MetricInfo`.
     """
 
-    def __init__(self, options: Options = Options()) -> None:  # noqa: B008 - frozen
+    def __init__(self, options: Options = Options(), unit: str = "") -> None:  # noqa: B008 - frozen
         self.options = options
+        self.unit = unit
         self._set_aside = 0
         self._moments = Moments()
         self._min: float | None = None
         self._max: float | None = None
         self._kept: list[FloatArray] = []  # while exact: all the values that are summed
-        self._sketch: DDSketch | None = None  # None while exact
+        self._sketch: LogHistogram | None = None  # None while exact
         self._waiting: list[npt.NDArray[Any]] = []
         self._filled = 0  # how many wait
 
@@ -91,6 +100,16 @@ class MetricState:
         """The largest value, None without values."""
         return self.settled()._max
 
+    def statistic(self, name: str) -> float | None:
+        """Return ``mean``, ``std``, ``min``, ``max``, ``sum``, ``count``, or ``p0`` to ``p100``.
+
+        None where it takes values and there are none.
+        """
+        if name.startswith("p"):
+            return self.percentile(float(name[1:]))
+        value: float | None = getattr(self, name)
+        return None if value is None else float(value)
+
     def percentile(self, p: float) -> float | None:
         """Return the percentile ``p`` (0 to 100), None without values; see :meth:`percentiles`."""
         return self.percentiles([p])[0] if self.count else None
@@ -98,7 +117,8 @@ class MetricState:
     def percentiles(self, ps: Sequence[float]) -> list[float]:
         """Return the percentiles ``ps`` (0 to 100), by linear interpolation; none without values.
 
-        While ``exact``, as ``numpy.percentile``. Then within ``options.relative_error`` of that.
+        While ``exact``, as ``numpy.percentile``. Then within
+        :data:`~phase_bus.aggregation.sketch.RELATIVE_ERROR` of that.
 
         Raises:
             ValueError: if a percentile is not between 0 and 100.
@@ -113,7 +133,9 @@ class MetricState:
             found = interpolate(values[low], values[high], fraction)
         else:
             found = state._sketch.quantiles(quantiles)
-        result: list[float] = np.clip(found, state._min, state._max).tolist()
+        found = np.clip(found, state._min, state._max)
+        found[np.equal(quantiles, 0.0)], found[np.equal(quantiles, 1.0)] = state._min, state._max
+        result: list[float] = found.tolist()
         return result
 
     def histogram(self, bins: int) -> tuple[FloatArray, IntArray]:
@@ -137,6 +159,31 @@ class MetricState:
         low, high = (np.clip(end, state._min, state._max) for end in (low, high))
         return at, count_ranges(low, high, counts, at)
 
+    def exponential(self, scale: int = SCALE) -> ExponentialHistogram:
+        """Return the values' histogram for export, in the metric's base unit.
+
+        Its count, sum, min and max are this state's, and it has the same bins whether percentiles are exact
+        or not.
+
+        Args:
+            scale: how fine the buckets are, at most the default.
+
+        Raises:
+            ValueError: if the scale is higher.
+        """
+        state = self.settled()
+        sketch = state._sketch
+        if sketch is None:
+            sketch = LogHistogram(self.unit)
+            sketch.update(state._values())
+        zeros, positive, negative = sketch.buckets()
+        base = base_unit(self.unit)
+        low, high = (None if end is None else base.convert(end) for end in (state._min, state._max))
+        whole = ExponentialHistogram(
+            base.name, SCALE, state.count, base.convert(state.sum), low, high, zeros, positive, negative
+        )
+        return whole.coarser(scale)
+
     def update(self, values: npt.NDArray[Any]) -> None:
         """Add a column of numbers, shape (n,), which must not change any more.
 
@@ -154,11 +201,12 @@ class MetricState:
         values that one state is updated with.
 
         Raises:
-            ValueError: if another state has different options.
+            ValueError: if another state has different options, or another unit.
         """
         for other in others:
-            if self.options != other.options:
-                raise ValueError(f"cannot merge states of {self.options} and {other.options}")
+            if (self.options, self.unit) != (other.options, other.unit):
+                mine, theirs = ((state.options, state.unit) for state in (self, other))
+                raise ValueError(f"cannot merge states of {mine} and {theirs}")
         parts = [part for state in (self, *others) for part in state._parts()][1:]
         self._waiting, self._filled = [], 0
         if all(part._sketch is None for part in (self, *parts)):
@@ -178,12 +226,17 @@ class MetricState:
         self._min = least(self._min, *(part._min for part in parts))
         self._max = most(self._max, *(part._max for part in parts))
 
+    def approximate(self) -> None:
+        """Let go of the values that are kept: percentiles are not exact any more."""
+        self._sum_chunks()
+        self._leave_exact()
+
     def settled(self) -> MetricState:
         """Return this state for reading: itself, or a copy if values still wait to be summed."""
         self._sum_chunks()
         if not self._filled:
             return self
-        state = MetricState(self.options)
+        state = MetricState(self.options, self.unit)
         state.merge(self)
         return state
 
@@ -191,6 +244,7 @@ class MetricState:
         """Return the content for msgpack; equal content gives equal bytes."""
         self._sum_chunks()
         return {
+            "unit": self.unit,
             "set_aside": self._set_aside,
             "moments": self._moments.to_dict(),
             "min": self._min,
@@ -201,16 +255,22 @@ class MetricState:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], options: Options) -> MetricState:
-        """Return the state of these options that :meth:`to_dict` wrote as ``data``."""
-        state = cls(options)
+    def from_dict(cls, data: Mapping[str, Any], options: Options, unit: str = "") -> MetricState:
+        """Return the state of these options and this unit that :meth:`to_dict` wrote as ``data``.
+
+        Raises:
+            StateError: if the unit was another one then, and so the bins.
+        """
+        if data["unit"] != unit:
+            raise StateError(f"its state has values in {data['unit']!r}, where this phase-bus has {unit!r}")
+        state = cls(options, unit)
         state._set_aside = data["set_aside"]
         state._moments = Moments.from_dict(data["moments"])
         state._min, state._max = data["min"], data["max"]
         kept, waiting = np.split(unpack_values(data["values"]), [data["settled"]])
         state._kept = [kept]
         if data["sketch"] is not None:
-            state._sketch = DDSketch.from_dict(data["sketch"])
+            state._sketch = LogHistogram.from_dict(data["sketch"], unit)
         state.update(waiting)
         return state
 
@@ -252,16 +312,16 @@ class MetricState:
         self._sum_chunks()
         if not self._filled:
             return [self]
-        rest = MetricState(self.options)
+        rest = MetricState(self.options, self.unit)
         if self._sketch is not None:
             rest._leave_exact()
         rest._sum(np.concatenate(self._waiting), self._filled)
         return [self, rest]
 
-    def _leave_exact(self) -> DDSketch:
+    def _leave_exact(self) -> LogHistogram:
         """Start counting in a sketch, and return it."""
         if self._sketch is None:
-            self._sketch = DDSketch(self.options.relative_error)
+            self._sketch = LogHistogram(self.unit)
             self._sketch.update(self._values())
             self._kept = []
         return self._sketch

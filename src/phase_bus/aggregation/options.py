@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from phase_bus.aggregation.sketch import RELATIVE_ERROR
+from phase_bus.aggregation.log_bins import WINDOW_SCALE
 
 EXACT_LIMIT = 1024
 WINDOW_METRICS = (
@@ -19,13 +19,14 @@ class Options(Struct, frozen=True):
     """How a state summarises values. Only states with equal options can be merged.
 
     Attributes:
-        relative_error: the largest relative error of a percentile that is not exact.
         exact_limit: up to how many values of one metric and phase in one partition percentiles are
             exact; 8 bytes each. After merging they are exact if those of all partitions are, so with 16
             partitions up to about 16 times as many.
         window_metrics: the metrics that have windows over time; ``*`` stands for all.
+        window_scale: how fine the percentiles of windows are, at most
+            :data:`~phase_bus.aggregation.SCALE`. One more makes a partition's state nearly twice as large.
     """
 
-    relative_error: float = RELATIVE_ERROR
     exact_limit: int = EXACT_LIMIT
     window_metrics: tuple[str, ...] = WINDOW_METRICS
+    window_scale: int = WINDOW_SCALE

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from phase_bus.aggregation.extremes import Extremes
 from phase_bus.aggregation.limits import LONGEST_NAME, MAX_ERROR_TYPES, MAX_METRICS
 from phase_bus.aggregation.metric import MetricState, least, most
 from phase_bus.aggregation.options import Options
+from phase_bus.aggregation.units import describe
 from phase_bus.aggregation.windows import Windows, find_column
 from phase_bus.core.records import RecordBatch
 from phase_bus.events import PhaseRef
@@ -23,6 +23,18 @@ _COUNTS = ("requests", "cancelled", "other_errors", "other_values")
 # The attributes that are the earliest or latest of times, and the column of these.
 _FIRST = {"first_request_ns": "request_start_ns", "first_success_ns": _FIRST_SENT}
 _LAST = {"last_request_ns": "request_end_ns", "last_success_ns": _LAST_ANSWERED}
+
+
+class _Metrics(dict[str, MetricState]):
+    """The states of metrics by name; that of a new one is made when it is looked up."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__()
+        self._options = options
+
+    def __missing__(self, name: str) -> MetricState:
+        state = self[name] = MetricState(self._options, describe(name).unit)
+        return state
 
 
 class PhaseState:
@@ -45,7 +57,7 @@ class PhaseState:
         self.errors: Counter[tuple[str, int | None]] = Counter()
         self._times = {name: Extremes(name in _LAST) for name in (*_FIRST, *_LAST)}
         self._chosen: dict[str, int | None] = {}  # of these, once it is known which are too far away
-        self.metrics: defaultdict[str, MetricState] = defaultdict(partial(MetricState, options))
+        self.metrics: dict[str, MetricState] = _Metrics(options)
         self.windows = Windows(options)
 
     @property
@@ -74,9 +86,16 @@ class PhaseState:
         return self.errors.total() + self.other_errors
 
     def update(
-        self, batch: RecordBatch, new_errors: int = MAX_ERROR_TYPES, new_metrics: int = MAX_METRICS
+        self,
+        batch: RecordBatch,
+        new_errors: int = MAX_ERROR_TYPES,
+        new_metrics: int = MAX_METRICS,
+        only: Collection[str] | None = None,
     ) -> None:
-        """Add a batch of the phase's records, with so many new types of errors and metrics at most."""
+        """Add a batch of the phase's records, with so many new types of errors and metrics at most.
+
+        With ``only``, the values of these metrics alone are counted, and nothing by windows.
+        """
         self.requests += len(batch)
         new_errors += len(self.errors)
         for error in batch.errors:
@@ -92,6 +111,11 @@ class PhaseState:
         cancelled = find_column(batch, "was_cancelled")
         if cancelled is not None:
             self.cancelled += int(np.count_nonzero(cancelled.values))
+        if only is not None:
+            for name in only:
+                if name in batch.metrics:
+                    self.metrics[name].update(batch.values(name))
+            return
         names = [name for name in batch.metrics if name not in _TIMES]
         left_out = self._left_out(batch, names, new_metrics)
         for name in names:
@@ -170,6 +194,7 @@ class PhaseState:
         for name, times in zip(state._times, data["times"], strict=True):
             state._times[name] = Extremes.from_list(name in _LAST, times)
         state.errors.update({(kind, code): count for kind, code, count in data["errors"]})
-        state.metrics.update((n, MetricState.from_dict(m, options)) for n, m in data["metrics"].items())
+        for name, metric in data["metrics"].items():
+            state.metrics[name] = MetricState.from_dict(metric, options, describe(name).unit)
         state.windows = Windows.from_dict(data["windows"], options)
         return state

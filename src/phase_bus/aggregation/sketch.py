@@ -2,7 +2,8 @@
 
 The method is DDSketch: C. Masson, J. E. Rim, H. K. Lee, "DDSketch: a fast and fully-mergeable quantile
 sketch with relative-error guarantees", PVLDB 12(12), 2019, with the store that collapses its lowest
-bins (section 2.2). Ours works on whole numpy columns.
+bins (section 2.2). Ours works on whole numpy columns, and where the paper derives the base of its bins from
+a wanted error, ours is fixed, 2 ** (1/128), so that its bins are those of Prometheus and OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from phase_bus.aggregation.log_bins import LogBins
+from phase_bus.aggregation.exponential import Buckets
+from phase_bus.aggregation.log_bins import SCALE, bins_of, relative_error
 from phase_bus.aggregation.packing import FloatArray, IntArray, pack_counts, unpack_counts
 
-RELATIVE_ERROR = 0.005
-MAX_BINS = 4096
+RELATIVE_ERROR = relative_error(SCALE)
+MAX_BINS = 8192
 
 
 def interpolate(low: FloatArray, high: FloatArray, fraction: FloatArray) -> FloatArray:
@@ -136,30 +138,28 @@ def _add_into(target: IntArray, start: int, base: int, counts: npt.NDArray[np.in
     target[base - start : base - start + len(counts)] += counts
 
 
-class DDSketch:
-    """Quantiles of any number of values, each within a relative error, in bounded memory.
+class LogHistogram:
+    """Quantiles of any number of values, each within :data:`RELATIVE_ERROR`, in bounded memory.
 
     Positive values are counted in :class:`~phase_bus.aggregation.log_bins.LogBins`; negative values have
     bins of their own by magnitude, and zeros one counter. When there are too many bins, those nearest to
-    zero are collapsed: with the defaults they then lie 17 orders of magnitude below the largest value of
+    zero are collapsed: with the default they then lie 19 orders of magnitude below the largest value of
     their sign. All state is integer counts, so merging is exactly associative and commutative.
 
     Args:
-        relative_error: the largest relative error of a quantile, between 0 and 1.
+        unit: the unit of values, which decides where the bins are.
         max_bins: the largest number of bins for each sign; 8 bytes each.
 
     Raises:
         ValueError: if an argument is out of its range.
     """
 
-    def __init__(self, relative_error: float = RELATIVE_ERROR, max_bins: int = MAX_BINS) -> None:
-        if not 0.0 < relative_error < 1.0:
-            raise ValueError(f"relative_error must lie between 0 and 1, not {relative_error}")
+    def __init__(self, unit: str = "", max_bins: int = MAX_BINS) -> None:
         if max_bins < 1:
             raise ValueError(f"max_bins must be at least 1, not {max_bins}")
-        self.relative_error = relative_error
+        self.unit = unit
         self.max_bins = max_bins
-        self._bins = LogBins(relative_error)
+        self._bins = bins_of(unit)
         self._positive = Bins(max_bins)
         self._negative = Bins(max_bins)
         self._zeros = 0
@@ -193,15 +193,15 @@ class DDSketch:
             if len(negative):
                 self._negative.add(self._bins.of(-negative))
 
-    def merge(self, other: DDSketch) -> None:
-        """Add what another sketch counted; the other is left unchanged.
+    def merge(self, other: LogHistogram) -> None:
+        """Add what another one counted; the other is left unchanged.
 
         Raises:
-            ValueError: if the other has a different relative error or number of bins.
+            ValueError: if the other has a different unit or number of bins.
         """
-        mine, theirs = (self.relative_error, self.max_bins), (other.relative_error, other.max_bins)
+        mine, theirs = (self.unit, self.max_bins), (other.unit, other.max_bins)
         if mine != theirs:
-            raise ValueError(f"cannot merge sketches of (error, bins) {mine} and {theirs}")
+            raise ValueError(f"cannot merge histograms of (unit, bins) {mine} and {theirs}")
         self._positive.merge(other._positive)
         self._negative.merge(other._negative)
         self._zeros += other._zeros
@@ -209,7 +209,7 @@ class DDSketch:
     def quantiles(self, quantiles: Sequence[float]) -> FloatArray:
         """Return the values at quantiles between 0 and 1, shape (len,).
 
-        Each is within ``relative_error`` of what linear interpolation of the exact values gives (of
+        Each is within :data:`RELATIVE_ERROR` of what linear interpolation of the exact values gives (of
         the larger of its two neighbours, where these differ in sign).
 
         Raises:
@@ -236,10 +236,16 @@ class DDSketch:
         counts = self._counts()
         return low[counts > 0], high[counts > 0], counts[counts > 0]
 
+    def buckets(self) -> tuple[int, Buckets, Buckets]:
+        """Return the number of zeros, and the counts of positive values and of negative ones."""
+        positive, negative = (
+            Buckets.of(bins.keys, bins.counts) for bins in (self._positive, self._negative)
+        )
+        return self._zeros, positive, negative
+
     def to_dict(self) -> dict[str, Any]:
         """Return the content for msgpack; equal content gives equal bytes."""
         return {
-            "relative_error": self.relative_error,
             "max_bins": self.max_bins,
             "zeros": self._zeros,
             "positive": self._positive.to_dict(),
@@ -247,9 +253,9 @@ class DDSketch:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> DDSketch:
-        """Return the sketch that :meth:`to_dict` gave as ``data``."""
-        sketch = cls(data["relative_error"], data["max_bins"])
+    def from_dict(cls, data: Mapping[str, Any], unit: str) -> LogHistogram:
+        """Return the histogram of values in ``unit`` that :meth:`to_dict` gave as ``data``."""
+        sketch = cls(unit, data["max_bins"])
         sketch._zeros = data["zeros"]
         sketch._positive = Bins.from_dict(data["positive"], sketch.max_bins)
         sketch._negative = Bins.from_dict(data["negative"], sketch.max_bins)

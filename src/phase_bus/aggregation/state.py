@@ -16,13 +16,17 @@ import msgspec
 from msgspec import Struct
 
 from phase_bus.aggregation.limits import MAX_ERROR_TYPES, MAX_METRICS, MAX_PHASES
+from phase_bus.aggregation.log_bins import WINDOW_SCALE
 from phase_bus.aggregation.metric import least, most
 from phase_bus.aggregation.options import Options
 from phase_bus.aggregation.phase import PhaseState
 from phase_bus.aggregation.windows import Group, Windows, reach_of
 from phase_bus.core.records import RecordBatch
+from phase_bus.errors import StateError
 from phase_bus.events import PhaseRef
 
+# That of what states hold: one of another version is refused, since its bins stand for other values.
+VERSION = 2
 ALL_PHASES = PhaseRef("all phases", "profiling", -1)
 # What there are too many phases for is counted in this one, which comes last.
 OTHER_PHASES = PhaseRef("other phases", "profiling", (1 << 63) - 1)
@@ -131,23 +135,37 @@ class RunState:
     def to_dict(self) -> dict[str, Any]:
         """Return the content for msgpack; equal content gives equal bytes."""
         return {
+            "version": VERSION,
             "run_id": self.run_id,
-            "options": msgspec.structs.astuple(self.options),
+            # As they were before there was a scale: a checkpoint of then is read, too.
+            "options": msgspec.structs.astuple(self.options)[
+                : 2 if self.options.window_scale == WINDOW_SCALE else 3
+            ],
             "spans": [
                 [ref.index, ref.name, ref.kind, *msgspec.structs.astuple(self.spans[ref])]
-                for ref in _in_order(self.spans)
+                for ref in in_order(self.spans)
             ],
             "parts": [
-                [partition, [part[ref].to_dict() for ref in _in_order(part)]]
+                [partition, [part[ref].to_dict() for ref in in_order(part)]]
                 for partition, part in sorted(self.parts.items())
             ],
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunState:
-        """Return the state that :meth:`to_dict` wrote as ``data``."""
-        error, limit, window_metrics = data["options"]
-        state = cls(data["run_id"], Options(error, limit, tuple(window_metrics)))
+        """Return the state that :meth:`to_dict` wrote as ``data``.
+
+        Raises:
+            StateError: if a phase-bus wrote it that counted in other bins.
+        """
+        version = data.get("version", 1)
+        if version != VERSION:
+            age = "an older" if version < VERSION else "a newer"
+            raise StateError(
+                f"its state is of {age} phase-bus (histogram version {version}, this one has {VERSION})"
+            )
+        limit, window_metrics, *scale = data["options"]
+        state = cls(data["run_id"], Options(limit, tuple(window_metrics), *scale))
         for index, name, kind, *span in data["spans"]:
             state.spans[PhaseRef(name, kind, index)] = Span(*span)
         for partition, part in data["parts"]:
@@ -161,12 +179,12 @@ class RunState:
         for partition in sorted(self.parts):
             for ref, state in self.parts[partition].items():
                 found.setdefault(ref, []).append(state)
-        refs = _in_order(found)
+        refs = in_order(found)
         if len(refs) > MAX_PHASES:
             refs.sort(key=lambda ref: (ref == OTHER_PHASES, -sum(state.requests for state in found[ref])))
             others = [state for ref in refs[MAX_PHASES:] for state in found.pop(ref)]
             found[OTHER_PHASES] = others
-        return {ref: found[ref] for ref in _in_order(found)}
+        return {ref: found[ref] for ref in in_order(found)}
 
     def _windows(self, ref: PhaseRef, parts: Sequence[PhaseState]) -> Group:
         span = self.spans.get(ref, Span())
@@ -184,5 +202,6 @@ class RunState:
             raise ValueError(f"cannot merge states of {self.options} and {other.options}")
 
 
-def _in_order(phases: Iterable[PhaseRef]) -> list[PhaseRef]:
+def in_order(phases: Iterable[PhaseRef]) -> list[PhaseRef]:
+    """Return phases in the order in which everything is told of them."""
     return sorted(phases, key=lambda phase: (phase.index, phase.name, phase.kind))

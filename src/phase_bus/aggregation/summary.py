@@ -7,6 +7,8 @@ from typing import Any
 from phase_bus.aggregation.limits import LISTED_ERRORS, LISTED_METRICS
 from phase_bus.aggregation.metric import MetricState
 from phase_bus.aggregation.phase import PhaseState
+from phase_bus.aggregation.rates import RATES, Figures, is_per_second
+from phase_bus.aggregation.sketch import RELATIVE_ERROR
 from phase_bus.aggregation.state import RunState, Span
 from phase_bus.aggregation.units import describe
 from phase_bus.core.records import RecordBatch
@@ -127,7 +129,7 @@ def summarize(
         "missing_records": None if expected is None else max(expected - state.records, 0),
         "dropped": dropped,
         "dropped_records": dropped_records,
-        "relative_error": state.options.relative_error,
+        "relative_error": RELATIVE_ERROR,
         "phases": [_phase(phase, state.spans.get(phase.phase, Span())) for phase in phases],
         "overall": _phase(overall, overall_span),
     }
@@ -138,14 +140,14 @@ def _phase(state: PhaseState, span: Span) -> dict[str, Any]:
     benchmark_s = _span_s(state.first_success_ns, state.last_success_ns)
     phase_s = _span_s(span.start_ns, span.end_ns)
     duration_s = benchmark_s if phase_s is None else phase_s
-    tokens = [state.metrics.get(f"{way}_sequence_length") for way in ("input", "output")]
-    tokens_in, tokens_out = (None if metric is None else metric.sum for metric in tokens)
+    figures = Figures(
+        requests=state.requests, failed=state.failed, duration_s=duration_s, metrics=state.metrics
+    )
     metrics = dict(sorted(state.metrics.items(), key=lambda item: (-item[1].count, item[0])))
     left_out = list(metrics)[LISTED_METRICS:]
     other_values = state.other_values + sum(metrics.pop(name).count for name in left_out)
     errors = _errors(state)
     other_errors = state.other_errors + sum(error["count"] for error in errors[LISTED_ERRORS:])
-    both = None if tokens_in is None or tokens_out is None else tokens_in + tokens_out
     return {
         "name": state.phase.name,
         "kind": state.phase.kind,
@@ -154,8 +156,7 @@ def _phase(state: PhaseState, span: Span) -> dict[str, Any]:
         "successful": successful,
         "failed": state.failed,
         "cancelled": state.cancelled,
-        "success_rate": _rate(successful, state.requests),
-        "error_rate": _rate(state.failed, state.requests),
+        **{name: figures.rate(name) for name in ("success_rate", "error_rate")},
         "errors": errors[:LISTED_ERRORS],
         "other_errors": other_errors,
         "start_ns": span.start_ns,
@@ -165,10 +166,7 @@ def _phase(state: PhaseState, span: Span) -> dict[str, Any]:
         "duration_s": duration_s,
         "duration_from": "records" if phase_s is None else "phase",
         "benchmark_duration_s": benchmark_s,
-        "request_throughput": _rate(successful, duration_s),
-        "input_token_throughput": _rate(tokens_in, duration_s),
-        "output_token_throughput": _rate(tokens_out, duration_s),
-        "total_token_throughput": _rate(both, duration_s),
+        **{name: figures.rate(name) for name in RATES if is_per_second(name)},
         "metrics": {name: _metric(name, metrics[name]) for name in sorted(metrics)},
         "other_values": other_values,
         "windows": _windows(state),
@@ -200,10 +198,6 @@ def _errors(state: PhaseState) -> list[dict[str, Any]]:
     """Return the errors, the most frequent first."""
     ordered = sorted(state.errors.items(), key=lambda e: (-e[1], e[0][0], str(e[0][1])))
     return [{"type": kind, "code": code, "count": count} for (kind, code), count in ordered]
-
-
-def _rate(part: float | None, whole: float | None) -> float | None:
-    return None if part is None or not whole else part / whole
 
 
 def _span_s(start_ns: int | None, end_ns: int | None) -> float | None:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
 from typing import Any
 
-from rich import box
-from rich.table import Table
+from rich.console import RenderableType
 
 from phase_bus.aggregation.units import format_number, readable_unit
 from phase_bus.core.console import PlainConsole
+from phase_bus.core.table import FittingTable
 
 # These come first; the other metrics follow by name.
 _FIRST = (
@@ -24,27 +24,32 @@ _FIRST = (
 )
 # These are in the lines above the table already.
 _SAID = ("request_count", "error_request_count")
-_COLUMNS = ("mean", "std", "min", "p50", "p90", "p99", "max")
-_WIDTH = 100
+_COLUMNS = ("mean", "std", "min", "p50", "p90", "p95", "p99", "max")
+# What a narrow terminal has no room for, the first one first.
+_SPARE = ("std", "min", "p90", "max", "p95", "n", "pooled")
+WIDTH = 100
 # Of each phase, and of each run, the most frequent and the first ones: a text is to be read.
 _ERRORS, _METRICS, _PHASES = 10, 60, 20
 _NAMED = 5  # metrics with values that are set aside
 _BRIEF_METRICS = 15  # of those that we do not know, if a run has no others
 
 
-def render_text(summary: Mapping[str, Any], *, brief: bool = False) -> str:
-    """Return a summary as text of at most 100 columns without colour, latencies in ms.
+def render_text(summary: Mapping[str, Any], *, brief: bool = False, width: int = WIDTH) -> str:
+    """Return a summary as text without colour, the profiling phases first, latencies in ms.
 
     Args:
         summary: what :func:`~phase_bus.aggregation.summary.summarize` returned.
-        brief: leave out warm-up phases, and the metrics that few people look at.
+        brief: leave out warm-up phases, if there are others, and the metrics that few people look at.
+        width: how many columns there are; where there are few, statistics that matter less are left out.
     """
     final = "final" if summary["final"] else "not final"
-    parts: list[str | Table] = [
+    parts: list[RenderableType] = [
         f"Run {summary['run_id']}: {summary['status']}, {summary['records']:,} records ({final})",
         *losses(summary),
     ]
-    phases = [p for p in summary["phases"] if not (brief and p["kind"] == "warmup")]
+    phases = profiling_first(summary["phases"])
+    if brief:
+        phases = [p for p in phases if p["kind"] != "warmup"] or phases
     shown = with_overall(phases[:_PHASES], summary)
     for phase in shown:
         parts += ["", *_phase_lines(phase)]
@@ -61,27 +66,29 @@ def render_text(summary: Mapping[str, Any], *, brief: bool = False) -> str:
     if len(phases) > _PHASES:
         parts += ["", f"and {len(phases) - _PHASES} more phases: --format json has them"]
     parts += inexact(summary, shown)
-    return plain_text(parts)
+    return plain_text(parts, width)
 
 
-def plain_text(parts: Iterable[str | Table]) -> str:
-    """Return lines and tables as text of at most 100 columns without colour."""
+def profiling_first(phases: Iterable[Any]) -> list[Any]:
+    """Return phases of a summary, those that are measured before the warm-ups."""
+    return sorted(phases, key=lambda phase: phase["kind"] == "warmup")
+
+
+def plain_text(parts: Iterable[RenderableType], width: int = WIDTH) -> str:
+    """Return lines and tables as text of so many columns, without colour."""
     out = StringIO()
-    console = PlainConsole(file=out, width=_WIDTH, color_system=None)
+    console = PlainConsole(file=out, width=width, color_system=None)
     for part in parts:
         console.print(part)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
-def metrics_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    """Return a table for :func:`plain_text` with one row per metric, its title first."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, width=_WIDTH)
-    table.add_column("metric", ratio=1, overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for cells in rows:
-        table.add_row(*cells)
-    return table
+def metrics_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> FittingTable:
+    """Return a table with one row per metric, its title first."""
+    columns = list(columns)
+    return FittingTable(
+        ("metric", *columns), map(list, rows), spare=_SPARE, right=columns, ruled=True, folded=22
+    )
 
 
 def row(metric: Mapping[str, Any], columns: Iterable[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from msgspec import Struct
 
 # The suffixes of the columns that summarise a metric's lists, and their unit if it differs.
@@ -27,6 +29,22 @@ def describe(name: str) -> MetricInfo:
     return MetricInfo(name)
 
 
+class BaseUnit(NamedTuple):
+    """The unit that a metric is exported in, as Prometheus names it, and the factor that converts to it."""
+
+    name: str
+    factor: float
+
+    def convert(self, value: float) -> float:
+        """Return a value in the base unit; rounded once, so that 3e9 ns are 3 s."""
+        return value * self.factor if self.factor >= 1.0 else value / round(1.0 / self.factor)
+
+
+def base_unit(unit: str) -> BaseUnit:
+    """Return the base unit of a unit on the bus; it has no name where values are plain numbers."""
+    return _BASE_UNITS.get(unit, BaseUnit("", 1.0))
+
+
 def readable_unit(unit: str) -> tuple[str, float]:
     """Return the unit that people read a metric in, and the factor that converts its values."""
     return {"ns": ("ms", 1e-6), "fraction": ("%", 100.0)}.get(unit, (unit, 1.0))
@@ -39,6 +57,32 @@ def format_number(value: float) -> str:
         return f"{value:.2e}"
     return f"{value:,.{2 if size < 1e3 else 1 if size < 1e5 else 0}f}"
 
+
+def readable(value: float | None, unit: str) -> str:
+    """Return a value on the bus with its unit, as people read it; empty without one."""
+    if value is None:
+        return ""
+    name, factor = readable_unit(unit)
+    return f"{format_number(value * factor)} {name}".rstrip()
+
+
+_BASE_UNITS = {
+    "ns": BaseUnit("seconds", 1e-9),
+    "sec": BaseUnit("seconds", 1.0),
+    "ms/image": BaseUnit("seconds_per_image", 1e-3),
+    "B": BaseUnit("bytes", 1.0),
+    "MB": BaseUnit("bytes", 1e6),
+    "ratio": BaseUnit("ratio", 1.0),
+    "fraction": BaseUnit("ratio", 1.0),
+    "%": BaseUnit("ratio", 1e-2),
+    "tokens": BaseUnit("tokens", 1.0),
+    "requests": BaseUnit("requests", 1.0),
+    "images": BaseUnit("images", 1.0),
+    "images/sec": BaseUnit("images_per_second", 1.0),
+    "requests/sec": BaseUnit("requests_per_second", 1.0),
+    "tokens/sec": BaseUnit("tokens_per_second", 1.0),
+    "tokens/sec/user": BaseUnit("tokens_per_second", 1.0),
+}
 
 # From the metric classes of AIPerf 0.13.0 (tag, header, unit).
 METRICS: dict[str, MetricInfo] = {

@@ -11,18 +11,26 @@ is far away costs one window; what is read, without gaps, has only the times tha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from phase_bus.aggregation.exponential import Buckets, ExponentialHistogram
 from phase_bus.aggregation.limits import LARGEST
-from phase_bus.aggregation.log_bins import BITS, WINDOW_ERROR, codes_of, values_of
+from phase_bus.aggregation.log_bins import (
+    bits_of,
+    codes_of,
+    relative_error,
+    signed_bins,
+    values_of,
+)
 from phase_bus.aggregation.options import Options
-from phase_bus.aggregation.packing import IntArray, pack_counts, unpack_counts
+from phase_bus.aggregation.packing import FloatArray, IntArray, pack_counts, unpack_counts
 from phase_bus.aggregation.sketch import interpolate, ranks
 from phase_bus.aggregation.tally import Tally
+from phase_bus.aggregation.units import base_unit, describe
 from phase_bus.core.records import Column, RecordBatch
 
 WIDTH_NS = 1_000_000_000
@@ -32,8 +40,6 @@ QUANTILES = {"p50": 0.5, "p99": 0.99}
 _END = "request_end_ns"
 # Records are processed this many at a time: enough for numpy to be fast.
 _CHUNK = 4096
-# A metric's tally counts ``window << BITS | code of the value``.
-_CODE = (1 << BITS) - 1
 # A phase's times are those from its start to its end by its events, and those near to the middle half of
 # its requests' ends: within so many times as long as these took, and so many seconds.
 _REACH, _REACH_S = 20, 60
@@ -47,11 +53,19 @@ class Group(NamedTuple):
     end_ns: int | None = None
 
 
+class WindowHistogram(NamedTuple):
+    """The values of a metric in one window, which begins at a Unix time in ns and is so many ns wide."""
+
+    start_ns: int
+    width_ns: int
+    histogram: ExponentialHistogram
+
+
 class Windows:
     """Requests, failures and the values of some metrics, by window.
 
-    Percentiles are within :data:`~phase_bus.aggregation.log_bins.WINDOW_ERROR`. A metric that is a list
-    has no windows.
+    Percentiles are within the relative error of the options' ``window_scale``. A metric that is a list has
+    no windows.
 
     Attributes:
         unplaced: requests without a usable end time; they are in no window.
@@ -64,7 +78,9 @@ class Windows:
         self._begin: int | None = None  # the first window to show, of level 0; by default the first used
         self._requests = Tally()
         self._failed = Tally()
-        self._metrics: dict[str, Tally] = {}
+        self._scale = options.window_scale
+        self._bits = bits_of(self._scale)
+        self._metrics: dict[str, Tally] = {}  # counts ``window << bits | code of the value``
         # What is not processed yet, with windows of level 0; how much that is does not show in results.
         self._waiting = 0
         self._new: list[IntArray] = []
@@ -152,10 +168,34 @@ class Windows:
             "requests": requests.tolist(),
             "failed": failed.tolist(),
             "throughput": ((requests - failed) / width_s).tolist(),
-            "metrics": {n: _metric_columns(shown._metrics[n], first, last) for n in sorted(shown._metrics)},
-            "relative_error": WINDOW_ERROR,
+            "metrics": {
+                name: _metric_columns(shown._metrics[name], describe(name).unit, self._scale, first, last)
+                for name in sorted(shown._metrics)
+            },
+            "relative_error": relative_error(self._scale),
             "unplaced": self.unplaced,
         }
+
+    def histograms(self, name: str) -> Iterator[WindowHistogram]:
+        """Yield a metric's histogram for each window with values of it, in order, in the base unit.
+
+        The buckets are those of :meth:`MetricState.exponential
+        <phase_bus.aggregation.metric.MetricState.exponential>` at a lower scale, exactly. A window keeps
+        nothing else of its values: the ``sum`` is that of the buckets' middles, within
+        the same error, and ``min`` and ``max`` are not known.
+        """
+        self._settle()
+        tally = self._metrics.get(name, Tally())
+        windows, unit = tally.keys >> self._bits, describe(name).unit
+        codes = tally.keys & (1 << self._bits) - 1
+        values = values_of(codes, unit, self._scale)
+        for window in np.unique(windows).tolist():
+            inside = slice(*np.searchsorted(windows, [window, window + 1]))
+            yield WindowHistogram(
+                window * (WIDTH_NS << self._level),
+                WIDTH_NS << self._level,
+                _histogram(codes[inside], values[inside], tally.counts[inside], unit, self._scale),
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content for msgpack; equal content gives equal bytes."""
@@ -165,7 +205,9 @@ class Windows:
             "level": self._level,
             "requests": pack_counts(self._requests.keys, self._requests.counts),
             "failed": pack_counts(self._failed.keys, self._failed.counts),
-            "metrics": {name: _pack_metric(self._metrics[name]) for name in sorted(self._metrics)},
+            "metrics": {
+                name: _pack_metric(self._metrics[name], self._bits) for name in sorted(self._metrics)
+            },
         }
 
     @classmethod
@@ -175,7 +217,7 @@ class Windows:
         windows.unplaced, windows._level = data["unplaced"], data["level"]
         windows._requests = Tally.of(*unpack_counts(data["requests"]))
         windows._failed = Tally.of(*unpack_counts(data["failed"]))
-        windows._metrics = {name: _unpack_metric(m) for name, m in data["metrics"].items()}
+        windows._metrics = {name: _unpack_metric(m, windows._bits) for name, m in data["metrics"].items()}
         return windows
 
     def _settle(self) -> None:
@@ -203,7 +245,8 @@ class Windows:
         if not usable.all():
             windows, values = windows[usable], values[usable]
         if len(values):
-            keys = windows >> self._level << BITS | codes_of(values.astype(np.float64))
+            codes = codes_of(values.astype(np.float64), describe(name).unit, self._scale)
+            keys = windows >> self._level << self._bits | codes
             self._metrics.setdefault(name, Tally()).add(keys)
 
     def _make_room(self) -> None:
@@ -241,7 +284,7 @@ class Windows:
         other = Windows(self._options)
         other._level = level
         other._requests, other._failed = moved(self._requests, 0), moved(self._failed, 0)
-        other._metrics = {name: moved(tally, BITS) for name, tally in self._metrics.items()}
+        other._metrics = {name: moved(tally, self._bits) for name, tally in self._metrics.items()}
         return other
 
 
@@ -347,10 +390,29 @@ def _dense(tally: Tally, first: int, last: int) -> IntArray:
     return counts
 
 
-def _metric_columns(tally: Tally, first: int, last: int) -> dict[str, Any]:
+def _histogram(
+    codes: IntArray, values: FloatArray, counts: IntArray, unit: str, scale: int
+) -> ExponentialHistogram:
+    """Return the histogram of some codes, given the value that stands for each, and how many it has."""
+    signs, bins = signed_bins(codes, scale)
+    base = base_unit(unit)
+    positive, negative = (Buckets.of(bins[signs == sign], counts[signs == sign]) for sign in (1, -1))
+    return ExponentialHistogram(
+        unit=base.name,
+        scale=scale,
+        count=int(counts.sum()),
+        sum=base.convert(float(values @ counts)),
+        zeros=int(counts[signs == 0].sum()),
+        positive=positive,
+        negative=negative,
+    )
+
+
+def _metric_columns(tally: Tally, unit: str, scale: int, first: int, last: int) -> dict[str, Any]:
     """Return a metric's counts and percentiles by window."""
-    values, ends = values_of(tally.keys & _CODE), np.cumsum(tally.counts)
-    after = np.searchsorted(tally.keys, np.arange(first, last + 2) << BITS)
+    bits = bits_of(scale)
+    values, ends = values_of(tally.keys & (1 << bits) - 1, unit, scale), np.cumsum(tally.counts)
+    after = np.searchsorted(tally.keys, np.arange(first, last + 2) << bits)
     below = np.concatenate([[0], ends])[after]  # how many values are in earlier windows
     counts = np.diff(below)
     filled = np.flatnonzero(counts)
@@ -364,15 +426,15 @@ def _metric_columns(tally: Tally, first: int, last: int) -> dict[str, Any]:
     return columns
 
 
-def _pack_metric(tally: Tally) -> list[Any]:
+def _pack_metric(tally: Tally, bits: int) -> list[Any]:
     """Return a metric's tally for msgpack, its codes brought close together."""
-    windows, codes = tally.keys >> BITS, tally.keys & _CODE
+    windows, codes = tally.keys >> bits, tally.keys & (1 << bits) - 1
     lowest = int(codes.min())
     stride = int(codes.max()) - lowest + 1
     return [lowest, stride, *pack_counts(windows * stride + (codes - lowest), tally.counts)]
 
 
-def _unpack_metric(packed: list[Any]) -> Tally:
+def _unpack_metric(packed: list[Any], bits: int) -> Tally:
     lowest, stride = packed[:2]
     keys, counts = unpack_counts(packed[2:])
-    return Tally.of(keys // stride << BITS | (keys % stride + lowest), counts)
+    return Tally.of(keys // stride << bits | (keys % stride + lowest), counts)
