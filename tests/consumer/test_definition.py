@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from phase_bus.consumer.consumer import Consumer, description_of, handlers_of, subscriptions_of
-from phase_bus.consumer.options import build_consumer, options_of
+from phase_bus.consumer.options import build_consumer, described_options, options_of
 from phase_bus.errors import ConsumerDefinitionError, OptionError
 from phase_bus.events import KINDS, EventBase, PhaseComplete, Records
 
@@ -108,6 +108,58 @@ def test_options_of() -> None:
     assert options_of(Everything) == {}
 
 
+class Documented(Consumer):
+    """Says what its options are for.
+
+    Args:
+        limit: of ``things`` in
+            :class:`Part`.
+        rates: which there are.
+        files: where each is.
+    """
+
+    def __init__(
+        self,
+        limit: float | None = 1.5,
+        files: dict[str, Path] | None = None,
+        *,
+        rates: list[int],
+    ) -> None: ...
+
+    on_event = Everything.on_event
+
+
+def test_options_are_described() -> None:
+    """In words for people, what must be given first: types without Python, meanings by the docstring."""
+    told = [(o.name, o.kind, o.shown_default, o.means) for o in described_options(Documented)]
+    assert told == [
+        ("rates", "list of integers", "", "which there are."),
+        ("limit", "number", "1.5", "of 'things' in Part."),
+        ("files", "map of text to path", "", "where each is."),
+    ]
+
+
+def test_retries_are_options_of_every_consumer() -> None:
+    """Beside its own, and checked; a class may use the name for something else."""
+    built = build_consumer(Sink, "sink", {"path": "x", "retry_times": "5", "retry_wait_s": "0.5"})
+    assert (built.retry_times, built.retry_wait_s) == (5, 0.5)
+    assert build_consumer(Sink, "sink", {"path": "x"}).retry_wait_s == 10.0
+    with pytest.raises(OptionError, match="'retry_times': must not be negative"):
+        build_consumer(Sink, "sink", {"path": "x", "retry_times": -1})
+    with pytest.raises(OptionError, match="'retry_wait_s': must be a number, not 'long'"):
+        build_consumer(Sink, "sink", {"path": "x", "retry_wait_s": "long"})
+    with pytest.raises(OptionError, match="did you mean 'retry_times'"):
+        build_consumer(Sink, "sink", {"path": "x", "retry_time": 1})
+
+    class Own(Everything):
+        def __init__(self, retry_times: str = "") -> None:
+            self.words = retry_times
+
+    own = build_consumer(Own, "own", {"retry_times": "now and then"})
+    assert isinstance(own, Own)
+    assert (own.words, own.retry_times) == ("now and then", None)
+
+
 def test_description() -> None:
     """The first line of the docstring describes a consumer."""
     assert description_of(Sink) == "Puts things somewhere"
@@ -146,11 +198,11 @@ def test_conversion_from_values() -> None:
             "treshold_s",
             "there is no such option; did you mean 'threshold_s'?",
         ),
-        ({"path": "x", "count": "many"}, "count", "'many' does not fit count: int = 3"),
-        ({"path": "x", "count": 1.5}, "count", "1.5 does not fit count: int = 3"),
-        ({"path": "x", "mode": "c"}, "mode", "'c' does not fit mode"),
-        ({"path": "x", "names": "a: b"}, "names", "does not fit names"),
-        ({"path": 5}, "path", "5 does not fit path: Path"),
+        ({"path": "x", "count": "many"}, "count", "must be an integer, not 'many'"),
+        ({"path": "x", "count": 1.5}, "count", "must be an integer, not 1.5"),
+        ({"path": "x", "mode": "c"}, "mode", "must be 'a' or 'b', not 'c'"),
+        ({"path": "x", "names": "a: b"}, "names", "must be a list of text, not 'a: b'"),
+        ({"path": 5}, "path", "must be a path, not 5"),
         ({"path": "x", "threshold_s": "nan"}, "threshold_s", "nan is not a finite number"),
         ({"path": "x", "threshold_s": math.inf}, "threshold_s", "inf is not a finite number"),
         ({"path": "x", "names": "[a, -.inf]"}, "names", "-inf is not a finite number"),
@@ -179,7 +231,7 @@ def test_the_choices_of_an_enumeration_are_listed() -> None:
     painter = build_consumer(Painter, "painter", {"colour": "green"})
     assert isinstance(painter, Painter)
     assert painter.colour is Colour.GREEN
-    with pytest.raises(OptionError, match="choose one of 'red', 'green'"):
+    with pytest.raises(OptionError, match="must be 'red' or 'green', not 'blue'"):
         build_consumer(Painter, "painter", {"colour": "blue"})
 
 
@@ -238,11 +290,11 @@ def test_options_that_are_objects_or_have_no_hint(
     ("values", "message"),
     [
         ({"part": "big"}, "write {class: module:Class, option: value}"),
-        ({"part": f"{{class: {__name__}:Sink, path: x}}"}, "Expected `Part"),
-        ({"part": f"{{class: {__name__}:Part, size: big}}"}, "option 'size': 'big' does not fit size"),
+        ({"part": f"{{class: {__name__}:Sink, path: x}}"}, "must be a Part, not"),
+        ({"part": f"{{class: {__name__}:Part, size: big}}"}, "option 'size': must be an integer"),
         ({"part": f"{{class: {__name__}:Prt}}"}, "has no 'Prt'; did you mean 'Part'"),
-        ({"limit": "many"}, "'many' does not fit limit: int = 5"),
-        ({"path": 5}, "5 does not fit path: str | Path | None = None"),
+        ({"limit": "many"}, "must be an integer, not 'many'"),
+        ({"path": 5}, "must be text or path, not 5"),
     ],
 )  # fmt: skip
 def test_objects_that_cannot_be_made(values: dict[str, Any], message: str) -> None:

@@ -103,12 +103,14 @@ def result(bus: JournaledBus, name: str, run_id: str) -> bytes:
 
 
 def report(bus: JournaledBus, run_id: str, *options: str) -> bytes:
-    """What `phase-bus report --json` prints, without its white space."""
+    """The result that `phase-bus report --json` prints, without its white space."""
     command = [sys.executable, "-m", "phase_bus", "report", run_id, "--json", *options]
     done = subprocess.run(
         [*command, "--data", str(bus.directory)], cwd=ROOT, capture_output=True, check=True, timeout=200
     )
-    return msgspec.json.encode(msgspec.json.decode(done.stdout))
+    document = msgspec.json.decode(done.stdout)
+    del document["settings"]  # of the run, not of its result
+    return msgspec.json.encode(document)
 
 
 def journaled(bus: JournaledBus, kind: type[Any], run_id: str) -> list[Any]:
@@ -159,7 +161,9 @@ def test_the_ungrouped_aggregator(bus: JournaledBus, alone: bytes, tmp_path: Pat
     log = tmp_path / "single.log"
     arguments = ("consume", "aggregator", "--name", "single", "--address", bus.address)
     with Killable(log, "-m", "phase_bus", *arguments, "--set", f"output={tmp_path / 'single.json'}"):
-        wait_until(lambda: any(s.final and s.producer == "single" for s in journaled(bus, Summary, "long")))
+        wait_until(
+            lambda: any(s.final and s.producer == "single" for s in journaled(bus, Summary, "long")), 60
+        )
         wait_until(lambda: any(r.consumer == "single" for r in journaled(bus, Receipt, "long")))
     assert result(bus, "single", "long") == alone
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from phase_bus.consumer.consumer import Consumer
+from phase_bus.consumer.dispatcher import Dispatcher
+from phase_bus.consumer.failure import in_words, is_away
+from phase_bus.consumer.rows import UnavailableError
 from phase_bus.core.wire import Header, parse_topic
-from phase_bus.events import EventBase, PhaseRef, PhaseStart, Receipt
+from phase_bus.events import EventBase, PhaseRef, PhaseStart, Receipt, RunStart
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Entry
 from phase_bus.journal.writer import Journal
@@ -44,6 +48,17 @@ async def test_a_failing_handler(kept: DurableBus) -> None:
         (letter,) = await until(journal.dead_letters)  # the last beat may still be on its way
     assert (letter.consumer, letter.offset, letter.attempts) == ("recorder", 7, 3)
     assert "as the test wants" in letter.error
+
+
+def test_a_failure_without_a_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was removed under the consumer: what is told has the path in full, and nothing else is raised."""
+    place = tmp_path / "gone"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    place.rmdir()
+    with pytest.raises(ValueError, match="as the test wants") as raised:
+        raise ValueError("as the test wants")
+    assert in_words(raised.value).startswith(f"ValueError('as the test wants') ({__file__}:")
 
 
 async def test_a_handler_that_was_cancelled(kept: DurableBus) -> None:
@@ -175,3 +190,108 @@ async def test_a_handler_that_fails_on_everything() -> None:
     for letter in run.dead_letters:
         assert (len(letter.error), len(letter.traceback) < 20_000) == (1_000, True)
         assert "characters left out" in letter.traceback
+
+
+class Failing(Consumer):
+    """Fails so often, in a function of its own."""
+
+    def __init__(self, error: Exception, times: int) -> None:
+        self.error, self.times, self.tries = error, times, 0
+
+    async def on_phase_start(self, event: PhaseStart) -> None:
+        self.tries += 1
+        if self.tries <= self.times:
+            self.send()
+
+    def send(self) -> None:
+        raise type(self.error)(*self.error.args)
+
+
+async def tried(consumer: Failing) -> tuple[int, list[int]]:
+    """Give a consumer an event; return how often it was called, and the tries in its dead letters."""
+    bus = MemoryBus()
+    bus.publish(PhaseStart(run_id="r1", phase=PhaseRef("p")))
+    run = await bus.run_consumer(consumer)
+    return consumer.tries, [letter.attempts for letter in run.dead_letters]
+
+
+async def test_a_server_that_is_away_is_waited_for() -> None:
+    """For longer than what fails by itself."""
+    assert await tried(Failing(ConnectionRefusedError("no"), 8)) == (9, [])
+    assert await tried(Failing(TimeoutError(), 100)) == (9, [9])
+    assert await tried(Failing(ValueError("no"), 100)) == (3, [3])
+
+
+async def test_a_handler_that_is_broken_is_not_waited_for() -> None:
+    """Until it succeeds again; another one's failures do not count."""
+
+    class Away(Failing):
+        async def on_run_start(self, event: RunStart) -> None:
+            raise KeyError("a defect, and no reason to give up on a server")
+
+    bus = MemoryBus()
+    start = PhaseStart(run_id="r1", phase=PhaseRef("p"))
+    bus.publish(RunStart(run_id="r1"), *4 * [start])
+    run = await bus.run_consumer(Away(ConnectionRefusedError("no"), 9 + 3 + 1))
+    assert [letter.attempts for letter in run.dead_letters] == [3, 9, 3]
+    assert run.consumer.tries == 9 + 3 + 2 + 1
+
+
+async def test_how_often_is_an_option() -> None:
+    for times, expected in ((0, (1, [1])), (5, (6, [6]))):
+        consumer = Failing(ConnectionRefusedError("no"), 100)
+        consumer.retry_times = times
+        assert await tried(consumer) == expected
+
+
+def test_what_counts_as_a_server_that_is_away() -> None:
+    """Refused connections, time-outs and so on, also as the cause of another exception, or in a group."""
+    wrapped = RuntimeError("what a library for HTTP raises")
+    wrapped.__cause__ = ConnectionResetError()
+    for error in (TimeoutError(), wrapped, UnavailableError("busy"), ExceptionGroup("", [wrapped])):
+        assert is_away(error)
+    for other in (ValueError(), FileNotFoundError(), PermissionError(), ExceptionGroup("", [KeyError()])):
+        assert not is_away(other)
+
+
+async def test_an_end_does_not_wait_for_the_next_try(
+    kept: DurableBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is one last try, at once; if that fails, a dead letter. What came after it is handled."""
+    monkeypatch.setattr(Dispatcher, "first_wait_s", 1000.0)
+    tries = 0
+
+    async def fail(event: EventBase) -> None:
+        nonlocal tries
+        if isinstance(event, PhaseStart) and event.ts_ns == 1:
+            tries += 1
+            raise ConnectionRefusedError("as the test wants")
+
+    consumer = Recorder(fail)
+    consumer.retry_wait_s = 1000.0
+    async with running(consumer, kept.address):
+        await asyncio.to_thread(publish, kept.address, 3)
+        await until(lambda: tries)
+        began_s = time.monotonic()
+    assert time.monotonic() - began_s < 15
+    assert (tries, consumer.numbers) == (2, [0, 2])
+    with JournalReader(kept.data) as journal:
+        (letter,) = await until(journal.dead_letters)
+    assert letter.attempts == 2
+
+
+async def test_the_log_says_where_and_what_to_type(caplog: pytest.LogCaptureFixture) -> None:
+    """The lines of the user's own code, none of ours, and the command that shows the rest."""
+    bus = MemoryBus()
+    bus.publish(PhaseStart(run_id="r1", phase=PhaseRef("p")))
+    run = await bus.run_consumer(Failing(ValueError("no"), 100), name="my consumer")
+    first, last = (record.getMessage() for record in caplog.records if "failed" in record.getMessage())
+    assert "test_failing.py:" in first
+    assert "in on_phase_start: self.send(), then " in first
+    assert first.endswith("in send: raise type(self.error)(*self.error.args)); trying again")
+    assert "failed 3 times" in last
+    assert last.endswith("it is a dead letter now: phase-bus dead-letters list --consumer 'my consumer'")
+    (letter,) = run.dead_letters
+    assert "raise type(self.error)" in letter.traceback
+    assert "dispatcher.py" not in letter.traceback
+    assert letter.traceback.count("Traceback") == 1

@@ -30,22 +30,31 @@ class Context(Struct):
 
     Attributes:
         name: what the user calls the consumer; in a group, that and the partition.
+        address: where its bus is, empty if it has none.
         lineage: the streams of the bus's journal.
         event: the source of the event that is handled, and its number among that one's.
+        event_number: how many events of the journal up to the one that is handled are no records.
+        merged_offset: on a group's leader, see :attr:`Consumer.merged_offset`.
         claim: what only the consumers have that the bus lets have this name, one after another; empty if no
             bus has said so.
+        stopping: whether what is flushed now is the last.
         outputs: the files that it has opened, which are closed after :meth:`Consumer.stop`.
     """
 
     name: str = ""
+    address: str = ""
     log: Any = field(default_factory=lambda: structlog.get_logger("phase_bus.consumer"))
     offset: int = 0
     lineage: Lineage = field(default_factory=Lineage)
     event: tuple[bytes, int] = (b"", 0)
+    event_number: int = 0
+    merged_offset: int = 0
     partition: int | None = None
+    leads: bool = False
     publish: Callable[[EventBase], None] = lambda _event: None
     fail: Callable[[EventBase, int, Exception], None] = lambda _event, _offset, _error: None
     claim: str = ""
+    stopping: bool = False
     outputs: list[OutputFile] = field(default_factory=list)
 
     @property
@@ -69,10 +78,19 @@ class Consumer:
             instance in one of them, and one more instance, the leader, has all events that are not records.
         holds_checkpoint: set it in :meth:`flush` to leave the checkpoint where it is, so that the next
             process reads all events since then again.
+        retry_times: how often a handler that raises is called again before its event becomes a dead letter.
+            None: twice, over about three seconds; but over a minute if it raises an :class:`OSError` or
+            :class:`UnavailableError`, since a server does not answer.
+        retry_wait_s: the longest wait between two tries, in seconds: the first is half a second, each
+            further one four times as long as the one before.
+
+    The last two are options of every consumer: a class may set its own defaults, and the user decides.
     """
 
     group: str = ""
     holds_checkpoint: bool = False
+    retry_times: int | None = None
+    retry_wait_s: float = 10.0
 
     @cached_property
     def context(self) -> Context:
@@ -83,6 +101,11 @@ class Consumer:
     def name(self) -> str:
         """What the user calls this consumer."""
         return self.context.name
+
+    @property
+    def address(self) -> str:
+        """Where the bus is that this consumer's events come from; empty without a bus."""
+        return self.context.address
 
     @property
     def log(self) -> Any:
@@ -130,9 +153,33 @@ class Consumer:
         return self.context.event[1]
 
     @property
+    def event_number(self) -> int:
+        """While a handler runs, how many events up to its own are no records; 0 without a journal.
+
+        All records between two other events have the same number, in whatever partition they are. So by
+        it, and without being told, each instance of a group cuts its records where the leader's events lie.
+        """
+        return self.context.event_number
+
+    @property
+    def merged_offset(self) -> int:
+        """On the leader of a group, the offset up to which every partition is in what :meth:`merge` got."""
+        return self.context.merged_offset
+
+    @property
+    def stopping(self) -> bool:
+        """While :meth:`flush` runs, whether it is the last time: the process ends."""
+        return self.context.stopping
+
+    @property
     def partition(self) -> int | None:
         """In a group, the partition whose records this instance gets; None for the leader."""
         return self.context.partition
+
+    @property
+    def leads(self) -> bool:
+        """Whether this instance leads a group, where the records are with others."""
+        return self.context.leads
 
     async def start(self) -> None:
         """Prepare: called once, before the first event. An exception here ends the process."""
@@ -162,7 +209,10 @@ class Consumer:
         return None
 
     def restore(self, state: bytes) -> None:
-        """Go on from a state that an earlier process of this name left. Called before any event."""
+        """Go on from a state that an earlier process of this name left. Called before any event.
+
+        Raise a :class:`~phase_bus.errors.StateError` if it is of a version that cannot be gone on from.
+        """
 
     async def merge(self, states: Mapping[int, bytes]) -> None:
         """Take over what the partitions of the group have come to; called on the leader only.

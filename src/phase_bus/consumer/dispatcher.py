@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 from msgspec import Struct
-from tenacity import AsyncRetrying, stop_after_attempt, wait_exponential, wait_random
+from tenacity import AsyncRetrying, RetryCallState, wait_exponential, wait_random
 
 from phase_bus.consumer.account import RunAccount, TopicCounts, Totals
 from phase_bus.consumer.consumer import Consumer, Handler
+from phase_bus.consumer.failure import as_traceback, in_words, is_away
 from phase_bus.consumer.view import View
 from phase_bus.core.control import KEPT_LOST_RUNS, REMEMBERED_RUNS, DeadLetterNote, PrunedRun
 from phase_bus.core.position import Position
+from phase_bus.core.readable import wait_for_event
+from phase_bus.core.tasks import is_to_end
 from phase_bus.core.throttle import Throttle
 from phase_bus.core.values import as_text
 from phase_bus.core.wire import Header, decode, decode_event, parse_topic, topic_of
 from phase_bus.errors import PhaseBusError, WireError
 from phase_bus.events import Event, EventBase, JournalLoss, Loss, Receipt, RunComplete
+from phase_bus.journal.rows import Entry
 
 logger = logging.getLogger("phase_bus.consumer")
 
-ATTEMPTS = 3
+_RETRIES = 2  # of a handler, unless its consumer says otherwise
+_RETRIES_AWAY = 8  # likewise, when what it talks to does not answer: with its waits, for a minute
 KEPT_JOURNAL_LOSSES = 20  # of one receipt, and of one consumer for `status`: the latest
 _KEPT_LOSSES = 100
 _WAITING_LETTERS = 1000  # dead letters that the bus has not taken over yet
 _ERROR_CHARACTERS, _TRACEBACK_CHARACTERS = 1000, 16_000  # of a dead letter
 _KEPT_TOLD = 20 * _KEPT_LOSSES  # those of all shares of a group
-_SHORT_WAIT_S = 0.05  # instead, while no handler succeeds: a consumer that is broken shall not fall behind
+_SHORT_WAIT_S = 0.05  # while a handler fails each time: a consumer that is broken shall not fall behind
 
 
 class HandledEnd(Struct, frozen=True, array_like=True):
@@ -82,8 +87,12 @@ class Dispatcher:
     When a handler raises it is called again, after growing waits; if it goes on raising, the event becomes
     a dead letter and the next one is handled.
 
+    Args:
+        attempts: how often a handler is tried; by default as often as the consumer's options say.
+
     Attributes:
-        retry_wait_s: how long to wait before a handler is called again, in s; then four times as long.
+        first_wait_s: how long to wait before a handler is called again, in s; then four times as long.
+        hurry: the process is to end: whatever is waited for between two tries, the last one is now.
         done_offset: up to here the consumer has everything already, so handlers are not called.
         failed: dead letters and malformed events.
         handled: the latest runs whose end is handled, and those among them that ended as lost.
@@ -95,9 +104,10 @@ class Dispatcher:
         cannot_write: whether the last :meth:`flush` failed.
     """
 
-    retry_wait_s = 0.5
+    first_wait_s = 0.5
 
-    def __init__(self, consumer: Consumer, view: View, client_id: str, attempts: int = ATTEMPTS) -> None:
+    def __init__(self, consumer: Consumer, view: View, client_id: str, attempts: int | None = None) -> None:
+        self.hurry = asyncio.Event()
         self.done_offset = 0
         self.received = 0
         self.failed = 0
@@ -119,9 +129,10 @@ class Dispatcher:
         self._client_id = client_id
         self._attempts = attempts
         self._accounts: dict[str, RunAccount] = {}
+        self.on_run: Callable[[str], None] = lambda _run_id: None
         self._of_topic: dict[bytes, tuple[RunAccount, TopicCounts]] = {}
         self._unknown: set[str] = set()
-        self._succeeds = True  # whether the last call of a handler did
+        self._failing: set[str] = set()  # the kinds of event whose last one the handler failed on
         self._complaints = Throttle(logger)
         self._journal_losses: list[JournalLoss] = []  # for the next run's receipt
 
@@ -174,12 +185,18 @@ class Dispatcher:
         if handler is not None and not 0 < header.offset <= self.done_offset:
             self._context.offset = header.offset
             self._context.event = (source, header.source_seq)
+            self._context.event_number = header.event_number
+            failure: Exception | None = None
             try:
                 await _called(handler, event)
             except Exception as error:
-                handled = await self._try_again(handler, event, error, counts)
+                failure = error
             else:
-                self._succeeds = True
+                if self._failing:
+                    self._failing.discard(event.kind)
+            if failure is not None:  # not inside 'except', or each further one would tell of those before
+                handled = await self._try_again(handler, event, failure, counts)
+                failure = None  # with its frames, of which this is one
         counts.handled += handled
         self._worked += handled
         self.lag_ns = time.time_ns() - event.ts_ns
@@ -187,19 +204,24 @@ class Dispatcher:
         self.worst_lag_ns = max(self.worst_lag_ns, self.lag_ns)
         return event if isinstance(event, RunComplete) else None
 
-    async def retry(self, event: Event, offset: int) -> bool:
+    async def retry(self, entry: Entry, event: Event) -> bool:
         """Call the handler once for an event that is a dead letter; return whether it succeeded.
 
         Raises:
             KeyError: if the consumer has no handler for the event's kind.
         """
         handler = self._handlers.get(event.kind) or self._handlers["*"]
-        self._context.offset = offset
+        self._context.offset, self._context.event = entry.offset, (entry.source, entry.source_seq)
+        self._context.event_number = entry.event_number
         try:
             await _called(handler, event)
-        except Exception:
-            name = self._context.name
-            logger.exception("consumer %r failed again on the event at offset %d", name, offset)
+        except Exception as error:
+            logger.error(
+                "consumer %r failed again on the event at offset %d: %s",
+                self._context.name,
+                entry.offset,
+                in_words(error),
+            )
             return False
         return True
 
@@ -276,8 +298,13 @@ class Dispatcher:
                 "consumer %r could not write out: %s; trying again", self._context.name, error
             )
             return False
-        except Exception:
-            logger.exception("consumer %r could not write out; trying again", self._context.name)
+        except Exception as error:
+            self._complaints.log(
+                logging.ERROR,
+                "consumer %r could not write out: %s; trying again",
+                self._context.name,
+                in_words(error),
+            )
             return False
         for account in self._accounts.values():
             account.written()
@@ -372,6 +399,7 @@ class Dispatcher:
         account = self._accounts.get(run_id)
         if account is None:
             account = self._accounts[run_id] = RunAccount(run_id, journal_losses=self._journal_losses)
+            self.on_run(run_id)
             self._journal_losses = []
         found = self._of_topic[topic] = (account, account.counts(topic))
         return found
@@ -380,38 +408,66 @@ class Dispatcher:
         self, handler: Handler, event: Event, error: Exception, counts: TopicCounts
     ) -> bool:
         """Call a handler again that failed once; if it goes on failing, make the event a dead letter."""
-        if self._attempts > 1:
+        tries = 1
+
+        async def again() -> None:
+            nonlocal tries
+            tries += 1
+            await _called(handler, event)
+
+        if self._retries(event.kind, error):
             self._complaints.warn(
                 "consumer %r failed on a %s event of run %s: %s; trying again",
                 self._context.name,
                 event.kind,
                 event.run_id,
-                _in_words(error),
+                in_words(error),
             )
             try:
-                await self._retry(handler, event)
-            except Exception as again:
-                error = again
+                await self._insist(event.kind, again)
+            except Exception as last:
+                error = last
             else:
-                self._succeeds = True
+                self._failing.discard(event.kind)
                 return True
-        self._succeeds = False
-        offset = self._context.offset
-        self._give_up(offset, event.run_id, event.kind, error, counts, attempts=self._attempts)
+        self._failing.add(event.kind)
+        self._give_up(self._context.offset, event.run_id, event.kind, error, counts, attempts=tries)
         return False
 
-    async def _retry(self, handler: Handler, event: Event) -> None:
-        """Call a handler until it succeeds, until there have been as many tries as it is given."""
-        wait_s = self.retry_wait_s if self._succeeds else min(self.retry_wait_s, _SHORT_WAIT_S)
+    async def _insist(self, kind: str, again: Callable[[], Awaitable[None]]) -> None:
+        """Call a handler until it succeeds, until there have been as many tries as it is given.
+
+        Raises:
+            Exception: what the last of them raised.
+        """
+        first_s, longest_s = self.first_wait_s, self._consumer.retry_wait_s
+        if kind in self._failing:
+            first_s, longest_s = min(first_s, _SHORT_WAIT_S), min(longest_s, 4 * _SHORT_WAIT_S)
+
+        def is_enough(state: RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome is not None else None
+            return self.hurry.is_set() or state.attempt_number >= self._retries(kind, error)
+
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(self._attempts - 1),
-            wait=wait_exponential(wait_s * 4, exp_base=4) + wait_random(0, wait_s / 2),
+            stop=is_enough,
+            wait=wait_exponential(first_s * 4, exp_base=4, max=longest_s) + wait_random(0, first_s / 2),
+            sleep=self._rest,
             reraise=True,
         )
-        await asyncio.sleep(wait_s)
-        async for attempt in retrying:
-            with attempt:
-                await _called(handler, event)
+        await self._rest(min(first_s, longest_s))
+        await retrying(again)
+
+    async def _rest(self, seconds: float) -> None:
+        await wait_for_event(self.hurry, seconds)
+
+    def _retries(self, kind: str, error: BaseException | None) -> int:
+        """Return how often the handler for a kind of event is called again that raised this."""
+        if self._attempts is not None:
+            return self._attempts - 1
+        if self._consumer.retry_times is not None:
+            return self._consumer.retry_times
+        is_first = kind not in self._failing
+        return _RETRIES_AWAY if is_first and error is not None and is_away(error) else _RETRIES
 
     def _give_up(
         self, offset: int, run_id: str, kind: str, error: Exception, counts: TopicCounts, *, attempts: int
@@ -419,18 +475,21 @@ class Dispatcher:
         """Make an event a dead letter; it has the traceback, so that the log need not."""
         self._complaints.log(
             logging.ERROR,
-            "consumer %r failed on a %s event of run %s: %s; it is a dead letter now",
+            "consumer %r failed%s on a %s event of run %s: %s; it is a dead letter now: "
+            "phase-bus dead-letters list --consumer %s",
             self._context.name,
+            f" {attempts} times" if attempts > 1 else "",
             kind,
             run_id,
-            _in_words(error),
+            in_words(error),
+            shlex.quote(self._context.name),
         )
         self.failed += 1
         counts.failed += 1
         if len(self.dead_letters) >= _WAITING_LETTERS:
             self._skipped += 1
             return
-        told = as_text("".join(traceback.format_exception(error)))
+        told = as_text(as_traceback(error))
         self.dead_letters.append(
             DeadLetterNote(
                 offset=offset,
@@ -477,11 +536,6 @@ def _by_run(losses: Iterable[Loss]) -> tuple[Loss, ...]:
     return tuple(found.values())
 
 
-def _in_words(error: BaseException) -> str:
-    """Return an exception in one line, with the notes that say where it was raised."""
-    return "; ".join((repr(error), *getattr(error, "__notes__", ())))
-
-
 async def _called(function: Callable[..., Awaitable[None]], *arguments: object) -> None:
     """Call a consumer's method; one that was cancelled, though this process is not to end, has failed.
 
@@ -491,7 +545,6 @@ async def _called(function: Callable[..., Awaitable[None]], *arguments: object) 
     try:
         await function(*arguments)
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if is_to_end():
             raise
         raise RuntimeError("it was cancelled") from error

@@ -91,6 +91,7 @@ class GroupMember(Member):
                 await self._step()
             self.state = "stopping"
             for share in self._holdings.held:
+                share.end()
                 await self._flush(share)
         finally:
             try:
@@ -168,6 +169,7 @@ class GroupMember(Member):
             if assigned.shares.get(number) == share.view.epoch:
                 continue
             if number in assigned.release:
+                share.end()
                 await self._flush(share)
                 self._holdings.release(share)
             else:
@@ -187,6 +189,7 @@ class GroupMember(Member):
             return False
         consumer = self._build()
         consumer.context.publish = self.publish
+        consumer.context.address = str(self.address)
         consumer.context.claim = self._claim
         view = View.in_group(consumer, self.name, number, assigned.shares[number])
         share = Share(consumer, view, self.client_id, self._give_receipt)

@@ -8,8 +8,9 @@ import time
 from phase_bus.consumer.account import RunAccount
 from phase_bus.consumer.dispatcher import decode_saved
 from phase_bus.consumer.share import Share
+from phase_bus.core.control import PARTITIONS
 from phase_bus.core.wire import NO_PARTITION, Header, decode_event, partition_of
-from phase_bus.errors import PhaseBusError, WireError
+from phase_bus.errors import PhaseBusError, StateError, WireError
 from phase_bus.events import Loss, RunComplete
 from phase_bus.journal.rows import Checkpoint
 
@@ -63,10 +64,7 @@ class GroupLeader:
                 try:
                     kept = decode_saved(saved)
                 except WireError as error:
-                    raise PhaseBusError(
-                        f"consumer group {self._group!r}, partition {partition}: {error}; begin anew under "
-                        "another --name"
-                    ) from error
+                    raise self._unreadable(f", partition {partition}", error) from error
                 self._accounts[partition] = kept.accounts
                 self._losses[partition] = kept.losses
                 if kept.state is not None:
@@ -80,12 +78,26 @@ class GroupLeader:
         if not unmerged and self._merged:
             return
         self._merged = True  # so that the instance knows that it leads, whatever comes
+        before = self.share.consumer.context.merged_offset
+        self.share.consumer.context.merged_offset = self._committed_offset()
         try:
             await self.share.consumer.merge(unmerged)
+        except StateError as error:
+            raise self._unreadable("", error) from error
         except Exception:
             logger.exception("consumer group %r could not merge states; trying again", self._group)
+            self.share.consumer.context.merged_offset = before
             self._unmerged = unmerged
             self.next_look_s = time.monotonic() + _LOOK_S
+
+    def _committed_offset(self) -> int:
+        """Return the offset that all partitions have come to; 0 until each of them has committed."""
+        return min((self.positions.get(number, 0) for number in range(PARTITIONS)), default=0)
+
+    def _unreadable(self, where: str, error: PhaseBusError) -> PhaseBusError:
+        return PhaseBusError(
+            f"consumer group {self._group!r}{where}: {error}; begin anew as another --group"
+        )
 
     # ---- the ends of runs ----
 

@@ -30,8 +30,9 @@ _COMPLAIN_AFTER_S = 3.0
 class ControlLink:
     """Keeps the bus informed of one client, and finds it again when it was restarted.
 
-    ``hello`` and ``beat`` make these anew each time; ``on_reply`` is told what the bus answers, and
-    ``on_fault`` that somebody else may be in the bus's place: then this is over.
+    ``hello`` and ``beat`` make these anew each time; ``on_connect`` is called when the bus has been found,
+    ``on_reply`` is told what it answers, and ``on_fault`` that somebody else may be in the bus's place:
+    then this is over.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class ControlLink:
         *,
         hello: Callable[[], Hello],
         beat: Callable[[], Beat],
+        on_connect: Callable[[], None],
         on_reply: Callable[[Reply], None],
         on_fault: Callable[[AddressError], None],
     ) -> None:
@@ -50,6 +52,7 @@ class ControlLink:
         self._address = address
         self._key = key
         self._beat = beat
+        self._on_connect = on_connect
         self._on_reply = on_reply
         self._on_fault = on_fault
         self._readable: Readable | None = None
@@ -143,7 +146,10 @@ class ControlLink:
                 continue
             if reply is None:
                 return
+            was_connected = self.session.connected
             self.session.heard(reply, time.monotonic())
+            if self.session.connected and not was_connected:
+                self._on_connect()
             if isinstance(reply, Refused):
                 self._complain(reply.reason)
             else:

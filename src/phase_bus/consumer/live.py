@@ -19,6 +19,11 @@ _GREETING_S = 1.0  # how long the bus's greeting may take
 _COMPLAIN_AFTER_S = 3.0
 
 
+def ask_for_firewall(endpoint: str) -> str:
+    """Return the end of a sentence about a socket of a bus from which nothing comes."""
+    return "; does a firewall, or a forwarded port, let that one through?" if "tcp://" in endpoint else "."
+
+
 class LiveQueue:
     """The events that a bus publishes now, as far as they are subscribed to.
 
@@ -91,9 +96,9 @@ class LiveQueue:
         if not self._complained and now_s > self._connected_s + _COMPLAIN_AFTER_S:
             self._complained = True
             logger.warning(
-                "the bus answers, but from its live stream at %s nothing comes; does a firewall, or a "
-                "forwarded port, let that one through? Still trying",
+                "the bus answers, but from its live stream at %s nothing comes%s Still trying",
                 self.endpoint,
+                ask_for_firewall(self.endpoint),
             )
 
     def is_greeting(self, topic: bytes) -> bool:

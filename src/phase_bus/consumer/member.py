@@ -21,11 +21,21 @@ import zmq
 from phase_bus.consumer.account import Totals
 from phase_bus.consumer.health import ConsumerSnapshot
 from phase_bus.consumer.link import ControlLink
-from phase_bus.consumer.live import LiveQueue
+from phase_bus.consumer.live import LiveQueue, ask_for_firewall
 from phase_bus.consumer.replay import Piece, ReplayClient
 from phase_bus.consumer.share import Share
 from phase_bus.core.address import Address
-from phase_bus.core.control import Assigned, Beat, Heard, Hello, NameTaken, Reply, State, Welcome
+from phase_bus.core.control import (
+    RESULTS_SUFFIX,
+    Assigned,
+    Beat,
+    Heard,
+    Hello,
+    NameTaken,
+    Reply,
+    State,
+    Welcome,
+)
 from phase_bus.core.health import LEAST_PATIENCE_S
 from phase_bus.core.ipc_directory import CHECKED_FOR_S, check_answer, check_directory
 from phase_bus.core.keys import key_for
@@ -55,6 +65,7 @@ from phase_bus.events import EventBase, Heartbeat, JournalLoss, Receipt
 from phase_bus.publisher.publisher import Publisher
 
 logger = logging.getLogger("phase_bus.consumer")
+news = logging.getLogger("phase_bus.consumer.news")
 
 FLUSH_S = 1.0
 _HEARTBEAT = topic_prefix("heartbeat")
@@ -79,6 +90,7 @@ class Member(ABC):
     """
 
     _noun: ClassVar[str] = "consumer"  # what it calls itself in the log
+    _has_news = True  # whether it tells there of its connection, too
 
     def __init__(
         self,
@@ -122,6 +134,7 @@ class Member(ABC):
             self._key,
             hello=self._hello,
             beat=self._beat,
+            on_connect=self._tell_connected,
             on_reply=self._on_reply,
             on_fault=self._fail,
         )
@@ -137,6 +150,8 @@ class Member(ABC):
     def stop(self) -> None:
         """Ask :meth:`run` to finish. Call it from the event loop."""
         self._stop.set()
+        for share in self._held:
+            share.dispatcher.hurry.set()
         self._live.readable.look_again()
 
     @abstractmethod
@@ -286,10 +301,10 @@ class Member(ABC):
             if connected and self._complained_of != error.address:
                 self._complained_of = error.address
                 logger.warning(
-                    "the bus answers, but its journal at %s did not within %g s; does a firewall, or a "
-                    "forwarded port, let that one through? Still trying",
+                    "the bus answers, but its journal at %s did not within %g s%s Still trying",
                     error.address,
                     error.timeout_s,
+                    ask_for_firewall(error.address),
                 )
             return None
         except StreamMovedError:
@@ -334,7 +349,7 @@ class Member(ABC):
     def publish(self, event: EventBase) -> None:
         """Publish an event for a consumer; in direct mode there is nowhere to publish it."""
         if self._publisher is None and not self.address.direct and self._is_safe():
-            self._publisher = Publisher(str(self.address), name=f"{self.name} (results)")
+            self._publisher = Publisher(str(self.address), name=f"{self.name}{RESULTS_SUFFIX}")
         if self._publisher is not None:
             self._publisher.publish(event)
 
@@ -370,6 +385,10 @@ class Member(ABC):
     @abstractmethod
     def _hello(self) -> Hello:
         """Return what introduces this process to the bus."""
+
+    def _tell_connected(self) -> None:
+        if self._has_news:
+            news.info("%s %r: connected to the bus at %s", self._noun, self.name, self.address)
 
     def _on_welcome(self, welcome: Welcome) -> None:
         self._prunings = welcome.pruned

@@ -58,7 +58,9 @@ class ConsumerRunner(Member):
         view = View.whole(consumer, topics=topics, direct=address.direct)
         self.share = Share(consumer, view, self.client_id, self._give_receipt if receipts else None)
         consumer.context.publish = self.publish
+        consumer.context.address = "" if address.direct else str(self.address)
         self._role: Role = "consumer" if receipts else "client"
+        self._has_news = receipts
         self._origin = origin
         self._drain_s = drain_s
         self._welcomed = asyncio.Event()
@@ -100,6 +102,7 @@ class ConsumerRunner(Member):
             self.state = "stopping"
             await self._make_sure()
             if self._failure is None:
+                self.share.end()
                 await self.share.flush()
                 await self.share.give_receipts()  # also for what could not be written out: they say so
                 self._link.tell_news()

@@ -14,17 +14,18 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from phase_bus.consumer.account import RunAccount
 from phase_bus.consumer.consumer import Consumer
-from phase_bus.consumer.dispatcher import ATTEMPTS, KEPT_JOURNAL_LOSSES, Dispatcher, HandledEnd
+from phase_bus.consumer.dispatcher import KEPT_JOURNAL_LOSSES, Dispatcher, HandledEnd
 from phase_bus.consumer.follower import Verdict
 from phase_bus.consumer.view import View
 from phase_bus.core.control import EVENTS, Commit, PrunedRun
 from phase_bus.core.position import Lineage, Place, Position
 from phase_bus.core.wire import Header, topic_prefix
-from phase_bus.errors import PhaseBusError, WireError
+from phase_bus.errors import PhaseBusError, StateError, WireError
 from phase_bus.events import Event, JournalLoss, Loss, Receipt, RunComplete
-from phase_bus.journal.rows import Checkpoint, Head, checkpoint_name
+from phase_bus.journal.rows import Checkpoint, Entry, Head, checkpoint_name
 
 logger = logging.getLogger("phase_bus.consumer")
+news = logging.getLogger("phase_bus.consumer.news")
 
 GiveReceipt: TypeAlias = Callable[[Receipt], Awaitable[bool]]
 Origin: TypeAlias = Literal["checkpoint", "start", "now"] | int
@@ -82,7 +83,8 @@ class Share:
     Args:
         give: publishes a receipt, waits until the bus has it, and returns whether it has; None for an
             onlooker, which gives no receipts and keeps no checkpoint.
-        attempts: how often a handler is tried before an event becomes a dead letter.
+        attempts: how often a handler is tried before an event becomes a dead letter; by default as often as
+            the consumer's options say.
 
     Attributes:
         name: what its checkpoint is kept under.
@@ -102,7 +104,7 @@ class Share:
         client_id: str,
         give: GiveReceipt | None = None,
         *,
-        attempts: int = ATTEMPTS,
+        attempts: int | None = None,
     ) -> None:
         self.consumer = consumer
         self.view = view
@@ -119,6 +121,8 @@ class Share:
         self.parts: Callable[[str], Iterable[RunAccount]] = lambda _run_id: ()
         self.lost_by_others: Callable[[], dict[str, Loss]] = dict
         self._give = give
+        if give is not None and (self.leads or not view.group):
+            self.dispatcher.on_run = self._tell_run
         self._pruned: dict[int, tuple[PrunedRun, int]] = {}  # not passed yet, and where it learned of them
         self._prunings = 0  # how many there had been before it could lose anything by one
         self._handled_topics = (*view.wanted, _RUN_COMPLETE)
@@ -234,10 +238,10 @@ class Share:
     def _restore(self, state: bytes) -> None:
         try:
             self.dispatcher.restore(state)
-        except WireError as error:
-            raise PhaseBusError(
-                f"consumer {self.name!r}: {error}; begin anew with --from start, or under another --name"
-            ) from error
+        except (StateError, WireError) as error:
+            group = self.view.group
+            remedy = "as another --group" if group else "with --from start, or under another --name"
+            raise PhaseBusError(f"consumer {self.name!r}: {error}; begin anew {remedy}") from error
 
     def _find(self, position: Position, known_offset: int) -> int:
         """Return the offset here at which a position of before is; tell what is lost."""
@@ -315,11 +319,15 @@ class Share:
                 self.dispatcher.lose(run, after)
                 self._changed = True
 
-    async def retry(self, topic: bytes, event: Event, offset: int) -> bool:
+    async def retry(self, entry: Entry, event: Event) -> bool:
         """Give the instance an event that is a dead letter once more; return whether it handled it."""
-        if not (await self.dispatcher.retry(event, offset) and await self.dispatcher.flush()):
+        self.end()  # nothing comes after it for which what it makes could wait
+        failed = self.dispatcher.failed
+        if not (await self.dispatcher.retry(entry, event) and await self.dispatcher.flush()):
             return False
-        self.dispatcher.settled(topic)
+        if self.dispatcher.failed > failed:  # it was accepted, and found impossible when it was written out
+            return False
+        self.dispatcher.settled(entry.topic)
         return True
 
     def forget(self, run_id: str) -> None:
@@ -370,7 +378,9 @@ class Share:
         """
         if not await self.dispatcher.flush() or not await self.give_receipts():
             return False
-        self._flushed_events, self._flushed_s = self.dispatcher.received, time.monotonic()
+        if not self.consumer.holds_checkpoint:  # else there is something left to write out
+            self._flushed_events = self.dispatcher.received
+        self._flushed_s = time.monotonic()
         self._changed = False
         keeps = self._keeps_checkpoint and not self.consumer.holds_checkpoint
         if self.placed and keeps and self._give is not None:
@@ -384,6 +394,10 @@ class Share:
             )
         return True
 
+    def end(self) -> None:
+        """Let the instance know that what it flushes from now on is the last."""
+        self.consumer.context.stopping = True
+
     async def give_receipts(self) -> bool:
         """Give the receipts of runs whose end was handled, oldest first; these count as handled then.
 
@@ -395,11 +409,24 @@ class Share:
             receipt = self.dispatcher.receipt(end, self.parts(run_id), [*own.values(), *others.values()])
             if not await self._give(receipt):
                 return False
+            self._tell_end(receipt)
             self.dispatcher.told(own, others)
             lost = end.status == "lost"
             self.dispatcher.finished(run_id, HandledEnd(receipt.complete, lost, offset))
             del self._ends[run_id]
         return True
+
+    def _tell_run(self, run_id: str) -> None:
+        if run_id:
+            news.info("consumer %r: run %s begins", self.view.group or self.name, run_id)
+
+    def _tell_end(self, receipt: Receipt) -> None:
+        events = sum(counts.handled for counts in receipt.topics.values())
+        what = "handled all of it" if receipt.complete else "did not handle all of it"
+        name = self.view.group or self.name
+        news.info(
+            "consumer %r: run %s %s; %s: %d events", name, receipt.run_id, receipt.status, what, events
+        )
 
     def tell(self) -> Commit | None:
         """Return the commit that the bus is to keep now, if it has not confirmed it."""

@@ -77,6 +77,7 @@ class View(Struct, frozen=True, kw_only=True):
         handlers = check_shareable(consumer)
         if number == EVENTS:
             # Its receipts are the group's, so they count records, which others receive.
+            consumer.context.leads = True
             wanted = tuple(topic.encode() for topic in subscriptions_of(handlers))
             topics = EVENT_TOPICS
             follower: Follower = Follower(records=False)
