@@ -1,4 +1,4 @@
-"""The consumers that come with phase-bus: logging, metrics, aggregator, alerting.
+"""The consumers that come with phase-bus: logging, metrics, aggregation, alerting, and the sinks.
 
 Each is a short file that uses nothing but phase-bus's public API, and is found through ``registry.yaml``
 like anyone else's. The classes below also run inside a load generator, without a bus; they are imported

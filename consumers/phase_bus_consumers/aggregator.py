@@ -22,7 +22,6 @@ from phase_bus import (
 )
 from phase_bus.aggregation import (
     EXACT_LIMIT,
-    RELATIVE_ERROR,
     WINDOW_METRICS,
     Options,
     RunResult,
@@ -61,18 +60,18 @@ class ResultsAggregator(Consumer):
     come late, it is published and written again.
 
     In a group, the instance of a partition only counts; the leader merges, publishes and writes. The
-    result is the same to the last bit, whoever counted which partition.
+    result is the same to the last bit, no matter who counted which partition.
 
     Args:
         output: the JSON file, ``{"runs": {run_id: summary}, "runs_left_out": 0}``; always complete. Runs
             that are already in it stay. None for no file.
-        text: a text report, None for no file: of the runs that this consumer has seen on its bus, before
-            it was restarted too if it remembers them; not of earlier ones that are in ``output``.
-        interval_s: the least time between two summaries of a run that goes on, in seconds.
-        relative_error: the largest relative error of percentiles that are not exact, e.g. 0.005.
-        exact_limit: up to how many values of one metric and phase in a partition percentiles are exact.
+        text: a text report, None for no file. It covers the runs that this consumer has seen on its bus,
+            including those from before a restart that it remembers, but not earlier ones that are in
+            ``output``.
+        interval_s: the shortest time between two summaries of a run that is going on, in seconds.
+        exact_limit: up to how many values per metric, phase and partition the percentiles are exact.
         window_metrics: metrics that have percentiles over time, separated by commas; ``*`` for all.
-        keep_runs: how many runs the files hold, the latest ones; how many were left out stands in them.
+        keep_runs: how many runs the files hold, the latest ones; they say how many were left out.
     """
 
     def __init__(
@@ -80,13 +79,10 @@ class ResultsAggregator(Consumer):
         output: Path | None = Path("phase-bus-summary.json"),
         text: Path | None = None,
         interval_s: float = 1.0,
-        relative_error: float = RELATIVE_ERROR,
         exact_limit: int = EXACT_LIMIT,
         window_metrics: str = ",".join(WINDOW_METRICS),
         keep_runs: int = KEPT_RUNS,
     ) -> None:
-        if not 1e-5 <= relative_error < 1:
-            raise ValueError(f"relative_error must be from 0.00001 to below 1, not {relative_error}")
         if keep_runs < 1:
             raise ValueError(f"keep_runs must be at least 1, not {keep_runs}")
         if interval_s < 0 or exact_limit < 0:
@@ -96,11 +92,10 @@ class ResultsAggregator(Consumer):
         self.keep_runs = keep_runs
         self.interval_s = interval_s
         names = sorted({name.strip() for name in window_metrics.split(",")} - {""})
-        self._options = Options(relative_error, exact_limit, tuple(names))
+        self._options = Options(exact_limit, tuple(names))
         self._runs: dict[str, _Run] = {}
         self._done: dict[str, None] = {}  # finished runs, the oldest first
         self._latest: str | None = None  # the last one, kept until another begins: it may go on
-        self._grouped = False  # whether records are counted elsewhere, and come by merge()
         self._summaries: dict[str, dict[str, Any]] = {}
         self._left_out = 0  # runs that are no longer among these
         self._pieces, self._pace = Pieces(), Pace()
@@ -134,7 +129,7 @@ class ResultsAggregator(Consumer):
 
     async def stop(self) -> None:
         # In a group another may lead by now, whose files are newer.
-        if self.partition is None and not self._grouped:
+        if self.partition is None and not self.leads:
             for run in self._runs.values():
                 if run.changed:
                     self._summarize(run)
@@ -144,7 +139,7 @@ class ResultsAggregator(Consumer):
         # In a group, the partitions keep the records' statistics.
         runs = []
         for run in self._runs.values():
-            state = run.state.without_parts() if self._grouped else run.state
+            state = run.state.without_parts() if self.leads else run.state
             runs.append((state.to_dict(), run.end))
         return msgspec.msgpack.encode(_Saved(runs, list(self._done)))
 
@@ -158,7 +153,6 @@ class ResultsAggregator(Consumer):
             self._runs[run.state.run_id] = run
 
     async def merge(self, states: Mapping[int, bytes]) -> None:
-        self._grouped = True
         changed = {}
         for partition in sorted(states):
             saved = msgspec.msgpack.decode(states[partition], type=_Saved)
@@ -264,7 +258,7 @@ class ResultsAggregator(Consumer):
         was lost, or is not complete, or, as far as memory goes, of the last one."""
         self._publish_summary(run)
         if run.final and run.end is not None and run.end.status != "lost":
-            if self._grouped:  # the partitions let go of it too
+            if self.leads:  # the partitions let go of it too
                 self.forget(run.state.run_id)
             else:
                 self._latest = run.state.run_id

@@ -1,97 +1,78 @@
-"""The ``alerting`` consumer: warn somebody when a run does not go as it should.
+"""The ``alerting`` consumer: tell somebody when a run does not go as it should, and when it does again.
 
-Every alert goes to the log, and to a command or a webhook if one is given. Those run in the background
-and may be slow or fail without delaying events. An alert counts as written once it is delivered; one that
-is not is tried again for a while, and then its event is a dead letter.
+What is worth an alert stands in ``alerting_conditions``, how it is delivered in ``alerting_delivery``, and
+to whom in ``alerting_targets`` and ``alerting_apprise``.
+
+Every alert goes to the log as well. Targets may be slow or fail without delaying events. An alert counts
+as written once it is delivered; one that is not is tried again for a while, and then its event is a dead
+letter.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import shlex
-import shutil
-import signal
 import time
-import urllib.request
-from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from http.client import HTTPException
-from typing import Any, Literal, TypeAlias
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
+from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
-from msgspec import Struct
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay
-from tenacity import wait_random_exponential as backoff
+from msgspec import Struct, field
 
-from phase_bus import (
-    ConfigError,
-    Consumer,
-    Drop,
-    EventBase,
-    PhaseBusError,
-    PhaseComplete,
-    PhaseEvent,
-    PhaseProgress,
-    PhaseTimeout,
-    RunComplete,
-)
+from phase_bus import ConfigError, Consumer, EventBase, RunComplete, Secret, StateError
+from phase_bus_consumers.alerting_conditions import Alert, Conditions, Known
+from phase_bus_consumers.alerting_delivery import Cause, Deliveries, Item, Target, UndeliveredError
+from phase_bus_consumers.alerting_targets import Command, PagerDuty, Webhook
 
-_LONGEST_WAIT_S = 30.0  # between two attempts
-_PATIENCE_S = 2.0  # how long flush waits for a new alert's delivery before it says that it is not done
-_MAX_WAITING = 200  # alerts that are not delivered yet
-_REMEMBERED = 1000  # alerts of phases that go on
+_OWED = 200  # messages that were given up, and are kept for a retry
+_VERSION = 1
 
 
-AlertKind: TypeAlias = Literal[
-    "slow_phase", "phase_timeout", "error_rate", "run_failed", "run_lost", "events_dropped"
-]
+class _Owed(Struct):
+    """What a target was not told of."""
+
+    target: str
+    alert: Alert
 
 
-class Alert(Struct, frozen=True):
-    """An alert: what happened when (Unix time in ns), and the numbers behind it, with units in their names.
+class _State(Struct):
+    """What the checkpoint keeps; ``owed`` is by the places of events that are dead letters."""
 
-    ``phase`` is empty if it concerns the whole run.
-    """
-
-    kind: AlertKind
-    message: str
-    run_id: str
-    phase: str
-    ts_ns: int
-    details: dict[str, Any]
+    known: Known
+    owed: dict[str, list[_Owed]] = field(default_factory=dict)
+    version: int = _VERSION
 
 
-class UndeliveredError(PhaseBusError):
-    """An alert has not reached whom it was for."""
+class _Group:
+    """The changes of one run that become one message, and when that is sent."""
 
-
-@dataclass
-class _Cause:
-    """The event that alerts were made of, its offset, and whether one of them was given up."""
-
-    event: EventBase
-    offset: int
-    given_up: bool = False
+    def __init__(self, until_s: float) -> None:
+        self.until_s = until_s
+        self.items: list[Item] = []
 
 
 class PhaseAlerts(Consumer):
-    """Warn about slow phases, time-outs, errors and failed runs, to the log, a command or a webhook.
+    """Send alerts about slow phases, time-outs, errors and failures, and say when they are over.
 
     Args:
-        threshold_s: warn about phases that take longer than this many seconds, while they do.
-        max_error_rate: warn about phases with a larger fraction of errors (0 to 1); off without it.
-        min_requests: how many answers there must be before a phase that goes on is warned of for its
-            errors; one that is over is judged by however many it had.
+        threshold_s: alert about phases as soon as they have taken longer than this many seconds.
+        max_error_rate: alert about phases with a larger fraction of errors (0 to 1); off without it.
         command: run this for each alert, with the alert as JSON on standard input and in
             ``PHASE_BUS_ALERT``. It is split as a shell would, but no shell runs it.
-        webhook: send each alert as JSON to this address (http or https, POST).
-        timeout_s: how many seconds one attempt at the command or the webhook may take.
-        retry_s: for how many seconds an alert that was not delivered is tried again.
+        webhook: send each alert as JSON to this address (http or https, POST); ``env:NAME`` or
+            ``file:PATH`` says where the address is, if it is a secret.
+        timeout_s: how many seconds one attempt at the command, or an answer, may take.
+        min_requests: how many answers a phase must have before there are alerts about its errors; a phase
+            that is over is judged by as many as it had.
+        retry_s: for how many seconds to retry an alert that was not delivered.
+        notify: where Apprise addresses are, one per line or in its YAML: ``env:NAME``, ``file:PATH``,
+            or a list of these.
+        group_s: for how many seconds changes of one run are collected into one message for ``notify``.
+        run_end: report each run's end as well (``notify``, and ``webhook`` with CloudEvents).
+        pagerduty: where the integration key of a PagerDuty service is; its incidents are resolved as well.
+        pagerduty_url: where PagerDuty accepts events; in Europe
+            ``https://events.eu.pagerduty.com/v2/enqueue``.
+        webhook_format: ``alert`` sends each alert that fires; ``cloudevents`` sends all changes, as
+            CloudEvents 1.0.
+        webhook_secret: where the secret for the webhook's signature is.
     """
 
     def __init__(
@@ -103,6 +84,13 @@ class PhaseAlerts(Consumer):
         timeout_s: float = 5.0,
         min_requests: int = 20,
         retry_s: float = 300.0,
+        notify: Secret | list[Secret] | None = None,
+        group_s: float = 5.0,
+        run_end: bool = False,
+        pagerduty: Secret | None = None,
+        pagerduty_url: str = "https://events.pagerduty.com/v2/enqueue",
+        webhook_format: Literal["alert", "cloudevents"] = "alert",
+        webhook_secret: Secret | None = None,
     ) -> None:
         if max_error_rate is not None and not 0 <= max_error_rate <= 1:
             raise ValueError(f"max_error_rate is a part of 1, such as 0.05, not {max_error_rate:g}")
@@ -110,219 +98,126 @@ class PhaseAlerts(Consumer):
             raise ValueError(f"timeout_s must be more than 0, not {timeout_s:g}")
         if min_requests < 1:
             raise ValueError(f"min_requests must be at least 1, not {min_requests}")
-        if retry_s < 0:
-            raise ValueError(f"retry_s must not be negative, as {retry_s:g} is")
-        if webhook is not None and (
-            urlsplit(webhook).scheme not in ("http", "https") or not urlsplit(webhook).hostname
-        ):
-            raise ValueError("webhook must be an address that begins with http:// or https://")
-        self.threshold_s = threshold_s
-        self.max_error_rate = max_error_rate
-        self.command = None if command is None else shlex.split(command)
-        self.webhook = webhook
-        self.timeout_s = timeout_s
-        self._drops: dict[str, Counter[str]] = {}
-        self.min_requests = min_requests
-        self.retry_s = retry_s
-        self._told: dict[tuple[str, str, AlertKind], None] = {}  # by run and phase
-        self._deliveries: set[asyncio.Task[None]] = set()
-        self._patient_until_s = 0.0
-        self._trouble = ""  # why the last attempt failed
-        self._given_up: list[tuple[_Cause, Exception]] = []
+        if retry_s < 0 or group_s < 0:
+            raise ValueError(f"retry_s and group_s must not be negative, as {min(retry_s, group_s):g} is")
+        if webhook_secret is not None and webhook is None:
+            raise ValueError("webhook_secret signs what webhook=... is sent: give both")
+        self._conditions = Conditions(threshold_s, max_error_rate, min_requests, run_end)
+        self._targets: list[Target] = []
+        if command is not None:
+            self._targets.append(Command(command, timeout_s))
+        if webhook is not None:
+            cloudevents = webhook_format == "cloudevents"
+            self._targets.append(Webhook(webhook, timeout_s, cloudevents, webhook_secret))
+        if pagerduty is not None:
+            self._targets.append(PagerDuty(pagerduty, pagerduty_url, timeout_s))
+        self._notify = [notify] if isinstance(notify, Secret) else notify or []
+        self._timeout_s, self._group_s = timeout_s, group_s
+        self._deliveries = Deliveries(retry_s, self._complain)
+        self._groups: dict[tuple[str, str], _Group] = {}  # by target and run
+        self._owed: dict[str, list[_Owed]] = {}
+        self._run_ended = False
 
     async def start(self) -> None:
-        if self.command is not None and shutil.which(next(iter(self.command), "")) is None:
-            raise ConfigError(
-                f"command: {shlex.join(self.command)!r} does not begin with a program that can be run; "
-                "give its full path with command=..."
-            )
+        if self._notify:
+            try:  # without it Apprise is not needed
+                from phase_bus_consumers.alerting_apprise import services
+            except ModuleNotFoundError as error:
+                raise ConfigError(f"notify: {error}") from None
+            self._targets += services(self._notify, self._timeout_s)
+        for target in self._targets:
+            if isinstance(target, Webhook | PagerDuty):
+                target.source = f"phase-bus/{self.name}"
+            await target.start()
+
+    def state(self) -> bytes | None:
+        state = _State(self._conditions.known, self._owed)
+        return None if state == _State(Known()) else msgspec.msgpack.encode(state)
+
+    def restore(self, state: bytes) -> None:
+        try:
+            kept = msgspec.msgpack.decode(state, type=_State)
+        except msgspec.DecodeError as error:
+            raise StateError(f"its state cannot be read: {error}") from error
+        if kept.version != _VERSION:
+            raise StateError(f"its state is of version {kept.version}, where this phase-bus has {_VERSION}")
+        self._conditions.known, self._owed = kept.known, kept.owed
+
+    async def _take(self, event: EventBase) -> None:
+        self._run_ended |= isinstance(event, RunComplete)
+        cause = Cause(event, self.stream, self.offset)
+        if cause.place in self._owed:
+            self._pay(cause)
+            return
+        before = msgspec.msgpack.encode(self._conditions.known) if self._deliveries.is_full else None
+        changes = self._conditions.take(event)
+        if changes and before is not None:
+            self._conditions.known = msgspec.msgpack.decode(before, type=Known)
+            raise self._deliveries.waiting()
+        for alert in changes:
+            self._log(alert)
+            for target in self._targets:
+                if alert.state in target.states:
+                    self._send(target, cause, alert)
+
+    # One method under several names: the names decide what is subscribed to.
+    on_phase_progress = on_phase_complete = on_phase_timeout = on_drop = on_run_complete = _take
+    on_verdict = _take
 
     async def flush(self) -> None:
+        for line, group in list(self._groups.items()):
+            if self._run_ended or self.stopping or time.monotonic() >= group.until_s:
+                del self._groups[line]
+                self._deliveries.add(self._target(line[0]), group.items)
+        self._run_ended = False
+        for given_up in await self._deliveries.settle():
+            self._give_up(given_up.target, given_up.items, given_up.error)
+        self.holds_checkpoint = bool(self._groups)
         if self._deliveries:
-            await asyncio.wait(self._deliveries, timeout=max(self._patient_until_s - time.monotonic(), 0))
-        given_up, self._given_up = self._given_up, []
-        for cause, error in given_up:
-            if not cause.given_up:
-                cause.given_up = True
-                self.fail(cause.event, cause.offset, error)
-        if self._deliveries:
-            alerts = "1 alert is" if len(self._deliveries) == 1 else f"{len(self._deliveries)} alerts are"
-            raise UndeliveredError(f"{alerts} not delivered yet: {self._trouble or 'no answer so far'}")
+            raise self._deliveries.waiting()
 
     async def stop(self) -> None:
-        deliveries = set(self._deliveries)
-        for delivery in deliveries:
-            delivery.cancel()
-        if deliveries:
-            await asyncio.wait(deliveries)
-
-    # ---- what is worth an alert ----
-
-    async def on_phase_progress(self, event: PhaseProgress) -> None:
-        start_ns = event.stats.start_ns
-        if start_ns is not None:
-            self._judge_duration(event, (event.ts_ns - start_ns) / 1e9, "has been running for")
-        if event.stats.completed >= self.min_requests:
-            self._judge_errors(event, "so far ")
-
-    async def on_phase_complete(self, event: PhaseComplete) -> None:
-        if event.stats.duration_s is not None:
-            self._judge_duration(event, event.stats.duration_s, "took")
-        self._judge_errors(event)
-
-    def _judge_duration(self, event: PhaseEvent, duration_s: float, took: str) -> None:
-        if duration_s > self.threshold_s and self._is_first(event, "slow_phase"):
-            self._alert(
-                event,
-                "slow_phase",
-                f"phase {event.phase} {took} {duration_s:.1f} s, more than {self.threshold_s:g} s",
-                duration_s=duration_s,
-                threshold_s=self.threshold_s,
-            )
-
-    def _judge_errors(self, event: PhaseEvent, so_far: str = "") -> None:
-        stats, limit = event.stats, self.max_error_rate
-        rate = stats.errors / stats.completed if stats.completed else 0.0
-        if limit is not None and rate > limit and self._is_first(event, "error_rate"):
-            self._alert(
-                event,
-                "error_rate",
-                f"phase {event.phase}: {so_far}{stats.errors} of {stats.completed} requests failed "
-                f"({rate:.1%}, more than {limit:.1%})",
-                errors=stats.errors,
-                completed=stats.completed,
-                error_rate=rate,
-                max_error_rate=limit,
-            )
-
-    def _is_first(self, event: PhaseEvent, kind: AlertKind) -> bool:
-        """Note that an alert is raised; return whether it is the first of its kind for the phase."""
-        key = (event.run_id, event.phase.name, kind)
-        if key in self._told:
-            return False
-        self._told[key] = None
-        if len(self._told) > _REMEMBERED:
-            del self._told[next(iter(self._told))]
-        return True
-
-    async def on_phase_timeout(self, event: PhaseTimeout) -> None:
-        grace_s = event.stats.grace_period_s
-        period = "its grace period" if grace_s is None else f"its grace period of {grace_s:g} s"
-        self._alert(
-            event,
-            "phase_timeout",
-            f"phase {event.phase} timed out: {event.requests_cut} requests cut at the end of {period}",
-            requests_cut=event.requests_cut,
-            grace_period_s=grace_s,
-        )
-
-    async def on_drop(self, event: Drop) -> None:
-        # Drops come in bursts: one alert at the run's end says it all.
-        self._drops.setdefault(event.run_id, Counter()).update(event.events)
-        if len(self._drops) > _REMEMBERED:  # their runs' ends never came
-            del self._drops[next(iter(self._drops))]
-
-    async def on_run_complete(self, event: RunComplete) -> None:
-        self._told = {key: None for key in self._told if key[0] != event.run_id}
-        reason = f": {event.reason}" if event.reason else ""
-        if event.status == "failed":
-            self._alert(event, "run_failed", f"run {event.run_id} failed{reason}", reason=event.reason)
-        elif event.status == "lost":
-            self._alert(event, "run_lost", f"run {event.run_id} was lost{reason}", reason=event.reason)
-        # The publisher's own drops are reported in both places, the bus's only in drop events.
-        dropped = self._drops.pop(event.run_id, Counter()) | Counter(event.dropped)
-        if dropped:
-            self._alert(
-                event,
-                "events_dropped",
-                f"run {event.run_id} ended with {dropped.total()} events dropped: "
-                "results computed from them are not whole",
-                events=dict(dropped),
-            )
+        await self._deliveries.stop()
 
     # ---- delivery ----
 
-    def _alert(self, event: EventBase, kind: AlertKind, message: str, **details: Any) -> None:
-        phase = event.phase.name if isinstance(event, PhaseEvent) else ""
-        alert = Alert(kind, message, event.run_id, phase, event.ts_ns, details)
-        self.log.warning(message, alert=kind, run_id=alert.run_id)
-        body = msgspec.json.encode(alert)
-        cause = _Cause(event, self.offset)
-        command, webhook = self.command, self.webhook
-        if command is not None:
-            self._deliver(cause, lambda: self._run(command, body))
-        if webhook is not None:
-            self._deliver(cause, lambda: self._post(webhook, body))
+    def _send(self, target: Target, cause: Cause, alert: Alert) -> None:
+        if not target.groups:
+            self._deliveries.add(target, [(cause, alert)])
+            return
+        line = (target.name, alert.run_id)
+        group = self._groups.setdefault(line, _Group(time.monotonic() + self._group_s))
+        group.items.append((cause, alert))
 
-    def _deliver(self, cause: _Cause, send: Callable[[], Awaitable[None]]) -> None:
-        if len(self._deliveries) >= _MAX_WAITING:
-            raise UndeliveredError(f"{_MAX_WAITING} alerts are not delivered yet: {self._trouble}")
-        self._patient_until_s = time.monotonic() + _PATIENCE_S
-        task = asyncio.create_task(self._keep_trying(cause, send))
-        self._deliveries.add(task)  # the loop itself keeps tasks only weakly
-        task.add_done_callback(self._deliveries.discard)
+    def _give_up(self, target: Target, items: Sequence[Item], error: Exception) -> None:
+        """Make the events dead letters, and note which target is still to be told of them."""
+        for cause, alert in items:
+            if cause.place:
+                self._owed.setdefault(cause.place, []).append(_Owed(target.name, alert))
+            if not cause.given_up:
+                cause.given_up = True
+                self.fail(cause.event, cause.offset, error)
+        for place in list(self._owed)[:-_OWED]:
+            del self._owed[place]
 
-    async def _keep_trying(self, cause: _Cause, send: Callable[[], Awaitable[None]]) -> None:
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(UndeliveredError),
-            wait=backoff(multiplier=0.5, max=_LONGEST_WAIT_S, min=0.2),
-            stop=stop_after_delay(self.retry_s),
-            before_sleep=self._complain,
-            reraise=True,
-        )
-        try:
-            async for attempt in retrying:
-                with attempt:
-                    await send()
-        except UndeliveredError as error:
-            self.log.error("an alert reached nobody and is given up", error=str(error))
-            self._given_up.append((cause, error))
+    def _pay(self, cause: Cause) -> None:
+        """Deliver, when a dead letter is tried again, what was given up: to those alone who lack it."""
+        messages = [(self._target(owed.target), owed.alert) for owed in self._owed[cause.place]]
+        del self._owed[cause.place]
+        for target, alert in messages:
+            self._deliveries.add(target, [(cause, alert)])
 
-    def _complain(self, state: RetryCallState) -> None:
-        error = state.outcome and state.outcome.exception()
-        self._trouble = str(error)
-        if state.attempt_number == 1:
-            self.log.error("an alert is not delivered yet; trying again", error=str(error))
+    def _target(self, name: str) -> Target:
+        for target in self._targets:
+            if target.name == name:
+                return target
+        raise UndeliveredError(f"there is no {name}: give the options that it was started with")
 
-    async def _run(self, command: list[str], body: bytes) -> None:
-        environment = {**os.environ, "PHASE_BUS_ALERT": body.decode()}
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                env=environment,
-                start_new_session=True,  # so that its children end with it, and Ctrl-C does not reach it
-            )
-        except OSError as error:
-            raise UndeliveredError(f"command {command[0]!r} could not be run: {error}") from error
-        try:
-            await asyncio.wait_for(process.communicate(body), self.timeout_s)
-        except TimeoutError:
-            raise UndeliveredError(
-                f"command {command[0]!r} took longer than {self.timeout_s:g} s"
-            ) from None
-        finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
-        if process.returncode:
-            raise UndeliveredError(f"command {command[0]!r} failed with exit code {process.returncode}")
+    def _log(self, alert: Alert) -> None:
+        if alert.state == "firing":
+            self.log.warning(alert.message, alert=alert.kind, run_id=alert.run_id)
+        else:
+            self.log.info(alert.message, **{alert.state: alert.kind}, run_id=alert.run_id)
 
-    async def _post(self, url: str, body: bytes) -> None:
-        try:
-            await asyncio.to_thread(_post, url, body, self.timeout_s)
-        except (OSError, HTTPException, ValueError) as error:
-            # Only the host: the rest of a webhook's address is often a secret.
-            raise UndeliveredError(f"webhook at {urlsplit(url).hostname}: {error}") from error
-
-
-def _post(url: str, body: bytes, timeout_s: float) -> None:
-    # Its scheme is http or https: others were refused with the options.
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")  # noqa: S310
-    try:
-        with urllib.request.urlopen(request, timeout=timeout_s):  # noqa: S310 - likewise
-            pass
-    except HTTPError as error:
-        error.close()  # it holds the connection
-        raise
+    def _complain(self, what: str, error: BaseException | None) -> None:
+        self.log.error(what, error=str(error))

@@ -11,45 +11,63 @@ import json
 import logging
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import msgspec
 
 from phase_bus import (
     ConfigError,
     Consumer,
-    Drop,
     EventBase,
     EventHook,
+    Origin,
     OutputFile,
     PhaseEvent,
-    PhaseProgress,
-    PhaseSendingComplete,
-    PhaseStart,
-    PhaseStats,
-    PhaseTimeout,
-    Receipt,
-    RunComplete,
-    RunStart,
-    printable,
+    printable_json,
 )
+from phase_bus_consumers.ecs import event_document
+from phase_bus_consumers.headline import headline
 
 logger = logging.getLogger(__name__)
 
 
 class PhaseLogger(Consumer):
-    """Write a line for each event of a phase or run, to a file or to standard output.
+    """Write a line for each event of a phase or run, and each verdict, to a file or to standard output.
 
     Args:
-        log_file: the file to append to; standard output without one.
-        verbose: write all counts and the run's id, and lines for progress and receipts too.
-        json: write JSON lines: one object per event, with everything in it.
+        log_file: the file to append to; standard output if there is none.
+        verbose: also write all counts and the run's id, and lines for progress and receipts.
+        json: the same as ``format=json``.
+        format: ``text``; ``json``, one object per event with everything in it; or ``ecs``, one object with
+            the names of the Elastic Common Schema, for log shippers.
+        max_bytes: rename the file to ``NAME.1`` before it becomes larger, that one to ``NAME.2`` and so on;
+            0 for never.
+        keep_files: how many renamed files are kept.
+        service: the ``service.name`` of ``ecs``.
     """
 
-    def __init__(self, log_file: Path | None = None, verbose: bool = False, json: bool = False) -> None:
+    def __init__(
+        self,
+        log_file: Path | None = None,
+        verbose: bool = False,
+        json: bool = False,
+        format: Literal["text", "json", "ecs"] = "text",
+        max_bytes: int = 0,
+        keep_files: int = 5,
+        service: str = "phase-bus",
+    ) -> None:
+        if json and format == "ecs":
+            raise ValueError("json=true is format=json; give one of json and format")
+        if max_bytes and log_file is None:
+            raise ValueError("max_bytes is the size of a file: give log_file, too")
+        if max_bytes < 0 or keep_files < 1:
+            raise ValueError("max_bytes must not be negative, and keep_files at least 1")
         self.log_file = log_file
         self.verbose = verbose
         self.json = json
+        self.format = "json" if json else format
+        self.max_bytes, self.keep_files = max_bytes, keep_files
+        self.service = service
         self._file: OutputFile | None = None
 
     async def start(self) -> None:
@@ -57,22 +75,40 @@ class PhaseLogger(Consumer):
             self._file = self.open_output(self.log_file, "log_file")
 
     async def _write(self, event: EventBase) -> None:
-        if self.json:
+        line = self._line(event) + "\n"
+        if self._file is None:
+            print(line, end="", flush=True)
+            return
+        if self.max_bytes:
+            self._make_room(self._file, len(line.encode(errors="backslashreplace")))
+        self._file.append(line)
+
+    def _make_room(self, file: OutputFile, size: int) -> None:
+        if not file.size or file.size + size <= self.max_bytes:
+            return
+        try:
+            file.rotate(self.keep_files)
+        except OSError as error:
+            self.max_bytes = 0
+            self.log.warning("the log file cannot be renamed, and grows on", reason=str(error))
+
+    def _line(self, event: EventBase) -> str:
+        if self.format == "text":
+            return describe(event, self.verbose)
+        if self.format == "json":
             fields = {"timestamp": clock(event.ts_ns), **msgspec.to_builtins(event), "event": event.kind}
-            line = json.dumps(fields)
-        else:
-            line = describe(event, self.verbose)
-        if self._file is not None:
-            self._file.append(line + "\n")
-        else:
-            print(line, flush=True)
+            return json.dumps(fields)
+        key = Origin(event, self.stream, self.offset, self.source, self.sequence).key
+        document = event_document(event, self.service).fields
+        document["event"] = {"id": f"{key}-0", **document["event"]}
+        return printable_json(msgspec.json.encode(document).decode())
 
     async def _write_if_verbose(self, event: EventBase) -> None:
         if self.verbose:
             await self._write(event)
 
     # One method under several names: the names decide what is subscribed to.
-    on_run_start = on_run_complete = on_drop = _write
+    on_run_start = on_run_complete = on_drop = on_verdict = _write
     on_phase_start = on_phase_sending_complete = on_phase_timeout = on_phase_complete = _write
     on_phase_progress = on_receipt = _write_if_verbose
 
@@ -103,100 +139,9 @@ class ExampleLoggingHook(EventHook):
 
 def describe(event: EventBase, verbose: bool = False) -> str:
     """Return an event as one line: time, kind, subject and details."""
-    subject, details = _parts(event)
-    if verbose:
-        details |= _more(event)
-    text = ", ".join(f"{name}: {value}" for name, value in details.items() if value not in (None, ""))
-    line = f"[{clock(event.ts_ns)}] {event.kind.upper()}: {subject}" + (f" | {text}" if text else "")
-    return printable(" ".join(line.splitlines()))  # names and reasons come from outside
+    return f"[{clock(event.ts_ns)}] {headline(event, verbose)}"
 
 
 def clock(ts_ns: int) -> str:
     """Return a time in ns as local time, with milliseconds and the offset to UTC."""
     return datetime.fromtimestamp(ts_ns / 1e9).astimezone().isoformat(" ", "milliseconds")
-
-
-def _parts(event: EventBase) -> tuple[str, dict[str, Any]]:
-    match event:
-        case PhaseEvent():
-            return event.phase.name.upper(), _phase_details(event)
-        case RunStart():
-            return event.run_id, {"Producer": event.producer, "Models": " ".join(event.models)}
-        case RunComplete():
-            details = {"Status": event.status, "Reason": event.reason, "Records": event.records}
-            return event.run_id, {**details, "Dropped": _dropped(event)}
-        case Drop():
-            lost = sum(event.events.values())
-            return event.source, {"Events": lost, "Records": event.records, "Reason": event.reason}
-        case Receipt():
-            topics = event.topics.values()
-            return event.consumer, {
-                "Complete": "yes" if event.complete else "no",
-                "Handled": sum(topic.handled for topic in topics),
-                "Failed": sum(topic.failed for topic in topics),
-                "Missed": sum(topic.missed for topic in topics),
-            }
-    return event.run_id, {}
-
-
-def _dropped(end: RunComplete) -> str | None:
-    if not end.dropped:
-        return None
-    return f"{end.dropped_records} records in {sum(end.dropped.values())} events"
-
-
-def _phase_details(event: PhaseEvent) -> dict[str, Any]:
-    stats = event.stats
-    match event:
-        case PhaseStart():
-            return {"Expected": _expected(stats)}
-        case PhaseProgress():
-            part = stats.progress(event.ts_ns)
-            return {
-                "Progress": None if part is None else f"{part:.0%}",
-                "Completed": stats.completed,
-                "In flight": stats.in_flight,
-                "Errors": stats.errors,
-            }
-        case PhaseSendingComplete():
-            return {"Sent": stats.sent, "Sending": _seconds(stats.sending_duration_s)}
-        case PhaseTimeout():
-            return {"Completed": stats.completed, "Cut": event.requests_cut}
-    return {
-        "Completed": stats.completed,
-        "Cancelled": stats.cancelled,
-        "Duration": _seconds(stats.duration_s) or "unknown",
-    }
-
-
-def _more(event: EventBase) -> dict[str, Any]:
-    if isinstance(event, RunStart):  # its subject is the run already
-        return {"URLs": " ".join(event.urls), "Trial": event.trial, "Label": event.label}
-    if not isinstance(event, PhaseEvent):
-        return {} if isinstance(event, RunComplete) else {"Run": event.run_id}
-    stats = event.stats
-    sessions = (stats.sent_sessions, stats.completed_sessions, stats.cancelled_sessions)
-    return {
-        "Sent": stats.sent,
-        "Completed": stats.completed,
-        "Cancelled": stats.cancelled,
-        "Errors": stats.errors,
-        "In flight": stats.in_flight,
-        "Sessions": "/".join(map(str, sessions)) if any(sessions) else None,
-        "Expected": _expected(stats),
-        "Sending": _seconds(stats.sending_duration_s),
-        "Run": event.run_id,
-    }
-
-
-def _expected(stats: PhaseStats) -> str:
-    bounds = {
-        "requests": stats.expected_requests,
-        "sessions": stats.expected_sessions,
-        "s": stats.expected_duration_s,
-    }
-    return " or ".join(f"{bound:g} {unit}" for unit, bound in bounds.items() if bound is not None)
-
-
-def _seconds(duration_s: float | None) -> str | None:
-    return None if duration_s is None else f"{duration_s:.2f}s"

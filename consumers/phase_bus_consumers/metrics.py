@@ -1,4 +1,4 @@
-"""The ``metrics`` consumer: events, counts and durations of each phase, in a JSON file.
+"""The ``metrics`` consumer: events, counts and durations of each phase, and verdicts, in a JSON file.
 
 The file is replaced as a whole after each event, or a little later if there are many, so it can be read at
 any time while runs go on.
@@ -30,6 +30,7 @@ from phase_bus import (
     PhaseTimeout,
     RunComplete,
     RunStart,
+    Verdict,
     printable_json,
 )
 from phase_bus_consumers.run_files import KEPT_RUNS, Pace, Pieces
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 _COUNTS = [field.name for field in msgspec.structs.fields(PhaseStats) if type(field.default) is int]
 # Of each phase and of each run: more come from a publisher that repeats itself.
-_EVENTS, _PHASES = 100, 100
+_EVENTS, _PHASES, _THRESHOLDS = 100, 100, 100
 
 
 class Moment(Struct, frozen=True):
@@ -89,6 +90,25 @@ class Phase(Struct, kw_only=True):
             self.events_left_out += 1
 
 
+class Threshold(Struct, frozen=True):
+    """How a threshold stands, by the last verdict on it; ``value`` and ``limit`` are in ``unit``."""
+
+    phase: str
+    state: str
+    final: bool
+    value: float | None
+    limit: float | None
+    unit: str
+    samples: int
+    reason: str
+    ts_ns: int
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> Threshold:
+        """Return what a verdict says."""
+        return cls(*(getattr(verdict, name) for name in cls.__struct_fields__))
+
+
 class Run(Struct, kw_only=True):
     """A run so far: its status is ``running`` until it is over."""
 
@@ -101,6 +121,7 @@ class Run(Struct, kw_only=True):
     records: int | None = None
     phases: dict[str, Phase] = {}
     phase_events_left_out: int = 0
+    thresholds: dict[str, Threshold] = {}
 
     def take(self, event: EventBase) -> None:
         """Update the run."""
@@ -116,6 +137,9 @@ class Run(Struct, kw_only=True):
             case RunComplete():
                 self.end_ns, self.records = event.ts_ns, event.records
                 self.status, self.reason = event.status, event.reason
+            case Verdict():
+                if event.threshold in self.thresholds or len(self.thresholds) < _THRESHOLDS:
+                    self.thresholds[event.threshold] = Threshold.of(event)
 
 
 class _File(Struct):
@@ -124,12 +148,12 @@ class _File(Struct):
 
 
 class PhaseMetrics(Consumer):
-    """Keep events, counts and durations of each phase in a JSON file, while the run goes on.
+    """Keep events, counts and durations of each phase, and how thresholds stand, in a JSON file.
 
     Args:
         output: the file: ``{"runs": {run_id: {"status": ..., "phases": {...}}}, "runs_left_out": 0}``.
             Runs that are already in it stay.
-        keep_runs: how many runs it holds, the latest ones; how many were left out stands in it.
+        keep_runs: how many runs it holds, the latest ones; it says how many were left out.
     """
 
     def __init__(self, output: Path = Path("phase-bus-metrics.json"), keep_runs: int = KEPT_RUNS) -> None:
@@ -169,6 +193,10 @@ class PhaseMetrics(Consumer):
     on_run_start = on_run_complete = _take
     on_phase_start = on_phase_sending_complete = on_phase_timeout = on_phase_complete = _take
     on_phase_progress = _take
+
+    async def on_verdict(self, event: Verdict) -> None:
+        if event.run_id in self._runs:  # a verdict alone makes no run
+            await self._take(event)
 
     def _write(self) -> None:
         assert self._file is not None, "not started"

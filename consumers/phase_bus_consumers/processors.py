@@ -98,7 +98,7 @@ class _Tally:
                 "failed": failed,
             },
             "success_rate": rate,
-            "error_rate": 1.0 - rate if self.total else 0.0,
+            "error_rate": failed / self.total if self.total else 0.0,
             "errors": dict(self.failures),
             "latency_ms": self._latency(percentiles),
         }

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from phase_bus import ConfigError
-from phase_bus_consumers.sql_rows import Row, Tables, fit, json_text
+from phase_bus import ConfigError, PhaseBusError, RefusedRowsError, Secret, UnavailableError
+from phase_bus_consumers.sql_duckdb import insert_arrow
+from phase_bus_consumers.sql_rows import Tables, fit, json_text
 
-_INSTALL = "pip install 'phase-bus[sql]'"
+T = TypeVar("T")
+
 _START_S = 5.0  # how long to wait for a database that is just starting
 _COMING_UP = (
     "connection refused",
@@ -22,18 +28,58 @@ _COMING_UP = (
     "recovery mode",
     "database is locked",
 )
-_DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg", "sqlite": "sqlite"}
-_INSERTS: dict[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
-_LIMITS = {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 30_000}
+_DRIVERS = {
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+    "sqlite": "sqlite",
+    "duckdb": "duckdb",
+}
+_FILES = ("sqlite", "duckdb")
+_URLS = "postgresql://USER@HOST/DATABASE, sqlite:///FILE or duckdb:///FILE"
+_PASSWORDS = "use url=env:NAME or url=file:PATH, PGPASSWORD, or ~/.pgpass"
+_SECRET_OPTIONS = ("password", "sslpassword")
+_INSERTS: dict[str, Any] = {
+    "postgresql": postgresql.insert,
+    "duckdb": postgresql.insert,  # whose ON CONFLICT it understands
+    "sqlite": sqlite.insert,
+}
+_LIMITS: dict[str, dict[str, Any]] = {
+    "postgresql": {
+        "connect_timeout": 10,
+        "keepalives_idle": 30,
+        "tcp_user_timeout": 30_000,
+        "application_name": "phase-bus",
+    },
+    "sqlite": {"timeout": 30},
+}
+_REFUSES = ("22", "54")  # classes of errors: what a type cannot hold, and what is too large
+_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 
-def open_database(text: str, tables: Tables) -> sa.Engine:
+def read_url(text: str) -> sa.URL:
+    """Return the database's URL, read from where it is if the text says that.
+
+    Raises:
+        ConfigError: if it is none, or has a password in clear.
+    """
+    if not text.startswith(("env:", "file:")):
+        url = _parse(text)
+        if _secrets(url):
+            raise ConfigError(f"url: a password is not given in clear; {_PASSWORDS}")
+        return url
+    try:
+        secret = Secret(text)
+    except ValueError as error:
+        raise ConfigError(f"url: {error}") from None
+    return _parse(secret.value())
+
+
+def open_database(url: sa.URL, tables: Tables) -> sa.Engine:
     """Return an engine for a database that answers and has the tables.
 
     Raises:
         ConfigError: if there is no such database, or it cannot be used.
     """
-    url = _parse(text)
     engine: sa.Engine | None = None
     try:
         engine = _engine(url)
@@ -48,40 +94,50 @@ def open_database(text: str, tables: Tables) -> sa.Engine:
         if engine is not None:
             engine.dispose()
         if isinstance(error, ModuleNotFoundError):
-            raise ConfigError(f"url: a driver is missing ({error}); {_INSTALL}") from error
-        if not isinstance(error, sa.exc.SQLAlchemyError | OSError):
-            raise
-        shown = repr(url.set(query={}).render_as_string(hide_password=True))  # without possible secrets
-        raise ConfigError(
-            f"url: {shown} cannot be used: {error_line(error, text)}; give another with url=..."
-        ) from None
+            extra = "duckdb" if url.drivername == "duckdb" else "sql"
+            raise ConfigError(
+                f"url: a driver is missing ({error}); pip install 'phase-bus[{extra}]'"
+            ) from error
+        if isinstance(as_ours(error, url), PhaseBusError):
+            plain = url.set(drivername=url.get_backend_name(), query={})  # without possible secrets
+            shown = repr(plain.render_as_string(hide_password=True))
+            raise ConfigError(
+                f"url: {shown} cannot be used: {error_line(error, url)}; {_remedy(error)}"
+            ) from None
+        raise
     return engine
+
+
+def _remedy(error: Exception) -> str:
+    if "lock on file" in str(error):  # DuckDB's
+        return "end the process that has it open, or give another file with url=..."
+    if "no password supplied" in str(error):
+        return _PASSWORDS
+    if "connection refused" in str(error).lower():
+        return f"start the server first: at its own start, the sink waits for it for {_START_S:g} s only"
+    return "give another with url=..."
 
 
 def _parse(text: str) -> sa.URL:
     try:
         url = sa.make_url(text)
     except (sa.exc.ArgumentError, ValueError):  # their messages may have the password
-        raise ConfigError(
-            "url: not understood; write it as sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
-        ) from None
+        raise ConfigError(f"url: not understood; write it as {_URLS}") from None
     kind, _, driver = url.drivername.partition("+")
-    if kind not in _DRIVERS or driver not in ("", "psycopg" if kind != "sqlite" else "pysqlite"):
-        raise ConfigError(
-            f"url: {url.drivername!r} is not supported; use sqlite:///FILE or postgresql://HOST/DATABASE"
-        )
+    if kind not in _DRIVERS or driver not in ("", _DRIVERS[kind].partition("+")[2]):
+        raise ConfigError(f"url: {url.drivername!r} is not supported; use {_URLS}")
     if "@" in (url.host or ""):
         raise ConfigError("url: more than one @; write an @ in a password as %40")
-    if kind == "sqlite" and url.database in (None, "", ":memory:"):
-        raise ConfigError("url: a database in memory is gone at the end; name a file, sqlite:///FILE")
+    if kind in _FILES and url.database in (None, "", ":memory:"):
+        raise ConfigError(f"url: a database in memory is gone at the end; name a file, {kind}:///FILE")
     return url.set(drivername=_DRIVERS[kind])
 
 
 def _engine(url: sa.URL) -> sa.Engine:
-    arguments: dict[str, Any] = {"timeout": 30}
-    if url.drivername != "sqlite":
-        defaults = {**_LIMITS, "application_name": "phase-bus"}
-        arguments = {name: value for name, value in defaults.items() if name not in url.query}
+    defaults = _LIMITS.get(url.get_backend_name(), {})
+    arguments = {name: value for name, value in defaults.items() if name not in url.query}
+    if url.drivername in _FILES:
+        Path(str(url.database)).parent.mkdir(exist_ok=True)
     engine = sa.create_engine(
         url,
         pool_size=1,
@@ -91,7 +147,6 @@ def _engine(url: sa.URL) -> sa.Engine:
         hide_parameters=True,
     )
     if url.drivername == "sqlite":
-        Path(str(url.database)).parent.mkdir(exist_ok=True)
         sa.event.listen(engine, "connect", _set_up_sqlite)
         sa.event.listen(engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
     return engine
@@ -125,24 +180,53 @@ def _prepare(engine: sa.Engine, tables: Tables) -> None:
                 )
 
 
-def append(connection: sa.Connection, table: sa.Table, rows: list[Row], after: Mapping[str, int]) -> None:
-    """Insert the rows whose offset is beyond that of its stream, by the fastest way the database has."""
-    if after and rows and rows[0][1] <= after.get(rows[0][0], 0):
-        rows = [row for row in rows if row[1] > after.get(row[0], 0)]
-    if not rows:
+def append(connection: sa.Connection, table: sa.Table, pieces: Iterator[pa.Table]) -> None:
+    """Insert rows by the fastest way that the database has."""
+    first = next(pieces, None)
+    if first is None:
         return
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql(str(sa.insert(table).compile(dialect=connection.dialect)), rows)
-        return
-    quote = connection.dialect.identifier_preparer
-    names = ", ".join(quote.quote(column.name) for column in table.c)
+    pieces = chain([first], pieces)
+    name = connection.dialect.identifier_preparer.format_table(table)
     driver: Any = connection.connection.driver_connection
-    with (
-        driver.cursor() as cursor,
-        cursor.copy(f"COPY {quote.format_table(table)} ({names}) FROM STDIN") as copy,
-    ):
-        for row in rows:
-            copy.write_row(row)
+    if connection.dialect.name == "sqlite":
+        statement = str(sa.insert(table).compile(dialect=connection.dialect))
+        for rows in pieces:
+            columns = [column.to_pylist() for column in rows.columns]
+            connection.exec_driver_sql(statement, list(zip(*columns, strict=True)))
+    elif connection.dialect.name == "duckdb":
+        for rows in pieces:
+            insert_arrow(driver, name, rows)
+    else:
+        with driver.cursor() as cursor, cursor.copy(f"COPY {name} FROM STDIN") as copy:
+            for text in _made_ahead(map(_copy_text, pieces)):
+                copy.write(text)
+
+
+def _made_ahead(pieces: Iterator[T]) -> Iterator[T]:
+    """Yield pieces; while one is in use, a thread makes the next one."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, pieces, None)
+        while (piece := coming.result()) is not None:
+            coming = thread.submit(next, pieces, None)
+            yield piece
+
+
+def _copy_text(rows: pa.Table) -> memoryview:
+    """Return rows in the text format of PostgreSQL's COPY, made column by column."""
+    columns = [_escaped(column.combine_chunks()) for column in rows.columns]
+    lines = pc.binary_join_element_wise(*columns, "\t", null_handling="replace", null_replacement="\\N")
+    lines = pc.binary_join_element_wise(lines, "", "\n")
+    return memoryview(lines.buffers()[2])[: pc.sum(pc.binary_length(lines)).as_py()]
+
+
+def _escaped(column: pa.Array) -> pa.Array:
+    texts = column.cast(pa.string())
+    if column.type == pa.string():
+        data = (column.buffers()[2] or pa.py_buffer(b"")).to_pybytes()
+        for character, escape in _ESCAPES.items():
+            if character.encode() in data:
+                texts = pc.replace_substring(texts, character, escape)
+    return texts
 
 
 def insert_missing(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> None:
@@ -160,14 +244,28 @@ def upsert(connection: sa.Connection, table: sa.Table, rows: Iterable[dict[str, 
         connection.execute(insert.on_conflict_do_update(index_elements=table.primary_key, set_=news), full)
 
 
-def error_line(error: BaseException | None, url: str) -> str:
+def as_ours(error: Exception, url: sa.URL) -> Exception:
+    """Return what a sink says of an error of the database or its driver; any other as it is."""
+    cause = getattr(error, "orig", None) or error
+    if not isinstance(error, sa.exc.SQLAlchemyError | OSError) and not _of_driver(cause):
+        return error
+    kind = RefusedRowsError if str(getattr(cause, "sqlstate", ""))[:2] in _REFUSES else UnavailableError
+    return kind(error_line(error, url))
+
+
+def _of_driver(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in ("psycopg", "sqlite3", "_duckdb", "duckdb")
+
+
+def error_line(error: BaseException, url: sa.URL) -> str:
     """Return an error in one line, without the URL's password."""
-    text = " ".join(str(getattr(error, "orig", None) or error).split())
-    try:
-        secrets = [sa.make_url(url).password, sa.make_url(url).query.get("password")]
-    except (sa.exc.ArgumentError, ValueError):
-        return text
-    for secret in secrets:
-        if isinstance(secret, str) and secret:
-            text = text.replace(secret, "***")
+    cause = getattr(error, "orig", None) or error
+    text = " ".join(str(cause).split())
+    for secret in _secrets(url):
+        text = text.replace(secret, "***")
     return f"{type(error).__name__}: {text}"
+
+
+def _secrets(url: sa.URL) -> list[str]:
+    found = [url.password, *(url.query.get(name) for name in _SECRET_OPTIONS)]
+    return [secret for secret in found if isinstance(secret, str) and secret]

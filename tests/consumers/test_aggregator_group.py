@@ -92,8 +92,10 @@ def expected(events: list[EventBase]) -> bytes:
 class Member:
     """An instance of the consumer that saves its state now and then, and can be replaced."""
 
-    def __init__(self, partition: int | None, told: list[Summary], **options: Any) -> None:
-        self.partition = partition
+    def __init__(
+        self, partition: int | None, told: list[Summary], *, leads: bool = False, **options: Any
+    ) -> None:
+        self.partition, self.leads = partition, leads
         self._told = told
         self._options = {"exact_limit": LIMIT, "interval_s": 0, **options}
         self._kept: bytes | None = None
@@ -128,6 +130,7 @@ class Member:
             self._told.append(event)
 
         consumer.context.publish, consumer.context.partition = publish, self.partition
+        consumer.context.leads = self.leads
         return consumer
 
 
@@ -137,8 +140,8 @@ class Group:
     def __init__(self, tmp_path: Path, **options: Any) -> None:
         self.told: list[Summary] = []
         self.by_partitions: list[Summary] = []
-        output = {"output": str(tmp_path / "summary.json")}
-        self.leader = Member(None, self.told, **output, **options)
+        output: dict[str, Any] = {"output": str(tmp_path / "summary.json")}
+        self.leader = Member(None, self.told, leads=True, **output, **options)
         self.parts = [Member(n, self.by_partitions, **output, **options) for n in range(PARTITIONS)]
         self.kept: dict[int, bytes] = {}
         self._news: dict[int, bytes] = {}

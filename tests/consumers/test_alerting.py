@@ -32,7 +32,7 @@ from phase_bus.events import (
     RunStart,
 )
 from phase_bus.testing import PROFILING, MemoryBus, until
-from phase_bus_consumers import alerting
+from phase_bus_consumers import alerting_delivery
 from phase_bus_consumers.alerting import PhaseAlerts
 
 SLOW = PhaseComplete(
@@ -267,10 +267,9 @@ async def test_a_command_that_vanished_is_logged(
     script = tmp_path / "alert"
     script.write_text("#!/bin/sh\n")
     script.chmod(0o755)
-    consumer = PhaseAlerts(command=str(script))
+    consumer = PhaseAlerts(command=str(script), retry_s=0.0)
     await consumer.start()
     script.unlink()
-    consumer.retry_s = 0.0
     await consumer.on_phase_complete(SLOW)
     await consumer.flush()
     assert "could not be run" in next(line["error"] for line in logs if "error" in line)
@@ -311,7 +310,7 @@ async def test_a_webhook_is_tried_again(webhook: Webhook, logs: list[MutableMapp
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flush waits but a moment."""
-    monkeypatch.setattr(alerting, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(alerting_delivery, "_PATIENCE_S", 0.1)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -146,16 +146,20 @@ def test_options_come_as_text() -> None:
 
 
 def test_what_is_not_installed_is_named() -> None:
-    """Without SQLAlchemy the registry's error says what to install; the same without the driver."""
+    """Without SQLAlchemy the registry's error says what to install; the same without a driver."""
     script = (
         "import asyncio, sys\n"
         "sys.modules[sys.argv[1]] = None\n"
         "from phase_bus.plugins.registry import Registry\n"
         "cls = Registry.load().class_of('consumer', 'sql')\n"
-        "asyncio.run(cls('postgresql://h/db').start())\n"
+        "asyncio.run(cls(sys.argv[2] + ':///x').start())\n"
     )
-    for module in ("sqlalchemy", "psycopg"):
-        done = subprocess.run([sys.executable, "-c", script, module], capture_output=True, text=True)
+    for module, kind, extra in (
+        ("sqlalchemy", "sqlite", "sql"),
+        ("psycopg", "postgresql", "sql"),
+        ("duckdb", "duckdb", "duckdb"),
+    ):
+        done = subprocess.run([sys.executable, "-c", script, module, kind], capture_output=True, text=True)
         last = done.stderr.splitlines()[-1]
-        assert "pip install 'phase-bus[sql]'" in last, done.stderr
+        assert f"pip install 'phase-bus[{extra}]'" in last, done.stderr
         assert last.startswith("phase_bus.errors.")
