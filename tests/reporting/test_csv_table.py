@@ -10,8 +10,8 @@ import pytest
 
 from phase_bus.reporting.csv_table import run_csv, sweep_csv
 from phase_bus.reporting.source import compute
-from phase_bus.reporting.sweep import Sweep
 from tests.support.journals import Made, Phase, sweep_of, write_journal
+from tests.support.sweeps import sweep_document
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
@@ -52,12 +52,7 @@ def test_a_spreadsheet_takes_no_name_for_a_formula(tmp_path: Path) -> None:
 
 
 def test_a_sweep_has_its_parameters_in_columns(tmp_path: Path) -> None:
-    journal = write_journal(tmp_path, *sweep_of("s", [1, 4], trials=2))
-    sweep = Sweep("s")
-    for value in (1, 4):
-        for trial in range(2):
-            sweep.add(journal, compute(journal, f"s-{value}-{trial}"))
-    document = sweep.document()
+    document = sweep_document(tmp_path, *sweep_of("s", [1, 4], trials=2))
     rows = rows_of(sweep_csv(document))
     assert {row["variation.concurrency"] for row in rows} == {"1", "4"}
     (row,) = (

@@ -11,14 +11,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from phase_bus.errors import ConfigError
+from phase_bus.events import EventBase, Verdict
 from phase_bus.reporting.figures import run_figures
 from phase_bus.reporting.html import run_html, sweep_html
 from phase_bus.reporting.source import PastRun, compute, published
-from phase_bus.reporting.sweep import Sweep
-from tests.support.journals import HOSTILE, Made, Phase, a_summary, sweep_of, write_journal
+from tests.support.journals import HOSTILE, T0, Made, Phase, a_summary, sweep_of, write_journal
+from tests.support.sweeps import sweep_document
 
 
 class Page(HTMLParser):
@@ -83,49 +85,88 @@ def test_the_plots_have_a_point_for_each_window(tmp_path: Path) -> None:
         "output_token_throughput_per_user",
     ]
     assert set(windows["metrics"]) == set(figures) - {"distribution", "throughput"}
-    p99, p50 = figures["request_latency"].data
-    assert (p99["name"], p50["name"]) == ("p99", "p50")
-    for trace in (p99, p50):
-        expected = windows["metrics"]["request_latency"][trace["name"]]
-        assert len(trace["x"]) == len(trace["y"]) == len(expected)
-        assert [y is None for y in trace["y"]] == [value is None for value in expected]
-        assert None in trace["y"]
-        pairs = [(y, v / 1e6) for y, v in zip(trace["y"], expected, strict=True) if v is not None]
+    p50, p99 = figures["request_latency"].series
+    assert (p99.name, p50.name) == ("p99", "p50")
+    for line in (p99, p50):
+        expected = windows["metrics"]["request_latency"][line.name]
+        assert len(figures["request_latency"].x.values) == len(line.y) == len(expected)
+        assert [y is None for y in line.y] == [value is None for value in expected]
+        assert None in line.y
+        pairs = [(y, v / 1e6) for y, v in zip(line.y, expected, strict=True) if v is not None]
         assert all(y == pytest.approx(value, rel=1e-4) for y, value in pairs)
-    good, failed = figures["throughput"].data
+    good, failed = (sum(y for y in line.y if y) for line in figures["throughput"].series)
     width_s = windows["width_s"]
-    assert sum(good["y"]) * width_s == pytest.approx(run.summary["overall"]["successful"], rel=1e-3)
-    assert sum(failed["y"]) * width_s == pytest.approx(run.summary["overall"]["failed"], rel=1e-3)
-    look = figures["request_latency"].layout
-    assert [note["text"] for note in look["annotations"]] == ["warmup", "steady", "peak"]
-    marked = [shape[end] for shape in look["shapes"] for end in ("x0", "x1")]
+    assert good * width_s == pytest.approx(run.summary["overall"]["successful"], rel=1e-3)
+    assert failed * width_s == pytest.approx(run.summary["overall"]["failed"], rel=1e-3)
+    bands = figures["request_latency"].bands
+    assert [band["name"] for band in bands] == ["warmup", "steady", "peak"]
+    marked = [band[end] for band in bands for end in ("from", "to")]
     assert marked == pytest.approx([0, 3, 3, 23, 28, 38], abs=1.0)
 
 
-def test_time_counts_from_the_phase_not_from_the_first_answer(tmp_path: Path) -> None:
+def test_percentiles_of_plots_are_as_fine_as_others(tmp_path: Path) -> None:
+    """Not in steps of 4 %, as those of a state that is kept; nothing else differs."""
+    journal = write_journal(tmp_path, Made("r", [Phase("profiling", 10, 5000)]))
+    coarse, fine = compute(journal, "r"), compute(journal, "r", fine=True)
+    lines = [
+        run.summary["overall"]["windows"]["metrics"]["request_latency"]["p50"] for run in (coarse, fine)
+    ]
+    assert len(set(lines[0])) < len(set(lines[1])) > 5
+    assert lines[0] == pytest.approx(lines[1], rel=0.025)
+    assert fine.summary["overall"]["windows"]["relative_error"] == coarse.summary["relative_error"]
+    for run in (coarse, fine):
+        for part in (*run.summary["phases"], run.summary["overall"]):
+            del part["windows"]
+    assert coarse.summary == fine.summary
+
+
+@pytest.mark.parametrize(
+    ("before_s", "begins_s", "since"),
+    [
+        (0, 0, "the run began"),
+        (7, 7, "the run began"),
+        (4000, 0, "the first phase began"),
+        (-5, 0, "the first phase began"),
+    ],
+)
+def test_time_counts_from_the_start_of_the_run(
+    tmp_path: Path, before_s: int, begins_s: int, since: str
+) -> None:
+    """Not from the first answer; and not from a start that a clock has put anywhere."""
     run = compute(write_journal(tmp_path, Made("r", [Phase("profiling", 100, 2)])), "r")
-    figure = run_figures(run.summary, run.phases)[0]
-    places = [x for x, y in zip(figure.data[0]["x"], figure.data[0]["y"], strict=True) if y is not None]
-    assert places == pytest.approx([25, 75], abs=1.0)
-    assert figure.layout["shapes"][0]["x0"] == 0
-    assert figure.layout["xaxis"]["range"][0] == 0
+    figure = run_figures(run.summary, run.phases, T0 - before_s * 10**9)[0]
+    places = [x for x, y in zip(figure.x.values, figure.series[0].y, strict=True) if y is not None]
+    assert places == pytest.approx([25 + begins_s, 75 + begins_s], abs=1.0)
+    assert figure.bands[0]["from"] == pytest.approx(begins_s)
+    assert figure.x.range[0] == 0
+    assert figure.x.title == f"s since {since}"
 
 
 def test_the_distribution_has_every_request_of_each_phase(tmp_path: Path) -> None:
     run = compute(write_journal(tmp_path, Made("r", THREE)), "r")
     (figure,) = (f for f in run_figures(run.summary, run.phases) if f.key == "distribution")
-    assert [trace["name"] for trace in figure.data] == ["warmup", "steady", "peak"]
-    assert [trace["visible"] for trace in figure.data] == ["legendonly", True, True]
-    for trace, phase in zip(figure.data, run.summary["phases"], strict=True):
-        assert sum(trace["y"]) == pytest.approx(100.0)
-        assert trace["x"] == figure.data[0]["x"] == sorted(trace["x"])
+    assert [line.name for line in figure.series] == ["warmup", "steady", "peak"]
+    assert [line.hidden for line in figure.series] == [True, False, False]
+    edges = figure.x.values
+    assert edges == sorted(edges)
+    for line, phase in zip(figure.series, run.summary["phases"], strict=True):
+        shares = [y or 0.0 for y in line.y]
+        assert sum(shares) == pytest.approx(100.0, rel=1e-3)
+        assert 0 <= min(shares) <= max(shares) <= 100
         # Half of the requests lie below the median, wherever the bins are.
         median_ms = phase["metrics"]["request_latency"]["p50"] / 1e6
-        below = sum(y for x, y in zip(trace["x"][1:], trace["y"], strict=False) if x <= median_ms)
-        above = sum(y for x, y in zip(trace["x"], trace["y"], strict=True) if x >= median_ms)
+        below = sum(y for x, y in zip(edges[1:], shares, strict=False) if x <= median_ms)
+        above = sum(y for x, y in zip(edges, shares, strict=True) if x >= median_ms)
         assert below <= 52
         assert above <= 52
-    assert figure.layout["xaxis"]["type"] == "log"
+    assert figure.x.log
+
+
+def test_a_page_is_light(tmp_path: Path) -> None:
+    """Also one of many windows and phases; a plotting library alone had 4.6 MB."""
+    made = Made("r", [Phase(f"phase {n}", 100, 1500, error_rate=0.1) for n in range(12)])
+    page = run_html(compute(write_journal(tmp_path, made), "r", fine=True))
+    assert len(page.encode()) < 400_000
 
 
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
@@ -169,13 +210,9 @@ def test_what_comes_from_outside_stays_text(tmp_path: Path) -> None:
         *HOSTILE.start["variation"].values(),
     ):
         assert text in page.text, text
-    # Plotly takes texts for HTML: there it must be escaped once more.
+    # Names in plots are drawn, or put into the page as text.
     figures = figures_of(page)
-    assert (
-        figures["distribution"]["data"][0]["name"]
-        == "&lt;b&gt;ph&lt;/b&gt;&lt;script&gt;alert(2)&lt;/script&gt;"
-    )
-    assert "<" not in json.dumps([f["layout"] for f in figures.values()])
+    assert figures["distribution"]["series"][0]["name"] == HOSTILE.phases[0].name
     assert "<" not in page.scripts[0]
 
 
@@ -184,11 +221,7 @@ def test_a_sweep_too(tmp_path: Path) -> None:
     for run in runs:
         run.start = {**run.start, "variation": HOSTILE.start["variation"]}
     runs[0].status, runs[0].reason = "failed", HOSTILE.reason
-    journal = write_journal(tmp_path, *runs)
-    sweep = Sweep("<script>alert(9)</script>")
-    for run in runs:
-        sweep.add(journal, compute(journal, run.run_id))
-    page = Page(sweep_html(sweep.document()))
+    page = Page(sweep_html(sweep_document(tmp_path, *runs, sweep_id="<script>alert(9)</script>")))
     assert len(page.scripts) == 3
     assert not {tag for tag, _ in page.tags} & {"img", "svg", "b", "a"}
     assert "<script>alert(9)</script>" in page.text
@@ -253,12 +286,9 @@ def test_what_a_consumer_published_has_no_distribution(tmp_path: Path) -> None:
     assert "consumer 'group' published" in page.text
 
 
-@pytest.mark.parametrize("module", ["jinja2", "plotly.offline"])
-def test_without_the_libraries_it_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, module: str
-) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=rf"{module}.*pip install 'phase-bus\[report\]'"):
+def test_without_jinja_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ConfigError, match=r"jinja2.*pip install 'phase-bus\[report\]'"):
         run_html(PastRun(summary=EMPTY))
 
 
@@ -274,3 +304,46 @@ EMPTY: dict[str, Any] = {
     "phases": [],
     "overall": {"windows": None, "successful": 0},
 }
+
+
+def verdicts_of(run_id: str) -> list[EventBase]:
+    """Return the verdicts of a run that a threshold ended."""
+    first = Verdict(run_id=run_id, producer="thresholds", threshold="a <b> & c", state="passed", ts_ns=T0)
+    told = msgspec.structs.replace(
+        first, state="failed", abort=True, value=7e8, limit=5e8, unit="ns", samples=3
+    )
+    other = Verdict(
+        run_id=run_id, producer="thresholds", threshold="d", state="unknown", reason="<i>no</i>"
+    )
+    return [
+        first,
+        told,
+        msgspec.structs.replace(told, final=True),
+        msgspec.structs.replace(other, final=True),
+    ]
+
+
+def test_the_verdicts_of_a_run(tmp_path: Path) -> None:
+    """The last ones, in a section of their own; and why the run was cancelled."""
+    made = Made("r", THREE, status="cancelled", more=verdicts_of("r"))
+    page = page_of(tmp_path, made)
+    assert "Thresholds" in page.text
+    assert page.text.index("Thresholds") < page.text.index("Phases")
+    assert "It ended because 'a <b> & c' failed: 700.00 ms measured, limit 500 ms, 3 samples." in page.text
+    assert "<i>no</i>" in page.text
+    assert not page.attributes("i")
+    badges = [found["class"] for found in page.attributes("span") if "badge" in (found.get("class") or "")]
+    assert badges == ["badge bad"] * 3
+    assert "0 of 2 thresholds passed, 1 failed, 1 unknown. Judged by thresholds." in page.text
+    assert "Thresholds" not in page_of(tmp_path / "other", Made("r", THREE)).text
+
+
+def test_verdicts_are_no_events_of_the_run(tmp_path: Path) -> None:
+    """They neither make it incomplete nor go on with it, whenever they come."""
+    journal = write_journal(tmp_path, Made("r", THREE, more=verdicts_of("r")), Made("s", THREE))
+    run, other = compute(journal, "r"), compute(journal, "s")
+    assert run.is_complete
+    assert run.damage == other.damage == ""
+    assert {**run.summary, "run_id": "s"} == other.summary
+    assert [v.state for v in run.last_verdicts] == ["failed", "unknown"]
+    assert run.ended_because == ""  # it completed all the same

@@ -15,19 +15,10 @@ from phase_bus.core.wire import decode_event
 from phase_bus.errors import ConfigError
 from phase_bus.events import Records, RunStart
 from phase_bus.journal.reader import JournalReader
-from phase_bus.reporting.source import compute
 from phase_bus.reporting.sweep import Sweep, _over_trials, identify
 from phase_bus.reporting.sweep_text import sweep_text
-from tests.support.journals import Made, Phase, sweep_of, write_journal
-
-
-def document_of(tmp_path: Path, *runs: Made, warmup: bool = False) -> Any:
-    """Return what runs come to."""
-    journal = write_journal(tmp_path, *runs)
-    sweep = Sweep("s", warmup=warmup)
-    for run in runs:
-        sweep.add(journal, compute(journal, run.run_id))
-    return sweep.document()
+from tests.support.journals import Phase, sweep_of
+from tests.support.sweeps import sweep_document
 
 
 def latencies(journal: Path, run_id: str) -> np.ndarray[Any, Any]:
@@ -43,7 +34,7 @@ def latencies(journal: Path, run_id: str) -> np.ndarray[Any, Any]:
 
 def test_mean_and_interval_over_trials_and_all_requests_pooled(tmp_path: Path) -> None:
     """Each number is that of numpy and of scipy's own interval."""
-    document = document_of(tmp_path, *sweep_of("s", [2], trials=4))
+    document = sweep_document(tmp_path, *sweep_of("s", [2], trials=4))
     (variation,) = document["variations"]
     assert (variation["name"], variation["variation"]) == ("concurrency=2", {"concurrency": 2})
     assert (variation["trials"], variation["left_out"]) == (4, 0)
@@ -71,7 +62,7 @@ def test_mean_and_interval_over_trials_and_all_requests_pooled(tmp_path: Path) -
 
 
 def test_one_trial_has_no_interval(tmp_path: Path) -> None:
-    document = document_of(tmp_path, *sweep_of("s", [1], trials=1))
+    document = sweep_document(tmp_path, *sweep_of("s", [1], trials=1))
     found = document["variations"][0]["phases"][0]["metrics"]["request_latency"]["statistics"]["p99"]
     assert (found["n"], found["std"], found["ci95_low"], found["ci95_high"]) == (1, None, None, None)
     assert "n=1" in sweep_text(document)
@@ -81,7 +72,7 @@ def test_equal_trials_have_an_interval_without_width(tmp_path: Path) -> None:
     runs = sweep_of("s", [1], trials=2)
     for run in runs:
         run.seed = 5
-    document = document_of(tmp_path, *runs)
+    document = sweep_document(tmp_path, *runs)
     found = document["variations"][0]["phases"][0]["metrics"]["request_latency"]["statistics"]["p50"]
     assert found["ci95_low"] == found["mean"] == found["ci95_high"]
 
@@ -92,7 +83,7 @@ def test_what_is_not_complete_is_listed_and_counts_for_nothing(tmp_path: Path) -
     runs[2].missing = 7
     runs[3].dropped = {"records.00.x$": 2}
     runs[4].status = None
-    document = document_of(tmp_path, *runs)
+    document = sweep_document(tmp_path, *runs)
     assert [run["left_out"] for run in document["runs"]] == [
         None,
         "lost: no sign of life",
@@ -107,6 +98,8 @@ def test_what_is_not_complete_is_listed_and_counts_for_nothing(tmp_path: Path) -
     assert metric["statistics"]["mean"]["n"] == 2
     assert metric["pooled"]["count"] == sum(len(latencies(tmp_path, f"s-1-{trial}")) for trial in (0, 5))
     text = sweep_text(document)
+    assert "\\n" not in text
+    assert "\n\n== concurrency=1" in text
     assert "LEFT OUT: run s-1-1 (concurrency=1, trial 1): lost: no sign of life" in text
     assert "== concurrency=1: 2 complete trials, 4 left out ==" in text
 
@@ -114,20 +107,20 @@ def test_what_is_not_complete_is_listed_and_counts_for_nothing(tmp_path: Path) -
 def test_a_variation_without_a_complete_trial_is_there(tmp_path: Path) -> None:
     runs = sweep_of("s", [1], trials=1)
     runs[0].status = "failed"
-    document = document_of(tmp_path, *runs)
+    document = sweep_document(tmp_path, *runs)
     (variation,) = document["variations"]
     assert (variation["trials"], variation["left_out"], variation["phases"]) == (0, 1, [])
     assert "== concurrency=1: 0 complete trials, 1 left out ==" in sweep_text(document)
 
 
 def test_warm_up_counts_only_if_asked_for(tmp_path: Path) -> None:
-    document = document_of(tmp_path, *sweep_of("s", [1], trials=2), warmup=True)
+    document = sweep_document(tmp_path, *sweep_of("s", [1], trials=2), warmup=True)
     assert [phase["name"] for phase in document["variations"][0]["phases"]] == ["warmup", "profiling"]
 
 
 def test_numbers_are_put_in_order(tmp_path: Path) -> None:
     """By number, neither as text nor in the order of the runs."""
-    document = document_of(tmp_path, *sweep_of("s", [16, 2, 8], trials=1))
+    document = sweep_document(tmp_path, *sweep_of("s", [16, 2, 8], trials=1))
     assert [v["variation"]["concurrency"] for v in document["variations"]] == [2, 8, 16]
 
 
@@ -135,7 +128,7 @@ def test_failed_trials_have_no_latency_but_an_error_rate(tmp_path: Path) -> None
     runs = sweep_of("s", [1], trials=2)
     for run in runs:
         run.phases = [Phase("profiling", 5, 50, error_rate=1.0)]
-    document = document_of(tmp_path, *runs)
+    document = sweep_document(tmp_path, *runs)
     metrics = document["variations"][0]["phases"][0]["metrics"]
     assert metrics["error_rate"]["statistics"]["value"]["mean"] == 1.0
     assert "request_latency" not in metrics

@@ -47,6 +47,17 @@ def has_dashboard(command: Sequence[str]) -> bool:
     return ui.lower() in ("", "dashboard")
 
 
+def leaves_terminal_alone(command: Sequence[str]) -> bool:
+    """Return whether a command is known to draw nothing: AIPerf with ``--ui none``, or a simulation."""
+    words = _arguments_of_aiperf(command)
+    if words:
+        is_plain = _value(words, ("--ui", "--ui-type")).lower() == "none"
+        return words[0] == "profile" and is_plain and _QUIET.isdisjoint(words)
+    if Path(command[0]).name == "phase-bus":
+        return tuple(command[1:2]) == ("simulate",)
+    return _runs_module(command, "phase_bus") and tuple(command[3:4]) == ("simulate",)
+
+
 def _value(words: Sequence[str], names: Sequence[str]) -> str:
     """Return the value of an option, the last one given."""
     value = ""
@@ -62,13 +73,13 @@ def _arguments_of_aiperf(command: Sequence[str]) -> list[str]:
     name = Path(command[0]).name
     if name == "aiperf":
         return list(command[1:])
-    if tuple(command[1:3]) == ("run", "aiperf") if name == "uv" else _runs_module(command):
+    if tuple(command[1:3]) == ("run", "aiperf") if name == "uv" else _runs_module(command, "aiperf"):
         return list(command[3:])
     return []
 
 
-def _runs_module(command: Sequence[str]) -> bool:
-    return bool(_PYTHON.fullmatch(Path(command[0]).name)) and tuple(command[1:3]) == ("-m", "aiperf")
+def _runs_module(command: Sequence[str], module: str) -> bool:
+    return bool(_PYTHON.fullmatch(Path(command[0]).name)) and tuple(command[1:3]) == ("-m", module)
 
 
 def lack_of_category(aiperf: Distribution) -> str:
@@ -103,7 +114,7 @@ def _python_of(command: Sequence[str]) -> Path | None:
         script = _in_project_of_uv()
     elif name == "aiperf":
         script = shutil.which(command[0])
-    elif _runs_module(command):
+    elif _runs_module(command, "aiperf"):
         found = shutil.which(command[0])
         return None if found is None else Path(found)
     else:

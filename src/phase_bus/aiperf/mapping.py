@@ -7,12 +7,15 @@ names of AIPerf's objects, so that one function serves both.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
 
+from phase_bus.aiperf.request_options import request_options
+from phase_bus.core.command_line import command_line, text_without_secrets, this_process
 from phase_bus.events import PhaseKind, PhasePlan, PhaseRef, PhaseStats, RunStart, RunStatus
 
 _T = TypeVar("_T")
@@ -247,9 +250,9 @@ def run_start(run: Any, version: str) -> RunStart:
         run_id=str(run.benchmark_id),
         producer=f"aiperf {version}".strip(),
         models=_read(lambda: tuple(map(str, run.cfg.get_model_names())), ()),
-        urls=_read(lambda: tuple(map(str, run.cfg.endpoint.urls)), ()),
+        urls=_read(lambda: tuple(text_without_secrets(str(url)) for url in run.cfg.endpoint.urls), ()),
         sweep_id=_read(lambda: run.sweep_id, None),
-        trial=_read(lambda: run.trial, None),
+        trial=_read(lambda: run.trial if run.sweep_id or run.trial else None, None),
         label=_read(lambda: run.label or None, None),
         variation=_read(
             lambda: msgspec.to_builtins(
@@ -257,7 +260,14 @@ def run_start(run: Any, version: str) -> RunStart:
             ),
             {},
         ),
+        options=_read(lambda: request_options(run.cfg), {}),
+        **{**_read(this_process, {}), "command": _read(lambda: _command(run), "")},
     )
+
+
+def _command(run: Any) -> str:
+    """Return what the user typed; the process that this runs in was started by AIPerf."""
+    return command_line(shlex.split(str(run.cli_command or "")))
 
 
 def _read(get: Any, default: Any) -> Any:

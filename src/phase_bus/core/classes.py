@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -72,3 +73,25 @@ def look_here_too() -> None:
 def one_line(error: Exception) -> str:
     """Return an exception's type and message in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def type_in_words(message: str) -> str:
+    """Return what msgspec says of a value of the wrong type as people say it: ``must be text``."""
+
+    def words(found: re.Match[str]) -> str:
+        wanted = [_TYPES.get(each, each) for each in found[1].split(" | ")]
+        got = f", not {_TYPES.get(found[2], found[2])}" if found[2] else ""
+        return f"must be {' or '.join(wanted)}{got}"
+
+    told = re.sub(r"Expected `([^`]+)`(?:, got `([^`]+)`)?", words, message)
+    return told.replace("`", "'")
+
+
+_TYPES = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a map",
+}

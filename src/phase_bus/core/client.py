@@ -27,6 +27,9 @@ _R = TypeVar("_R", Heard, Status)
 class BusClient:
     """Asks one bus, and waits for its answers.
 
+    Args:
+        address: where it is; a text is parsed.
+
     Raises:
         KeyFileError: if there is a key file, and it is not fit for use.
         AddressError: if there is nothing to connect to, or others may have put a bus of theirs there; by
@@ -35,8 +38,9 @@ class BusClient:
         RefusedError: by every method that asks, if the bus refuses that.
     """
 
-    def __init__(self, address: Address) -> None:
-        self.address = address.connectable()
+    def __init__(self, address: Address | str) -> None:
+        parsed = Address.parse(address) if isinstance(address, str) else address
+        self.address = parsed.connectable()
         self._key = key_for(self.address)
         check_directory(self.address)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

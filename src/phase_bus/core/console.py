@@ -17,6 +17,10 @@ class PlainConsole(Console):
     escaped. What is to have a style, or more than one line, is a :class:`~rich.text.Text`.
     """
 
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print as a console does, but cut nothing off: a terminal wraps what is too long for it."""
+        super().print(*objects, **{"crop": False, **how})
+
     def on_broken_pipe(self) -> None:
         """Leave it to the program what a reader who is gone means; the exception goes on."""
         raise BrokenPipeError

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
+from phase_bus.core.past import FetchedPast, FetchPast
 from phase_bus.core.position import Position, Segment
 from phase_bus.events import Count, Int, JournalLoss, Offset
 
@@ -18,6 +19,7 @@ WIRE_VERSION = 3
 EVENTS = -1  # the share of a group that is all events but records; its other shares are partitions
 PARTITIONS = 16  # of the records; a group takes up others, of foreign publishers, when they appear
 REMEMBERED_RUNS = 50  # how many of the latest runs a consumer names in its beats
+RESULTS_SUFFIX = " (results)"  # in the names of the publishers that consumers have
 DEFAULT_MAX_MESSAGE_BYTES = 8 << 20  # of a bus; what a publisher goes by until it knows
 # How many of those that ended as lost consumers keep beside them: their publishers may come back.
 KEPT_LOST_RUNS = 50
@@ -300,6 +302,8 @@ class Fetch(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch"):
         records: whether batches of records are wanted too.
         limit_bytes: the size of the answer at most; one event comes in any case.
         partition: only the records of this partition.
+        run_id: only the events of this run; empty for all.
+        kinds: only events of these kinds; empty for all.
     """
 
     after: Int
@@ -307,6 +311,8 @@ class Fetch(Struct, frozen=True, kw_only=True, tag_field="op", tag="fetch"):
     limit_bytes: Int = 1 << 20
     partition: Int | None = None
     stream: str = ""
+    run_id: str = ""
+    kinds: tuple[str, ...] = ()
 
 
 class PrunedTopic(Struct, frozen=True, array_like=True):
@@ -422,6 +428,7 @@ class ClientInfo(Struct, frozen=True, kw_only=True):
     """What the bus knows of a publisher or consumer, from its hello and its last beat.
 
     Attributes:
+        received: how many events the bus has taken in from a publisher, or a consumer has received.
         age_s: seconds since it was last heard.
         shares: what it works on in its group; -1 stands for all events that are no records.
     """
@@ -526,6 +533,7 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_repl
         dropped: malformed messages, which it skipped.
         offset: the offset of the last event.
         connections: how many there are; a client has one or several.
+        replay: where past events can be fetched, None if the bus keeps none.
         clients: publishers and consumers, the latest of those that left included.
         runs: the runs, the oldest first, the latest of those that ended included.
         groups: the consumer groups that have members, or had since its start.
@@ -542,6 +550,7 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_repl
     offset: Int = 0
     connections: Int = 0
     journal: str | None = None
+    replay: Endpoint | None = None
     clients: tuple[ClientInfo, ...] = ()
     runs: tuple[RunInfo, ...] = ()
     groups: tuple[GroupInfo, ...] = ()
@@ -551,7 +560,7 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="op", tag="status_repl
 
 
 Request: TypeAlias = (
-    Hello | Beat | Goodbye | StatusRequest | EndRuns | Fetch | FetchStates | RemoveDeadLetter
+    Hello | Beat | Goodbye | StatusRequest | EndRuns | Fetch | FetchStates | FetchPast | RemoveDeadLetter
 )
 Reply: TypeAlias = (
     Welcome
@@ -564,5 +573,6 @@ Reply: TypeAlias = (
     | Status
     | Fetched
     | FetchedStates
+    | FetchedPast
     | ReadFailed
 )

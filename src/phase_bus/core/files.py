@@ -35,10 +35,11 @@ def check_writable(path: Path, option: str) -> None:
     try:
         make_directory(path, option)
         existed = path.exists()
-        with path.open("a"):
+        place = path if existed else path.resolve()  # a link stays, that leads to what is yet to be made
+        with place.open("a"):
             pass
         if not existed:
-            path.unlink()
+            place.unlink()
     except OSError as error:
         made = "make its directory first, or " if isinstance(error, FileNotFoundError) else ""
         raise ConfigError(

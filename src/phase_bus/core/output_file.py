@@ -52,9 +52,14 @@ class _Handles:
                 with suppress(OSError):
                     self.lock_path.unlink()
             os.close(self.lock)
+        self.lock = -1
+        self.close_end()
+
+    def close_end(self) -> None:
+        """Close the file itself."""
         if self.end >= 0:
             os.close(self.end)
-        self.lock = self.end = -1
+        self.end = -1
 
 
 class OutputFile:
@@ -125,19 +130,81 @@ class OutputFile:
         write_whole(self._real if self._locked else self.path, text)
 
     def append(self, text: str) -> None:
-        """Write at the end, at once.
+        """Write whole lines at the end, at once.
+
+        They begin a line of their own whatever is before them, such as the half line of a killed process.
+        If somebody has renamed the file, they begin a new one.
 
         Raises:
-            OSError: if it cannot be written.
+            OSError: if they cannot be written; nothing of them is there.
             ConfigError: if another process has taken it over.
         """
         self._check()
         handles = self._handles
+        if handles.end >= 0 and not is_at(handles.end, self.path):
+            handles.close_end()
         if handles.end < 0:
             handles.end = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            if self._has_half_a_line():
+                text = "\n" + text
+        size = os.fstat(handles.end).st_size
         left = memoryview(text.encode(errors="backslashreplace"))
-        while left:
-            left = left[os.write(handles.end, left) :]
+        try:
+            while left:
+                left = left[os.write(handles.end, left) :]
+        except OSError:
+            with suppress(OSError):  # of a pipe or device
+                os.ftruncate(handles.end, size)
+            handles.close_end()
+            raise
+
+    @property
+    def size(self) -> int:
+        """How many bytes are in it; 0 if it is no file, or there is none yet."""
+        return self._real.stat().st_size if self._real.is_file() else 0
+
+    def rotate(self, keep: int) -> None:
+        """Rename the file to ``NAME.1``, that one to ``NAME.2`` and so on; the next line begins a new file.
+
+        Who follows the file sees it renamed, never cut. What is no regular file stays.
+
+        Args:
+            keep: the highest number; what has it is replaced.
+
+        Raises:
+            OSError: if it cannot be renamed; it can still be appended to.
+            ConfigError: if another process has taken it over, or writes one of the others.
+        """
+        self._check()
+        if not self._real.is_file():
+            return
+        places = [self._real.with_name(f"{self._real.name}.{number}") for number in range(1, keep + 1)]
+        for place in places:
+            self._check_free(place)
+        # A killed process may have left a gap: what comes before it moves, and nothing is replaced.
+        last = next((n for n, place in enumerate(places) if not place.exists()), keep - 1)
+        for older, newer in zip(places[last:0:-1], places[last - 1 :: -1], strict=False):
+            newer.replace(older)
+        self._real.replace(places[0])
+        self._handles.close_end()
+
+    def _check_free(self, path: Path) -> None:
+        with suppress(FileNotFoundError):
+            lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR)
+            try:
+                if not _try_lock(lock):
+                    raise self._in_use(_read(lock), path)
+            finally:
+                os.close(lock)
+
+    def _has_half_a_line(self) -> bool:
+        """Return whether the file's last line has no end; not if nobody can tell."""
+        with suppress(OSError):
+            if self.size:
+                with self._real.open("rb") as file:
+                    file.seek(-1, os.SEEK_END)
+                    return file.read(1) != b"\n"
+        return False
 
     def close(self) -> None:
         """Let others have the file. Closing it again does nothing."""
@@ -209,8 +276,8 @@ class OutputFile:
     def _is_me(self, holder: _Holder) -> bool:
         return (holder.pid, holder.host) == (self._me.pid, self._me.host)
 
-    def _in_use(self, holder: _Holder) -> ConfigError:
-        what = f"{self._option}: {str(self.path)!r} is written by"
+    def _in_use(self, holder: _Holder, path: Path | None = None) -> ConfigError:
+        what = f"{self._option}: {str(path or self.path)!r} is written by"
         remedy = f"give another file with {self._option}=..."
         who = f"consumer {holder.consumer!r}" if holder.consumer else "another process"
         if self._is_me(holder):

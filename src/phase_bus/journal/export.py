@@ -16,6 +16,7 @@ from phase_bus.core.records import to_plain
 from phase_bus.core.wire import decode_event
 from phase_bus.events import Event, Records
 from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.record_csv import csv_names, write_csv
 
 
 def export_jsonl(reader: JournalReader, run_id: str | None, output: Path | None) -> int:
@@ -45,6 +46,19 @@ def export_parquet(reader: JournalReader, run_id: str | None, output: Path) -> i
     schema = record_schema(_records(reader, run_id, until))
     with replacing_output(output) as path:
         return write_parquet(path, schema, _records(reader, run_id, until))
+
+
+def export_csv(reader: JournalReader, run_id: str | None, output: Path) -> int:
+    """Write all request records as rows of a CSV file; return their number.
+
+    Raises:
+        JournalError, WireError: if the journal cannot be read.
+        ConfigError: if the file cannot be written.
+    """
+    until = reader.head.offset  # for two passes over the same: a bus may be adding to it
+    names = csv_names(_records(reader, run_id, until))
+    with replacing_output(output) as path:
+        return write_csv(path, names, _records(reader, run_id, until))
 
 
 def _write_lines(reader: JournalReader, run_id: str | None, file: BinaryIO) -> int:

@@ -15,10 +15,12 @@ Tables of ``journal.sqlite``:
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import sqlite3
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +35,7 @@ FILE_NAME = "journal.sqlite"
 SCHEMA_VERSION = 3  # of the tables here, and of what the payloads hold
 
 _LOCK_NAME = "journal.lock"
+_LOOK_S = 0.05  # longer than somebody who only looks whether a journal is held holds it himself
 _PAGE_BYTES = 8192
 _WAL_KEPT_BYTES = 64 << 20
 BUSY_MS = 5000
@@ -163,13 +166,31 @@ def lock(directory: Path) -> IO[str]:
     path = directory / FILE_NAME
     try:
         make_private_directory(directory)
-        return lock_file(directory / _LOCK_NAME)
+        try:
+            return lock_file(directory / _LOCK_NAME)
+        except BlockingIOError:
+            time.sleep(_LOOK_S)
+            return lock_file(directory / _LOCK_NAME)
     except BlockingIOError as error:
         raise JournalInUseError(
             path, "is in use by another bus", "choose another directory, or end that bus"
         ) from error
     except OSError as error:
         raise _error(path, _UNWRITABLE, error.strerror) from error
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a bus, or whoever else writes a journal, has it now; not if that cannot be told."""
+    if path.name != FILE_NAME:
+        return False  # a copy, which no bus writes to
+    try:
+        with path.with_name(_LOCK_NAME).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def open_for_writing(path: Path) -> sqlite3.Connection:

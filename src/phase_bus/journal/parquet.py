@@ -11,16 +11,9 @@ import pyarrow.parquet as pq
 
 from phase_bus.core.records import Column, RecordBatch
 from phase_bus.events import Records
+from phase_bus.journal.record_columns import OURS, own_columns, record_columns
 
-_OURS = {
-    "run_id": pa.string(),
-    "phase": pa.string(),
-    "phase_kind": pa.string(),
-    "phase_index": pa.int64(),
-    "error_type": pa.string(),
-    "error_message": pa.string(),
-    "error_code": pa.int64(),
-}
+_OURS = {name: pa.int64() if name in ("phase_index", "error_code") else pa.string() for name in OURS}
 _TYPES = {"i": pa.int64(), "f": pa.float64(), "b": pa.bool_(), "s": pa.string()}
 _GROUP_ROWS, _GROUP_BYTES = 100_000, 64 << 20
 
@@ -33,7 +26,7 @@ def record_schema(batches: Iterable[Records]) -> pa.Schema:
     """
     types: dict[str, pa.DataType] = {}
     for event in batches:
-        for name, column in _columns(RecordBatch(event)).items():
+        for name, column in record_columns(RecordBatch(event)).items():
             kind = _TYPES[column.type] if column.type != "l" else pa.list_(_TYPES[column.values.dtype.kind])
             known = types.setdefault(name, kind)
             if known != kind:
@@ -60,12 +53,6 @@ def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[Records]) -> 
     return rows
 
 
-def _columns(batch: RecordBatch) -> dict[str, Column]:
-    """Return a batch's fields and metrics by the names of their columns in the file."""
-    both = {**batch.field_columns(), **batch.metric_columns()}
-    return {f"{name}_" if name in _OURS else name: column for name, column in both.items()}
-
-
 def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     numbers = {pa.int64(), pa.float64()}
     if {one, other} <= numbers:
@@ -76,12 +63,8 @@ def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 def _table(event: Records, schema: pa.Schema) -> pa.Table:
     count = event.count
-    errors = {error.row: (error.type, error.message, error.code) for error in event.errors}
-    constant = (event.run_id, event.phase.name, event.phase.kind, event.phase.index)
-    of_errors = [[errors.get(row, (None, None, None))[place] for row in range(count)] for place in range(3)]
-    ours = [*([value] * count for value in constant), *of_errors]
-    arrays = dict(zip(_OURS, ours, strict=True))
-    there = _columns(RecordBatch(event))
+    arrays: dict[str, Any] = {**own_columns(event)}
+    there = record_columns(RecordBatch(event))
     for field in schema:
         if field.name in _OURS:
             arrays[field.name] = pa.array(arrays[field.name], field.type)
@@ -94,15 +77,8 @@ def _table(event: Records, schema: pa.Schema) -> pa.Table:
 
 def _array(column: Column, count: int, kind: pa.DataType) -> pa.Array:
     """Return a column with a value or null for each record."""
-    if column.rows is None and column.type in "ifb":
-        return pa.array(column.values).cast(kind, safe=False)  # a whole number may be too large for a float
-    full: list[Any] = [None] * count
-    for row, value in column.items():
-        full[row] = value
-    if kind == pa.float64():
-        full = [None if value is None else float(value) for value in full]
-    elif kind == pa.list_(pa.float64()):
-        full = [None if value is None else [float(each) for each in value] for value in full]
-    elif kind == pa.string():
-        full = [value if value is None or isinstance(value, str) else str(value) for value in full]
-    return pa.array(full, kind)
+    array = column.to_arrow(count)
+    if kind == pa.string() and column.type in "bl":
+        texts = [None if value is None else str(value) for value in array.to_pylist()]
+        return pa.array(texts, kind)
+    return array.cast(kind, safe=False)  # a whole number may be too large for a float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -56,7 +56,7 @@ GROUP BY r.run_id ORDER BY r.started_ns, r.rowid
 _OF_CONSUMER = "?1 IS NULL OR consumer = ?1 OR substr(consumer, 1, length(?1) + 1) = ?1 || '/'"
 _DEAD_LETTERS = f"""
 SELECT id, consumer, stream, offset, run_id, kind, error, traceback, ts_ns, attempts FROM dead_letters
-WHERE {_OF_CONSUMER} ORDER BY id
+WHERE ({_OF_CONSUMER}) AND id > ?2 ORDER BY id LIMIT ?3
 """  # noqa: S608 - of constants
 _LEFT_OUT = f"SELECT consumer, count FROM dead_letters_left_out WHERE {_OF_CONSUMER} ORDER BY consumer"  # noqa: S608 - likewise
 _BY_PARTITION = "INDEXED BY events_by_partition"
@@ -141,6 +141,7 @@ class JournalReader:
         limit_bytes: int = 1 << 20,
         limit: int = 1000,
         run_id: str | None = None,
+        kinds: Sequence[str] = (),
         until: int | None = None,
     ) -> list[Entry]:
         """Return the next events after an offset, in order; nothing only if there are none.
@@ -150,6 +151,7 @@ class JournalReader:
         Args:
             records: whether batches of request records are wanted too.
             partition: only the records of this partition.
+            kinds: only events of these kinds; empty for all.
             limit_bytes: the size of their frames at most; one event comes in any case.
             until: the last offset that is wanted.
         """
@@ -168,7 +170,11 @@ class JournalReader:
             if run_id is not None:
                 where += " AND s.run_id = ?"
                 parameters.append(run_id)
-            sql = _READ.format(index=index, join="LEFT" if run_id is None else "CROSS", where=where)
+            if kinds:
+                where += f" AND s.kind IN ({', '.join('?' * len(kinds))})"
+                parameters += kinds
+            join = "LEFT" if run_id is None and not kinds else "CROSS"
+            sql = _READ.format(index=index, join=join, where=where)
             while True:
                 found = self._db.execute(sql, (*parameters, limit))
                 entries, after_offset = self._up_to(found, limit_bytes, wanted)
@@ -262,9 +268,16 @@ class JournalReader:
                 if checkpoint is not None:
                     yield int(number), checkpoint
 
-    def dead_letters(self, consumer: str | None = None) -> list[DeadLetter]:
-        """Return the dead letters of one consumer or group, or of all, the oldest first."""
-        return self._structs(DeadLetter, _DEAD_LETTERS, consumer)
+    def dead_letters(
+        self, consumer: str | None = None, after: int = 0, limit: int = -1
+    ) -> list[DeadLetter]:
+        """Return the dead letters of one consumer or group, or of all, the oldest first.
+
+        Args:
+            after: only those of higher numbers.
+            limit: how many at most; -1 for all.
+        """
+        return self._structs(DeadLetter, _DEAD_LETTERS, consumer, after, limit)
 
     def dead_letter_count(self) -> int:
         """Return how many dead letters there are."""

@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple, TypeAlias
 from msgspec import Struct
 
 from phase_bus.core.control import EVENTS, UnreadRun
+from phase_bus.core.past import DeadLetter as DeadLetter
+from phase_bus.core.past import RunRow as RunRow
 from phase_bus.core.position import Position
 
 Durability: TypeAlias = Literal["write", "fsync"]
@@ -85,49 +87,6 @@ class Checkpoint(NamedTuple):
         return self.position.offset
 
 
-class DeadLetter(Struct, frozen=True, kw_only=True):
-    """An event that a consumer's handler failed on: its :class:`~phase_bus.core.control.DeadLetterNote`.
-
-    Attributes:
-        id: the dead letter's number, never used again.
-        consumer: whose handler failed: the consumer's name, or the checkpoint's of a group's share.
-        ts_ns: Unix time in ns when it was dead-lettered.
-    """
-
-    id: int
-    consumer: str
-    stream: str
-    offset: int
-    run_id: str
-    kind: str
-    error: str
-    traceback: str
-    ts_ns: int
-    attempts: int
-
-
-class RunRow(Struct, frozen=True, kw_only=True):
-    """A run in the journal.
-
-    Attributes:
-        status: ``running``, how it ended, or ``unknown`` if only what consumers said of it is here.
-        started_ns, ended_ns: Unix time in ns by its own start and end; no end while it is running.
-        events: how many events of its publishers are here, with its end.
-        records: how many request records are in them.
-        size_bytes: what all frames of it take, those from consumers included.
-        publisher: what a person calls its publisher.
-    """
-
-    run_id: str
-    status: str
-    started_ns: int
-    ended_ns: int | None
-    events: int
-    records: int
-    size_bytes: int
-    publisher: str
-
-
 class JournalInfo(Struct, frozen=True, kw_only=True):
     """A journal at a glance.
 
@@ -168,13 +127,13 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Attributes:
         max_bytes: the size, without free pages, beyond which the oldest finished runs are pruned.
-        max_age_s: the age beyond which finished runs are pruned, in seconds since the bus took in
+        max_age_s: the age beyond which finished runs are pruned, in seconds since the bus received
             their end.
-        max_runs: the number of runs kept, running ones included.
+        max_runs: the number of runs kept, including running ones.
         max_unread_bytes: by how much ``max_bytes`` may be exceeded, and the other limits with it, for runs
-            that a named consumer has not read yet; beyond that they go all the same, and it is told.
-        max_absence_s: the seconds after which a consumer that is not seen on the bus holds back no run any
-            more.
+            that a named consumer has not read yet; beyond that they are pruned anyway, and reported.
+        max_absence_s: the seconds after which runs are no longer kept for a consumer that is not on the
+            bus.
     """
 
     max_bytes: int = 4 << 30

@@ -9,7 +9,7 @@ from typing import Any
 
 from phase_bus.aggregation.summary import PERCENTILES
 from phase_bus.aggregation.text import with_overall
-from phase_bus.core.printable import printable
+from phase_bus.journal.record_csv import csv_cell
 
 _OF_PHASE = (
     "requests",
@@ -33,8 +33,6 @@ _OF_METRIC = (
     "exact",
 )
 _OF_STATISTIC = ("n", "mean", "std", "ci95_low", "ci95_high")
-# A spreadsheet takes a text that begins with one of these for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def run_csv(summary: Mapping[str, Any]) -> str:
@@ -81,13 +79,6 @@ def sweep_csv(sweep: Mapping[str, Any]) -> str:
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(map(_cell, header))
-    writer.writerows([_cell(value) for value in row] for row in rows)
+    writer.writerow(map(csv_cell, header))
+    writer.writerows([csv_cell(value) for value in row] for row in rows)
     return out.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """Return a value; a text in one line, and so that no spreadsheet runs it as a formula."""
-    if not isinstance(value, str):
-        return value
-    return printable(f"'{value}" if value.startswith(_FORMULA) else value)

@@ -5,39 +5,43 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from importlib.resources import files
 from typing import Any
 
 import msgspec
 
 from phase_bus import __version__
-from phase_bus.aggregation.text import cell, in_reading_order, inexact, losses, row, with_overall
-from phase_bus.aggregation.units import format_number
+from phase_bus.aggregation.text import in_reading_order, inexact, profiling_first, row, with_overall
+from phase_bus.comparison.comparison import Comparison, Word
 from phase_bus.core.classes import import_extra
 from phase_bus.core.printable import printable, printable_json
-from phase_bus.events import span_s
-from phase_bus.reporting.figures import LATENCY, run_figures
+from phase_bus.reporting.brief import brief_cells, warnings_of
+from phase_bus.reporting.comparison_figures import comparison_figures, differences
+from phase_bus.reporting.comparison_text import COLUMNS as COMPARED
+from phase_bus.reporting.comparison_text import cells, in_brief, side_title
+from phase_bus.reporting.comparison_text import notes as comparison_notes
+from phase_bus.reporting.figures import run_figures
+from phase_bus.reporting.settings import run_settings, when
 from phase_bus.reporting.source import PastRun
 from phase_bus.reporting.sweep_figures import sweep_figures
-from phase_bus.reporting.sweep_text import COLUMNS, OVERVIEW, heading, notes, overview, rows
+from phase_bus.reporting.sweep_text import COLUMNS, OVERVIEW_COLUMNS, heading, notes, overview, rows
 from phase_bus.reporting.theme import Figure
+from phase_bus.reporting.verdicts import verdict_rows, verdicts_in_brief
 
+_BADGES: dict[Word, str] = {
+    "regressed": "bad",
+    "improved": "good",
+    "equivalent": "good",
+    "cannot tell": "open",
+}
 _COLUMNS = ("count", "mean", "std", "min", "p50", "p90", "p95", "p99", "max")
-_IN_PHASES = (
-    (LATENCY, "p50"),
-    (LATENCY, "p99"),
-    ("time_to_first_token", "p50"),
-    ("time_to_first_token", "p99"),
-    ("inter_token_latency", "p50"),
-)
 
 
-def run_html(run: PastRun) -> str:
-    """Return a run's report.
+def run_html(run: PastRun, comparison: Comparison | None = None) -> str:
+    """Return a run's report, with a comparison in which it is the candidate if there is one.
 
     Raises:
-        ConfigError: if plotly or Jinja2 is not installed.
+        ConfigError: if Jinja2 is not installed.
     """
     summary = run.summary
     phases = with_overall(summary["phases"], summary)
@@ -52,17 +56,21 @@ def run_html(run: PastRun) -> str:
     page_notes += inexact(summary, phases) + _notes_on_windows(summary["overall"].get("windows"))
     return _render(
         "run.html",
-        run_figures(summary, run.phases),
+        run_figures(summary, run.phases, None if run.start is None else run.start.ts_ns),
         title=f"Run {summary['run_id']}",
         summary=summary,
         ended=run.end is not None,
         facts=_facts(run),
-        warnings=_warnings(run),
+        warnings=warnings_of(run),
+        verdicts=verdict_rows(run.last_verdicts),
+        verdicts_in_brief=verdicts_in_brief(run.last_verdicts),
         phases=phases,
-        phase_cells=_phase_cells,
+        measured_first=profiling_first(phases),
+        phase_cells=brief_cells,
         columns=("metric", *_COLUMNS),
         metric_rows=_metric_rows,
         notes=page_notes,
+        **({"comparison": None} if comparison is None else _compared(comparison)),
     )
 
 
@@ -70,7 +78,7 @@ def sweep_html(sweep: Mapping[str, Any]) -> str:
     """Return a sweep's report.
 
     Raises:
-        ConfigError: if plotly or Jinja2 is not installed.
+        ConfigError: if Jinja2 is not installed.
     """
     return _render(
         "sweep.html",
@@ -80,17 +88,51 @@ def sweep_html(sweep: Mapping[str, Any]) -> str:
         left_out=[run for run in sweep["runs"] if run["left_out"]],
         heading=heading,
         columns=list(COLUMNS),
-        overview_columns=["variation", "trials", *(title for _, _, title in OVERVIEW)],
+        overview_columns=OVERVIEW_COLUMNS,
         overview=list(overview(sweep)),
         rows=rows,
         notes=list(notes(sweep)),
-        when=_when,
+        when=when,
     )
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """Return a comparison's report.
+
+    Raises:
+        ConfigError: if Jinja2 is not installed.
+    """
+    sides = {"base": comparison.base, "candidate": comparison.candidate}
+    return _render(
+        "comparison.html",
+        comparison_figures(comparison),
+        title=f"{comparison.candidate.name} against {comparison.base.name}",
+        badge=_BADGES[comparison.verdict],
+        facts=[(name, side_title(side)) for name, side in sides.items()],
+        runs=[(name, run) for name, side in sides.items() for run in side.runs],
+        notes=[],
+        when=when,
+        **_compared(comparison),
+    )
+
+
+def _compared(comparison: Comparison) -> dict[str, Any]:
+    """Return what the table of a comparison is made of."""
+    verdict, metric, *others = COMPARED
+    return {
+        "comparison": comparison,
+        "compared_title": f"Against {side_title(comparison.base)}",
+        "compared_in_brief": in_brief(comparison),
+        "compared_columns": [metric, verdict, *others],
+        "compared_cells": cells,
+        "compared_badges": _BADGES,
+        "compared_notes": comparison_notes(comparison),
+        "differences": differences(comparison),
+    }
 
 
 def _render(template: str, figures: Sequence[Figure], **values: Any) -> str:
     jinja2 = import_extra("jinja2", "report", "--format html: ")
-    plotly = import_extra("plotly.offline", "report", "--format html: ")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("phase_bus.reporting"),
         autoescape=True,
@@ -101,11 +143,12 @@ def _render(template: str, figures: Sequence[Figure], **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["count"] = lambda number: f"{number:,}"
-    scripts = [plotly.get_plotlyjs(), _read("page.js")] if figures else []
+    scripts = [_uplot("uPlot.iife.min.js"), _read("page.js")] if figures else []
+    style = [_read("page.css"), *([_uplot("uPlot.min.css")] if figures else [])]
     page: str = environment.get_template(template).render(
         **values,
         version=__version__,
-        style=_read("page.css"),
+        style="\n".join(style),
         figures=figures,
         data=_in_script({figure.key: figure for figure in figures}),
         scripts=scripts,
@@ -118,6 +161,11 @@ def _render(template: str, figures: Sequence[Figure], **values: Any) -> str:
 
 def _read(name: str) -> str:
     return files("phase_bus.reporting").joinpath("templates", name).read_text("utf-8")
+
+
+def _uplot(name: str) -> str:
+    """Return a file of the plotting library, which comes with the dashboard's page."""
+    return files("phase_bus_consumers").joinpath("dashboard_page", name).read_text("utf-8")
 
 
 def _hash(script: str) -> str:
@@ -133,45 +181,7 @@ def _in_script(data: Any) -> str:
 
 def _facts(run: PastRun) -> list[tuple[str, str]]:
     """Return the names and texts in the head of a run's page."""
-    start, summary = run.start, run.summary
-    facts = []
-    if start is not None:
-        lasted_s = span_s(start.ts_ns, run.end.ts_ns if run.end else None)
-        varied = ", ".join(f"{key}={value}" for key, value in start.variation.items())
-        facts += [
-            ("started", _when(start.ts_ns)),
-            ("ended", _when(run.end.ts_ns) if run.end else "not yet"),
-            ("duration", "" if lasted_s is None else f"{lasted_s:,.1f} s"),
-            ("load by", start.producer),
-            ("models", ", ".join(start.models)),
-            ("endpoints", ", ".join(start.urls)),
-            ("label", start.label or ""),
-            ("variation", varied),
-            ("sweep", start.sweep_id or ""),
-            ("trial", "" if start.trial is None else str(start.trial)),
-        ]
-    facts.append(("records", f"{summary['records']:,}"))
-    return [(name, value) for name, value in facts if value]
-
-
-def _warnings(run: PastRun) -> list[str]:
-    """Return what a reader must know before reading any number."""
-    summary = run.summary
-    warnings = []
-    if run.end is None:
-        warnings.append("The run has not ended: these are the numbers so far.")
-    elif summary["status"] != "completed" or run.end.reason:
-        reason = f": {run.end.reason}" if run.end.reason else ""
-        warnings.append(f"The run ended as {summary['status']}{reason}.")
-    warnings += [f"{loss}." for loss in losses(summary)]
-    if run.end is not None and not summary["final"] and not summary["missing_records"]:
-        announced = f"the run's end announced {summary['expected_records']:,}"
-        warnings.append(f"The records are {summary['records']:,}, but {announced}.")
-    if not summary["records"]:
-        warnings.append("The run has no request records: there is nothing to plot.")
-    elif not summary["overall"]["successful"]:
-        warnings.append("No request succeeded: there are no latencies.")
-    return warnings
+    return [*run_settings(run)[:-1], ("records", f"{run.summary['records']:,}")]  # the badge has the status
 
 
 def _notes_on_windows(windows: Mapping[str, Any] | None) -> list[str]:
@@ -186,21 +196,6 @@ def _notes_on_windows(windows: Mapping[str, Any] | None) -> list[str]:
     return notes
 
 
-def _phase_cells(phase: Mapping[str, Any]) -> list[str]:
-    """Return a phase's cells in the table of phases, except its name."""
-    cells = [f"{phase[name]:,}" for name in ("requests", "successful", "failed")]
-    if phase["failed"]:
-        cells[-1] += f" ({phase['error_rate']:.2%})"
-    for value in (phase["duration_s"], phase["request_throughput"], phase["output_token_throughput"]):
-        cells.append("-" if value is None else format_number(value))
-    return cells + [cell(phase["metrics"].get(name), statistic) for name, statistic in _IN_PHASES]
-
-
 def _metric_rows(phase: Mapping[str, Any]) -> list[list[str]]:
     """Return the title and cells of each of a phase's metrics."""
     return [row(phase["metrics"][name], _COLUMNS) for name in in_reading_order(phase["metrics"])]
-
-
-def _when(ts_ns: int) -> str:
-    """Return a time as local time with its offset to UTC."""
-    return datetime.fromtimestamp(ts_ns // 10**9).astimezone().isoformat(sep=" ")

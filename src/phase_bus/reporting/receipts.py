@@ -6,14 +6,17 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import msgspec
-from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
+from phase_bus.core.printable import printable
+from phase_bus.core.table import FittingTable
 from phase_bus.core.wire import parse_topic
 from phase_bus.events import Loss, Receipt, RunComplete, TopicReceipt
 
 _SELDOM = frozenset(("replayed", "repeated", "missed", "failed"))
+# What a narrow terminal has no room for, the first one first; what failed or is missing always stays.
+_SPARE = ("RECEIVED", "WRITTEN", "WORST LAG", "REPLAYED", "REPEATED")
 _COUNTS = ("received", "replayed", "repeated", "missed", "handled", "written", "failed")
 
 
@@ -72,11 +75,17 @@ def ledger(receipts: Iterable[Receipt]) -> list[LedgerRow]:
 
 
 def ledger_in_brief(receipts: Iterable[Receipt]) -> list[LedgerRow]:
-    """Return the ledger with one row for each consumer, or a row for each kind if not all was handled."""
+    """Return the ledger with one row for each consumer, or a row for each kind if not all was handled.
+
+    That one row is of what the run's end says was published. Other consumers' events, such as verdicts, are
+    not among them: nobody says how many there were.
+    """
     rows = []
     for receipt in _last(receipts):
-        total = _row(receipt, "all", list(receipt.topics.values()))
-        rows += [total] if total.whole else ledger([receipt])
+        topics = list(receipt.topics.values())
+        counted = [topic for topic in topics if topic.published is not None]
+        whole = _row(receipt, "all", topics).whole
+        rows += [_row(receipt, "all", counted or topics)] if whole else ledger([receipt])
     return rows
 
 
@@ -101,32 +110,27 @@ def print_losses(receipts: Iterable[Receipt], console: Console) -> None:
             console.print(f"{receipt.consumer}: {found}", style="red", soft_wrap=True)
 
 
-def ledger_table(rows: Iterable[LedgerRow]) -> Table:
+def ledger_table(rows: Iterable[LedgerRow]) -> FittingTable:
     """Return a ledger as a table for the terminal; what went wrong nowhere has no column."""
     rows = list(rows)
     counts = [name for name in _COUNTS if name not in _SELDOM or any(getattr(row, name) for row in rows)]
-    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    for column in ("CONSUMER", "KIND"):
-        table.add_column(column, no_wrap=True, overflow="ignore", min_width=_widest(rows, column))
-    for column in ("PUBLISHED", *map(str.upper, counts), "WORST LAG"):
-        table.add_column(column, justify="right", no_wrap=True)
+    numbers = ("PUBLISHED", *map(str.upper, counts), "WORST LAG")
+    lines = []
     last = ""
     for row in rows:
         first = row.consumer != last
         last = row.consumer
-        table.add_row(
+        cells = (
             row.consumer if first else "",
             row.kind,
             "" if row.published is None else str(row.published),
             *(str(getattr(row, name)) for name in counts),
             f"{row.worst_lag_s:.3f} s" if first else "",
-            style=None if row.whole else "red",
         )
-    return table
-
-
-def _widest(rows: list[LedgerRow], column: str) -> int:
-    return max((cell_len(getattr(row, column.lower())) for row in rows), default=0)
+        lines.append([Text(printable(cell), "" if row.whole else "red") for cell in cells])
+    return FittingTable(
+        ("CONSUMER", "KIND", *numbers), lines, whole=("CONSUMER", "KIND"), spare=_SPARE, right=numbers
+    )
 
 
 def _last(receipts: Iterable[Receipt]) -> list[Receipt]:

@@ -51,7 +51,7 @@ class Sweep:
         self._variations: dict[bytes, _Variation] = {}
         import_extra("scipy.special", "report", "--sweep: ")  # before any run is read
 
-    def add(self, journal: Path, run: PastRun) -> None:
+    def add(self, journal: Path | str, run: PastRun) -> None:
         """Add a run; one that is not complete is listed but not counted.
 
         Raises:
@@ -61,7 +61,7 @@ class Sweep:
             raise ValueError("a run of a sweep has a start")
         key, name = identify(run.start)
         variation = self._variations.setdefault(key, _Variation(name, run.start.variation))
-        left_out = None if run.is_complete else _why_left_out(run)
+        left_out = None if run.is_complete else why_left_out(run)
         self._runs.append(
             {
                 "run_id": run.start.run_id,
@@ -132,7 +132,8 @@ class _Phase:
         for name in [name for name in _METRICS if name in metrics]:
             for statistic in STATISTICS:
                 self._add(name, statistic, summary["metrics"][name][statistic])
-            self._pooled.setdefault(name, MetricState(metrics[name].options)).merge(metrics[name])
+            state = metrics[name]
+            self._pooled.setdefault(name, MetricState(state.options, state.unit)).merge(state)
 
     def document(self) -> dict[str, Any]:
         metrics = {name: self._metric(name, values) for name, values in self._values.items()}
@@ -224,7 +225,8 @@ def _pooled(state: MetricState) -> dict[str, Any]:
     }
 
 
-def _why_left_out(run: PastRun) -> str:
+def why_left_out(run: PastRun) -> str:
+    """Return what a run lacks that is not complete."""
     summary = run.summary
     reasons = []
     if summary["status"] == "running":

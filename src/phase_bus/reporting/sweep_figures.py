@@ -1,17 +1,17 @@
-"""The plots of a sweep: each metric against the variation, with the confidence interval as error bars."""
+"""The plots of a sweep: each metric against the variation, with its confidence interval."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 from phase_bus.aggregation.units import readable_unit
-from phase_bus.reporting.theme import COLORS, GOOD, HIGH, LOW, Figure, layout
+from phase_bus.core.printable import printable
+from phase_bus.reporting.theme import COLORS, GOOD, HIGH, LOW, Axis, Figure, Series, short
 
 # Statistics differ by colour or, if there are several phases, by the kind of line.
 _COLOR = {"value": LOW, "p50": LOW, "p99": HIGH, "mean": GOOD}
-_DASH = {"value": "solid", "p50": "solid", "p99": "dash", "mean": "dot"}
+_LINE = {"value": "solid", "p50": "solid", "p99": "dashed", "mean": "dotted"}
 _CAPTION = "Mean over the trials with its 95% confidence interval; an open circle is a single trial."
 
 
@@ -19,14 +19,14 @@ def sweep_figures(sweep: Mapping[str, Any]) -> list[Figure]:
     """Return a plot for each metric that some complete trial has."""
     plots: dict[str, _Plot] = {}
     phases = list(dict.fromkeys(phase["name"] for v in sweep["variations"] for phase in v["phases"]))
-    for variation in sweep["variations"]:
+    for place, variation in enumerate(sweep["variations"]):
         for phase in variation["phases"]:
             for name, metric in phase["metrics"].items():
                 plot = plots.setdefault(name, _Plot(name, metric, phases))
                 for statistic, trials in metric["statistics"].items():
-                    plot.add(variation["name"], phase["name"], statistic, trials)
-    order = [escape(variation["name"]) for variation in sweep["variations"]]
-    return [plot.figure(order) for plot in plots.values()]
+                    plot.add(place, phase["name"], statistic, trials)
+    labels = [printable(variation["name"]) for variation in sweep["variations"]]
+    return [plot.figure(labels) for plot in plots.values()]
 
 
 class _Plot:
@@ -35,79 +35,51 @@ class _Plot:
     def __init__(self, name: str, metric: Mapping[str, Any], phases: list[str]) -> None:
         self._name = name
         self._title = metric["title"]
+        self._is_share = metric["unit"] == "fraction"
         self._unit, self._factor = readable_unit(metric["unit"])
         self._phases = phases
-        self._points: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
+        self._points: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
 
-    def add(self, variation: str, phase: str, statistic: str, trials: Mapping[str, Any]) -> None:
+    def add(self, place: int, phase: str, statistic: str, trials: Mapping[str, Any]) -> None:
         """Add a statistic over the trials of a variation."""
-        self._points.setdefault((phase, statistic), []).append((variation, trials))
+        self._points.setdefault((phase, statistic), {})[place] = trials
 
-    def figure(self, order: list[str]) -> Figure:
-        """Return the plot, with the variations in the given order."""
-        traces = [trace for phase, statistic in self._points for trace in self._traces(phase, statistic)]
-        x_axis = {
-            "type": "category",
-            "categoryorder": "array",
-            "categoryarray": order,
-            "range": [-0.5, len(order) - 0.5],
-        }
-        look = layout(x_axis, escape(self._unit), showlegend=len(self._points) > 1, hovermode="x unified")
-        if not look["showlegend"]:
-            look["margin"]["t"] = 12
-        return Figure(key=self._name, title=self._title, caption=_CAPTION, data=traces, layout=look)
+    def figure(self, labels: list[str]) -> Figure:
+        """Return the plot over variations of these names."""
+        places = range(len(labels))
+        return Figure(
+            key=self._name,
+            title=self._title,
+            caption=_CAPTION,
+            unit=self._unit,
+            x=Axis(
+                title="", values=list(map(float, places)), range=[-0.5, len(labels) - 0.5], labels=labels
+            ),
+            y=Axis(title=self._unit, from_zero=True, most=100.0 if self._is_share else None),
+            series=[self._series(phase, statistic, places) for phase, statistic in self._points],
+        )
 
-    def _traces(self, phase: str, statistic: str) -> list[dict[str, Any]]:
-        """Return a line, and the error bars of its points that have one."""
-        points = self._points[phase, statistic]
+    def _series(self, phase: str, statistic: str, places: range) -> Series:
+        found = self._points[phase, statistic]
         several = len(self._phases) > 1
         words = [phase] if several or statistic == "value" else []
-        name = escape(" ".join(words + ([] if statistic == "value" else [statistic])))
         number = self._phases.index(phase)
-        color = COLORS[number % len(COLORS)] if several else _COLOR[statistic]
-        dash = _DASH[statistic] if several else "solid"
-        line = {
-            **self._places(points),
-            "name": name,
-            "legendgroup": name,
-            "mode": "lines+markers",
-            "line": {"color": color, "width": 1.8, "dash": dash},
-            "marker": {
-                "color": color,
-                "size": 8,
-                "symbol": ["circle-open" if trials["n"] == 1 else "circle" for _, trials in points],
-            },
-            "text": [self._interval(trials) for _, trials in points],
-            "hovertemplate": "%{y:,.4~g} (%{text})<extra>" + name + "</extra>",
-        }
-        # A separate trace: plotly draws a missing error as one of zero.
-        known = [(variation, trials) for variation, trials in points if trials["ci95_high"] is not None]
-        above = [(trials["ci95_high"] - trials["mean"]) * self._factor for _, trials in known]
-        below = [(trials["mean"] - trials["ci95_low"]) * self._factor for _, trials in known]
-        bars = {
-            **self._places(known),
-            "legendgroup": name,
-            "showlegend": False,
-            "hoverinfo": "skip",
-            "mode": "lines",
-            "line": {"width": 0},
-            "error_y": {
-                "type": "data",
-                "array": above,
-                "arrayminus": below,
-                "color": color,
-                "thickness": 1.4,
-                "width": 6,
-            },
-        }
-        return [line, bars]
+        trials = [found.get(place) for place in places]
+        return Series(
+            name=printable(" ".join(words + ([] if statistic == "value" else [statistic]))),
+            color=COLORS[number % len(COLORS)] if several else _COLOR[statistic],
+            line=_LINE[statistic] if several else "solid",
+            y=[self._value(each, "mean") for each in trials],
+            low=[self._value(each, "ci95_low") for each in trials],
+            high=[self._value(each, "ci95_high") for each in trials],
+            points=True,
+            open=[place for place in places if (each := found.get(place)) is not None and each["n"] == 1],
+            texts=["" if each is None else self._interval(each) for each in trials],
+        )
 
-    def _places(self, points: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-        return {
-            "type": "scatter",
-            "x": [escape(variation) for variation, _ in points],
-            "y": [trials["mean"] * self._factor for _, trials in points],
-        }
+    def _value(self, trials: Mapping[str, Any] | None, name: str) -> float | None:
+        value = None if trials is None else trials[name]
+        return None if value is None else short(value * self._factor)
 
     def _interval(self, trials: Mapping[str, Any]) -> str:
         if trials["ci95_low"] is None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.table import Table
+from rich.console import RenderableType
 
-from phase_bus.aggregation.text import metrics_table, plain_text
+from phase_bus.aggregation.text import WIDTH, metrics_table, plain_text
 from phase_bus.aggregation.units import format_number, readable_unit
 
-# The columns of an overview of the variations: metric, statistic, title.
-OVERVIEW = (
+# What an overview of the variations has of each phase: metric, statistic, title.
+_OVERVIEW = (
     ("request_throughput", "value", "requests/s"),
     ("output_token_throughput", "value", "output tokens/s"),
     ("error_rate", "value", "errors, %"),
@@ -20,17 +21,18 @@ OVERVIEW = (
     ("time_to_first_token", "p50", "TTFT p50, ms"),
     ("time_to_first_token", "p99", "TTFT p99, ms"),
 )
+OVERVIEW_COLUMNS = ("variation", "trials", *(title for _, _, title in _OVERVIEW))
 COLUMNS = ("mean of trials", "95% interval", "n", "pooled")
 
 
-def sweep_text(sweep: Mapping[str, Any]) -> str:
-    """Return a sweep as text of at most 100 columns without colour, latencies in ms."""
-    parts: list[str | Table] = [*_headline(sweep)]
+def sweep_text(sweep: Mapping[str, Any], width: int = WIDTH) -> str:
+    """Return a sweep as text of so many columns without colour, latencies in ms."""
+    parts: list[RenderableType] = [*_headline(sweep)]
     for variation in sweep["variations"]:
-        parts.append(f"\n== {heading(variation)} ==")
+        parts += ["", f"== {heading(variation)} =="]
         for phase in variation["phases"]:
             parts += [phase["name"], metrics_table(COLUMNS, rows(phase["metrics"]))]
-    return plain_text([*parts, *notes(sweep)])
+    return plain_text([*parts, *notes(sweep)], width)
 
 
 def heading(variation: Mapping[str, Any]) -> str:
@@ -68,7 +70,7 @@ def overview(sweep: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
         several = len(variation["phases"]) > 1
         for phase in variation["phases"]:
             name = f"{variation['name']}, {phase['name']}" if several else variation["name"]
-            cells = [_in_overview(phase["metrics"].get(key), statistic) for key, statistic, _ in OVERVIEW]
+            cells = [_in_overview(phase["metrics"].get(key), statistic) for key, statistic, _ in _OVERVIEW]
             yield name, str(variation["trials"]), *cells
 
 
@@ -80,8 +82,10 @@ def _in_overview(metric: Mapping[str, Any] | None, statistic: str) -> str:
     low, high = trials["ci95_low"], trials["ci95_high"]
     if high is None:
         return mean
-    half = max(high - trials["mean"], trials["mean"] - low)  # one may end where the quantity does
-    return f"{mean} \u00b1 {format_number(half * factor)}"
+    above, below = high - trials["mean"], trials["mean"] - low
+    if not math.isclose(above, below, rel_tol=0.01):  # it ends where the quantity does, as a share at 0
+        return f"{mean} ({format_number(low * factor)} to {format_number(high * factor)})"
+    return f"{mean} \u00b1 {format_number(above * factor)}"
 
 
 def notes(sweep: Mapping[str, Any]) -> Iterable[str]:
