@@ -185,6 +185,14 @@ class KeyFileError(_FileError):
     what = "key file"
 
 
+class StateError(PhaseBusError):
+    """A state, left by an earlier process of a consumer, that this version cannot go on from.
+
+    :meth:`Consumer.restore` and :meth:`Consumer.merge` may raise it, with the reason only; what the user
+    can do is added.
+    """
+
+
 class OptionError(ConfigError):
     """An option that a consumer does not have, or a value that does not fit its type.
 
@@ -217,9 +225,12 @@ class WireError(PhaseBusError):
         super().__init__(f"bad message{where}: {reason}" if malformed else f"{reason}{where}")
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?``, or the known words when none is near, or nothing."""
-    words = sorted(known)
+def suggest(word: str, known: Iterable[str], *, ordered: bool = False) -> str:
+    """Return ``; did you mean 'x'?``, or the known words when none is near, or nothing.
+
+    They are sorted unless they are ``ordered`` as they should be shown.
+    """
+    words = list(dict.fromkeys(known)) if ordered else sorted(known)
     near = get_close_matches(word, words, n=1)
     if near:
         return f"; did you mean {near[0]!r}?"

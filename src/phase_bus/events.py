@@ -31,6 +31,8 @@ PhaseKind: TypeAlias = Literal["warmup", "profiling"]
 """What a phase is for."""
 RunStatus: TypeAlias = Literal["completed", "cancelled", "failed", "lost"]
 """How a run ended; it is lost if its publisher left without saying so."""
+VerdictState: TypeAlias = Literal["passed", "failed", "unknown"]
+"""How a threshold stands."""
 
 
 class PhaseRef(Struct, frozen=True):
@@ -166,8 +168,14 @@ class RunStart(EventBase, frozen=True, kw_only=True, tag="run_start"):
         urls: the endpoints under test.
         sweep_id: the sweep the run belongs to, if any.
         trial: the number of the repeated trial, if any.
-        label: the run's label within its sweep, if any.
+        label: what its user calls the run (``phase-bus exec --label``), or else the load generator, if
+            anybody does. Several runs may have one label.
         variation: the parameters that this run of the sweep varies.
+        options: what shapes the requests, by name (``endpoint.streaming``), as far as it is told: runs of
+            which it differs are not alike. It has no secrets.
+        command: the command line that began it, as typed in a shell, without secrets.
+        host: the name of the machine that makes the load.
+        version: the version of phase-bus that published it.
     """
 
     producer: str = ""
@@ -177,6 +185,10 @@ class RunStart(EventBase, frozen=True, kw_only=True, tag="run_start"):
     trial: Int | None = None
     label: str | None = None
     variation: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    command: str = ""
+    host: str = ""
+    version: str = ""
 
 
 class PhasesConfigured(EventBase, frozen=True, kw_only=True, tag="phases_configured"):
@@ -358,6 +370,42 @@ class Summary(EventBase, frozen=True, kw_only=True, tag="summary"):
     result: dict[str, Any] = {}
 
 
+class Verdict(EventBase, frozen=True, kw_only=True, tag="verdict"):
+    """The state of a threshold: published when it changes, and once more as ``final`` at the run's end.
+
+    It is judged at each of the run's events that are no records, for every second that is over; ``ts_ns``
+    is the end of the second. The same journal gives the same verdicts at the same offsets, whoever judges.
+
+    Attributes:
+        producer: who judged (a consumer's name).
+        threshold: the expression, in its canonical spelling.
+        phase: the name or kind of the phases that it is about.
+        state: ``passed``, ``failed``, or ``unknown`` where there is not enough to judge by. In the end
+            ``unknown`` is no pass.
+        final: whether this is the verdict on the whole run.
+        value: what was measured, None without a measurement.
+        limit: what it was held against, with the baseline's value put in; None if that is not known.
+        unit: the unit of both on the bus (``ns``, ``fraction``, ``requests/sec``), empty for plain numbers.
+        samples: how many requests, or values of a metric, it was judged by.
+        offset: the place in the journal of the event at which it was judged, 0 without a journal.
+        reason: what there is to say in words, such as why it is ``unknown``.
+        abort: whether the run is to be ended for it.
+    """
+
+    producer: str
+    threshold: str
+    state: VerdictState
+    phase: str = ""
+    final: bool = False
+    value: float | None = None
+    limit: float | None = None
+    unit: str = ""
+    samples: Count = 0
+    offset: Offset = 0
+    reason: str = ""
+    abort: bool = False
+
+
 class TopicReceipt(Struct, frozen=True, kw_only=True):
     """What became of one topic at one consumer, in events.
 
@@ -518,6 +566,7 @@ Event: TypeAlias = (
     | Records
     | RunComplete
     | Summary
+    | Verdict
     | Receipt
     | Drop
     | Heartbeat
@@ -525,7 +574,7 @@ Event: TypeAlias = (
 """Any event."""
 
 # What consumers and the bus say about a run; none of it means that a run has begun.
-WORDS_ON_A_RUN = frozenset({"summary", "receipt"})
+WORDS_ON_A_RUN = frozenset({"summary", "verdict", "receipt"})
 BEGIN_NO_RUN = WORDS_ON_A_RUN | {"drop"}
 
 KINDS: dict[str, type[EventBase]] = {str(t.__struct_config__.tag): t for t in get_args(Event)}

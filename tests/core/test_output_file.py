@@ -182,3 +182,135 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     OutputFile(tmp_path / "result.json", "output").close()
     assert {path.name for path in tmp_path.iterdir()} == others
+
+
+# ---- lines, and files that are renamed ----
+
+
+def names(path: Path) -> dict[str, str]:
+    """Return what is in a file and in those that it was renamed to."""
+    return {each.name: each.read_text() for each in path.parent.iterdir() if each.name[0] != "."}
+
+
+def test_renamed_files_move_on(path: Path) -> None:
+    file = OutputFile(path, "log_file", "one")
+    for number in range(5):
+        file.append(f"{number}\n")
+        assert file.size == 2
+        file.rotate(keep=3)
+        assert file.size == 0
+    assert names(path) == {f"{path.name}.1": "4\n", f"{path.name}.2": "3\n", f"{path.name}.3": "2\n"}
+    file.rotate(keep=3)  # there is nothing to rename
+    file.append("5\n")
+    file.rotate(keep=1)
+    assert names(path)[f"{path.name}.1"] == "5\n"
+    file.close()
+
+
+def test_a_gap_that_a_kill_left_is_filled_and_nothing_replaced(path: Path) -> None:
+    file = OutputFile(path, "log_file", "one")
+    file.append("new\n")
+    for number in (2, 3):
+        path.with_name(f"{path.name}.{number}").write_text(f"{number}\n")
+    file.rotate(keep=3)
+    assert [*sorted(names(path).values())] == ["2\n", "3\n", "new\n"]
+    file.close()
+
+
+def test_only_who_has_the_file_renames_it(path: Path) -> None:
+    with another(path, "one", "bus one") as first:
+        assert first.says() == "mine"
+        successor = OutputFile(path, "log_file", "one", "bus one")
+        successor.append("line\n")
+        first.write("late")
+        successor.rotate(keep=2)
+        assert names(path) == {f"{path.name}.1": "line\n"}
+        successor.close()
+    file = OutputFile(path, "log_file", "one", "bus one")
+    file.append("line\n")
+    with another(path, "two", "bus two") as second:
+        assert "is written by" in second.says()
+    successor = OutputFile(path, "log_file", "one", "bus one")
+    with pytest.raises(ConfigError, match="is written by"):
+        file.rotate(keep=2)
+    successor.close()
+    file.close()
+
+
+def test_a_file_that_is_anothers_is_not_replaced(path: Path) -> None:
+    file = OutputFile(path, "log_file", "one")
+    file.append("line\n")
+    with another(path.with_name(f"{path.name}.2"), "two") as other:
+        assert other.says() == "mine"
+        assert other.write("of the other") == "written"
+        with pytest.raises(ConfigError, match=r"\.2' is written by consumer 'two'"):
+            file.rotate(keep=2)
+        file.append("more\n")
+        file.rotate(keep=1)
+        other.end()
+    assert names(path) == {f"{path.name}.1": "line\nmore\n", f"{path.name}.2": "of the other"}
+    file.close()
+
+
+def test_a_link_stays_where_it_leads(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.log"
+    path.parent.mkdir()
+    link.symlink_to(path)
+    file = OutputFile(link, "log_file", "one")
+    file.append("one\n")
+    file.rotate(keep=1)
+    file.append("two\n")
+    assert names(path) == {path.name: "two\n", f"{path.name}.1": "one\n"}
+    file.close()
+
+
+def test_lines_begin_lines(path: Path) -> None:
+    """Whatever a killed process, or somebody else, has left before them."""
+    path.parent.mkdir()
+    path.write_text("whole\nhal")
+    for _ in range(2):
+        file = OutputFile(path, "log_file", "one")
+        file.append("line\n")
+        file.close()
+    assert path.read_text() == "whole\nhal\nline\nline\n"
+
+
+def test_who_renames_the_file_gets_no_more_lines(path: Path) -> None:
+    """As logrotate does."""
+    file = OutputFile(path, "log_file", "one")
+    file.append("one\n")
+    path.rename(path.with_name("old"))
+    file.append("two\n")
+    assert names(path) == {path.name: "two\n", "old": "one\n"}
+    file.close()
+
+
+def test_of_a_line_that_cannot_be_written_nothing_is_there(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = OutputFile(path, "log_file", "one")
+    file.append("one\n")
+    write = os.write
+
+    def full(descriptor: int, text: bytes) -> int:
+        if len(text) < 3:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, text[:-2])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            file.append("two\n")
+    assert path.read_text() == "one\n"
+    file.append("two\n")
+    assert path.read_text() == "one\ntwo\n"
+    file.close()
+
+
+def test_what_is_no_file_stays(tmp_path: Path) -> None:
+    file = OutputFile(Path("/dev/null"), "log_file", "one")
+    file.append("x\n")
+    assert file.size == 0
+    file.rotate(keep=1)
+    assert Path("/dev/null").exists()
+    file.close()

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phase_bus.core.records import RecordBatch
+from phase_bus.core.records import RecordBatch, join_records
 from phase_bus.core.values import ListMode
 from phase_bus.core.wire import decode_event, encode_event, topic_of
 from phase_bus.errors import WireError
@@ -365,3 +365,66 @@ def test_odd_errors() -> None:
     received = decode_event(topic_of(event), encode_event(event))
     assert isinstance(received, Records)
     assert [(e.message, e.code) for e in received.errors] == [("None", None), ("?", None)]
+
+
+def _batches(metrics: list[list[dict[str, Any]]], phase: str = "profiling") -> list[Records]:
+    """Return an event for each list of records."""
+    builder = RecordBuilder("full")
+    events = []
+    for number, several in enumerate(metrics):
+        for each in several:
+            failed = "error" in each
+            builder.add(each, {"x_request_id": f"{number}-{each}"}, ("E", "late", 504) if failed else None)
+        tables, fields, errors, _ = builder.build()
+        ref = PhaseRef(phase)
+        events.append(
+            Records(run_id="r", phase=ref, count=len(several), metrics=tables, fields=fields, errors=errors)
+        )
+    return events
+
+
+def test_joined_batches_have_the_same_records() -> None:
+    """Also where shapes differ, records failed, and a name is a number here and a text there."""
+    events = _batches(
+        [
+            [{"a": 1, "l": [1, 2]}, {"a": 2, "l": [3]}],
+            [{"error": 1}, {"a": 3, "l": []}, {"a": 4.5}],
+            [{"a": "text"}, {"b": True}],
+            [{"error": 1}],
+        ]
+    )
+    events += _batches([[{"a": 7}]], phase="warmup")
+    joined = join_records(events)
+    assert [places for _, places in joined] == [[0, 1, 3], [2], [4]]
+    for event, places in joined:
+        apart = [record for place in places for record in RecordBatch(events[place])]
+        assert list(RecordBatch(event)) == apart
+        RecordBatch(event).check()
+
+
+def test_what_is_damaged_is_found_by_the_check() -> None:
+    (event,) = _batches([[{"error": 1, "t": "x"}]])
+    RecordBatch(event).check()
+    (error,) = event.errors
+    beyond = msgspec.structs.replace(event, errors=(msgspec.structs.replace(error, row=1),))
+    (table,) = event.metrics
+    short = msgspec.structs.replace(event, metrics=(msgspec.structs.replace(table, others=b"\x91\x90"),))
+    for bad in (beyond, short):
+        with pytest.raises(WireError):
+            RecordBatch(bad).check()
+
+
+def test_columns_as_arrow() -> None:
+    """With null where a record has no value, and not where it is NaN."""
+    nan = float("nan")
+    (event,) = _batches([[{"f": nan, "i": 2**62, "l": [1, 2]}, {"f": 1.5, "b": True}, {"l": [], "t": "x"}]])
+    columns = RecordBatch(event).metric_columns()
+    arrays = {name: column.to_arrow(3).to_pylist() for name, column in columns.items()}
+    assert math.isnan(arrays["f"].pop(0))
+    assert arrays == {
+        "f": [1.5, None],
+        "i": [2**62, None, None],
+        "l": [[1, 2], None, []],
+        "b": [None, True, None],
+        "t": [None, None, "x"],
+    }

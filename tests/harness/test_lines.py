@@ -14,6 +14,7 @@ from rich.text import Text
 from phase_bus.core.console import PlainConsole
 from phase_bus.harness import lines as module
 from phase_bus.harness.lines import Lines
+from tests.support.screen import Screen
 
 
 @pytest.fixture
@@ -59,6 +60,19 @@ def test_those_that_are_too_many_are_counted(
     assert shown[0] == "(5 earlier lines are left out)"
     assert shown[1] == "line 5"
     assert len(shown) == module.MOST_HELD + 1
+
+
+def test_a_line_that_a_command_has_begun_is_left(out: StringIO) -> None:
+    """Ours begins at the next one, and nothing of it is lost; where none is begun it begins there."""
+    lines = Lines(PlainConsole(file=out, width=40, force_terminal=True, color_system=None))
+    out.write("41% |####")
+    lines.show(Text("ours"))
+    lines.show(Text("more"))
+    out.write("x" * 40)
+    lines.show(Text("again"))
+    screen = Screen(width=40)
+    screen.feed(out.getvalue())
+    assert screen.lines == ["41% |####", "ours", "more", "x" * 40, "again"]
 
 
 def test_alerts_are_repeated(lines: Lines, out: StringIO) -> None:

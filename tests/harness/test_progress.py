@@ -6,9 +6,10 @@ import math
 from io import StringIO
 from typing import Any
 
+import msgspec
 from rich.console import Console
 
-from phase_bus.events import PhaseRef, PhaseStart, Records, RunComplete, RunStart, Summary
+from phase_bus.events import PhaseRef, PhaseStart, Records, RunComplete, RunStart, Summary, Verdict
 from phase_bus.harness.progress import KEPT_RUNS, Progress
 from phase_bus.publisher.record_builder import RecordBuilder
 
@@ -58,3 +59,33 @@ async def test_run_after_run_costs_no_memory() -> None:
     assert len(shown.ended) == len(shown.results) == KEPT_RUNS
     assert shown.left_out == 20
     assert next(iter(shown.ended)) == "r20"
+
+
+async def test_a_change_of_a_threshold_is_a_line() -> None:
+    """The same state told again is none: a consumer that was started anew, or the final verdict."""
+    shown, out = progress()
+    told = Verdict(run_id="r", producer="thresholds", threshold="a < 1 ms", state="passed", samples=3)
+    failed = msgspec.structs.replace(told, state="failed", value=2e6, limit=1e6, unit="ns")
+    for event in (told, told, failed, msgspec.structs.replace(failed, final=True), told):
+        await shown.on_verdict(event)
+    assert out.getvalue().splitlines() == [
+        "phase-bus | 'a < 1 ms' passed: nothing measured, 3 samples",
+        "phase-bus | 'a < 1 ms' failed: 2.00 ms measured, limit 1 ms, 3 samples",
+        "phase-bus | 'a < 1 ms' passed: nothing measured, 3 samples",
+    ]
+
+
+def test_a_process_is_named_once() -> None:
+    """Its line begins with its name; others that it names stay."""
+    shown, out = progress()
+    shown.say("bus", "17:36:58 [\x1b[33mwarning  \x1b[0m] phase-bus bus: consumer 'a' has left")
+    shown.say(
+        "dashboard",
+        "17:36:58 [info     ] http://127.0.0.1:9470/ shows the runs \x1b[36mconsumer\x1b[0m=dashboard n=1",
+    )
+    shown.say("a", "[info     ] said consumer=ab")
+    assert out.getvalue().splitlines() == [
+        "bus | 17:36:58 [warning  ] consumer 'a' has left",
+        "dashboard | 17:36:58 [info     ] http://127.0.0.1:9470/ shows the runs n=1",
+        "a | [info     ] said consumer=ab",
+    ]

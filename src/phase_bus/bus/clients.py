@@ -19,6 +19,7 @@ from phase_bus.bus.room import RoomForClients
 from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Stream
 from phase_bus.core.control import (
+    RESULTS_SUFFIX,
     WIRE_VERSION,
     Beat,
     ClientInfo,
@@ -35,6 +36,7 @@ from phase_bus.errors import WireError
 from phase_bus.journal.rows import parse_checkpoint_name
 
 logger = logging.getLogger("phase_bus.bus")
+news = logging.getLogger("phase_bus.bus.news")
 
 _CLIENT_ID = re.compile("[0-9a-f]{32}")
 _KEPT_TOPICS = 4096  # of a publisher; the first ones are forgotten
@@ -200,7 +202,11 @@ class Clients:
     def info(self, client: Client, now_s: float) -> ClientInfo:
         """Return what is known of a client."""
         shares = self._groups.shares_of(client.info.client_id)
-        return msgspec.structs.replace(client.info, age_s=now_s - client.heard_s, shares=shares)
+        # Of a publisher what was taken in, which its beats, seconds apart, do not know.
+        received = client.last_seq if client.info.role == "publisher" else client.info.received
+        return msgspec.structs.replace(
+            client.info, age_s=now_s - client.heard_s, shares=shares, received=received
+        )
 
     # ---- coming ----
 
@@ -338,12 +344,14 @@ class Clients:
         client = self.by_id.get(hello.client_id)
         if client is None:
             client = self.by_id[hello.client_id] = Client(hello, owner)
+            _tell(client, "is here")
             self._forget_old()
             self._tell_gap(hello)
         # Nobody can send again what was acknowledged: waiting for it would never end.
         last_seq = self._last_seqs.get(client.source, 0)
         client.last_seq = client.kept_seq = max(client.last_seq, hello.next_seq - 1, last_seq)
         if not client.here:
+            _tell(client, "is here again")
             client.update(state="ready" if hello.role == "publisher" else "starting")
         if client.info.role == "publisher":
             self.sources[client.source] = client
@@ -440,6 +448,8 @@ class Clients:
         client = self.by_id.get(client_id)
         self._check_of(client, party)
         if client is not None:
+            if client.here:
+                _tell(client, "has left")
             client.update(state="stopped")
             self._groups.leave(client_id, time.monotonic())
         self._reply(identity, Heard(bus_id=self._bus_id))
@@ -464,6 +474,16 @@ class Clients:
         self._groups.leave(info.client_id, time.monotonic())
         if info.role == "publisher":
             self._end_runs("its publisher fell silent", client.source)
+
+
+def _tell(client: Client, what: str) -> None:
+    """Tell that somebody comes or goes, but for the publishers that consumers have for their results."""
+    info = client.info
+    # Else every consumer of ours would come and go twice.
+    if not (info.role == "publisher" and info.name.endswith(RESULTS_SUFFIX)):
+        role = "onlooker" if info.role == "client" else info.role
+        host = info.host or "an unknown host"
+        news.info("%s %r %s (pid %d on %s)", role, info.name, what, info.pid, host)
 
 
 def _check_role(role: Role, party: Party) -> None:

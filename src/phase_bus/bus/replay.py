@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import zmq
@@ -12,18 +14,23 @@ from phase_bus.bus.access import Access
 from phase_bus.bus.owners import Owners, not_yours
 from phase_bus.bus.rejections import Rejections
 from phase_bus.core.control import Fetch, Fetched, FetchedStates, FetchStates, ReadFailed
+from phase_bus.core.past import DeadLetter, FetchedPast, FetchPast
 from phase_bus.core.position import Position
 from phase_bus.core.throttle import Throttle
 from phase_bus.core.wire import decode_request, encode_control, receive_frames, send_frames
 from phase_bus.errors import JournalError, WireError
 from phase_bus.journal.reader import JournalReader
-from phase_bus.journal.rows import checkpoint_name
+from phase_bus.journal.rows import checkpoint_name, parse_checkpoint_name
 
 logger = logging.getLogger("phase_bus.bus")
 
 _LOOK_MS = 200
 _LARGEST = 1 << 20  # a piece; one event, or one state, comes in any case
 _TOLD_DAMAGE = 1000  # offsets in one answer
+_MOST_RUNS = 1000  # in one answer
+_MOST_LETTERS = 1000
+_LETTER_BYTES = 500  # of a dead letter, besides what was raised
+_MOST_KINDS = 64  # that a fetch may name
 
 
 class ReplayServer:
@@ -87,7 +94,9 @@ class ReplayServer:
         party = self._access.expect(frames[0], "consume")
         identity = frames[0].bytes
         match decode_request(frames[1].bytes) if len(frames) == 2 else None:
-            case Fetch(stream=stream) | FetchStates(stream=stream) if stream not in ("", self._stream):
+            case Fetch(stream=stream) | FetchStates(stream=stream) | FetchPast(stream=stream) if (
+                stream not in ("", self._stream)
+            ):
                 moved = ReadFailed(
                     reason="this is another bus than the one that it was asked of", moved=True
                 )
@@ -100,6 +109,10 @@ class ReplayServer:
                 if not self._owners.is_of("consumer", fetch.group, party):
                     raise not_yours(party, f"the consumer group {fetch.group!r:.100}")
                 self._send(identity, encode_control(_states(reader, fetch)))
+            case FetchPast() as fetch:
+                mine = partial(self._owners.is_of, "consumer", party=party)
+                answer = _runs(reader, fetch) if fetch.what == "runs" else _letters(reader, fetch, mine)
+                self._send(identity, encode_control(answer))
             case _:
                 raise WireError("the replay socket answers nothing but a fetch")
 
@@ -121,11 +134,15 @@ class ReplayServer:
 
 def _events(reader: JournalReader, fetch: Fetch) -> list[bytes]:
     """Return the frames of a bounded piece of the journal."""
+    if len(fetch.kinds) > _MOST_KINDS:
+        raise WireError(f"it names {len(fetch.kinds)} kinds of events ({_MOST_KINDS} at most)")
     head = reader.head
     entries = reader.read(
         fetch.after,
         records=fetch.records,
         partition=fetch.partition,
+        run_id=fetch.run_id or None,
+        kinds=fetch.kinds,
         limit_bytes=min(fetch.limit_bytes, _LARGEST),
     )
     # The head was read first: with nothing to hand over, all up to it is of no interest.
@@ -156,3 +173,39 @@ def _states(reader: JournalReader, request: FetchStates) -> FetchedStates:
         states[share] = checkpoint
         size_bytes += len(checkpoint.state or b"")
     return FetchedStates(states=states)
+
+
+def _runs(reader: JournalReader, request: FetchPast) -> FetchedPast:
+    """Return a bounded piece of the list of runs."""
+    runs = reader.runs()[request.after :]
+    more = request.after + _MOST_RUNS if len(runs) > _MOST_RUNS else 0
+    lineage = tuple(reader.lineage.segments)
+    return FetchedPast(offset=reader.head.offset, lineage=lineage, runs=tuple(runs[:_MOST_RUNS]), next=more)
+
+
+def _letters(reader: JournalReader, request: FetchPast, mine: Callable[[str], bool]) -> FetchedPast:
+    """Return a bounded piece of the dead letters, without those of consumers that are not ``mine``."""
+    letters: list[DeadLetter] = []
+    more, size_bytes, withheld = request.after, 0, 0
+    for _ in range(_MOST_LETTERS):
+        (letter,) = reader.dead_letters(after=more, limit=1) or (None,)
+        if letter is None:
+            more = 0
+            break
+        more = letter.id
+        if not mine(parse_checkpoint_name(letter.consumer)[0]):
+            withheld += 1
+            continue
+        letters.append(letter)
+        size_bytes += len(letter.traceback) + len(letter.error) + _LETTER_BYTES
+        if size_bytes >= _LARGEST:
+            break
+    left_out = reader.dead_letters_left_out()
+    return FetchedPast(
+        offset=reader.head.offset,
+        lineage=tuple(reader.lineage.segments),
+        dead_letters=tuple(letters),
+        left_out={name: n for name, n in left_out.items() if mine(parse_checkpoint_name(name)[0])},
+        withheld=withheld,
+        next=more,
+    )

@@ -41,6 +41,7 @@ class Runs:
         name_of: what a person calls a publisher.
         patience_s: how long to wait for who begins or ends a run, when all who published of it have left.
         own_source: the source of what the bus itself says.
+        tell: logs that a run begins or ends: a format, and what is for it.
 
     Attributes:
         ending: the runs whose end the bus itself is to publish.
@@ -56,6 +57,7 @@ class Runs:
         name_of: Callable[[bytes], str] = lambda _: "",
         patience_s: float = 0.0,
         own_source: bytes = b"",
+        tell: Callable[..., None] = lambda *_: None,
     ) -> None:
         self.by_id: dict[str, Run] = {}
         self.ending: dict[str, None] = {}
@@ -64,6 +66,7 @@ class Runs:
         self._name_of = name_of
         self._patience_s = patience_s
         self._own_source = own_source
+        self._tell = tell
         self._attempts: dict[str, list[Run]] = {}  # the further ones, by the id that publishers give
         if journal is not None:
             self._recall(journal)
@@ -174,8 +177,11 @@ class Runs:
         if run is None or part is None:
             if not run_id or not _begins_part(kind, event):
                 return
-            run = self._begin(run_id) if run is None else run
-            part = run.parts[header.source] = Part(publisher=self._name_of(header.source))
+            publisher = self._name_of(header.source)
+            if run is None:
+                run = self._begin(run_id)
+                self._tell("run %s started, published by %s", run_id, publisher or "an unknown client")
+            part = run.parts[header.source] = Part(publisher=publisher)
         elif part.status == RUNNING and not _changes_part(kind, part):  # nearly always
             part.published[topic.decode()] = header.topic_seq
             part.records += header.records
@@ -214,6 +220,8 @@ class Runs:
         run.status, run.ended_ns, run.end_offset = event.status, event.ts_ns, offset
         run.until_s = math.inf
         self._note(run)
+        counts = f"{event.records:,} records in {event.events:,} events"
+        self._tell("run %s %s: %s", run.run_id, event.status, counts)
 
     def is_handled(self, run_id: str, offset: int) -> bool:
         """Return whether who has handled an end of a run, at an offset, has handled its last one."""

@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from phase_bus.core.health_server import HealthServer
 
 logger = logging.getLogger("phase_bus.bus")
+news = logging.getLogger("phase_bus.bus.news")
 
 _PRUNE_EVERY_S = 60.0
 _PRUNE_BUDGET_S = 0.1
@@ -114,8 +115,10 @@ class Bus:
         self.rejections = Rejections()
         self._complaints = Throttle(logger)
         self._ending: list[tuple[bytes, str, float]] = []  # who asked to end the runs, why, and by when
-        self._lines = LineLimit(self.options.max_log_lines_s)
-        logger.addFilter(self._lines)
+        # News has a limit of its own: whoever comes and goes all the time keeps no warning from being seen.
+        self._lines = {each: LineLimit(self.options.max_log_lines_s) for each in (logger, news)}
+        for each, limit in self._lines.items():
+            each.addFilter(limit)
         self._stop = False
         self._journal_gone = ""  # what was told of that
         self._health: HealthServer | None = None
@@ -154,7 +157,11 @@ class Bus:
             end_runs=self._end_runs,
         )
         self._runs = Runs(
-            journal, self._clients.name_of, self._clients.silent_after_s, self._own_events.source
+            journal,
+            self._clients.name_of,
+            self._clients.silent_after_s,
+            self._own_events.source,
+            news.info,
         )
         self._clients.is_handled = self._runs.is_handled
         self._status = StatusParts(self._status_head, self._status_rows)
@@ -250,7 +257,8 @@ class Bus:
         if self._journal is not None:
             self._journal.close()
         self._waker.close()
-        logger.removeFilter(self._lines)
+        for each, limit in self._lines.items():
+            each.removeFilter(limit)
 
     # ---- taking events in ----
 
@@ -361,6 +369,7 @@ class Bus:
             offset=self._stream.head.offset,
             connections=self._connections.number,
             journal=str(self._journal.path) if self._journal else None,
+            replay=self._sockets.replay_endpoint,
             unread=tuple(self._unread) if first else (),
             rejected=self.rejections.infos() if first else (),
         )

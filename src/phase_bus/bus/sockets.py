@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import zmq
+from msgspec.structs import replace
 
 from phase_bus.bus.access import EVENTS, REPLAY, REQUESTS, Access
 from phase_bus.bus.limits import largest_frame, queued_messages
@@ -50,6 +51,7 @@ class BusSockets:
         self.access = Access(self._context, key, rejections, shared=shared)
         self._ipc: Address | None = None  # where it has Unix sockets
         self._lock: DirectoryLock | None = None
+        self._ports = options.events_port, options.replay_port
         self._handshake_ms = math.ceil(1000 * options.handshake_s)
         self.router = self._socket(zmq.ROUTER, largest_frame(options))
         self.router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # so that a reply that cannot go is noticed
@@ -153,28 +155,34 @@ class BusSockets:
         for sock, name in ((self.router, REQUESTS), (self.xpub, EVENTS), (self.replay, REPLAY)):
             self.access.guard(sock, name)
         bound = bind(self.router, address, address.control)
-        events = self._bind_beside(self.xpub, address, 1, "live events")
+        events_port, replay_port = self._ports
+        events = self._bind_beside(self.xpub, address, events_port, bound.port + 1, "live events")
         self.events_endpoint = Endpoint(ipc_name="events.ipc", tcp_port=events)
         if self.replay_endpoint is not None:
-            replay = self._bind_beside(self.replay, address, 2, "past events")
+            replay = self._bind_beside(self.replay, address, replay_port, bound.port + 2, "past events")
             self.replay_endpoint = Endpoint(ipc_name="replay.ipc", tcp_port=replay)
         return bound
 
-    def _bind_beside(self, sock: zmq.Socket[bytes], address: Address, distance: int, what: str) -> int:
-        """Bind to a port that firewalls can know beforehand, else to any, and return it.
+    def _bind_beside(
+        self, sock: zmq.Socket[bytes], address: Address, given: int | None, following: int, what: str
+    ) -> int:
+        """Bind to the port given; without one to that which firewalls can know beforehand, else to any.
 
-        Clients are told which one it is.
+        Return it: clients are told which one it is.
+
+        Raises:
+            AddressError: if the one that is given is in use, or cannot be bound.
         """
-        wanted = address.port + distance
-        if address.port:
-            with suppress(AddressError):
-                return bind(sock, address, f"tcp://{address.host}:{wanted}").port
+        if given is not None:
+            return bind(sock, replace(address, port=given), f"tcp://{address.host}:{given}").port
+        with suppress(AddressError):
+            return bind(sock, address, f"tcp://{address.host}:{following}").port
         other = bind(sock, address, f"tcp://{address.host}:0").port
         if address.port:
             logger.warning(
                 "phase-bus bus: port %d cannot be had; %s are at port %d instead, which a firewall or a "
                 "forwarded port has to let through",
-                wanted,
+                following,
                 what,
                 other,
             )

@@ -15,10 +15,10 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownCommandError
 
 from phase_bus import __version__
-from phase_bus.errors import PhaseBusError, suggest
+from phase_bus.errors import BusUnreachableError, PhaseBusError, suggest
 
 # Where each command is, and what it does: said here too, so that listing them loads none of them.
 _COMMANDS = {
@@ -26,21 +26,26 @@ _COMMANDS = {
     "up": ("exec:up", "Run a bus and consumers in the foreground, for benchmarks started elsewhere."),
     "bus": ("bus:bus", "Run the bus alone."),
     "consume": ("consume:consume", "Run one consumer."),
+    "dashboard": ("dashboard:dashboard", "Show runs on a page in a browser, while they are going on."),
     "consumers": ("consumers:consumers", "List the consumers that can be started by name."),
     "new": ("", "Write a package for a consumer of your own."),
+    "watch": ("watch:watch", "Show how a run goes, live in the terminal."),
     "tail": ("tail:tail", "Print events as they come."),
     "attach": ("attach:attach", "Follow a run of AIPerf from outside, without the plugin."),
     "simulate": ("simulate:simulate", "Publish a synthetic run, for trying things without AIPerf."),
     "runs": ("runs:runs", "List past runs."),
     "report": ("report:report", "Show the result of a past run."),
+    "check": ("check:check", "Judge a past run by thresholds."),
+    "compare": ("compare:compare", "Say whether one build is slower than another, and how sure that is."),
     "receipts": ("runs:receipts", "Show what each consumer handled of a past run."),
+    "baseline": ("", "Name runs to compare others with: set, show, list, remove."),
     "replay": ("replay:replay", "Publish past runs again, on another bus."),
-    "keys": ("", "Make keys for tcp addresses, and say whom a bus lets in."),
+    "keys": ("", "Make keys for tcp addresses, and choose whom a bus lets in."),
     "journal": ("", "Look at a bus's journal: info, verify, prune, export."),
     "dead-letters": ("", "Look at events that a consumer failed on, and retry them."),
-    "status": ("status:status", "Show who is on the bus, and how the runs are."),
-    "verify": ("verify:verify", "Measure whether a benchmark feels the bus."),
-    "doctor": ("doctor:doctor", "Say what is installed, and whether plugin and address work."),
+    "status": ("status:status", "Show who is on the bus, and the state of the runs."),
+    "verify": ("verify:verify", "Measure whether the bus slows a benchmark down."),
+    "doctor": ("doctor:doctor", "Say what is installed, and whether the plugin and the address work."),
 }
 _SUBCOMMANDS = {
     "new": {
@@ -49,8 +54,8 @@ _SUBCOMMANDS = {
     "keys": {
         "new": ("keys:new", "Make a key, and print its public part."),
         "show": ("keys:show", "Print the public part of a key."),
-        "authorize": ("keys:authorize", "Let a client's key in to your bus."),
-        "revoke": ("keys:revoke", "Let a client no longer in."),
+        "authorize": ("keys:authorize", "Let a client's key into your bus."),
+        "revoke": ("keys:revoke", "Stop letting a client in."),
         "list": ("keys:list_", "List the clients that your bus lets in."),
     },
     "journal": {
@@ -59,12 +64,19 @@ _SUBCOMMANDS = {
         "prune": ("journal:prune", "Delete the oldest finished runs until the limits hold."),
         "export": ("journal:export", "Write events as JSON lines, or request records as Parquet."),
     },
+    "baseline": {
+        "set": ("baseline:set_", "Name runs to compare others with, and keep copies of them."),
+        "show": ("baseline:show", "List the runs of a baseline."),
+        "list": ("baseline:list_", "List the baselines."),
+        "remove": ("baseline:remove", "Remove a baseline."),
+    },
     "dead-letters": {
         "list": ("dead_letters:list_", "List the events that consumers failed on."),
         "show": ("dead_letters:show", "Show an event with the exception."),
         "retry": ("dead_letters:retry", "Give events to the consumer again."),
     },
 }
+_AROUND = ("exec", "verify")  # the commands that run another one
 
 
 def build_app(*chosen: str) -> App:
@@ -73,7 +85,7 @@ def build_app(*chosen: str) -> App:
         name="phase-bus",
         version=__version__,
         help="Follow AIPerf benchmark runs from independent processes.\n\n"
-        "Start with: phase-bus exec --with logging --with aggregator -- aiperf profile ...",
+        "Start with: phase-bus exec --with aggregator -- aiperf profile ...",
         # Markdown takes as long to load as everything else; the list of commands does without it.
         help_format="markdown" if chosen[:1] and chosen[0] in _COMMANDS else "plaintext",
         default_parameter=Parameter(negative=(), validator=_finite),
@@ -98,7 +110,8 @@ def _finite(_type: Any, value: Any) -> None:
 
 
 def _add(app: App, name: str, where: str, what: str | None) -> None:
-    app.command(f"phase_bus.cli.{where}", name=name, help=what)
+    usage = f"Usage: phase-bus {name} [OPTIONS] -- COMMAND" if name in _AROUND else None
+    app.command(f"phase_bus.cli.{where}", name=name, help=what, usage=usage)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -117,7 +130,11 @@ def _run(tokens: list[str]) -> Any:
     except UnknownCommandError:
         return _complain(_unknown(tokens))
     except CycloptsError as error:
-        return _complain(f"{_one_line(error)}; see 'phase-bus {_command(tokens)}--help'")
+        return _complain(f"{_missing(error) or _one_line(error)}; see 'phase-bus {_command(tokens)}--help'")
+    except BusUnreachableError as error:
+        from phase_bus.journal.running import name_running
+
+        return _complain(_one_line(error) + name_running(but=error.address))
     except PhaseBusError as error:
         return _complain(_one_line(error))
     except KeyboardInterrupt:
@@ -174,6 +191,15 @@ def _complain(message: str) -> int:
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if text.endswith("...") else text.rstrip(".")
+
+
+def _missing(error: CycloptsError) -> str:
+    """Return what is wrong if something that is required was not given at all."""
+    argument = error.argument
+    if not isinstance(error, MissingArgumentError) or argument is None or error.keyword or argument.tokens:
+        return ""
+    name = argument.name.removeprefix("--").upper() if argument.field_info.is_positional else argument.name
+    return f"{name} is required"
 
 
 def _unknown(tokens: list[str]) -> str:

@@ -27,9 +27,9 @@ def attach(
 ) -> int:
     """Follow a run of AIPerf from outside, where the plugin is not installed.
 
-    Publishes phase events and AIPerf's own results, but no request records: those do not travel on
-    AIPerf's event bus. Give it the directory that AIPerf got by --zmq-ipc-path, or the host it got by
-    --zmq-host. It waits for AIPerf to start, and ends with the run.
+    Publishes phase events and AIPerf's own results, but no request records, because those do not travel
+    on AIPerf's event bus. Pass the directory that AIPerf was given with --zmq-ipc-path, or the host it was
+    given with --zmq-host. It waits for AIPerf to start, and ends with the run.
 
     For example:
 
@@ -38,8 +38,8 @@ def attach(
 
     Args:
         ipc_path: The directory of AIPerf's sockets.
-        run_id: What to call the run; AIPerf's event bus does not tell its own id.
-        timeout_s: Seconds of silence after which AIPerf is taken for lost.
+        run_id: The id of the run; AIPerf's event bus does not say its own.
+        timeout_s: Seconds of silence after which AIPerf counts as lost.
     """
     configure_logging()
     source = source_of(ipc_path, tcp)
@@ -53,7 +53,7 @@ def attach(
         publisher.flush(timeout_s=10.0)
     check_delivered(publisher)
     if report.status is None:
-        say("AIPerf was not heard")
+        say("nothing was heard from AIPerf")
         return 1
     reason = f" ({report.reason})" if report.reason else ""
     say(f"run {report.run_id} {report.status}{reason}, {report.phases} phases")

@@ -24,9 +24,11 @@ from phase_bus.cli.options import (
 from phase_bus.cli.output import configure_logging, print_line, say
 from phase_bus.core.address import Address, default_address
 from phase_bus.core.keys import check_all_guarded, find_key
+from phase_bus.errors import ConfigError
 from phase_bus.harness.ending import BUS_S, Ending
 from phase_bus.journal.paths import journal_directory, make_state_directory
 from phase_bus.journal.rows import Limits
+from phase_bus.journal.running import listed
 from phase_bus.journal.writer import Journal
 
 if TYPE_CHECKING:
@@ -51,9 +53,7 @@ def bus(
     limits: LimitOptions = DEFAULT_LIMITS,
     insecure: Annotated[
         bool,
-        Parameter(
-            help="Ask nobody for a key: whoever can connect to a tcp address may publish, read and end all."
-        ),
+        Parameter(help="Ask nobody for a key: anybody who can connect to a tcp address may do everything."),
     ] = False,
     health: Annotated[
         str | None,
@@ -66,12 +66,12 @@ def bus(
 ) -> None:
     """Run the bus: take events in, acknowledge them, fan them out to consumers.
 
-    Publishers and consumers may come before or after it. Every event is in its journal before it is
-    acknowledged, so a consumer that is late, slow or restarted gets all of it from there. Ctrl-C or SIGTERM
-    lets it finish what it took in, for 10 seconds at most; a second signal ends it at once.
+    Publishers and consumers may be started before or after it. Every event is in its journal before it is
+    acknowledged, so a consumer that is late, slow or restarted gets everything from there. Ctrl-C or
+    SIGTERM lets it finish what it has received, for 10 seconds at most; a second signal ends it at once.
 
-    Clients connect to a tcp address by a key, if there is a key file ('phase-bus keys'). Without one only
-    those of this machine may.
+    If there is a key file ('phase-bus keys'), clients need a key to connect to a tcp address. If there is
+    none, only clients on this machine may connect.
 
     For example:
 
@@ -79,18 +79,21 @@ def bus(
         phase-bus bus --address tcp://0.0.0.0:5670 --address ipc:///tmp/my-bus
         phase-bus bus --health 9464
     """
-    configure_logging()
+    configure_logging(news=not stop_on_eof)
     raise_limit()
     addresses = [Address.parse(text) for text in address or [default_address()]]
     by_tcp = any(each.scheme == "tcp" for each in addresses)
     key = find_key() if by_tcp and not insecure else None
     check_all_guarded(addresses, key, insecure=insecure)  # before there is a journal
-    kept = msgspec.convert(limits, Limits, from_attributes=True)
+    try:
+        behaviour = msgspec.convert(options, BusOptions, from_attributes=True)
+        kept = msgspec.convert(limits, Limits, from_attributes=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{error}; give another value") from None
     directory = data or journal_directory(addresses[0])
     if data is None and not no_journal:
         with suppress(OSError):  # the journal says it better
             make_state_directory()
-    behaviour = msgspec.convert(options, BusOptions, from_attributes=True)
     eof = sys.stdin.fileno() if stop_on_eof else None
     with Ending(say, BUS_S, eof=eof) as ending, health_server(health) as told:
         journal = None if no_journal else Journal(directory, kept, options.durability)
@@ -109,6 +112,7 @@ def bus(
                 print_line(f"bus ready at {at}; {''.join(everywhere)}{keys}{where}")
             if told is not None:
                 server.tell_health(told)
-            server.run()
+            with listed(server.addresses):
+                server.run()
         finally:
             server.close()

@@ -12,11 +12,12 @@ from cyclopts import Parameter, validators
 
 from phase_bus.cli.health import health_server, told_health
 from phase_bus.cli.options import (
-    AddressOption,
+    FoundAddressOption,
     FromOption,
+    NoNews,
     StopOnEof,
+    find_bus,
     key_values,
-    parse_address,
     parse_origin,
 )
 from phase_bus.cli.output import EXIT_NOT_WHOLE, configure_logging, end_with_reader, print_line, say
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
 def consume(
     consumer: str,
     *,
-    address: AddressOption = None,
+    address: FoundAddressOption = None,
     set_: Annotated[
-        list[str] | None, Parameter(name="--set", help="An option of the consumer: key=value. Repeatable.")
+        list[str] | None, Parameter(name="--set", show=False)  # as it was once written
     ] = None,
     name: str | None = None,
     group: str | None = None,
@@ -44,31 +45,32 @@ def consume(
     health: str | None = None,
     stop_timeout_s: Annotated[float, Parameter(validator=validators.Number(gt=0))] = CONSUMER_S,
     until_eof: StopOnEof = False,
+    no_news: NoNews = False,
 ) -> int:
     """Run one consumer, in this process, until Ctrl-C or SIGTERM.
 
     It waits for the bus if there is none yet. The first signal lets it finish what has arrived and write
-    out; a second one ends it at once. The exit code is 3, and a line says what, if something it received
-    is not written out and committed then: that comes again when it is started anew.
+    it out; a second one ends it at once. If something it received is then not written out and committed,
+    the exit code is 3, and a line says what: it comes again when the consumer is restarted.
 
-    With --group this process is one of several that share the work: each partition of the records is
-    with one of them, and if one of them dies, the others go on from where it was.
+    With --group, this process is one of several that share the work: each partition of the records is
+    assigned to one of them, and if one dies, the others continue where it stopped.
 
     For example:
 
-        phase-bus consume logging --set verbose=true
+        phase-bus consume logging:verbose=true
         phase-bus consume my_module:MyConsumer --address tcp://127.0.0.1:5670
         phase-bus consume aggregator --from start
         phase-bus consume aggregator --workers 4
         phase-bus consume aggregator --health 9465
         phase-bus consume aggregator --group team --address tcp://10.0.0.5:5670
-        phase-bus consume hook:my_module:MyHook --set log_file=phases.log
+        phase-bus consume hook:my_module:MyHook:log_file=phases.log
 
     Args:
-        consumer: A name that 'phase-bus consumers' lists, or module:Class; 'hook:NAME' or
-            'processor:NAME', also with module:Class for NAME and several by commas, runs classes that are
-            written for a phase hook's or post-processor's protocol; 'hooks' or 'processors' runs all that
-            are loaded without being named.
+        consumer: A name that 'phase-bus consumers' lists, or module:Class, with options as
+            NAME:key=value,key=value; 'hook:NAME' or 'processor:NAME', also with module:Class for NAME and
+            several by commas, runs classes that are written for a phase hook's or post-processor's
+            protocol; 'hooks' or 'processors' runs all that are loaded without being named.
         name: What to call it on the bus, which remembers by this name how far it has come; by default
             the consumer's own name.
         group: The group of processes that share the work, on this host or others; used instead of a name.
@@ -87,14 +89,16 @@ def consume(
     from phase_bus.consumer.runner import ConsumerRunner
     from phase_bus.consumer.view import check_shareable
     from phase_bus.harness.workers import WorkerPool
-    from phase_bus.plugins.build import build, group_of, is_adapted
+    from phase_bus.plugins.build import build, group_of, is_adapted, parse_use
     from phase_bus.plugins.registry import Registry
 
-    configure_logging()
+    configure_logging(news=not no_news)
     end_with_reader()
-    where = parse_address(address)
+    where = find_bus(address)
     origin = parse_origin(from_)
     registry = Registry.load()
+    consumer, options = parse_use(consumer)
+    options |= key_values(set_)
     own_group = group_of(registry, consumer)
     title = group or name or own_group or consumer
     if "/" in title:
@@ -105,7 +109,7 @@ def consume(
         raise ConfigError("--name and --group: a group is called by its own name; leave --name out")
 
     def make() -> Consumer:
-        return build(registry, consumer, title, key_values(set_))
+        return build(registry, consumer, title, options)
 
     eof = sys.stdin.fileno() if until_eof else None
 
@@ -131,12 +135,13 @@ def consume(
             "at the start"
         )
     if workers == 1:
-        settings = f"{consumer!r} with {', '.join(sorted(set_)) if set_ else 'no options'}"
+        told = ", ".join(f"{key}={value}" for key, value in sorted(options.items())) or "no options"
+        settings = f"{consumer!r} with {told}"
         return run(partial(GroupMember, make, title, where, settings=settings))
     check_shareable(make())
     arguments = ["consume", consumer, "--group", title, "--address", str(where)]
-    arguments += [f"--set={setting}" for setting in set_ or ()]
-    arguments += ["--stop-timeout-s", str(stop_timeout_s)]
+    arguments += [f"--set={key}={value}" for key, value in options.items()]
+    arguments += ["--stop-timeout-s", str(stop_timeout_s), *(("--no-news",) if no_news else ())]
 
     def arguments_of(number: int) -> list[str]:
         return arguments if health is None else [*arguments, "--health", nth_place(health, number)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from pathlib import Path
 from textwrap import indent
 from typing import Annotated
@@ -10,7 +11,14 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
-from phase_bus.cli.journals import DataOption, one_journal, readable_journals, short_name
+from phase_bus.cli.journals import (
+    DataOption,
+    PastAddressOption,
+    looking,
+    one_journal,
+    readable_journals,
+    short_name,
+)
 from phase_bus.cli.options import AddressOption, JsonOption, parse_address
 from phase_bus.cli.output import (
     configure_logging,
@@ -36,30 +44,45 @@ _LettersOption = Annotated[
     Parameter(name="--data", help="The journal: its directory or file. Default: yours that has them."),
 ]
 _COLUMNS = ("ID", "CONSUMER", "KIND", "RUN", "WHEN", "ATTEMPTS", "ERROR", "JOURNAL")
+_SPARE = ("JOURNAL", "WHEN", "ATTEMPTS", "KIND")  # what a narrow terminal has no room for
 
 
-def list_(*, consumer: _ConsumerOption = None, data: DataOption = None, json: JsonOption = False) -> None:
+def list_(
+    *,
+    consumer: _ConsumerOption = None,
+    data: DataOption = None,
+    address: PastAddressOption = None,
+    json: JsonOption = False,
+) -> None:
     """List the dead letters: events that consumers failed on, by journal, the oldest first.
 
-    A journal keeps the first 1,000 of a consumer; how many more there were at least is told below, and in
-    JSON by objects with 'left_out' and no 'id'.
+    A journal keeps the first 1,000 of a consumer. A line below, or in JSON an object with 'left_out' and no
+    'id', says how many more there were at least.
 
     For example:
 
         phase-bus dead-letters list
         phase-bus dead-letters list --consumer alerting --json
+        phase-bus dead-letters list --address tcp://bus.example.org:5670
     """
     found: list[tuple[Path, DeadLetter]] = []
     left_out: list[tuple[Path, str, int]] = []
-    for reader in readable_journals(data):
-        found += [(reader.path, it) for it in reader.dead_letters(consumer)]
-        left_out += [(reader.path, *more) for more in reader.dead_letters_left_out(consumer).items()]
+    with looking(data, address) as past:
+        for reader in readable_journals(past if isinstance(past, Path | None) else past.dead_letters()):
+            found += [(reader.path, it) for it in reader.dead_letters(consumer)]
+            left_out += [(reader.path, *more) for more in reader.dead_letters_left_out(consumer).items()]
+        withheld = 0 if isinstance(past, Path | None) else past.withheld
+    if withheld:
+        say(f"{withheld} more are of other clients' consumers, and shown to these and to admins only")
     if json:
-        letters = [{**msgspec.to_builtins(it), "journal": str(path)} for path, it in found]
-        more = [{"consumer": name, "left_out": n, "journal": str(path)} for path, name, n in left_out]
+        letters = [{**msgspec.to_builtins(it), "journal": address or str(path)} for path, it in found]
+        more = [
+            {"consumer": name, "left_out": n, "journal": address or str(path)} for path, name, n in left_out
+        ]
         print_json([*letters, *more])
         return
-    empty = "no dead letters" if data is None else f"no dead letters in {data}"
+    where = data or address
+    empty = f"no dead letters in {where}" if where else "no dead letters"
     rows = (
         (
             it.id,
@@ -69,16 +92,25 @@ def list_(*, consumer: _ConsumerOption = None, data: DataOption = None, json: Js
             local_time(it.ts_ns),
             it.attempts,
             it.error,
-            short_name(path),
+            address or short_name(path),
         )
         for path, it in found
     )
-    print_table(_COLUMNS, rows, empty)
+    print_table(_COLUMNS, rows, empty, whole=("ID", "CONSUMER", "RUN"), spare=_SPARE)
     for path, name, n in left_out:
-        print_line(f"and at least {n:,} more of consumer {name!r} that {short_name(path)} does not keep")
+        print_line(
+            f"and at least {n:,} more of consumer {name!r} that {address or short_name(path)} does not keep"
+        )
 
 
-def show(letter_id: int, /, *, data: _LettersOption = None, json: JsonOption = False) -> None:
+def show(
+    letter_id: int,
+    /,
+    *,
+    data: _LettersOption = None,
+    address: PastAddressOption = None,
+    json: JsonOption = False,
+) -> None:
     """Show a dead letter: the event, and the exception with its traceback.
 
     For example:
@@ -91,8 +123,14 @@ def show(letter_id: int, /, *, data: _LettersOption = None, json: JsonOption = F
     from phase_bus.core.records import to_plain
     from phase_bus.harness.dead_letters import event_of
 
-    with JournalReader(_journal_of(data, (letter_id,), None)) as reader:
-        (letter,) = _chosen(reader, (letter_id,), None)
+    with ExitStack() as stack:
+        past = stack.enter_context(looking(data, address))
+        if isinstance(past, Path | None):
+            path = _journal_of(past, (letter_id,), None)
+        else:
+            path = past.dead_letters(with_event=letter_id)
+        reader = stack.enter_context(JournalReader(path))
+        (letter,) = _chosen(reader, (letter_id,), None, address)
         event = to_plain(event_of(reader, letter))
     if json:
         print_json({**msgspec.to_builtins(letter), "event": event})
@@ -122,9 +160,9 @@ def retry(
 ) -> int:
     """Give events that a consumer failed on to it again; exit with 1 if it fails again.
 
-    The consumer runs here, in this process, for these events alone, and goes on from the state that its
-    last process left. So give it the options that it had, and see that it is not running. What it handles
-    is no longer a dead letter, and a new receipt says so. The bus may be running or not.
+    The consumer runs in this process, for these events only, and continues from the state that its last
+    process left. So pass the options that it had, and make sure that it is not running. What it handles is
+    no longer a dead letter, and a new receipt says so. The bus may or may not be running.
 
     For example:
 
@@ -171,7 +209,9 @@ def _journal_of(data: Path | None, ids: tuple[int, ...], consumer: str | None) -
     return having[0] if having else one_journal(None)
 
 
-def _chosen(reader: JournalReader, ids: tuple[int, ...], consumer: str | None) -> list[DeadLetter]:
+def _chosen(
+    reader: JournalReader, ids: tuple[int, ...], consumer: str | None, address: str | None = None
+) -> list[DeadLetter]:
     """Return the dead letters with these numbers, or all."""
     letters = reader.dead_letters(consumer)
     there = {letter.id: letter for letter in letters}
@@ -179,7 +219,7 @@ def _chosen(reader: JournalReader, ids: tuple[int, ...], consumer: str | None) -
         if letter_id not in there:
             whose = "" if consumer is None else f" of consumer {consumer!r}"
             raise ConfigError(
-                f"there is no dead letter {letter_id} in {str(reader.path)!r}{whose}; "
+                f"there is no dead letter {letter_id} in {address or str(reader.path)!r}{whose}; "
                 "'phase-bus dead-letters list' shows which there are"
             )
     return [there[letter_id] for letter_id in ids] if ids else letters

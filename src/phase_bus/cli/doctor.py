@@ -27,10 +27,11 @@ from phase_bus.core.keys import find_key
 from phase_bus.core.printable import printable
 from phase_bus.errors import PhaseBusError
 
-Verdict: TypeAlias = Literal["ok", "note", "wrong"]
+Verdict: TypeAlias = Literal["ok", "note", "fail"]
 
-_STYLES = {"ok": "green", "note": "yellow", "wrong": "red"}
+_STYLES = {"ok": "green", "note": "yellow", "fail": "bold red"}
 _AIPERF_TIMEOUT_S = 60.0
+_INSTALL = "install it with: pip install"  # said of a consumer whose extra is not installed
 _ERROR_LINE = re.compile(r"[\w.]+(Error|Exception|Found)\b")
 # Asks AIPerf itself, in a process of its own, since importing it is slow and may fail.
 _ASK_AIPERF = """
@@ -43,7 +44,7 @@ print(",".join(names))
 
 
 class Finding(Struct, frozen=True):
-    """What was found, and the remedy: ``note`` if it may be intended, ``wrong`` if it must be mended."""
+    """What was found, and the remedy: ``note`` if it may be intended, ``fail`` if it must be mended."""
 
     verdict: Verdict
     subject: str
@@ -58,7 +59,7 @@ def doctor(
 ) -> int:
     """Say what is installed, whether AIPerf sees the plugin, and whether the address works.
 
-    Exits with 1 if something is wrong.
+    A NOTE may be as you want it; a FAIL has to be put right, and makes the exit code 1.
 
     For example:
 
@@ -71,9 +72,9 @@ def doctor(
     else:
         console = make_console()
         for f in findings:
-            mark = Text(f"{f.verdict:<6}", _STYLES[f.verdict])
+            mark = Text(f"{f.verdict.upper():<6}", _STYLES[f.verdict])
             console.print(mark + Text(printable(f"{f.subject:<12} {f.text}")), soft_wrap=True)
-    return int(any(f.verdict == "wrong" for f in findings))
+    return int(any(f.verdict == "fail" for f in findings))
 
 
 def _installed() -> Iterator[Finding]:
@@ -81,7 +82,7 @@ def _installed() -> Iterator[Finding]:
     if (3, 11) <= sys.version_info[:2] <= (3, 13):
         yield Finding("ok", "python", python)
     else:
-        yield Finding("wrong", "python", f"{python}; phase-bus wants 3.11 to 3.13")
+        yield Finding("fail", "python", f"{python}; phase-bus wants 3.11 to 3.13")
     yield Finding(
         "ok",
         "phase-bus",
@@ -94,7 +95,7 @@ def _aiperf() -> Iterator[Finding]:
     try:
         installed = distribution("aiperf")
     except PackageNotFoundError:
-        remedy = "install 'phase-bus[aiperf]' where AIPerf runs"
+        remedy = "to follow its runs, install phase-bus where it is"
         yield Finding("note", "aiperf", f"not installed in this environment; {remedy}")
         return
     found = installed.version
@@ -103,13 +104,13 @@ def _aiperf() -> Iterator[Finding]:
     else:
         yield Finding("note", "aiperf", f"{found}; the plugin was tested with {' and '.join(KNOWN)}")
     if lack := lack_of_category(installed):
-        yield Finding("wrong", "plugin", lack)
+        yield Finding("fail", "plugin", lack)
         return
     ask = [sys.executable, "-c", _ASK_AIPERF]
     try:
         answer = subprocess.run(ask, capture_output=True, text=True, timeout=_AIPERF_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
-        yield Finding("wrong", "plugin", f"AIPerf did not answer within {_AIPERF_TIMEOUT_S:g} s")
+        yield Finding("fail", "plugin", f"AIPerf did not answer within {_AIPERF_TIMEOUT_S:g} s")
         return
     if answer.returncode == 0:
         yield Finding("ok", "plugin", "AIPerf sees the stream exporter 'phase_bus'")
@@ -117,20 +118,30 @@ def _aiperf() -> Iterator[Finding]:
     lines = answer.stderr.strip().splitlines() or ["no reason given"]
     reason = next((line for line in lines if _ERROR_LINE.match(line)), lines[-1])
     remedy = "install phase-bus into AIPerf's own environment"
-    yield Finding("wrong", "plugin", f"AIPerf does not see it: {reason}; {remedy}")
+    yield Finding("fail", "plugin", f"AIPerf does not see it: {reason}; {remedy}")
 
 
 def _consumers() -> Iterator[Finding]:
     from phase_bus.plugins.registry import Registry
 
     registry = Registry.load()
+    usable, lacking = [], []
     for entry in registry.entries():
         try:
             registry.class_of(entry.kind, entry.name)
         except PhaseBusError as error:
-            # Often an extra that was not wanted here; a run that uses the consumer says so too.
-            yield Finding("note", entry.kind, str(error))
-    yield Finding("ok", "consumers", ", ".join(entry.use for entry in registry.entries()))
+            if _INSTALL in str(error):  # an extra, which may not be wanted here
+                lacking.append(entry.use)
+            else:
+                yield Finding("note", entry.kind, str(error))
+        else:
+            usable.append(entry.use)
+    yield Finding("ok", "consumers", ", ".join(usable))
+    if lacking:
+        remedy = "'phase-bus consume NAME' says which, 'phase-bus[dashboard,sinks]' has them all"
+        yield Finding(
+            "note", "consumers", f"{', '.join(lacking)} need packages that are not here; {remedy}"
+        )
 
 
 def _key() -> Finding:
@@ -140,7 +151,7 @@ def _key() -> Finding:
             return Finding("ok", "key", "none; for tcp:// 'phase-bus keys new' makes one")
         clients = read_authorized(authorized_file(key)) if key.is_of_bus else {}
     except PhaseBusError as error:
-        return Finding("wrong", "key", str(error))
+        return Finding("fail", "key", str(error))
     if key.is_of_bus:
         lets_in = f", which lets in {counted(len(clients), 'key')} of others" if clients else ""
         return Finding("ok", "key", f"{key.path}: that of a bus{lets_in}; public key {key.public}")
@@ -155,7 +166,7 @@ def _bus(address: str | None, timeout_s: float) -> Iterator[Finding]:
         with BusClient(Address.parse(text)) as client:
             status = client.status(timeout_s)
     except PhaseBusError as error:
-        verdict: Verdict = "note" if origin == "the default" else "wrong"
+        verdict: Verdict = "note" if origin == "the default" else "fail"
         yield Finding(verdict, "bus", f"{error} (address: {origin})")
         return
     counts = f"{len(status.clients)} clients, {len(status.runs)} runs"

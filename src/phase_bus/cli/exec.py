@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
-from cyclopts import Parameter
-from rich.text import Text
+from cyclopts import Parameter, validators
 
-from phase_bus.aiperf.environment import has_dashboard, lack_of_plugin
-from phase_bus.cli.options import AddressesOption, ConfigOption, WithOption
-from phase_bus.cli.output import EXIT_NOT_WHOLE, configure_logging, make_console, say
+from phase_bus.aiperf.environment import has_dashboard, lack_of_plugin, leaves_terminal_alone
+from phase_bus.cli.compare import EXIT_REGRESSED
+from phase_bus.cli.options import (
+    AddressesOption,
+    ConfigOption,
+    JunitOption,
+    MarkdownOption,
+    ThresholdOption,
+    WithOption,
+)
+from phase_bus.cli.output import (
+    EXIT_NOT_WHOLE,
+    EXIT_THRESHOLD,
+    configure_logging,
+    make_console,
+    say,
+)
+from phase_bus.cli.repeat import Repetition, show_comparison
+from phase_bus.cli.results import show_each, show_results
 from phase_bus.core.address import default_address
 from phase_bus.core.keys import KEY_FILE_VARIABLE
 from phase_bus.harness.ending import CONSUMER_S, EndedEarlyError, Ending
-from phase_bus.harness.foreground import check_command, run_in_foreground
 from phase_bus.journal.exec_journals import MAX_AGE_S, MAX_BYTES, ExecJournal
-from phase_bus.reporting.receipts import held_against, ledger_in_brief, ledger_table, print_losses
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from collections.abc import Sequence
 
+    from phase_bus.cli.verdicts import ExecVerdicts
     from phase_bus.harness.config import Config
+    from phase_bus.harness.repeat import Turn
     from phase_bus.harness.rig import Rig
 
 
@@ -40,27 +57,51 @@ class Setup:
         list[str] | None,
         Parameter(help="How many processes share the work of a consumer: NAME=N. May be repeated."),
     ] = None
+    threshold: ThresholdOption = None
     address: AddressesOption = None
+    restart: Annotated[
+        int | None,
+        Parameter(
+            validator=validators.Number(gte=0),
+            help="How often each consumer that dies is started again, to go on from where it was. Default: "
+            "3, or what the file says. One that then runs for ten minutes has all its restarts back.",
+        ),
+    ] = None
     insecure: Annotated[
         bool,
-        Parameter(help="Ask nobody for a key, also at a tcp address that other machines can connect to."),
+        Parameter(help="Ask nobody for a key, even at a tcp address that other machines can connect to."),
     ] = False
     quiet: Annotated[
         bool, Parameter(alias="-q", help="Show nothing but what the consumers print, and what goes wrong.")
     ] = False
+    live: Annotated[
+        Literal["auto", "always", "never"],
+        Parameter(
+            help="Whether to show how runs go in a block at the foot of the terminal: 'auto' does so where "
+            "no command of its own draws there; plain lines otherwise, and always in a pipe or in CI."
+        ),
+    ] = "auto"
 
-    def load(self) -> Config:
-        """Return what they, and the file, say."""
+    def load(self, *, abort: bool = False) -> Config:
+        """Return what they, and the file, say; with ``abort`` each threshold is to end the run."""
         from phase_bus.harness.config import load_config
 
         configure_logging()
-        loaded = load_config(self.config, self.with_ or [], self.address or [], self.workers or [])
-        return msgspec.structs.replace(loaded, insecure=self.insecure or loaded.insecure)
+        loaded = load_config(
+            self.config,
+            self.with_ or [],
+            self.address or [],
+            self.workers or [],
+            thresholds=self.threshold or [],
+            abort=abort,
+        )
+        restarts = loaded.restarts if self.restart is None else self.restart
+        return msgspec.structs.replace(loaded, insecure=self.insecure or loaded.insecure, restarts=restarts)
 
 
 _DEFAULTS = Setup()
+_ONCE = Repetition()
 _NAMED = 10  # of the journals that were removed
-_SHOWN_RUNS = 10  # whose results and ledgers are shown
 
 
 def exec_command(
@@ -68,35 +109,57 @@ def exec_command(
     setup: Setup = _DEFAULTS,
     allow_no_run: bool = False,
     hold_output: Literal["auto", "always", "never"] = "auto",
+    repetition: Repetition = _ONCE,
+    abort_on_failure: bool = False,
+    junit: JunitOption = None,
+    markdown: MarkdownOption = None,
+    json: Annotated[
+        Path | None, Parameter(name="--json", help="Write them to this file as JSON, with each change.")
+    ] = None,
 ) -> int:
     """Run a benchmark command with a bus and consumers around it.
 
     Starts the bus and the consumers, waits until each is ready, runs COMMAND with the bus's address in
-    its environment ($PHASE_BUS_ADDRESS), shows how the run goes, waits until every consumer has handled
-    the end of the run, prints the result, stops everything, and exits with COMMAND's exit code; or with
-    3, if COMMAND succeeded and published no run, or a consumer did not handle everything that was
-    published for it.
+    its environment ($PHASE_BUS_ADDRESS), shows the progress of the run, waits until every consumer has
+    handled the end of the run, prints the result, stops everything, and exits with COMMAND's exit code. If
+    COMMAND succeeded but published no run, or a consumer did not handle everything that was published, the
+    exit code is 3.
 
-    COMMAND may hold several runs one after another. What phase-bus itself shows goes to
-    standard error; standard input, output and the terminal are COMMAND's.
+    COMMAND may make several runs one after another. It can also be repeated, and alternate with another
+    command; then the exit code is 1 if its runs are worse than those of the other. The output of phase-bus
+    itself goes to standard error; standard input, output and the terminal belong to COMMAND.
+
+    With thresholds, the exit code is 4 if COMMAND succeeded and a threshold failed, or is unknown in the
+    end for lack of data, even if not everything was handled. A threshold with 'abort', or any threshold
+    with --abort-on-failure, interrupts COMMAND as Ctrl-C would, as soon as it fails; the exit code is then
+    4, whatever COMMAND's is.
 
     For example:
 
-        phase-bus exec --with logging --with aggregator -- aiperf profile -m my-model --url ...
-        phase-bus exec --with aggregator --workers aggregator=4 -- aiperf profile ...
+        phase-bus exec --with logging --with aggregator -- aiperf profile -f run.yaml
+        phase-bus exec --with aggregator --workers aggregator=4 -- ./benchmark.sh
         phase-bus exec -c bus.yaml -- ./nightly-benchmarks.sh
         phase-bus exec --with alerting:threshold_s=30 -- phase-bus simulate
+        phase-bus exec --threshold 'error_rate < 1 %' --junit ci.xml -- ./benchmark.sh
+        phase-bus exec --repeat 5 --interleave './bench.sh old' -- ./bench.sh new
 
     Args:
         command: The command and its arguments, after '--'.
         allow_no_run: Exit with COMMAND's exit code also if it published no run.
-        hold_output: Whether to show what is to be said only after COMMAND has ended: 'always', 'never', or
-            'auto', while AIPerf's dashboard has the terminal, whose screen and all that is on it vanishes
-            at its end.
+        hold_output: Whether to hold back what phase-bus says until COMMAND has ended: 'always', 'never', or
+            'auto', while AIPerf's dashboard has the terminal, since that clears the screen when it ends.
+        abort_on_failure: Interrupt COMMAND as soon as a threshold fails.
     """
-    hold = hold_output == "always" or (hold_output == "auto" and _covers_screen(command))
-    check_command(command)
-    loaded = setup.load()
+    from phase_bus.cli.verdicts import ExecVerdicts
+    from phase_bus.reporting.verdict_files import VerdictFiles
+
+    turns = repetition.turns(command)
+    covered = any(_covers_screen(turn.command) for turn in turns)
+    plain = all(leaves_terminal_alone(turn.command) for turn in turns)
+    hold = hold_output == "always" or (hold_output == "auto" and covered)
+    loaded = setup.load(abort=abort_on_failure)
+    repetition.check_journal(loaded)
+    verdicts = ExecVerdicts(loaded, VerdictFiles(junit=junit, markdown=markdown, json=json))
     with ExitStack() as stack:
         if not loaded.data:
             journal = stack.enter_context(ExecJournal())
@@ -104,7 +167,17 @@ def exec_command(
                 say(_tell_removed(journal.removed))
             loaded = msgspec.structs.replace(loaded, data=str(journal.directory))
         ending = stack.enter_context(Ending(say, CONSUMER_S))
-        run = _exec(command, loaded, ending, quiet=setup.quiet, allow_no_run=allow_no_run, hold=hold)
+        run = _exec(
+            turns,
+            loaded,
+            ending,
+            verdicts,
+            quiet=setup.quiet,
+            allow_no_run=allow_no_run,
+            hold=hold,
+            live=setup.live == "always" or (setup.live == "auto" and plain),
+            compared=repetition.interleave is not None,
+        )
         try:
             return asyncio.run(run)
         except EndedEarlyError:
@@ -114,8 +187,9 @@ def exec_command(
 def up(*, setup: Setup = _DEFAULTS) -> int:
     """Run a bus and consumers in the foreground, for benchmarks started elsewhere.
 
-    Several runs may come and go. Ctrl-C or SIGTERM lets the consumers finish and ends everything; a second
-    one ends it at once. The exit code is 3 if a process died, or had to be cut off.
+    Benchmarks can publish one run after another; the result of each is shown once every consumer has
+    handled it. Ctrl-C or SIGTERM lets the consumers finish and ends everything; a second one ends it at
+    once. The exit code is 3 if a process died and was not back, or had to be cut off.
 
     For example:
 
@@ -127,7 +201,7 @@ def up(*, setup: Setup = _DEFAULTS) -> int:
         loaded = msgspec.structs.replace(loaded, address=(default_address(),))
     with Ending(say, CONSUMER_S) as ending:
         try:
-            return asyncio.run(_up(loaded, ending, quiet=setup.quiet))
+            return asyncio.run(_up(loaded, ending, quiet=setup.quiet, live=setup.live != "never"))
         except EndedEarlyError:
             return 0
 
@@ -142,43 +216,58 @@ def _tell_removed(names: list[str]) -> str:
 
 
 async def _exec(
-    command: tuple[str, ...],
+    turns: Sequence[Turn],
     config: Config,
     ending: Ending,
+    verdicts: ExecVerdicts,
     *,
     quiet: bool,
     allow_no_run: bool,
     hold: bool,
+    live: bool,
+    compared: bool,
 ) -> int:
-    from phase_bus.harness.children import describe_exit
+    from phase_bus.harness.live import is_free
+    from phase_bus.harness.repeat import run_turns
     from phase_bus.harness.rig import Rig
 
     console = make_console(stderr=True)
-    async with _ended_by(ending, Rig(config, console, quiet=quiet)) as rig:
+    live = live and not hold and is_free(console)
+    rig = Rig(config, console, quiet=quiet, live=live, onlookers=verdicts.onlookers)
+    async with _ended_by(ending, rig):
         _note_ready(rig)
-        if lack := lack_of_plugin(command):
+        for lack in filter(None, map(lack_of_plugin, dict.fromkeys(turn.command for turn in turns))):
             rig.progress.note((lack, "yellow"))
         if hold:
             rig.note("the command's display has the screen: what there is to say comes after its end")
-        with rig.progress.lines.held() if hold else nullcontext():
-            returncode = await run_in_foreground(command, rig.environment, ending.passing_on)
-        await rig.settle(f"the command {describe_exit(returncode)} without ending the run")
-        if not quiet:
-            from phase_bus.aggregation.text import render_text
-
-            for result in list(rig.progress.results.values())[-_SHOWN_RUNS:]:
-                console.print()
-                console.print(Text(render_text(result, brief=True)), soft_wrap=True)
-            _print_ledger(rig, console)
+        aborting = partial(verdicts.aborting, rig)
+        ran = await run_turns(turns, rig, ending.passing_on, aborting, hold=hold, allow_no_run=allow_no_run)
+        if ran.stopped:
+            rig.progress.note((ran.stopped, "red"))
+        if not quiet and not compared:
+            show_results(rig, console)
+        await verdicts.conclude(rig, console, quiet=quiet)
+    returncode = ran.returncode
     rig.progress.lines.repeat_alerts()
     nothing = not rig.runs and rig.whole
     if nothing and not (quiet and (allow_no_run or returncode)):
-        remedy = (
-            "" if allow_no_run or returncode else "; if that is as it should be, give exec --allow-no-run"
-        )
+        remedy = "" if allow_no_run or returncode else "; if that is intended, pass --allow-no-run"
         rig.progress.note(f"the command published no run; 'phase-bus doctor' may say why{remedy}")
-    if returncode == 0 and not (rig.whole and (rig.runs or allow_no_run)):
-        return EXIT_NOT_WHOLE
+    if verdicts.aborted:
+        return EXIT_THRESHOLD
+    if returncode == 0 and ran.signum:
+        return 128 + ran.signum
+    if returncode == 0:
+        whole = rig.whole and not ran.stopped
+        regressed = compared and whole and show_comparison(Path(config.data), ran, console)
+        if not (rig.runs or allow_no_run):
+            return EXIT_NOT_WHOLE
+        if not verdicts.passed:
+            return EXIT_THRESHOLD
+        if not (whole and verdicts.written):
+            return EXIT_NOT_WHOLE
+        if regressed:
+            return EXIT_REGRESSED
     return 128 - returncode if returncode < 0 else returncode  # as a shell reports a signal
 
 
@@ -187,17 +276,26 @@ def _covers_screen(command: tuple[str, ...]) -> bool:
     return os.isatty(1) and os.isatty(2) and has_dashboard(command)
 
 
-async def _up(config: Config, ending: Ending, *, quiet: bool) -> int:
+async def _up(config: Config, ending: Ending, *, quiet: bool, live: bool) -> int:
+    from phase_bus.harness.live import is_free
     from phase_bus.harness.rig import Rig
+    from phase_bus.thresholds import parse_threshold
 
-    async with _ended_by(ending, Rig(config, make_console(stderr=True), quiet=quiet)) as rig:
+    console = make_console(stderr=True)
+    live = live and is_free(console)
+    async with _ended_by(ending, Rig(config, console, quiet=quiet, live=live)) as rig:
         _note_ready(rig, "; Ctrl-C ends it")
+        if any(parse_threshold(text).abort for text in config.thresholds):
+            rig.note("a threshold with 'abort' ends nothing here, where there is no command")
         if rig.has_own_key:
             rig.note(
                 f"who connects by tcp needs {KEY_FILE_VARIABLE}={rig.key_file}, which goes with this "
                 "bus; 'phase-bus keys new' makes a key that stays"
             )
+        showing = None if quiet else asyncio.create_task(show_each(rig, console))
         await rig.interrupted.wait()
+        if showing is not None:
+            showing.cancel()
         rig.note("stopping")
     return 0 if rig.whole else EXIT_NOT_WHOLE
 
@@ -215,23 +313,3 @@ def _note_ready(rig: Rig, hint: str = "") -> None:
     rig.note(f"bus ready at {rig.address}; consumers ready: {names}{hint}")
     if rig.is_insecure:
         rig.note("insecure: whoever can connect may do everything")
-
-
-def _print_ledger(rig: Rig, console: Console) -> None:
-    """Print for each run what became of its events at each consumer."""
-    shown = list(rig.progress.ended)[-_SHOWN_RUNS:]
-    earlier = len(rig.progress.ended) - len(shown) + rig.progress.left_out
-    if earlier:
-        rig.note(
-            f"these are the last {len(shown)} runs; 'phase-bus runs' lists the {earlier} before them, and "
-            "'phase-bus report' and 'phase-bus receipts' show each"
-        )
-    for run_id in shown:
-        said = [receipt for (run, _), receipt in rig.progress.receipts.items() if run == run_id]
-        said = held_against(said, rig.progress.ended[run_id])
-        console.print()
-        console.print(f"Ledger of run {run_id}, in events:", soft_wrap=True)
-        console.print(ledger_table(ledger_in_brief(said)))
-        print_losses(said, console)
-        for name in sorted({c.title for c in rig.config.consumers} - {r.consumer for r in said}):
-            console.print(f"{name} gave no receipt", style="red")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +11,16 @@ import msgspec
 from cyclopts import Parameter
 from rich.filesize import decimal
 
-from phase_bus.cli.journals import OneDataOption, exit_code, find_run, journal_to_write, one_journal
+from phase_bus.cli.journals import (
+    OneDataOption,
+    PastAddressOption,
+    exit_code,
+    find_run,
+    journal_to_write,
+    looking,
+    one_journal,
+    whole_journal,
+)
 from phase_bus.cli.options import DEFAULT_LIMITS, JsonOption, LimitOptions, OutputOption, RunOption
 from phase_bus.cli.output import counted, local_time, make_console, print_json, print_line, print_table, say
 from phase_bus.errors import ConfigError, JournalDamagedError
@@ -45,7 +55,7 @@ def info(*, data: OneDataOption = None, json: JsonOption = False) -> None:
     if told.checkpoints:
         offsets = ((name, position.offset) for name, position in told.checkpoints.items())
         rows = ((name, offset, told.head.offset - offset) for name, offset in offsets)
-        print_table(("CONSUMER", "CHECKPOINT", "BEHIND"), rows)
+        print_table(("CONSUMER", "CHECKPOINT", "BEHIND"), rows, whole=("CONSUMER",))
 
 
 def verify(*, data: OneDataOption = None, json: JsonOption = False) -> int:
@@ -78,10 +88,10 @@ def prune(
     limits: LimitOptions = DEFAULT_LIMITS,
     json: JsonOption = False,
 ) -> None:
-    """Delete the oldest finished runs until the limits hold. No bus may have the journal meanwhile.
+    """Delete the oldest finished runs until the limits are met. No bus may be using the journal.
 
-    A bus prunes its own journal by itself, by the limits that it was given. A run that a consumer has not
-    read is held back, as far as these allow; what was not read of one that goes is told.
+    A bus prunes its own journal by itself, according to its limits. A run that a consumer has not read is
+    kept as long as these allow; if it has to go, the consumer is told what it has lost.
 
     For example:
 
@@ -116,17 +126,19 @@ def export(
     run: RunOption = None,
     *,
     data: OneDataOption = None,
+    address: PastAddressOption = None,
     format: Literal["jsonl", "parquet"] = "jsonl",
     output: OutputOption = None,
 ) -> int:
     """Write a journal's events to a file, for other programs; exit with 3 if some are damaged.
 
-    As JSON lines, an event a line, or as Parquet, a request record a row; for the latter install
-    'phase-bus[parquet]'. A journal of any size needs little memory.
+    As JSON lines, with one event per line, or as Parquet, with one request record per row; for the latter,
+    install 'phase-bus[parquet]'. A journal of any size needs little memory.
 
     For example:
 
         phase-bus journal export latest | jq .kind
+        phase-bus journal export latest --address tcp://10.0.0.5:5670 > run.jsonl
         phase-bus journal export --format parquet --output records.parquet
 
     Args:
@@ -137,15 +149,18 @@ def export(
 
     if format == "parquet" and output is None:
         raise ConfigError("--format parquet: needs a file; give --output FILE")
-    if run is None:
-        path, run_id = one_journal(data), None
-    else:
-        path, run_id = (found := find_run(run, data)).journal, found.row.run_id
-    with JournalReader(path) as reader:
+    with ExitStack() as stack:
+        past = stack.enter_context(looking(data, address))
+        if run is None:
+            path, where, run_id = *whole_journal(past), None
+        else:
+            found = find_run(run, past)
+            path, where, run_id = found.journal, found.where, found.row.run_id
+        reader = stack.enter_context(JournalReader(path))
         if format == "parquet":
             assert output is not None
             count, what = export_parquet(reader, run_id, output), "record"
         else:
             count, what = export_jsonl(reader, run_id, output), "event"
-        say(f"{counted(count, what)} of {reader.path} exported")
-        return exit_code(reader)
+        say(f"{counted(count, what)} of {where} exported")
+        return exit_code(reader, where)

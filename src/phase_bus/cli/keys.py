@@ -27,9 +27,9 @@ from phase_bus.errors import ConfigError, KeyFileError, suggest
 
 _BusKeyOption = Annotated[
     Path | None,
-    Parameter(help="The bus's key file. Default: $PHASE_BUS_KEY_FILE, else your own."),
+    Parameter(help="The bus's key file. Default: $PHASE_BUS_KEY_FILE, or else your own."),
 ]
-_AT_ONCE = "a running bus follows within a second"
+_AT_ONCE = "a running bus notices within a second"
 
 
 def new(
@@ -38,15 +38,15 @@ def new(
     *,
     bus: Annotated[
         str | None,
-        Parameter(help="The public key of somebody else's bus that it is for, in single quotes."),
+        Parameter(help="If it is for somebody else's bus: the public key of that bus, in single quotes."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """Make a key, and print its public part.
 
-    Bus and clients of one user share one key: copy the file to your other machines, and nothing else is
-    needed. For somebody else's bus you need a key of your own, which its owner lets in. A file is never
-    overwritten.
+    The bus and the clients of one user share one key: copy the file to your other machines, and nothing
+    else is needed. For somebody else's bus you need your own key, which the bus's owner must authorize. An
+    existing file is never overwritten.
 
     For example:
 
@@ -54,8 +54,8 @@ def new(
         phase-bus keys new --bus 'PUBLIC-KEY-OF-THE-BUS'
 
     Args:
-        file: Where to. Default: $XDG_CONFIG_HOME/phase-bus/key.yaml, else ~/.config/phase-bus/key.yaml,
-            where it is found without being named.
+        file: The file to write. Default: $XDG_CONFIG_HOME/phase-bus/key.yaml, or else
+            ~/.config/phase-bus/key.yaml, where every command finds it.
     """
     if bus is not None:
         check_public(bus)
@@ -68,7 +68,7 @@ def new(
     where = "" if _is_found(key.path) else f"; say so with {KEY_FILE_VARIABLE}={at}"
     say(f"that is the public key; the key is in {key.path}{where}")
     if key.is_of_bus:
-        say("for other machines of yours, copy that file to the same place there; nothing else is needed")
+        say("copy that file to the same place on your other machines; nothing else is needed")
         say(
             f"others run: phase-bus keys new --bus {shlex.quote(key.public)} ; and you, with what that "
             "prints: phase-bus keys authorize PUBLIC --name NAME --role publish"
@@ -89,7 +89,7 @@ def show(file: Path | None = None, /, *, json: JsonOption = False) -> None:
         phase-bus keys show /etc/phase-bus/key.yaml --json
 
     Args:
-        file: The key file. Default: $PHASE_BUS_KEY_FILE, else your own.
+        file: The key file. Default: $PHASE_BUS_KEY_FILE, or else your own.
     """
     key = _found(file)
     if json:
@@ -104,16 +104,19 @@ def authorize(
     public: str,
     /,
     *,
-    name: Annotated[str, Parameter(help="Who it is. What it names on the bus belongs to this name.")],
+    name: Annotated[
+        str, Parameter(help="Who the client is. Whatever it names on the bus belongs to this name.")
+    ],
     role: Annotated[
         list[KeyRole],
-        Parameter(help="What it may do: publish, consume, or admin, which is all. May be repeated."),
+        Parameter(help="What it may do: publish, consume, or admin (everything). May be repeated."),
     ],
     key_file: _BusKeyOption = None,
 ) -> None:
-    """Let a client's key in to your bus, or change what it may do.
+    """Let a client's key into your bus, or change what it may do.
 
-    Several keys may have one name: a person with several machines. A running bus follows within a second.
+    Several keys may share a name, for somebody with several machines. A running bus notices within a
+    second.
 
     For example:
 
@@ -125,26 +128,28 @@ def authorize(
     """
     key = _of_bus(key_file)
     if public.encode() == key.secret.encode():
-        raise ConfigError(f"that is the secret of {key.path}, which is to be given to nobody")
+        raise ConfigError(f"that is the secret key in {key.path}, which nobody else should have")
     check_public(public)
     if public == key.public:
-        raise ConfigError("that is the bus's own key, which may do everything; give the key of a client")
+        raise ConfigError(
+            "that is the bus's own key, which may do everything anyway; give the key of a client"
+        )
     roles = tuple(each for each in ROLES if each in role)
     before = authorized.authorize(authorized_file(key), Authorized(name=name, public=public, roles=roles))
     say(f"{name!r} may {_words(roles)} with that key; {_AT_ONCE}")
     if before is not None:
-        say(f"before, it was that of {before.name!r}, who could {_words(before.roles)}")
+        say(f"before, it belonged to {before.name!r}, who could {_words(before.roles)}")
 
 
 def revoke(client: str, /, *, key_file: _BusKeyOption = None) -> None:
-    """Let a client no longer in; a running bus cuts it off within a second.
+    """Stop letting a client in; a running bus cuts it off within a second.
 
     For example:
 
         phase-bus keys revoke alice
 
     Args:
-        client: Its name, for all keys of that name; or one public key, in single quotes.
+        client: The client's name, which means all its keys; or one public key, in single quotes.
     """
     path = authorized_file(_of_bus(key_file))
     gone = authorized.revoke(path, client)
@@ -157,7 +162,7 @@ def revoke(client: str, /, *, key_file: _BusKeyOption = None) -> None:
 
 
 def list_(*, key_file: _BusKeyOption = None, json: JsonOption = False) -> None:
-    """List the clients that your bus lets in, besides those that have its own key.
+    """List the clients that your bus lets in, other than those that use its own key.
 
     For example:
 
@@ -169,8 +174,8 @@ def list_(*, key_file: _BusKeyOption = None, json: JsonOption = False) -> None:
         print_json(clients)
         return
     rows = ((each.name, ", ".join(each.roles), each.public) for each in clients)
-    empty = f"nobody but who has {key.path}"
-    print_table(("NAME", "MAY", "PUBLIC KEY"), rows, empty, whole=("PUBLIC KEY",))
+    empty = f"nobody except those who have {key.path}"
+    print_table(("NAME", "MAY", "PUBLIC KEY"), rows, empty, whole=("NAME", "PUBLIC KEY"), spare=("MAY",))
 
 
 def _found(file: Path | None) -> Key:
@@ -184,8 +189,8 @@ def _of_bus(file: Path | None) -> Key:
     key = _found(file)
     if not key.is_of_bus:
         raise ConfigError(
-            f"the key in {key.path} is for a client of another bus, whose owner says who is let in; name "
-            "your bus's with --key-file FILE"
+            f"the key in {key.path} is for a client of another bus, whose owner decides who is let in; "
+            "name your own bus's key with --key-file FILE"
         )
     return key
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -11,22 +12,26 @@ import msgspec
 from cyclopts import Parameter
 from msgspec import Struct
 
-from phase_bus.core.address import Address, default_address
+from phase_bus.core.address import ADDRESS_VARIABLE, Address, default_address
 from phase_bus.core.client import BusClient
 from phase_bus.core.numbers import check_finite
 from phase_bus.errors import ConfigError, PhaseBusError
 from phase_bus.journal.rows import Limits
+from phase_bus.journal.running import running_buses
 
 if TYPE_CHECKING:
     from phase_bus.consumer.share import Origin
     from phase_bus.publisher.publisher import Publisher
 
-AddressOption: TypeAlias = Annotated[
+_ADDRESS = (
+    "Where the bus is: ipc://DIRECTORY, group+ipc://DIRECTORY (shared with its group) or tcp://HOST:PORT. "
+    "Default: $PHASE_BUS_ADDRESS, else your own bus"
+)
+AddressOption: TypeAlias = Annotated[str | None, Parameter(name=["--address", "-a"], help=f"{_ADDRESS}.")]
+FoundAddressOption: TypeAlias = Annotated[
     str | None,
     Parameter(
-        name=["--address", "-a"],
-        help="Where the bus is: ipc://DIRECTORY, group+ipc://DIRECTORY (shared with its group) or "
-        "tcp://HOST:PORT. Default: $PHASE_BUS_ADDRESS, else your own bus.",
+        name=["--address", "-a"], help=f"{_ADDRESS}; if that does not run, the only one of yours that does."
     ),
 ]
 AddressesOption: TypeAlias = Annotated[
@@ -53,13 +58,32 @@ WithOption: TypeAlias = Annotated[
         "NAME:key=value,key=value. May be repeated.",
     ),
 ]
+ThresholdOption: TypeAlias = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--threshold",
+        help="A limit for the run, such as 'time_to_first_token p99 < 500 ms'. May be repeated.",
+    ),
+]
+JunitOption: TypeAlias = Annotated[
+    Path | None, Parameter(name="--junit", help="Write the verdicts to this file as JUnit's XML, for CI.")
+]
+MarkdownOption: TypeAlias = Annotated[
+    Path | None,
+    Parameter(name="--markdown", help="Write them to this file as a table for a pull request."),
+]
 OutputOption: TypeAlias = Annotated[Path | None, Parameter(name=["--output", "-o"])]
 FromOption: TypeAlias = Annotated[str, Parameter(name="--from")]
 RunOption: TypeAlias = Annotated[
-    str | None, Parameter(name="--run", help="Only this run, or the 'latest'. Default: all.")
+    str | None,
+    Parameter(
+        name="--run",
+        help="Only this run: its id or at least its first 4 letters, a label, or 'latest'. Default: all.",
+    ),
 ]
 # For processes that another phase-bus process starts.
 StopOnEof: TypeAlias = Annotated[bool, Parameter(name="--stop-on-eof", show=False)]
+NoNews: TypeAlias = Annotated[bool, Parameter(name="--no-news", show=False)]
 
 
 def finite(_type: Any, value: Any) -> None:
@@ -101,6 +125,23 @@ DEFAULT_LIMITS = LimitOptions()
 def parse_address(text: str | None) -> Address:
     """Return the address given, or the default one."""
     return Address.parse(text or default_address())
+
+
+def find_bus(address: str | None) -> Address:
+    """Return the address given, the default one, or that of the only bus of this user that runs here.
+
+    Raises:
+        ConfigError: if none is given, and several run, but not at the default address.
+    """
+    default = parse_address(address)
+    if address or os.environ.get(ADDRESS_VARIABLE):
+        return default
+    buses = [bus.address for bus in running_buses()]
+    if str(default) in buses or not buses:
+        return default
+    if len(buses) > 1:
+        raise ConfigError(f"{len(buses)} buses run here; choose one with --address: {', '.join(buses)}")
+    return parse_address(buses[0])
 
 
 def key_values(pairs: list[str] | None, option: str = "--set") -> dict[str, str]:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from io import StringIO
+from pathlib import Path
 from textwrap import indent
-from typing import Any, TextIO, TypeAlias, cast
+from typing import Any, TextIO, cast
 
 import msgspec
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
 from phase_bus.core.console import PlainConsole
+from phase_bus.core.files import replacing_output
 from phase_bus.core.printable import printable, printable_json, printable_lines
+from phase_bus.core.table import FittingTable
 from phase_bus.events import span_s
 
 EXIT_NOT_WHOLE = 3  # a consumer has not handled everything that was published for it
+EXIT_THRESHOLD = 4  # a threshold failed, or is unknown in the end
 _WIDE = 200
-_WIDEST = 10_000
-
-Table_: TypeAlias = Sequence[Sequence[Text]]
+_WIDEST_TEXT = 120
 
 
 def make_console(*, stderr: bool = False) -> PlainConsole:
@@ -43,40 +45,20 @@ def print_table(
 ) -> None:
     """Print a table that looks like those of the other commands, or what to say if it is empty.
 
-    Columns named ``whole`` are never folded, as people copy from them; in a terminal that is too narrow
-    the ``spare`` ones go, the first one first.
+    Columns named ``whole`` are never folded, as people copy from them; in a terminal that is too narrow,
+    columns with nothing but zeros go, then the ``spare`` ones, the first one first.
     """
-    cells = [[_cell(value) for value in row] for row in rows]
+    table = FittingTable(columns, rows, whole=whole, spare=spare)
     console = make_console()
-    if empty and not cells:
+    if empty and not table.rows:
         console.print(empty, soft_wrap=True)
-        return
-    left = list(spare)
-    shown = list(columns)
-    while (table := _table(columns, shown, cells, whole)) and left:
-        if (
-            console.measure(table, options=console.options.update(max_width=_WIDEST)).maximum
-            <= console.width
-        ):
-            break
-        shown.remove(left.pop(0))
-    console.print(table)
+    else:
+        console.print(table)
 
 
-def _cell(value: object) -> Text:
-    return value if isinstance(value, Text) else Text(printable(str(value)))
-
-
-def _table(columns: Sequence[str], shown: Sequence[str], cells: Table_, whole: Sequence[str]) -> Table:
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    places = [columns.index(column) for column in shown]
-    for column, place in zip(shown, places, strict=True):
-        kept = column in whole
-        width = max((row[place].cell_len for row in cells), default=0) if kept else None
-        table.add_column(column, overflow="fold", no_wrap=kept, min_width=width)
-    for row in cells:
-        table.add_row(*(row[place] for place in places))
-    return table
+def text_width(console: Console | None = None) -> int:
+    """Return how wide a text with tables is to be: as the terminal is, or 120 columns."""
+    return min((console or make_console()).width, _WIDEST_TEXT)
 
 
 def format_json(document: Any) -> str:
@@ -87,6 +69,28 @@ def format_json(document: Any) -> str:
 def print_json(document: Any) -> None:
     """Print a document for scripts."""
     print(format_json(document))
+
+
+def put_result(result: Any, output: Path | None) -> None:
+    """Print a result, a text or a document for JSON, or write it to a file."""
+    if output is None:
+        if isinstance(result, str):
+            sys.stdout.buffer.write(result.encode())  # a page is in UTF-8 wherever it was made
+        else:
+            print_json(result)
+        return
+    text = result if isinstance(result, str) else format_json(result) + "\n"
+    with replacing_output(output) as aside:
+        aside.write_text(text, encoding="utf-8")
+    say(f"written to {output}")
+
+
+def default_output(name: str, form: str) -> Path | None:
+    """Return where a result goes that the user named no file for: pages are not for terminals."""
+    if form != "html" or not sys.stdout.isatty():
+        return None
+    in_a_file_name = re.sub(r"[^\w.-]+", "-", name)
+    return Path(f"phase-bus-{in_a_file_name}.html")
 
 
 class _Guarded:
@@ -175,8 +179,11 @@ def counted(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
-def configure_logging() -> None:
-    """Let what a process has to say go to standard error, a readable line each."""
+def configure_logging(*, news: bool = True) -> None:
+    """Let what a process has to say go to standard error, a readable line each.
+
+    Without ``news`` neither who comes and goes, nor when runs begin and end: somebody else shows that.
+    """
     import structlog
 
     def escape(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -209,6 +216,8 @@ def configure_logging() -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    for name in () if news else ("phase_bus.bus.news", "phase_bus.consumer.news"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
+from phase_bus.aggregation.units import readable
 from phase_bus.cli.output import print_line
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.printable import printable_json
 from phase_bus.core.records import RecordBatch, to_plain
-from phase_bus.events import EventBase, PhaseEvent, Records
+from phase_bus.events import EventBase, PhaseEvent, Records, Verdict
+
+_A_TIME_NS = 10**18  # in 2001: less is a duration
 
 
 class Printer(Consumer):
@@ -38,8 +42,12 @@ class Printer(Consumer):
 
 def describe(event: EventBase) -> str:
     """Return an event as a line for people."""
-    when = datetime.fromtimestamp(event.ts_ns / 1e9).astimezone()
-    return f"{when:%H:%M:%S.%f}"[:-3] + f"  {event.kind:<22} {event.run_id:<14} {_details(event)}"
+    return f"{_time(event.ts_ns)}  {event.kind:<22} {event.run_id:<14} {_details(event)}"
+
+
+def _time(ts_ns: int) -> str:
+    """Return a time of day, to the millisecond."""
+    return f"{datetime.fromtimestamp(ts_ns / 1e9).astimezone():%H:%M:%S.%f}"[:-3]
 
 
 def _details(event: EventBase) -> str:
@@ -51,6 +59,10 @@ def _details(event: EventBase) -> str:
     if isinstance(event, PhaseEvent):
         plain |= plain.pop("stats")
         return f"{event.phase}  {_pairs(plain)}"
+    if isinstance(event, Verdict):
+        plain |= {name: readable(getattr(event, name), event.unit) for name in ("value", "limit")}
+        del plain["unit"]
+        return f"{plain.pop('threshold')}  {plain.pop('state')} {_pairs(plain)}"
     return _pairs(plain)
 
 
@@ -66,6 +78,29 @@ def _records(event: Records) -> str:
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    shown = ((k, v) for k, v in values.items() if v not in (None, "", {}, [], (), False))
-    text = " ".join(f"{k}={v}" for k, v in shown)
+    shown = _shown(values).items()
+    text = " ".join(f"{name}={_text(value)}" for name, value in shown)
     return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
+def _shown(value: Any) -> Any:
+    """Return what is shown of a value: no fields that are empty, few digits, times of day."""
+    if isinstance(value, dict):
+        pairs = (_field(str(name), each) for name, each in value.items())
+        return {name: each for name, each in pairs if each not in (None, "", {}, [], False)}
+    if isinstance(value, list | tuple):
+        return [_shown(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _field(name: str, value: Any) -> tuple[str, Any]:
+    if name.endswith("_ns") and isinstance(value, int) and value > _A_TIME_NS:
+        return name.removesuffix("_ns"), _time(value)
+    return name, _shown(value)
+
+
+def _text(value: Any) -> str:
+    """Return a value as JSON, a word without quotes."""
+    if isinstance(value, str) and not re.search(r'[\s"]', value):
+        return value
+    return msgspec.json.encode(value).decode()

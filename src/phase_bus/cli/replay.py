@@ -6,13 +6,13 @@ from pathlib import Path
 
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from phase_bus.cli.journals import LATEST, exit_code
+from phase_bus.cli.journals import exit_code, find_run
 from phase_bus.cli.options import AddressOption, RunOption, parse_address
 from phase_bus.cli.output import configure_logging, counted, make_console, say
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import Status
-from phase_bus.errors import ConfigError, suggest
+from phase_bus.errors import ConfigError
 from phase_bus.harness.replayer import Replayer
 from phase_bus.journal.reader import JournalReader, PublishedInJournal
 from phase_bus.publisher.spool import deliver_spool, is_spool
@@ -29,18 +29,18 @@ def replay(
 ) -> int:
     """Publish past runs again, on another bus.
 
-    Consumers there get what the publishers had published, in its order: run ids, times and numbers are
-    the old ones. Left out is what consumers and the old bus had added, and pauses between runs. A run
-    whose publisher had vanished is 'lost' there too, once the replay is over.
+    Consumers there get what the publishers had published, in the same order and with the same run ids,
+    times and numbers. What consumers and the old bus had added is left out, and so are pauses between
+    runs. A run whose publisher had vanished ends as 'lost' there too, once the replay is over.
 
     For example:
 
-        phase-bus replay ~/.local/state/phase-bus/exec-20260101-120000-4711 --as-fast-as-possible
-        phase-bus replay old.sqlite --run 3f2a9c01d4e5 --speed 10 --address tcp://127.0.0.1:5670
+        phase-bus replay old.sqlite --as-fast-as-possible
+        phase-bus replay old.sqlite --run 3f2a9c01d4e5 --speed 10
 
     A publisher's spool file is delivered as it is, and renamed; the exit code is 1 if some of it was not:
 
-        phase-bus replay aiperf-20260101T120000Z-3f2a9c01.spool --address tcp://127.0.0.1:5670
+        phase-bus replay aiperf-20260101T120000Z-3f2a9c01.spool
 
     Args:
         journal: The journal's file or its directory, or a publisher's spool file.
@@ -102,16 +102,12 @@ def _deliver(spool: Path, where: Address) -> int:
 
 def _chosen(reader: JournalReader, run: str | None) -> list[str]:
     """Return the ids of the runs to replay; ids that only consumers mention are no runs."""
+    if run is not None:
+        return [find_run(run, reader.path).row.run_id]
     known = [row.run_id for row in reader.runs() if row.status != "unknown"]
-    if run is None:
-        if not known:
-            raise ConfigError(f"there is no run in {str(reader.path)!r}; give another journal")
-        return known
-    if run == LATEST and known:
-        return known[-1:]
-    if run not in known:
-        raise ConfigError(f"there is no run {run!r} in {str(reader.path)!r}{suggest(run, known[-10:])}")
-    return [run]
+    if not known:
+        raise ConfigError(f"there is no run in {str(reader.path)!r}; give another journal")
+    return known
 
 
 def _check_new(status: Status, run_ids: list[str], where: Address) -> None:

@@ -17,7 +17,11 @@ from phase_bus.cli.options import (
     parse_address,
 )
 from phase_bus.cli.output import configure_logging, say
+from phase_bus.errors import PhaseBusError
 from phase_bus.publisher.publisher import Publisher
+
+_PATIENCE_S = 2.0
+_FLUSH_S = 60.0
 
 
 def simulate(
@@ -45,9 +49,9 @@ def simulate(
 
     For example:
 
-        phase-bus exec --with aggregator -- phase-bus simulate --requests 10000 --rate 2000
+        phase-bus exec --with aggregator -- phase-bus simulate -n 10000 --rate 2000
         phase-bus simulate --requests 1000000 --rate 0 --address tcp://127.0.0.1:5670
-        phase-bus simulate --sweep-id try --variation concurrency=8 --ttft-ms 45 --runs 3
+        phase-bus simulate --sweep-id try --variation concurrency=8 --runs 3
 
     Args:
         requests: Requests of the profiling phase.
@@ -77,6 +81,7 @@ def simulate(
     with Publisher(
         None if bind else str(where), bind=bind, name="simulate", insecure=insecure
     ) as publisher:
+        taken = True
         for number in range(runs):
             simulation = Simulation(
                 publisher,
@@ -97,9 +102,20 @@ def simulate(
             if run_id is not None:
                 simulation.run_id = f"{run_id}-{number + 1}" if number else run_id
             simulation.run()
-            say(f"run {simulation.run_id}: {requests + warmup} records published")
-        publisher.flush(timeout_s=60.0)
+            if not (taken := _flush(publisher)):
+                break
+            say(f"run {simulation.run_id}: {requests + warmup:,} records published")
     check_delivered(publisher)
+    if not taken:
+        raise PhaseBusError(f"{where} took the events too slowly: {_FLUSH_S:g} s were not enough")
+
+
+def _flush(publisher: Publisher) -> bool:
+    """Wait until all is delivered; return whether it is, and say so if that takes long."""
+    if publisher.flush(timeout_s=_PATIENCE_S):
+        return True
+    say(f"waiting up to {_FLUSH_S:g} s for the bus to take the rest")
+    return publisher.flush(timeout_s=_FLUSH_S)
 
 
 def _number_or_text(text: str) -> int | float | str:

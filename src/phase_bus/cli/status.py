@@ -2,33 +2,83 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Sequence
 from itertools import groupby
 
 from rich.text import Text
 
 from phase_bus.cli.options import AddressOption, JsonOption, parse_address
 from phase_bus.cli.output import duration, local_time, make_console, print_json, print_table
+from phase_bus.core.address import ADDRESS_VARIABLE
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import EVENTS, ClientInfo, GroupInfo, RunInfo, Status
+from phase_bus.errors import PhaseBusError
+from phase_bus.journal.running import RunningBus, running_buses
 
 _STYLES = {"ready": "green", "silent": "red", "failed": "red", "stopped": "dim"}
 
 
 def status(*, address: AddressOption = None, json: JsonOption = False) -> None:
-    """Show who is on the bus, and how the runs are.
+    """Show who is on a bus, and how its runs are.
+
+    Without an address, also without $PHASE_BUS_ADDRESS, it lists the buses of yours that run on this
+    machine, that of an 'exec' among them, or shows the only one; --json then prints a list of them all.
+    If no bus answers, the exit code is 2.
+
+    The role 'client' is that of those who only look on: 'tail', 'watch', or the progress that 'exec' shows.
 
     For example:
 
         phase-bus status
         phase-bus status --address tcp://127.0.0.1:5670 --json
     """
+    named = address or os.environ.get(ADDRESS_VARIABLE)
+    if not named and (buses := running_buses()):
+        _show_all(buses, json=json)
+        return
     with BusClient(parse_address(address)) as client:
         reply = client.status()
-    if json:
-        print_json(reply)
-    else:
+    if not json:
         _show(reply)
+    else:
+        print_json(reply if named else [reply])
+
+
+def _show_all(buses: Sequence[RunningBus], *, json: bool) -> None:
+    """Show one bus, or list several with who is there."""
+    statuses = {}
+    for bus in buses:
+        try:
+            with BusClient(bus.address) as client:
+                statuses[bus.address] = client.status(3.0 if len(buses) == 1 else 1.0)
+        except PhaseBusError:
+            if len(buses) == 1:
+                raise
+    if json:
+        print_json(list(statuses.values()))
+    elif len(buses) == 1:
+        _show(statuses[buses[0].address])
+    else:
+        rows = (_bus_row(bus, statuses.get(bus.address)) for bus in buses)
+        spare = ("PID", "STARTED", "CONSUMERS")
+        print_table(_BUS_COLUMNS, rows, whole=("ADDRESS", "RUN"), spare=spare)
+        make_console().print("'phase-bus status --address ADDRESS' shows one of them", soft_wrap=True)
+
+
+_BUS_COLUMNS = ("ADDRESS", "PID", "STARTED", "CONSUMERS", "RUN", "STATUS")
+
+
+def _bus_row(bus: RunningBus, status: Status | None) -> tuple[object, ...]:
+    beginning = (bus.address, bus.pid, _time_of_day(bus.started_ns))
+    if status is None:
+        return (*beginning, "", "", Text("does not answer", "red"))
+    here = (c for c in status.clients if c.role == "consumer" and c.state in ("starting", "ready"))
+    names = {client.name for client in here}
+    run = max(status.runs, key=lambda run: run.started_ns, default=None)
+    last = ("", "no runs yet") if run is None else (run.run_id, run.status)
+    return (*beginning, ", ".join(sorted(names)), *last)
 
 
 def _show(status: Status) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from phase_bus.cli.options import AddressOption, FromOption, JsonOption, parse_address, parse_origin
+from phase_bus.cli.options import FoundAddressOption, FromOption, JsonOption, find_bus, parse_origin
 from phase_bus.cli.output import configure_logging, end_with_reader, say
 from phase_bus.harness.ending import CLIENT_S, Ending
 
 
 def tail(
     *,
-    address: AddressOption = None,
+    address: FoundAddressOption = None,
     topic: Annotated[
         list[str] | None, Parameter(help="Only topics that begin so: 'phase_', 'records.', 'summary.' ...")
     ] = None,
@@ -23,6 +24,8 @@ def tail(
     count: int = 0,
 ) -> None:
     """Print events as they come, until Ctrl-C, or until nobody reads the output any more.
+
+    If there is no bus yet, it waits for one, unlike 'watch' and 'status', which then exit with 2.
 
     A topic is 'KIND.RUN_ID$'; request records are on 'records.PARTITION.RUN_ID$'.
 
@@ -44,7 +47,7 @@ def tail(
     configure_logging()
     end_with_reader()
     printer = named(Printer(json, count), "tail")
-    where = parse_address(address)
+    where = find_bus(address)
     origin = parse_origin(from_, checkpoint=False)
 
     async def run(ending: Ending) -> None:
@@ -61,5 +64,5 @@ def tail(
         ending.begin("tail", lambda: loop.call_soon_threadsafe(runner.stop))
         await runner.run()
 
-    with Ending(say, CLIENT_S) as ending:
+    with Ending(say, CLIENT_S, output=sys.stdout.fileno()) as ending:
         asyncio.run(run(ending))

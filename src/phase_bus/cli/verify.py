@@ -31,36 +31,37 @@ def verify(
     output: OutputOption = None,
     json: Path | None = None,
 ) -> int:
-    """Measure whether a benchmark feels the bus.
+    """Measure whether the bus slows a benchmark down.
 
-    Runs COMMAND, an 'aiperf profile ...' of one run, once a round in each of four modes: with the bus
-    off; on, with the consumers; on with the first consumer suspended; on with the first consumer killed
-    in the middle of the profiling phase. The order changes from round to round, and a first round warms
-    up and does not count. Then shows for throughput, TTFT, ITL, request latency and the duration of the
-    command the difference of each mode to off, with its 95 % confidence interval, and the CPU time of
-    each process.
+    Runs COMMAND, an 'aiperf profile ...' with a single run, once per round in each of four modes: with the
+    bus off; with the bus and the consumers on; the same with the first consumer suspended; the same with
+    the first consumer killed in the middle of the profiling phase. The order changes from round to round.
+    A first round is for warming up and does not count. At the end, it shows the difference between each
+    mode and 'off', with its 95 % confidence interval, for throughput, TTFT, ITL, request latency and the
+    duration of the command, and the CPU time of each process.
 
-    Exits with 1 if an interval lies beyond the tolerance as a whole, or if a run failed: any exit code but
-    0, no results, nothing published. An interval that reaches across the tolerance decides nothing: it is
+    Exits with 1 if an interval lies entirely beyond the tolerance, or if a run failed: an exit code other
+    than 0, no results, nothing published. An interval that crosses the tolerance decides nothing; it is
     shown as such, and counts as a failure only with --strict.
 
-    Let COMMAND send at a fixed rate that the machine can bear, or any change is drowned by its own. If no
-    consumer is named, 'aggregator' and 'logging' run.
+    Let COMMAND send at a fixed rate that the machine can sustain; otherwise its own variation hides any
+    difference. If no consumer is named, 'aggregator' and 'logging' run.
 
     For example:
 
-        phase-bus verify -- aiperf profile -m my-model --url ... --request-rate 50 --benchmark-duration 30
-        phase-bus verify --rounds 12 --tolerance 2% --json verify.json -c bus.yaml -- aiperf profile ...
+        phase-bus verify -- aiperf profile -f run.yaml
+        phase-bus verify --rounds 12 --tolerance 2% -- aiperf profile -f run.yaml
 
     Args:
-        command: The AIPerf command and its arguments, after '--'. Its results go to a directory for each
-            run, whatever directory it names.
-        rounds: How many rounds count. With a multiple of four the order of the modes is balanced.
+        command: The AIPerf command and its arguments, after '--'. Each run writes its results to a
+            directory of its own, even if the command names another.
+        rounds: The number of rounds that count. With a multiple of four, the order of the modes is
+            balanced.
         tolerance: How large a difference may be, in percent, in either direction.
-        seed: Of the order of the modes. By default a new one, which is shown.
-        strict: Exit with 1 also when something is not decided.
-        output: Where each run gets its directory. By default a new one: phase-bus-verify-DATE-TIME.
-        json: Where to write everything as JSON.
+        seed: The seed for the order of the modes. By default a new one, which is shown.
+        strict: Exit with 1 also if something is not decided.
+        output: The directory for the directories of the runs. Default: phase-bus-verify-DATE-TIME.
+        json: The file to write everything to, as JSON.
     """
     # Here, since they take longer to load than --help to show.
     from phase_bus.harness.config import ConsumerConfig, load_config

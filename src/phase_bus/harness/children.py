@@ -65,7 +65,10 @@ class Child:
         self._pump: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start the process."""
+        """Start the process; also again, when it has ended."""
+        if self._pump is not None:
+            self._pump.cancel()  # whatever else has its output is none of ours
+        self._complaint = ""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -223,6 +226,7 @@ def _as_options(values: BusConfig | Limits) -> list[str]:
 
 def _consumer_arguments(consumer: ConsumerConfig, address: str, stop_timeout_s: float) -> list[str]:
     arguments = ["consume", consumer.use, "--address", address, "--stop-timeout-s", str(stop_timeout_s)]
+    arguments.append("--no-news")
     if consumer.workers > 1:
         arguments += ["--group", consumer.title, "--workers", str(consumer.workers)]
     else:

@@ -34,7 +34,7 @@ from phase_bus.errors import (
 from phase_bus.events import Event, Receipt
 from phase_bus.harness.config import ConsumerConfig
 from phase_bus.journal.reader import JournalReader
-from phase_bus.journal.rows import DeadLetter, parse_checkpoint_name
+from phase_bus.journal.rows import DeadLetter, Entry, parse_checkpoint_name
 from phase_bus.journal.writer import Journal
 from phase_bus.plugins.build import build
 from phase_bus.plugins.registry import Registry
@@ -59,8 +59,8 @@ def event_of(reader: JournalReader, letter: DeadLetter) -> Event:
     return _find(reader, letter)[1]
 
 
-def _find(reader: JournalReader, letter: DeadLetter) -> tuple[bytes, Event]:
-    """Return the topic and the event of a dead letter."""
+def _find(reader: JournalReader, letter: DeadLetter) -> tuple[Entry, Event]:
+    """Return a dead letter's entry in the journal, and the event in it."""
     place = reader.lineage.find(Position(letter.stream, letter.offset), reader.head.offset)
     if place.found != "here":
         raise PhaseBusError(
@@ -75,7 +75,7 @@ def _find(reader: JournalReader, letter: DeadLetter) -> tuple[bytes, Event]:
             f"dead letter {letter.id}: its event, offset {letter.offset}, is not in {str(reader.path)!r} "
             "or newer than this phase-bus; 'phase-bus journal verify' tells which"
         )
-    return found[0].topic, event
+    return found[0], event
 
 
 async def retry(
@@ -128,14 +128,14 @@ async def _give(reader: JournalReader, settle: Settle, tell: Tell, share: Share,
     for letter in letters:
         if not {letter.kind, "*"} & share.view.handlers.keys():
             raise ConfigError(f"consumer {name!r} handles no {letter.kind!r}; give another --with")
-        topic, event = _find(reader, letter)
-        if not await share.retry(topic, event, letter.offset):
+        entry, event = _find(reader, letter)
+        if not await share.retry(entry, event):
             failed += 1
             continue
         run_id = letter.run_id
         told = receipts.get(run_id) or _last_receipt(reader, run_id, parse_checkpoint_name(name)[0])
         if told is not None:
-            receipts[run_id] = _corrected(told, topic.decode())
+            receipts[run_id] = _corrected(told, entry.topic.decode())
             if (end := share.dispatcher.handled.get(run_id)) is not None:
                 corrected = msgspec.structs.replace(end, whole=receipts[run_id].complete)
                 share.dispatcher.handled[run_id] = corrected

@@ -41,17 +41,26 @@ class Ending:
         say: prints a line for the user.
         within_s: how long this process may take to end once it was asked to.
         eof: a descriptor that ends with the process at its other end.
+        output: a descriptor whose reader, if it is a pipe, ends this process when it goes away.
 
     Attributes:
         within_s: the same.
         signum: the signal by which it was asked, 0 for none.
     """
 
-    def __init__(self, say: Callable[[str], object], within_s: float, *, eof: int | None = None) -> None:
+    def __init__(
+        self,
+        say: Callable[[str], object],
+        within_s: float,
+        *,
+        eof: int | None = None,
+        output: int | None = None,
+    ) -> None:
         self.signum = 0
         self.within_s = within_s
         self._say = say
         self._eof = eof
+        self._output = output
         self._name = "this process"
         self._stop: Callable[[], object] = lambda: None
         self._left: Callable[[], str] = _nothing
@@ -110,8 +119,24 @@ class Ending:
             stop()
 
     @contextmanager
-    def passing_on(self, handler: Callable[[int], object], signums: Iterable[int]) -> Iterator[None]:
-        """Give all signals to a function meanwhile, from any thread, also one that has just come."""
+    def passing_on(
+        self, handler: Callable[[int], object], signums: Iterable[int]
+    ) -> Iterator[Callable[[int], object]]:
+        """Give all signals to a function meanwhile, from any thread, also one that has just come.
+
+        Gives what takes back a signal that came too late for whoever the function gives them to: it is then
+        for this process, as soon as the signals are.
+        """
+        late: list[int] = []
+
+        def take_back(signum: int) -> None:
+            with self._lock:
+                passing_on = self._passed_on is handler
+                if passing_on:
+                    late.append(signum)
+            if not passing_on:
+                self._come_again([signum])
+
         more = {n: signal.signal(n, _note) for n in signums if n not in self._before}
         with self._lock:
             earlier, self.signum, self._deadline_s = self.signum, 0, None
@@ -119,12 +144,17 @@ class Ending:
         if earlier:
             handler(earlier)
         try:
-            yield
+            yield take_back
         finally:
             with self._lock:
                 self._passed_on = None
             for signum, before in more.items():
                 signal.signal(signum, before)
+            self._come_again(late)
+
+    def _come_again(self, signums: Iterable[int]) -> None:
+        """Let signals come once more, to its thread, which has to know when the time begins."""
+        os.write(self._write_fd, bytes(signums))
 
     # ---- in its thread ----
 
@@ -133,10 +163,16 @@ class Ending:
         poller.register(self._read_fd, select.POLLIN)
         if self._eof is not None:
             poller.register(self._eof, select.POLLIN)
+        if self._output is not None:
+            poller.register(self._output, 0)  # what is wrong with it is told all the same
         while True:
             ready = dict(poller.poll(self._wait_ms()))
             if self._eof in ready and not os.read(self._eof or 0, 4096):
                 poller.unregister(self._eof or 0)
+                self._ask()
+            if self._output is not None and self._output in ready:
+                poller.unregister(self._output)
+                self._output = None
                 self._ask()
             if self._read_fd in ready:
                 for signum in os.read(self._read_fd, 4096):

@@ -35,10 +35,24 @@ class Lines:
             self._alerts.append(line)
             self._alert_count += 1
         if not self._holding:
-            self._console.print(line, soft_wrap=True)
+            self._print(line)
             return
         self._left_out += len(self._held) == MOST_HELD
         self._held.append(line)
+
+    def begin_line(self) -> None:
+        """Leave the line that the benchmark's command has begun, such as a progress bar, if there is one.
+
+        Where the cursor is, only the terminal knows: so many blanks take it to the next line, unless it is
+        at the beginning of one, and nothing that stands there is lost.
+        """
+        console = self._console
+        if console.is_terminal and not console.is_dumb_terminal:
+            console.file.write(" " * (console.width - 1) + "\r\x1b[K")
+
+    def _print(self, line: Text) -> None:
+        self.begin_line()
+        self._console.print(line, soft_wrap=True)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -52,6 +66,7 @@ class Lines:
                 yield
             finally:
                 self._holding = False
+                self.begin_line()
                 if self._left_out:
                     self._console.print(f"({self._left_out} earlier lines are left out)")
                 for line in self._held:

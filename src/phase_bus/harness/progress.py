@@ -1,12 +1,13 @@
-"""What ``exec`` and ``up`` show while runs go on: a line every few seconds, on standard error.
+"""What ``exec``, ``up`` and ``watch`` show while runs go on: a line for what happens.
 
-Lines rather than a redrawn display, because the benchmark's own output goes to the same terminal, and
-because a log of them is worth keeping.
+And one every few seconds of how far a phase is, unless that is in a block of its own (:mod:`.live`): in a
+log, in a pipe, and beside a command that has the terminal for itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import Any
 
@@ -19,23 +20,29 @@ from phase_bus.aggregation.windows import find_column
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.printable import printable
 from phase_bus.core.records import RecordBatch
+from phase_bus.harness.course import Course
 from phase_bus.harness.lines import Lines
+from phase_bus.reporting.verdicts import STYLES, quoted, verdict_rows
 
 _EVERY_S = 2.0
+_STEP_S = 1.0
 KEPT_RUNS = 100  # ``up`` sees run after run
 _KEPT_PHASES = 1000  # that go on
-_LATENCIES = ("request_latency", "time_to_first_token")
+LATENCIES = {"request_latency": "latency", "time_to_first_token": "TTFT"}
+"""What is shown of latencies: metrics, and what they are called."""
 _STYLES = {"completed": "green", "cancelled": "yellow", "failed": "red", "lost": "red"}
 
 
-class _Phase:
-    """What is to be shown of one phase."""
+class Phase:
+    """What is to be shown of one phase that goes on."""
 
-    def __init__(self) -> None:
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.course = Course(LATENCIES)
         self.stats = events.PhaseStats()
         self.records = 0
         self.errors = 0
-        self.latencies_ns: dict[str, list[np.ndarray[Any, Any]]] = {n: [] for n in _LATENCIES}
+        self.latencies_ns: dict[str, list[np.ndarray[Any, Any]]] = {n: [] for n in LATENCIES}
         self.shown_records = 0
 
 
@@ -47,6 +54,8 @@ class Progress(Consumer):
         ended: the ends of runs.
         left_out: how many runs ended before these.
         receipts: the last ones by run and consumer.
+        phases: those that go on.
+        is_live: whether these are shown in a block of their own, so that they need no lines.
         profiling: set as soon as a profiling phase has begun.
         lines: where it shows them.
     """
@@ -58,7 +67,10 @@ class Progress(Consumer):
         self.left_out = 0
         self.receipts: dict[tuple[str, str], events.Receipt] = {}
         self.profiling = asyncio.Event()
-        self._phases: dict[tuple[str, int], _Phase] = {}
+        self._states: dict[tuple[str, str, str], events.VerdictState] = {}  # of thresholds, as last shown
+        self.phases: dict[tuple[str, int], Phase] = {}
+        self.is_live = False
+        self._stepped_s = time.monotonic()
         self._runs = 0
         self._shown_s = time.monotonic()
 
@@ -67,6 +79,12 @@ class Progress(Consumer):
         # Colours may be meant; of any other sequence nothing must reach the terminal.
         coloured = Text.from_ansi("\x1b".join(map(printable, line.split("\x1b"))))
         coloured.plain = coloured.plain.replace("\x1b", "\N{SYMBOL FOR ESCAPE}")
+        # Who says it stands before it already.
+        own_name = re.search(
+            rf" consumer={re.escape(who)}(?!\S)|(?<=\] )phase-bus {re.escape(who)}: ", coloured.plain
+        )
+        if own_name:
+            coloured = coloured[: own_name.start()] + coloured[own_name.end() :]
         self.lines.show(Text(f"{printable(who)} | ", style="dim") + coloured)
 
     def note(self, *parts: str | tuple[str, str]) -> None:
@@ -102,7 +120,7 @@ class Progress(Consumer):
 
     async def on_phase_timeout(self, event: events.PhaseTimeout) -> None:
         """Show that requests were cut."""
-        what = f"timed out: its grace period is over, {event.requests_cut} requests were cut"
+        what = f"timed out: its grace period is over, {event.requests_cut:,} requests were cut"
         self.note((f"{self._title(event)} {what}", "yellow"))
 
     async def on_phase_complete(self, event: events.PhaseComplete) -> None:
@@ -110,14 +128,15 @@ class Progress(Consumer):
         stats = event.stats
         duration = f" in {stats.duration_s:.1f} s" if stats.duration_s is not None else ""
         self.note(
-            f"{self._title(event)} complete: {stats.completed} requests, {stats.errors} errors, "
-            f"{stats.cancelled} cancelled{duration}"
+            f"{self._title(event)} complete: {counted(stats.completed, 'request')}, "
+            f"{counted(stats.errors, 'error')}, "
+            f"{stats.cancelled:,} cancelled{duration}"
         )
-        self._phases.pop((event.run_id, event.phase.index), None)
+        self.phases.pop((event.run_id, event.phase.index), None)
 
     async def on_records(self, event: events.Records) -> None:
         """Count requests and keep their latencies until they are shown."""
-        phase = self._phases.get((event.run_id, event.phase.index))
+        phase = self.phases.get((event.run_id, event.phase.index))
         if phase is None:
             return  # records that trail their phase's end
         batch = RecordBatch(event)
@@ -131,7 +150,7 @@ class Progress(Consumer):
 
     async def on_drop(self, event: events.Drop) -> None:
         """Show a loss at once."""
-        what = f"{sum(event.events.values())} events with {event.records} records"
+        what = f"{sum(event.events.values()):,} events with {event.records:,} records"
         self.note((f"{event.source} dropped {what}: {event.reason}", "red"))
 
     async def on_run_complete(self, event: events.RunComplete) -> None:
@@ -141,36 +160,65 @@ class Progress(Consumer):
         self.note(
             f"run {event.run_id} ",
             (event.status, _STYLES[event.status]),
-            f"{reason}: {event.records} records in {event.events} events",
+            f"{reason}: {event.records:,} records in {event.events:,} events",
         )
-        for key in [key for key in self._phases if key[0] == event.run_id]:
-            del self._phases[key]
+        for key in [key for key in self.phases if key[0] == event.run_id]:
+            del self.phases[key]
         if len(self.ended) > KEPT_RUNS:
             old = next(iter(self.ended))
             del self.ended[old]
             self.left_out += 1
             self.results.pop(old, None)
             self.receipts = {key: said for key, said in self.receipts.items() if key[0] != old}
+            self._states = {key: state for key, state in self._states.items() if key[0] != old}
 
     async def on_receipt(self, event: events.Receipt) -> None:
         """Keep the last receipt of each consumer."""
         self.receipts[event.run_id, event.consumer] = event
+
+    async def on_verdict(self, event: events.Verdict) -> None:
+        """Show that the state of a threshold has changed."""
+        key = (event.run_id, event.threshold, event.producer)
+        if self._states.get(key) == event.state:
+            return
+        self._states[key] = event.state
+        (row,) = verdict_rows([event])
+        run = f"{event.run_id} " if self._runs > 1 else ""
+        self.note(f"{run}{quoted(row.threshold)} ", (event.state, STYLES[event.state]), f": {row.details}")
 
     async def on_summary(self, event: events.Summary) -> None:
         """Keep a final result for the end."""
         if "phases" in event.result:
             self.results[event.run_id] = event.result
 
-    def _phase(self, event: events.PhaseEvent | events.Records) -> _Phase:
-        if len(self._phases) > _KEPT_PHASES:  # their ends were lost
-            del self._phases[next(iter(self._phases))]
-        return self._phases.setdefault((event.run_id, event.phase.index), _Phase())
+    def _phase(self, event: events.PhaseEvent | events.Records) -> Phase:
+        if len(self.phases) > _KEPT_PHASES:  # their ends were lost
+            del self.phases[next(iter(self.phases))]
+        key = (event.run_id, event.phase.index)
+        if (phase := self.phases.get(key)) is None:
+            phase = self.phases[key] = Phase(self._title(event))
+        return phase
 
     def _title(self, event: events.PhaseEvent | events.Records) -> str:
         run = f"{event.run_id} " if self._runs > 1 else ""
         return f"{run}{event.phase.name}"
 
+    def step(self) -> None:
+        """Count what has come since the last step, if that was a second ago."""
+        now_s = time.monotonic()
+        elapsed_s = now_s - self._stepped_s
+        if elapsed_s < _STEP_S:
+            return
+        self._stepped_s = now_s
+        for phase in self.phases.values():
+            phase.course.add(phase.records - phase.shown_records, elapsed_s, phase.latencies_ns)
+            phase.shown_records = phase.records
+            for parts in phase.latencies_ns.values():
+                parts.clear()
+
     def _show_from_time_to_time(self, event: events.PhaseEvent | events.Records) -> None:
+        if self.is_live:
+            return
         now_s = time.monotonic()
         elapsed_s = now_s - self._shown_s
         if elapsed_s < _EVERY_S:
@@ -183,7 +231,7 @@ class Progress(Consumer):
         parts.append(f"{max(phase.records, phase.stats.completed):,} requests")
         if phase.records:
             parts.append(f"{(phase.records - phase.shown_records) / elapsed_s:,.0f} req/s")
-        for name, label in zip(_LATENCIES, ("latency", "TTFT"), strict=True):
+        for name, label in LATENCIES.items():
             values = np.concatenate([np.empty(0), *phase.latencies_ns[name]])
             if len(values):
                 p50, p99 = np.percentile(values, (50, 99)) / 1e6
@@ -191,4 +239,9 @@ class Progress(Consumer):
                 phase.latencies_ns[name].clear()
         errors = max(phase.errors, phase.stats.errors)
         phase.shown_records = phase.records
-        self.note("  ".join([*parts, ""]), (f"{errors} errors", "red" if errors else ""))
+        self.note("  ".join([*parts, ""]), (counted(errors, "error"), "red" if errors else ""))
+
+
+def counted(number: int, word: str) -> str:
+    """Return a number with its word: ``1 error``, ``2,000 errors``."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from rich.console import Console
 
-from phase_bus.consumer.consumer import named
+from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
@@ -20,11 +20,13 @@ from phase_bus.core.control import REMEMBERED_RUNS, RunInfo, Status
 from phase_bus.core.ipc_directory import check_directory
 from phase_bus.core.keys import Key, check_guarded, find_key, write_new_key
 from phase_bus.errors import AddressError, BusUnreachableError, PhaseBusError
-from phase_bus.events import Receipt, RunComplete
+from phase_bus.events import Receipt, RunComplete, Verdict
 from phase_bus.harness.children import Child, ConsumerChild, bus_arguments, describe_exit, environment
 from phase_bus.harness.config import Config
 from phase_bus.harness.ending import BUS_S, MARGIN_S, EndedEarlyError
+from phase_bus.harness.live import Live
 from phase_bus.harness.progress import Progress
+from phase_bus.harness.restarts import Restarts
 from phase_bus.harness.rig_directory import RigDirectory
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import parse_checkpoint_name
@@ -42,7 +44,8 @@ class Rig:
     """Runs a bus and consumers as processes, and shows on a console how the runs go.
 
     Use it as an async context manager: inside, everything is ready. A quiet one shows only what the
-    processes print, and what goes wrong.
+    processes print, and what goes wrong; a live one has a block at the terminal's foot. Onlookers are
+    consumers in this process, which give no receipts.
 
     Attributes:
         address: the address to give to others.
@@ -50,15 +53,26 @@ class Rig:
         has_own_key: whether that key was made for the occasion, and is gone at the end.
         is_insecure: whether it has a tcp address, and asks nobody for a key.
         whole: whether every consumer handled everything, as far as is known; see :meth:`settle`. Final once
-            all processes have ended.
+            all processes have ended. One that died, was started again and handled everything did so.
         runs: the runs that were published here, once they have ended.
         interrupted: set it to have nothing waited for any longer: neither for consumers to become ready nor
             for them to handle what was published.
     """
 
-    def __init__(self, config: Config, console: Console, *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        console: Console,
+        *,
+        quiet: bool = False,
+        live: bool = False,
+        onlookers: Sequence[Consumer] = (),
+    ) -> None:
         self.config = config
         self.progress = named(Progress(console), "progress")
+        self._live: Live | None = None
+        if live and not quiet:
+            self._live = Live(self.progress, console, self.status, {c.title for c in config.consumers})
         self.whole = True
         self.runs: list[str] = []
         self._earlier: tuple[RunInfo, ...] = ()  # runs that the journal had before
@@ -89,9 +103,13 @@ class Rig:
         self._bus = Child("bus", bus_arguments(addresses, config), say, BUS_S + MARGIN_S, env)
         self._consumers = [ConsumerChild(c, self.address, say, stop_s, env) for c in config.consumers]
         self._dead: set[Child] = set()  # whose end is told
+        self._restarts: dict[Child, Restarts] = {}  # once all are ready
+        self._closing = False
+        self._asking = asyncio.Lock()  # the client has one question at a time
         self._watchers: list[asyncio.Task[None]] = []
-        self._display: asyncio.Task[None] | None = None
-        self._runner: ConsumerRunner | None = None
+        self._onlookers = onlookers
+        self._hosts: list[tuple[ConsumerRunner, asyncio.Task[None]]] = []
+        self._runner: ConsumerRunner | None = None  # of the display
 
     async def __aenter__(self) -> Self:
         try:
@@ -103,13 +121,15 @@ class Rig:
                 self._journal = Path(status.journal)
                 with JournalReader(self._journal) as reader:
                     self._last_letter = max((letter.id for letter in reader.dead_letters()), default=0)
-            for child in (self._bus, *self._consumers):
-                child.speak()
-                self._watchers.append(asyncio.create_task(self._watch(child)))
+            self._watch_all()
             if self.config.address:
                 self.address = str(Address.parse(status.addresses[0]).connectable())
+            for onlooker in self._onlookers:
+                await self._host(onlooker)
             if not self._quiet:
-                await self._start_display()
+                self._runner = await self._host(self.progress)
+            if self._live is not None:
+                self._live.start()
         except BaseException:
             await self._close()
             raise
@@ -137,6 +157,8 @@ class Rig:
 
     def kill(self) -> None:
         """End all its processes at once, in a process that ends at once, too; from any thread."""
+        if self._live is not None:
+            self._live.clear()
         for child in (*self._consumers, self._bus):
             child.kill()
         self._directory.remove()
@@ -148,10 +170,11 @@ class Rig:
 
     async def status(self, timeout_s: float = 1.0) -> Status | None:
         """Return the bus's status, or None if it does not answer."""
-        try:
-            return await asyncio.to_thread(self._client.status, timeout_s)
-        except (BusUnreachableError, AddressError):  # somebody else may have its directory by now
-            return None
+        async with self._asking:
+            try:
+                return await asyncio.to_thread(self._client.status, timeout_s)
+            except (BusUnreachableError, AddressError):  # somebody else may have its directory by now
+                return None
 
     # ---- beginning and end ----
 
@@ -178,12 +201,39 @@ class Rig:
                     await asyncio.sleep(_LOOK_S)
         except TimeoutError:
             names = ", ".join(child.name for child in waiting) or "the bus"
-            raise PhaseBusError(f"{names}: not ready within {timeout_s:g} s") from None
+            raise PhaseBusError(
+                f"{names}: not ready within {timeout_s:g} s; if this machine is busy, give more time with "
+                "ready_timeout_s in the configuration file"
+            ) from None
 
-    async def _watch(self, child: Child) -> None:
-        await child.wait()
-        if not child.ending:
-            self._tell_death(child, describe_exit(child.returncode))
+    def _watch_all(self) -> None:
+        """Show from now on what the processes print, and see to it that they run."""
+        for child in (self._bus, *self._consumers):
+            child.speak()
+        self._watchers.append(asyncio.create_task(self._watch_bus()))
+        for consumer in self._consumers:
+            watch = self._restarts[consumer] = Restarts(
+                consumer,
+                self.config.restarts,
+                status=self.status,
+                goes_on=self._goes_on,
+                note=self.progress.note,
+            )
+            self._watchers.append(asyncio.create_task(self._watch(watch)))
+
+    async def _watch_bus(self) -> None:
+        await self._bus.wait()
+        if not self._bus.ending:
+            self._tell_death(self._bus, describe_exit(self._bus.returncode))
+
+    async def _watch(self, watch: Restarts) -> None:
+        how = await watch.run()
+        if how and not self._closing:
+            self._tell_death(watch.child, how)
+
+    def _goes_on(self) -> bool:
+        """Whether there is, or will be, something to do for consumers."""
+        return self._bus.returncode is None and not (self._closing or self.interrupted.is_set())
 
     def _tell_death(self, child: Child, how: str) -> None:
         self._dead.add(child)
@@ -195,24 +245,33 @@ class Rig:
         self.whole = False
         self.progress.note((what, "red"), f"; {remark}")
 
-    async def _start_display(self) -> None:
+    async def _host(self, consumer: Consumer) -> ConsumerRunner:
         ready = asyncio.Event()
-        self._runner = ConsumerRunner(self.progress, self._own, receipts=False, on_ready=ready.set)
-        self._display = asyncio.create_task(self._runner.run())
-        self._display.add_done_callback(lambda _: ready.set())  # it may fail before it is ready
+        runner = ConsumerRunner(consumer, self._own, receipts=False, on_ready=ready.set)
+        task = asyncio.create_task(runner.run())
+        self._hosts.append((runner, task))
+        task.add_done_callback(lambda _: ready.set())  # it may fail before it is ready
         await ready.wait()
+        return runner
 
     async def _close(self) -> None:
-        """End the display, the consumers, then the bus."""
-        if self._runner is not None and self._display is not None:
-            self._runner.stop()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._display, _DISPLAY_S)
+        """End the display and the onlookers, the consumers, then the bus."""
+        self._closing = True
+        if self._live is not None:
+            await self._live.stop()
+        for runner, _ in self._hosts:
+            runner.stop()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*(task for _, task in self._hosts)), _DISPLAY_S)
         results = await asyncio.gather(*(child.stop() for child in self._consumers))
         for child, finished in zip(self._consumers, results, strict=True):
             if not finished:
                 self._tell_death(child, f"did not finish within {child.stop_s:g} s and was killed")
-            elif self._watchers and child.returncode and child not in self._dead:
+            elif child in self._dead or child not in self._restarts:
+                continue
+            elif death := self._restarts[child].death:
+                self._warn(f"consumer {child.name} {death}", "it was not back before the end")
+            elif child.returncode:
                 self._tell_death(child, f"{describe_exit(child.returncode)} when it was to finish")
         await self._bus.stop()
         if self._settled and self._journal is not None:
@@ -270,8 +329,9 @@ class Rig:
         runs = self.runs[-REMEMBERED_RUNS:]
         for child in self._consumers:
             info = child.standing(status)
-            if child.returncode is None and info is not None:
-                yield from ((child, run_id) for run_id in runs if run_id not in info.handled_runs)
+            handled = () if info is None else info.handled_runs
+            if child not in self._dead:  # one that died and is being started again comes to it yet
+                yield from ((child, run_id) for run_id in runs if run_id not in handled)
 
     def _tell_lacking(self, status: Status) -> None:
         """Tell what no consumer can have handled: it never came to the bus."""
@@ -316,6 +376,17 @@ class Rig:
             if silent and child not in self._dead:
                 what = f"consumer {child.name} gave no receipt for run {_some(silent)}"
                 self._warn(what, "what it handled is unknown")
+
+    @property
+    def earlier(self) -> list[str]:
+        """The runs that the journal had before."""
+        return [run.run_id for run in self._earlier]
+
+    async def verdicts(self, producers: Collection[str]) -> list[Verdict] | None:
+        """Return what there is in the journal of the verdicts on its runs; None without a journal."""
+        if self._journal is None:
+            return None
+        return await asyncio.to_thread(_verdicts, self._journal, self.runs, producers)
 
     def _check_dead_letters(self, journal: Path) -> None:
         """Tell which consumers failed on events after their receipts, which say nothing of that."""
@@ -364,6 +435,11 @@ def _receipts(journal: Path, runs: Sequence[str]) -> dict[tuple[str, str], Recei
             for said in held_against(reader.events(run, Receipt), end):
                 found[run, said.consumer] = said
     return found
+
+
+def _verdicts(journal: Path, runs: Sequence[str], producers: Collection[str]) -> list[Verdict]:
+    with JournalReader(journal) as reader:
+        return [v for run in runs for v in reader.events(run, Verdict) if v.producer in producers]
 
 
 def _some(runs: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from phase_bus import events
+from phase_bus.core.command_line import this_process
 from phase_bus.publisher.composer import RawRecord
 from phase_bus.publisher.hooks import EventPublisher
 
@@ -59,13 +60,21 @@ class Simulation:
         publish, run_id = self.publisher.publish, self.run_id
         publish(
             events.RunStart(
-                run_id=run_id, producer="phase-bus simulate", models=("simulated",), **self.sweep
+                run_id=run_id,
+                producer="phase-bus simulate",
+                models=("simulated",),
+                **this_process(),
+                **self.sweep,
             )
         )
         counts: dict[events.PhaseKind, int] = {"warmup": self.warmup} if self.warmup else {}
         counts["profiling"] = self.requests
         plans = tuple(
-            events.PhasePlan(phase=events.PhaseRef(kind, kind, index), expected_requests=count or None)
+            events.PhasePlan(
+                phase=events.PhaseRef(kind, kind, index),
+                expected_requests=count or None,
+                request_rate=self.rate or None,
+            )
             for index, (kind, count) in enumerate(counts.items())
         )
         publish(events.PhasesConfigured(run_id=run_id, phases=plans))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from phase_bus.consumer.consumer import Consumer, named
-from phase_bus.consumer.options import build_consumer
+from phase_bus.consumer.options import build_consumer, common_options, set_common
+from phase_bus.errors import ConfigError
 from phase_bus.plugins.registry import Registry
+
+_OPTION_START = re.compile(r",(?=[A-Za-z_][\w.]*=)")
 
 
 def build(registry: Registry, use: str, name: str, values: Mapping[str, Any]) -> Consumer:
@@ -27,8 +31,27 @@ def build(registry: Registry, use: str, name: str, values: Mapping[str, Any]) ->
     from phase_bus.plugins.adapters.parts import choose
     from phase_bus.plugins.adapters.processors import ProcessorConsumer
 
-    kind, parts = choose(registry, use, name, values)
-    return named(HookConsumer(parts) if kind == "hook" else ProcessorConsumer(parts), name)
+    common = common_options(Consumer)
+    kind, parts = choose(registry, use, name, {k: v for k, v in values.items() if k not in common})
+    consumer = HookConsumer(parts) if kind == "hook" else ProcessorConsumer(parts)
+    set_common(consumer, name, values)
+    return named(consumer, name)
+
+
+def parse_use(text: str) -> tuple[str, dict[str, str]]:
+    """Split ``NAME:key=value,key=value``, NAME may be ``module:Class``, into name and options.
+
+    Raises:
+        ConfigError: if there are options without a name before them.
+    """
+    head, equals, tail = text.partition("=")
+    if not equals:
+        return text, {}
+    use, colon, first_key = head.rpartition(":")
+    if not colon:
+        raise ConfigError(f"{text!r} names no consumer; write NAME:{text}")
+    pairs = (pair.partition("=") for pair in _OPTION_START.split(f"{first_key}={tail}"))
+    return use, {key: value for key, _, value in pairs}
 
 
 def group_of(registry: Registry, use: str) -> str:

@@ -12,7 +12,7 @@ import yaml
 from msgspec import Struct
 
 from phase_bus.consumer.options import options_of
-from phase_bus.core.classes import look_here_too, one_line
+from phase_bus.core.classes import look_here_too, one_line, type_in_words
 from phase_bus.errors import PhaseBusError, suggest
 from phase_bus.plugins.registry import (
     SECTIONS,
@@ -159,7 +159,7 @@ class _Checker:
             try:
                 msgspec.convert(_value(found[name]), field.type)
             except msgspec.ValidationError as error:
-                self._find(found[name], f"{where}.{name}: {str(error).replace('`', chr(39))}")
+                self._find(found[name], f"{where}.{name}: {type_in_words(str(error))}")
         return found, isinstance(node, yaml.MappingNode) and len(self._findings) == before
 
     def _find(self, node: yaml.Node | None, text: str) -> None:

@@ -10,13 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import msgspec
 from msgspec import Struct
 
 from phase_bus.core.control import PARTITIONS
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.values import ListMode, as_text
 from phase_bus.core.wire import encode_event, topic_of
-from phase_bus.events import EventBase, PhaseProgress, PhaseRef, Records, RunComplete, RunStatus
+from phase_bus.events import EventBase, PhaseProgress, PhaseRef, Records, RunComplete, RunStart, RunStatus
 from phase_bus.publisher.drops import Drops
 from phase_bus.publisher.record_builder import Batch, RecordBuilder
 
@@ -50,10 +51,14 @@ class Composer:
 
     A batch is closed at a size, at an age (``due_s`` is when the oldest is due), or before the next event.
     Not for several threads.
+
+    Args:
+        label: what runs that begin are called; empty for what they call themselves.
     """
 
-    def __init__(self, outbox: Outbox, drops: Drops, options: BatchOptions) -> None:
+    def __init__(self, outbox: Outbox, drops: Drops, options: BatchOptions, label: str = "") -> None:
         self.due_s: float | None = None
+        self._label = label
         self._options = options
         self._batch_records = options.batch_records
         self._drops = drops
@@ -93,6 +98,8 @@ class Composer:
         """
         if not isinstance(event, PhaseProgress):
             self.close_batches()  # what came before an event goes before it
+        if self._label and isinstance(event, RunStart):
+            event = msgspec.structs.replace(event, label=self._label)
         self._put(event)
 
     def complete(self, end: Completion) -> None:

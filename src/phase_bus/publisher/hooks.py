@@ -16,6 +16,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Protocol, get_type_hints, runtime_checkable
 
+from phase_bus.core.command_line import text_without_secrets, this_process
 from phase_bus.events import (
     EventBase,
     PhaseComplete,
@@ -176,7 +177,15 @@ class PublisherHook(EventHook):
         self.run_id = run_id or uuid.uuid4().hex[:12]
         self._publisher = publisher
         self._phases: dict[str, PhaseRef] = {}
-        publisher.publish(RunStart(run_id=self.run_id, producer=producer, models=models, urls=urls))
+        publisher.publish(
+            RunStart(
+                run_id=self.run_id,
+                producer=producer,
+                models=models,
+                urls=tuple(map(text_without_secrets, urls)),
+                **this_process(),
+            )
+        )
 
     def take(self, event: PhaseEvent) -> None:
         """Publish an event."""

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -32,6 +32,8 @@ from phase_bus.publisher.link import BusLink, DirectLink
 from phase_bus.publisher.spool import prepare_directory, write_spool
 
 logger = logging.getLogger("phase_bus.publisher")
+
+LABEL_VARIABLE = "PHASE_BUS_LABEL"  # what to call the runs that are published from a process
 
 _RAW_RECORD_BYTES = 4096  # the assumed size of a record not yet encoded; AIPerf's has some 3.5 kB
 _IDLE_WAIT_S = 1.0
@@ -86,7 +88,8 @@ class Sender:
         self._outbox = Outbox(self.source, buffer_bytes)
         refusal = f"more than {self._inbox_limit} records waited to be encoded"
         self._drops = Drops(self.name, refusal, self._warn_once)
-        self._composer = Composer(self._outbox, self._drops, options)
+        label = as_text(os.environ.get(LABEL_VARIABLE, ""))
+        self._composer = Composer(self._outbox, self._drops, options, label)
         self._flushes: list[tuple[int, _Flush]] = []
         self._warned: set[str] = set()
         self._deadline_s: float | None = None
@@ -273,10 +276,11 @@ class Sender:
         if self.spooled is None and (self.undelivered or not_encoded):
             logger.warning(
                 "phase-bus publisher %r: closed before %s had acknowledged everything; "
-                "not delivered: %s, and %d not yet encoded",
+                "%d events not delivered%s, %d not yet encoded",
                 self.name,
                 self.address,
-                self.undelivered or "no events",
+                sum(self.undelivered.values()),
+                _by_kind(self.undelivered),
                 not_encoded,
             )
         for flush in (*(flush for _, flush in self._flushes), *waiting):
@@ -501,3 +505,12 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _by_kind(undelivered: Mapping[str, int]) -> str:
+    """Return how many events of each kind there are, by topics, in brackets; nothing if there are none."""
+    kinds: Counter[str] = Counter()
+    for topic, count in undelivered.items():
+        kinds[topic.partition(".")[0]] += count
+    told = ", ".join(f"{kind}: {count}" for kind, count in kinds.items())
+    return f" ({told})" if told else ""

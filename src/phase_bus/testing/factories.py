@@ -15,6 +15,7 @@ from phase_bus.events import (
     Event,
     EventBase,
     PhaseComplete,
+    PhaseEvent,
     PhasePlan,
     PhaseProgress,
     PhaseRef,
@@ -29,6 +30,7 @@ from phase_bus.events import (
     RunStart,
     RunStatus,
     Summary,
+    Verdict,
 )
 from phase_bus.harness.simulation import draw_records
 from phase_bus.publisher.composer import RawRecord
@@ -69,7 +71,7 @@ def make_event(cls: type[_E], *, run_id: str = RUN_ID, ts_ns: int = T0_NS, **val
         values: its other fields, where they matter; ``phase`` may be a phase's name.
     """
     values = _defaults(run_id).get(cls, {}) | values
-    if "phase" in cls.__struct_fields__:
+    if issubclass(cls, PhaseEvent | Records):
         values["phase"] = _refs([values.get("phase", PROFILING)])[0]
     return cls(run_id=run_id, ts_ns=ts_ns, **values)
 
@@ -184,6 +186,12 @@ def _defaults(run_id: str) -> dict[type[EventBase], dict[str, Any]]:
         Records: {"count": 0},
         RunComplete: {"status": "completed"},
         Summary: {"producer": "test", "final": True},
+        Verdict: {
+            "producer": "test",
+            "threshold": "profiling error_rate < 1 %",
+            "phase": PROFILING.name,
+            "state": "passed",
+        },
         Receipt: {"consumer": "test"},
         Drop: {"source": "test", "reason": "full", "events": dropped, "records": 100},
     }

@@ -7,8 +7,8 @@ import os
 import socket
 from typing import Any, Self
 
-from phase_bus.consumer.dispatcher import ATTEMPTS
 from phase_bus.consumer.share import Origin
+from phase_bus.consumer.sink import Sink
 from phase_bus.consumer.view import View
 from phase_bus.errors import NameTakenError
 from phase_bus.events import EventBase, RunStatus
@@ -48,7 +48,7 @@ class MemoryBus(MessageStore):
         *,
         name: str = "",
         origin: Origin = "checkpoint",
-        attempts: int = ATTEMPTS,
+        attempts: int | None = None,
         **options: Any,
     ) -> MemoryRun[C]:
         """Return a consumer that runs inside ``async with``; the same name goes on from the checkpoint.
@@ -60,7 +60,8 @@ class MemoryBus(MessageStore):
             name: what it is called; its class's name by default.
             origin: where it begins: at its ``checkpoint``, at the ``start``, with what comes from
                 ``now`` on, or after an offset.
-            attempts: how often a handler is tried before the event becomes a dead letter.
+            attempts: how often a handler is tried before the event becomes a dead letter; by default as
+                often as the consumer's options say.
             options: the options of a class, by name.
         """
         return MemoryRun(self, prepare(consumer, name, options), origin, attempts)
@@ -88,7 +89,7 @@ class MemoryRun(MemoryOutcome[C], RunningOutcome[C]):
     Handlers run in :meth:`catch_up`, and nowhere else: a test decides when.
     """
 
-    def __init__(self, bus: MemoryBus, consumer: C, origin: Origin, attempts: int) -> None:
+    def __init__(self, bus: MemoryBus, consumer: C, origin: Origin, attempts: int | None) -> None:
         super().__init__(bus, consumer, consumer.name)
         self._origin = origin
         self._whole = self._share(consumer, View.whole(consumer), attempts)
@@ -111,6 +112,7 @@ class MemoryRun(MemoryOutcome[C], RunningOutcome[C]):
         if not self._runs:
             return
         self._end()
+        self._whole.end()
         try:
             await self.flush()
             await self._whole.give_receipts()  # also for what could not be written out: they say so
@@ -134,6 +136,8 @@ class MemoryRun(MemoryOutcome[C], RunningOutcome[C]):
     async def crash(self) -> None:
         """End as by SIGKILL: neither flush nor stop is called, and the checkpoint stays where it was."""
         self._end()
+        if isinstance(self.consumer, Sink):
+            await self.consumer.abandon()
         self._whole.close_outputs()
 
     def _end(self) -> None:

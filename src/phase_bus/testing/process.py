@@ -18,6 +18,9 @@ class PythonProcess:
 
     As a context manager it is started, and killed at the end. ``under`` is a command that runs it in its
     turn, as ``strace`` does.
+
+    Attributes:
+        environment: the variables that it has and this process has not.
     """
 
     def __init__(
@@ -25,6 +28,7 @@ class PythonProcess:
     ) -> None:
         self.log = log
         self.arguments = arguments
+        self.environment: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._cwd, self._under = cwd, under
 
@@ -51,13 +55,18 @@ class PythonProcess:
         """Whether the process is there."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def whole_environment(self) -> dict[str, str]:
+        """All variables that it is started with."""
+        return {**os.environ, **self.environment, "PYTHONUNBUFFERED": "1"}
+
     def start(self) -> None:
         """Start it."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*self._under, sys.executable, *self.arguments],
                 cwd=self._cwd,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env=self.whole_environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -10,10 +10,9 @@ from typing import Any, Self
 
 from phase_bus.bus.runs import Runs
 from phase_bus.bus.stream import Incoming
-from phase_bus.consumer.dispatcher import ATTEMPTS
 from phase_bus.consumer.share import Share
 from phase_bus.consumer.view import View
-from phase_bus.core.control import DeadLetterNote
+from phase_bus.core.control import RESULTS_SUFFIX, DeadLetterNote
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.position import Lineage, Segment
 from phase_bus.core.values import ListMode
@@ -187,18 +186,19 @@ class MemoryOutcome(Outcome[C]):
     def __init__(self, bus: MessageStore, consumer: C, name: str) -> None:
         super().__init__(consumer)
         self._bus = bus
-        self._publisher = bus.publisher(f"{name} (results)")
+        self._publisher = bus.publisher(f"{name}{RESULTS_SUFFIX}")
 
-    def _share(self, consumer: C, view: View, attempts: int = ATTEMPTS) -> Share:
+    def _share(self, consumer: C, view: View, attempts: int | None = None) -> Share:
         consumer.context.publish = self._publish
         share = Share(consumer, view, uuid.uuid4().hex, self._give_receipt, attempts=attempts)
-        share.dispatcher.retry_wait_s = 0.0  # nothing passes in memory
+        share.dispatcher.first_wait_s = 0.0  # nothing passes in memory
         return share
 
     async def _flush(self, share: Share) -> bool:
         """Let an instance write out, and keep its checkpoint if it could; return whether it could."""
         self.dead_letters += self._bus.take_dead_letters(share)
         flushed = await share.flush()
+        self.dead_letters += self._bus.take_dead_letters(share)  # of what was found out by writing it
         self._bus.keep(share)
         return flushed
 

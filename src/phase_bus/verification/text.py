@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from phase_bus.core.printable import printable
+from phase_bus.core.table import FittingTable
 from phase_bus.verification.measures import CPU, MEASURES
 from phase_bus.verification.result import Comparison, Verification
 from phase_bus.verification.trial import FELT_MODES, MODES, WHAT
@@ -37,17 +37,17 @@ def tables(result: Verification) -> Iterator[RenderableType]:
     yield _verdict(result)
 
 
-def _differences(result: Verification) -> Table:
+def _differences(result: Verification) -> FittingTable:
     rounds = max((c.difference.rounds for c in result.comparisons if c.difference), default=0)
-    table = _table(f"{rounds} rounds")
+    lines = []
     found = {(c.metric, c.statistic, c.mode): c for c in result.comparisons}
     for measure in (*MEASURES, CPU):
         row = {mode: found.get((measure.metric, measure.statistic, mode)) for mode in FELT_MODES}
         first = next((c for c in row.values() if c), None)
         if first is not None:
             cells = (_cell(c, rounds) for c in row.values())
-            table.add_row(measure.title, f"{first.off_mean:.2f} {measure.unit}", *cells)
-    return table
+            lines.append((measure.title, f"{first.off_mean:.2f} {measure.unit}", *cells))
+    return _table(f"{rounds} rounds", lines)
 
 
 def _cell(comparison: Comparison | None, rounds: int) -> Text:
@@ -59,12 +59,12 @@ def _cell(comparison: Comparison | None, rounds: int) -> Text:
     return Text(f"{d.estimate_pct:+.1f} [{d.low_pct:+.1f}, {d.high_pct:+.1f}]{n} {mark:1}", style=style)
 
 
-def _cpu(result: Verification) -> Table:
-    table = _table("CPU seconds a run")
+def _cpu(result: Verification) -> FittingTable:
+    lines = []
     for name in dict.fromkeys(name for mode in MODES for name in result.cpu_s[mode]):
         cells = (result.cpu_s[mode].get(name) for mode in MODES)
-        table.add_row(name, *("" if value is None else f"{value:.2f}" for value in cells))
-    return table
+        lines.append((name, *("" if value is None else f"{value:.2f}" for value in cells)))
+    return _table("CPU seconds a run", lines)
 
 
 def _verdict(result: Verification) -> Text:
@@ -86,10 +86,7 @@ def _verdict(result: Verification) -> Text:
     return text
 
 
-def _table(first: str) -> Table:
-    """Return an empty table with a first column of names, and one for each mode."""
-    table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))
-    table.add_column(first.upper(), no_wrap=True)
-    for mode in MODES:
-        table.add_column(mode.upper(), justify="right", no_wrap=True)
-    return table
+def _table(first: str, lines: Iterable[Sequence[object]]) -> FittingTable:
+    """Return a table with a first column of names, and one for each mode."""
+    modes = [mode.upper() for mode in MODES]
+    return FittingTable((first.upper(), *modes), lines, right=modes, folded=9)

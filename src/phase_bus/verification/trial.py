@@ -31,7 +31,7 @@ WHAT = {
     "off": "no bus, the plugin disabled",
     "on": "bus and consumers, as 'phase-bus exec' runs them",
     "stalled": "the first consumer suspended from before the run to its end",
-    "killed": "the first consumer killed in the middle of the profiling phase",
+    "killed": "the first consumer killed in the middle of the profiling phase, and started again",
 }
 _WIDE = 200
 
@@ -113,7 +113,8 @@ class Bench:
 
     async def _run_with(self, rig: Rig, run: Run, kill_after_s: float) -> Run:
         before_s = _cpu_s(rig)
-        victim = rig.pids[self.config.consumers[0].title]
+        title = self.config.consumers[0].title
+        victim = rig.pids[title]
         killing = asyncio.create_task(_kill(rig, victim, kill_after_s)) if run.mode == "killed" else None
         try:
             with _suspended(victim) if run.mode == "stalled" else nullcontext():
@@ -127,7 +128,7 @@ class Bench:
         status = await rig.status()
         after_s = _cpu_s(rig)
         if killed is not None and killed.spent_s is not None:
-            after_s[self.config.consumers[0].title] = killed.spent_s
+            after_s[title] = after_s.get(title, 0.0) + killed.spent_s  # and what its successor has spent
         spent_s = {name: after_s[name] - before_s[name] for name in after_s if name in before_s}
         run = replace(
             _measured(run, ended, {**spent_s, "display": display_s}),

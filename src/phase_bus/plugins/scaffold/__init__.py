@@ -16,21 +16,29 @@ from string import Template
 from phase_bus import __version__
 from phase_bus.errors import ConfigError
 from phase_bus.plugins.registry import Registry
+from phase_bus.plugins.scaffold.handlers import parse_kinds, words_for
 
+DEFAULT_KINDS = "records,run_complete"
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 _LONGEST_NAME = 30  # so that no line of the templates becomes too long
 _SUFFIX = ".tmpl"
 _TEMPLATES = Path(__file__).with_name("consumer")
 
 
-def write_consumer(name: str, directory: Path) -> list[Path]:
+def write_consumer(name: str, directory: Path, on: str = DEFAULT_KINDS) -> list[Path]:
     """Write a package that has one consumer into a new directory; return its files.
 
     Package and class are called after the consumer.
 
+    Args:
+        name: the consumer's name.
+        directory: where to write it; must not exist.
+        on: the kinds of event that it is to handle, separated by commas.
+
     Raises:
-        ConfigError: if the name or the directory cannot be used, or the files cannot be written.
+        ConfigError: if the name, the directory or a kind cannot be used, or the files cannot be written.
     """
+    kinds = parse_kinds(on)
     if directory.exists():
         raise ConfigError(
             f"directory {str(directory)!r}: exists already; give another one with --directory"
@@ -42,6 +50,7 @@ def write_consumer(name: str, directory: Path) -> list[Path]:
         "class_name": "".join(word.capitalize() for word in re.split("[-_]", name)),
         "phase_bus": ".".join(__version__.split(".")[:2]),
     }
+    words |= {word: Template(text).substitute(words) for word, text in words_for(kinds).items()}
     written = []
     try:
         for template in sorted(_TEMPLATES.rglob(f"*{_SUFFIX}")):
