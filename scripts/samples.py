@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from phase_bus.core import control
+from phase_bus.core import control, past
 from phase_bus.core.position import Position, Segment
 from phase_bus.core.values import ListMode
 from phase_bus.events import (
@@ -29,6 +29,7 @@ from phase_bus.events import (
     RunStart,
     Summary,
     TopicReceipt,
+    Verdict,
 )
 from phase_bus.publisher.record_builder import RecordBuilder
 
@@ -91,6 +92,10 @@ STREAM: list[tuple[bytes, str, EventBase]] = [
             trial=2,
             label="c16",
             variation={"concurrency": 16, "rate": 2.5, "streaming": True, "endpoint": None},
+            options={"endpoint.type": "chat", "endpoint.streaming": True, "dataset.prompts.osl.mean": 128},
+            command="aiperf profile --model llama-3.1-8b --api-key ***",
+            host="load-1",
+            version="0.1.0",
         ),
     ),
     (
@@ -226,6 +231,26 @@ STREAM: list[tuple[bytes, str, EventBase]] = [
             producer="aggregator",
             final=True,
             result={"requests": 2, "latency_ms": {"p99": 24.95, "stddev": float("nan")}},
+        ),
+    ),
+    (
+        CONSUMER,
+        "a threshold that another consumer judged; its time is the second's that was judged",
+        Verdict(
+            run_id=RUN,
+            ts_ns=_at(650),
+            producer="thresholds",
+            threshold="profiling time_to_first_token p99 < 500 ms",
+            phase="profiling",
+            state="failed",
+            final=True,
+            value=612_000_000.0,
+            limit=500_000_000.0,
+            unit="ns",
+            samples=120,
+            offset=17,
+            reason="",
+            abort=False,
         ),
     ),
     (
@@ -439,6 +464,16 @@ REQUESTS: list[tuple[str, str, control.Request]] = [
         "what partitions have committed beyond what is known",
         control.FetchStates(group="aggregator", after={0: 40, 3: 41}, only=None, stream=BUS.hex()),
     ),
+    (
+        "fetch-run",
+        "of one run some kinds of events",
+        control.Fetch(after=4, records=False, run_id=RUN, kinds=("run_start", "run_complete")),
+    ),
+    (
+        "fetch-past",
+        "the dead letters after number 2",
+        past.FetchPast(what="dead_letters", after=2, stream=BUS.hex()),
+    ),
 ]
 
 REPLIES: list[tuple[str, str, control.Reply]] = [
@@ -517,6 +552,7 @@ REPLIES: list[tuple[str, str, control.Reply]] = [
             dropped=1,
             offset=12,
             journal="/var/lib/phase-bus/journal.sqlite",
+            replay=control.Endpoint(ipc_name="replay.ipc", tcp_port=41000),
             clients=(
                 control.ClientInfo(
                     client_id=CONSUMER.hex(),
@@ -569,6 +605,43 @@ REPLIES: list[tuple[str, str, control.Reply]] = [
         "two shares, one without a state; ask again for more",
         control.FetchedStates(
             states={0: (Position(BUS.hex(), 40), b"\x00state"), 3: (_AT_41, None)}, end=False
+        ),
+    ),
+    (
+        "fetched-past",
+        "a run and a dead letter (a bus sends one or the other); ask again for more",
+        past.FetchedPast(
+            offset=41,
+            lineage=(Segment(BUS.hex(), 1),),
+            runs=(
+                past.RunRow(
+                    run_id=RUN,
+                    status="completed",
+                    started_ns=START_NS,
+                    ended_ns=START_NS + 10**9,
+                    events=19,
+                    records=550,
+                    size_bytes=94_000,
+                    publisher="simulate",
+                ),
+            ),
+            dead_letters=(
+                past.DeadLetter(
+                    id=3,
+                    consumer="alerting",
+                    stream=BUS.hex(),
+                    offset=12,
+                    run_id=RUN,
+                    kind="phase_complete",
+                    error="RuntimeError('no')",
+                    traceback="Traceback ...",
+                    ts_ns=START_NS,
+                    attempts=3,
+                ),
+            ),
+            left_out={"alerting": 7},
+            withheld=2,
+            next=3,
         ),
     ),
     ("read-failed", "the journal cannot be read", control.ReadFailed(reason="disk I/O error", moved=False)),
