@@ -4,10 +4,13 @@
 #   make VENV=.venv-3.13 ...        uses another environment than .venv, so that one for each Python stand side by side
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-aiperf chaos fuzz soak lint bench schemas docs clean
+.PHONY: help demo test test-slow test-alone test-aiperf chaos fuzz soak lint bench schemas reference docs package clean
 
 VENV := .venv
 export PYTHON VENV
+# Tests wait for most of their time. `make test WORKERS=0` runs them in one process, for a debugger.
+WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+IN_PARALLEL := -n $(WORKERS) --dist worksteal
 
 BIN := $(VENV)/bin
 # AIPERF is set up for `make demo`, DOCS for `make docs`; DEV is more, and counts for all.
@@ -27,10 +30,13 @@ demo: $(AIPERF)  ## Run a real AIPerf benchmark against a mock server, followed 
 	@$(BIN)/python examples/demo.py $(ARGS)
 
 test: $(DEV)  ## Run the tests, but for the slow ones
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" $(IN_PARALLEL) $(ARGS)
 
-test-slow: $(DEV)  ## Run the slow tests
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+test-slow: $(DEV)  ## Run the slow tests, but for those that measure
+	@$(BIN)/python -m pytest -m "slow and not alone" $(IN_PARALLEL) --durations=30 $(ARGS)
+
+test-alone: $(DEV)  ## Run the slow tests that measure, one after the other
+	@$(BIN)/python -m pytest -m alone --durations=10 $(ARGS)
 
 test-aiperf: $(DEV) $(OLD)/.stamp  ## Run the tests that run AIPerf with the oldest version that is known
 	@PHASE_BUS_TEST_AIPERF=$(abspath $(OLD))/bin/aiperf $(BIN)/python -m pytest tests/aiperf/test_plugin_real.py \
@@ -57,8 +63,14 @@ bench: $(BENCH)  ## Measure the budgets, each side by side with what it is compa
 schemas: $(DEV)  ## Write schemas/ anew: JSON Schemas, AsyncAPI document, test vectors
 	@$(BIN)/python -m scripts.make_schemas
 
+reference: $(DEV)  ## Write the pages of docs/reference that are made of the code anew
+	@$(BIN)/python -m scripts.reference
+
 docs: $(DOCS)  ## Build the documentation as a site, build/docs/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
+package: $(DEV)  ## Build the wheel and the sdist, and use each in an empty environment
+	@PYTHON=$(abspath $(BIN))/python sh scripts/check_package.sh
 
 clean:  ## Remove the environments, the demo's output, caches and builds
 	rm -rf $(VENV) .venv .venv-* .venv*.lock demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

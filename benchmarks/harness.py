@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any, Self
@@ -29,7 +30,6 @@ from rich.table import Table as RichTable
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_S = 30.0
-_context = multiprocessing.get_context("spawn")
 
 
 class Spread(Struct, frozen=True):
@@ -190,11 +190,17 @@ class Child:
         part: a function of a module; its first argument is a connection on which it says when it is
             ready, by sending something (an address, for instance).
         arguments, named: its other arguments.
+
+    Attributes:
+        context: how processes are started.
     """
 
+    context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
+
     def __init__(self, part: Callable[..., None], *arguments: Any, **named: Any) -> None:
-        self._ours, theirs = _context.Pipe()
-        self._process = _context.Process(target=part, args=(theirs, *arguments), kwargs=named, daemon=True)
+        self._ours, theirs = self.context.Pipe()
+        start = self.context.Process
+        self._process = start(target=part, args=(theirs, *arguments), kwargs=named, daemon=True)
         self._process.start()
         theirs.close()
 

@@ -44,14 +44,18 @@ NAMES = (
     "growth",
     "fairness",
     "calls",
+    "sinks",
+    "verdicts",
 )
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 MEASURED_ONCE = ROOT / "benchmarks" / "measured_once.md"  # what decisions were taken by; written by hand
 _LIMIT_S = 120.0
-_SHORT_S = 210.0  # what begins later is measured in the quick form, so that a slow machine is done in time
+_SHORT_S = 300.0  # what begins later is measured in the quick form, so that a slow machine is done in time
 _PACKAGES = (
     *("pyzmq", "msgspec", "numpy", "aiperf", "orjson", "pydantic"),
     *("nats-py", "ddsketch", "datasketches", "crick"),
+    *("psycopg", "duckdb", "pyarrow", "pymongo", "aiohttp", "prometheus_client", "protobuf"),
+    *("secantusdb", "osmem-server"),
 )
 
 
@@ -132,6 +136,12 @@ _UPDATE = (
     "take a third more than those of one metric alone, since their memory is in no near cache."
 )
 _REPLAY = "Replay: the consumer asks for a piece, handles it, and asks for the next; it does not ask ahead."
+_COPY = (
+    "`sql` to PostgreSQL, CPU on a busy machine: for a record the sink takes 6 µs (text for COPY 2, "
+    "joining and converting columns 3, checking 0.3), PostgreSQL 6.3 to 8 (reading the text and writing "
+    "the row 4 to 5, the primary key 1.5 to 2.5). They work side by side, each on one of the two cores, "
+    "so that PostgreSQL sets the pace, and whatever else runs there takes from it."
+)
 _GROWTH = "Growth: it is the row of the table in growth whose last column is largest, latency apart."
 
 BUDGETS = (
@@ -154,14 +164,16 @@ BUDGETS = (
         why=_SINKS,
     ),
     Budget(
-        "Aggregation, million values/s a core", "run_state_256_values_per_s", 20e6, scale=1e6, why=_UPDATE
+        "Aggregation, million values/s a core", "run_state_256_values_per_s", 25e6, scale=1e6, why=_UPDATE
     ),
     Budget("Aggregation, memory at 16 times the records", "memory_growth_16x", 1.05, True),
     Budget("Replay from the journal, 200 B, over live", "replay_200B_over_live", 1.0, why=_REPLAY),
     Budget("Replay from the journal, 2 KiB, over live", "replay_2KiB_over_live", 1.0, why=_REPLAY),
     Budget("Replay from the journal, 64 KiB, over live", "replay_64KiB_over_live", 1.0, why=_REPLAY),
     Budget("Replay of batches of 256 records, over live", "replay_256records_over_live", 1.0, why=_REPLAY),
+    Budget("`sql` to PostgreSQL, records/s", "sink_postgresql_records_per_s", 100_000, why=_COPY),
     Budget("Growth: the dearest unit at 16 times the load, of 1x", "growth_worst", 1.5, True, why=_GROWTH),
+    Budget("False alarms of compare, over all equal sides", "verdicts_false_alarms", 0.05, True),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import structlog
 
 from phase_bus.consumer.dispatcher import Dispatcher
 from phase_bus.core.keys import KEY_FILE_VARIABLE
@@ -22,6 +24,9 @@ from phase_bus.testing.waiting import wait_until
 from tests.support.buses import BusThread, DurableBus, plain_bus
 from tests.support.postgres import Postgres, running_postgres
 from tests.support.workplace import EXAMPLES, Workplace, wait_for
+
+# Prometheus, OpenSearch and the other servers that sinks write to.
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 
 def pytest_collection_finish() -> None:
@@ -46,7 +51,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a consumer of this process try again soon where its handler fails."""
-    monkeypatch.setattr(Dispatcher, "retry_wait_s", 0.02)
+    monkeypatch.setattr(Dispatcher, "first_wait_s", 0.02)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Let no command that is called in this process leave a log that goes to a file closed by then."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ COMMANDS = [
     *(f"{name} {sub}" for name, subs in _SUBCOMMANDS.items() for sub in subs),
 ]
 # What no command needs to explain itself: others' packages, and our modules.
-HEAVY = {"jinja2", "numpy", "plotly", "psutil", "pyarrow", "scipy", "sqlalchemy", "structlog", "tenacity"}
+HEAVY = {"jinja2", "numpy", "psutil", "pyarrow", "scipy", "sqlalchemy", "structlog", "tenacity"}
 WORKING = {"consumer.consumer", "consumer.dispatcher", "core.records", "harness.rig", "plugins.registry"}
 # What the plugin is made of; AIPerf has loaded it long before. (pyzmq is built with Cython.)
 WIRE = {"msgspec", "zmq", "typing_extensions", "cython_runtime", "_cython"}
@@ -92,6 +92,13 @@ def test_a_command_explains_itself_without_what_it_works_with(command: str) -> N
     names = loaded(HELP.format(arguments=[*command.split(), "--help"]))
     assert of_others(names) & HEAVY == set()
     assert of_ours(names) & WORKING == set()
+
+
+def test_what_starts_processes_loads_nothing_that_computes() -> None:
+    """Each process of a rig reads options and configurations: neither numpy nor what judges by it."""
+    names = loaded("import phase_bus.harness.config, phase_bus.harness.children, phase_bus.cli.consume")
+    assert of_others(names) & {"numpy", "scipy", "sqlalchemy", "jinja2"} == set()
+    assert of_ours(names) & {"aggregation.metric", "thresholds.judge", "journal.reader"} == set()
 
 
 def test_a_plugin_that_is_off_loads_next_to_nothing() -> None:

@@ -10,8 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from phase_bus import Consumer, Publisher, RunStart
+from phase_bus.bus.options import BusOptions
 from phase_bus.bus.server import Bus
 from phase_bus.consumer import replay
 from phase_bus.consumer.consumer import named
@@ -19,6 +21,7 @@ from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
 from phase_bus.core.ipc_directory import lock_directory
+from phase_bus.errors import AddressError
 from phase_bus.journal.writer import Journal
 from phase_bus.testing.waiting import wait_until
 from tests.support.buses import FAST, BusThread
@@ -76,17 +79,39 @@ async def test_every_way_to_bind_can_be_connected_to(host: str, tmp_path: Path, 
             assert client.status().addresses == (address,)
 
 
+def other_ports(bus: BusThread) -> tuple[int, int]:
+    """Return where live events and past ones are at."""
+    sockets = bus.bus._sockets
+    assert sockets.replay_endpoint is not None
+    return sockets.events_endpoint.tcp_port, sockets.replay_endpoint.tcp_port
+
+
 def test_the_three_ports_follow_each_other(tmp_path: Path) -> None:
     """So that a firewall can know them."""
     port = free_ports(3)
-    bus = Bus([Address.parse(f"tcp://127.0.0.1:{port}")], FAST, Journal(tmp_path))
-    try:
-        bus.bind()
-        assert bus._sockets.events_endpoint.tcp_port == port + 1
-        assert bus._sockets.replay_endpoint is not None
-        assert bus._sockets.replay_endpoint.tcp_port == port + 2
-    finally:
-        bus.close()
+    with BusThread(f"tcp://127.0.0.1:{port}", journal=Journal(tmp_path)) as bus:
+        assert other_ports(bus) == (port + 1, port + 2)
+
+
+def test_each_port_can_be_given(tmp_path: Path) -> None:
+    """So that all three fit through what there is; one that is in use is an error, which names it."""
+    port = free_ports(4)
+    address = f"tcp://127.0.0.1:{port}"
+    options = replace(FAST, events_port=port + 3, replay_port=port + 1)
+    with BusThread(address, options=options, journal=Journal(tmp_path)) as bus:
+        assert other_ports(bus) == (port + 3, port + 1)
+    with (
+        socket.create_server(("127.0.0.1", port + 1)),
+        pytest.raises(AddressError, match=f"tcp://127.0.0.1:{port + 1}': is in use"),
+    ):
+        BusThread(address, options=options, journal=Journal(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["events_port", "replay_port"])
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_what_is_no_port_is_refused(name: str, port: int) -> None:
+    with pytest.raises(ValueError, match=name):
+        BusOptions(**{name: port})  # type: ignore[arg-type]
 
 
 def test_a_port_that_is_taken_is_replaced_and_said(
@@ -94,14 +119,11 @@ def test_a_port_that_is_taken_is_replaced_and_said(
 ) -> None:
     """Clients learn the other; who set up a firewall learns it from the log."""
     port = free_ports(3)
-    with socket.create_server(("127.0.0.1", port + 2)):
-        bus = Bus([Address.parse(f"tcp://127.0.0.1:{port}")], FAST, Journal(tmp_path))
-        try:
-            bus.bind()
-            assert bus._sockets.replay_endpoint is not None
-            other = bus._sockets.replay_endpoint.tcp_port
-        finally:
-            bus.close()
+    with (
+        socket.create_server(("127.0.0.1", port + 2)),
+        BusThread(f"tcp://127.0.0.1:{port}", journal=Journal(tmp_path)) as bus,
+    ):
+        _, other = other_ports(bus)
     (line,) = caplog.messages
     assert f"port {port + 2} cannot be had" in line
     assert f"past events are at port {other} instead" in line
@@ -133,9 +155,7 @@ async def test_the_journals_port_is_forwarded_as_well(
     monkeypatch.setattr(replay, "_TIMEOUT_S", 0.5)
     with BusThread("tcp://127.0.0.1:0", journal=Journal(tmp_path)) as bus, ExitStack() as forwarded:
         await asyncio.to_thread(publish, bus.address, "one")
-        sockets = bus.bus._sockets
-        assert sockets.replay_endpoint is not None
-        events, missing = sockets.events_endpoint.tcp_port, sockets.replay_endpoint.tcp_port
+        events, missing = other_ports(bus)
         to_control = Forwarder(Address.parse(bus.address).port, "127.0.0.2")
         forwarded.enter_context(to_control)
         forwarded.enter_context(Forwarder(events, "127.0.0.2", events))

@@ -245,8 +245,9 @@ def test_goodbye_ends_the_publishers_runs(bus: BusThread) -> None:
         assert greet(client).last_seq == 2
         client.publish(start(3), SOURCE, 3, 1)
         last_ack(client, 3)
-        runs = {run.run_id: run.status for run in client.status().runs}
-        assert runs == {"r": "running", "other": "lost"}
+        status = client.status()
+        assert {run.run_id: run.status for run in status.runs} == {"r": "running", "other": "lost"}
+        assert [info.received for info in status.clients if info.role == "publisher"] == [3]
 
 
 def test_silent_publisher(ipc_dir: Path) -> None:

@@ -31,6 +31,7 @@ from phase_bus.events import (
     RunComplete,
     RunStart,
     Summary,
+    Verdict,
 )
 from phase_bus.testing import (
     PROFILING,
@@ -139,6 +140,7 @@ async def test_every_kind_travels(bus: AnyBus) -> None:
         *make_run(records=3)[:-1],
         make_event(PhaseTimeout),
         make_event(Summary),
+        make_event(Verdict),
         make_event(Drop),
         Receipt(run_id=RUN_ID, consumer="other"),
         make_event(RunComplete),

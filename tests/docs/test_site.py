@@ -12,8 +12,6 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from phase_bus.cli import build_app
-from scripts.docs_pages import commands, commands_page, consumers_page
 from tests.support.browser import browse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,33 +103,3 @@ def test_it_fits_a_narrow_window(site: Path, tmp_path: Path, name: str) -> None:
     """What is wide scrolls in itself."""
     seen = browse(site / f"{name}.html", tmp_path / "profile", width=420)
     assert seen.width <= 420
-
-
-def test_no_command_is_missing() -> None:
-    """Each has a section with all its options; hidden ones are left out."""
-    page = commands_page()
-    found = {path for path, _ in commands()}
-    assert {("exec",), ("journal", "export"), ("dead-letters", "retry")} <= found
-    assert {path[0] for path in found} == {name for name in build_app() if not name.startswith("-")}
-    for path in found:
-        (section,) = re.findall(
-            rf"^## phase-bus {' '.join(path)} .*?(?=^## |\Z)", page, re.DOTALL | re.MULTILINE
-        )
-        examples = "".join(re.findall(r"^```sh\n(.*?)^```", section, re.DOTALL | re.MULTILINE))
-        assert f"phase-bus {' '.join(path)}" in examples
-        app = build_app(*path)
-        for name in path:
-            app = app[name]
-        for argument in app.assemble_argument_collection(parse_docstring=True):
-            told = argument.names[0] in section or argument.name.lstrip("-").upper() in section
-            assert told == bool(argument.show), (path, argument.names)
-    assert "Args:" not in page
-
-
-def test_every_option_of_a_consumer_is_told() -> None:
-    """By a description, not by its name alone."""
-    page = consumers_page()
-    assert "## aggregator " in page
-    assert "`relative_error: float = 0.005`" in page
-    assert re.findall(r"^\| `.*` \|  \|$", page, re.MULTILINE) == []
-    assert ":class:" not in page

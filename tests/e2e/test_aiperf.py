@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,7 +14,7 @@ import pytest
 from tests.e2e.agreement import assert_same_numbers, phase_of
 from tests.support.workplace import Workplace, json_lines, wait_for
 
-pytestmark = pytest.mark.aiperf
+pytestmark = [pytest.mark.aiperf, pytest.mark.timeout(300)]
 
 SINKS = (
     "--with",
@@ -41,7 +42,7 @@ def events_of(workplace: Workplace, kind: str) -> list[dict[str, Any]]:
 def test_the_aggregator_agrees_with_aiperf(
     workplace: Workplace, mock_llm: Callable[..., str], aiperf: Callable[..., list[str]]
 ) -> None:
-    """A run with warm-up: counts equal, statistics to 1e-9, percentiles to 0.5 %, nothing missing."""
+    """A run with warm-up: counts equal, statistics to 1e-9, percentiles to 0.27 %, nothing missing."""
     url = mock_llm("--tokens", "64")
     command = aiperf(url, "--benchmark-duration", "4", "--warmup-request-count", "10")
     done = workplace.run("exec", *SINKS, "--", *command)
@@ -79,7 +80,8 @@ def test_failed_requests_and_a_killed_consumer(
 ) -> None:
     """One request in ten fails: the same counts as AIPerf's, errors by type, other numbers unharmed.
 
-    In the middle one consumer is killed (SIGKILL), which changes nothing for AIPerf and the others.
+    In the middle one consumer is killed (SIGKILL) and started again, which changes nothing for AIPerf and
+    the others.
     """
     url = mock_llm("--tokens", "64", "--fail-every", "10")
     process = workplace.phase_bus("exec", *SINKS, "--", *aiperf(url, "--request-count", "300"))
@@ -91,8 +93,8 @@ def test_failed_requests_and_a_killed_consumer(
     )
     victim.kill()
     done = workplace.finish(process)
-    assert done.returncode == 3, done.stderr  # AIPerf's is 0, but not every consumer has everything
-    assert "consumer metrics was ended by SIGKILL" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "consumer metrics was ended by SIGKILL; starting it again" in done.stderr
     assert [end["status"] for end in events_of(workplace, "run_complete")] == ["completed"]
     run = result_of(workplace)
     phase = phase_of(run)
@@ -155,7 +157,7 @@ def test_an_interrupted_run_ends_as_cancelled(
     url = mock_llm()
     process = workplace.phase_bus("exec", *SINKS, "--", *aiperf(url, "--benchmark-duration", "60"))
     events = workplace.directory / "events.jsonl"
-    wait_for(lambda: events.exists() and events_of(workplace, "phase_start"), "the phase's start", 60.0)
+    wait_for(lambda: events.exists() and events_of(workplace, "phase_start"), "the phase's start", 120.0)
     wait_for(
         lambda: (
             (workplace.directory / "summary.json").exists()
@@ -182,7 +184,7 @@ def test_a_killed_aiperf_leaves_a_lost_run(
     url = mock_llm()
     process = workplace.phase_bus("exec", *SINKS, "--", *aiperf(url, "--benchmark-duration", "60"))
     events = workplace.directory / "events.jsonl"
-    wait_for(lambda: events.exists() and events_of(workplace, "phase_start"), "the phase's start", 60.0)
+    wait_for(lambda: events.exists() and events_of(workplace, "phase_start"), "the phase's start", 120.0)
     (command,) = (
         child
         for child in psutil.Process(process.pid).children()
@@ -216,7 +218,7 @@ def test_several_runs_in_one_command(
 
 @pytest.mark.slow
 def test_attach_follows_from_outside(
-    workplace: Workplace, mock_llm: Callable[..., str], aiperf: Callable[..., list[str]]
+    workplace: Workplace, ipc_dir: Path, mock_llm: Callable[..., str], aiperf: Callable[..., list[str]]
 ) -> None:
     """`phase-bus attach` publishes phases and AIPerf's results without the plugin."""
     url = mock_llm()
@@ -225,7 +227,7 @@ def test_attach_follows_from_outside(
         "up", "--address", address, "--with", "logging:log_file=events.jsonl,json=true"
     )
     wait_for(lambda: "consumers ready" in workplace.stderr(up), "the bus", 30.0)
-    ipc = workplace.directory / "ipc"
+    ipc = ipc_dir / "ipc"  # AIPerf's sockets have long names
     ipc.mkdir()
     attach = workplace.phase_bus("attach", "--ipc-path", str(ipc), "--address", address)
     wait_for(lambda: "phase events and results only" in workplace.stderr(attach), "attach", 30.0)

@@ -25,7 +25,7 @@ CASES = {
     ),
     "wrong type": (
         ["exec", "--with", "alerting:threshold_s=soon", "--", "true"],
-        ["'alerting'", "'threshold_s'", "'soon'", "float"],
+        ["'alerting'", "'threshold_s'", "must be a number, not 'soon'"],
     ),
     "no number": (["simulate", "--rate", "nan"], ["--rate", "not a finite number"]),
     "an endless time": (["bus", "--silent-after-s", "inf"], ["--silent-after-s", "not a finite number"]),
@@ -34,6 +34,11 @@ CASES = {
         ["exec", "--with", "metrics", "--workers", "metric=2", "--", "true"],
         ["no consumer is called 'metric'", "did you mean 'metrics'"],
     ),
+    "workers of one that is not to run": (
+        ["exec", "--workers", "aggregator=4", "--", "true"],
+        ["'aggregator' is not among the consumers", "add --with aggregator"],
+    ),
+    "something required": (["journal", "prune"], ["--data is required", "journal prune --help"]),
     "no number of workers": (
         ["exec", "--with", "aggregator", "--workers", "aggregator=some", "--", "true"],
         ["'some'", "write aggregator=4"],
@@ -51,6 +56,7 @@ CASES = {
         ["--name and --group", "leave --name out"],
     ),
     "two of one name": (["exec", "--with", "metrics", "--with", "metrics", "--", "true"], ["'metrics'"]),
+    "no port for events": (["bus", "--events-port", "70000"], ["events_port", "at most 65535"]),
     "malformed address": (["bus", "--address", "tcp:/x"], ["'tcp:/x'", "tcp://host:port"]),
     "no such port": (["status", "--address", "tcp://127.0.0.1:99999"], ["99999"]),
     "no IPv6 address": (["bus", "--address", "tcp://[::1:5"], ["'tcp://[::1:5'", "in brackets"]),
@@ -88,7 +94,7 @@ YAML_CASES = {
     "unknown key": ("consumer: []", ["'consumer'", "did you mean 'consumers'"]),
     "no workers": ("consumers: [{use: aggregator, workers: 0}]", ["consumers[0].workers", ">= 1"]),
     "unknown key below": ("consumers: [{use: metrics, sett: {}}]", ["'sett'", "consumers[0]", "'set'"]),
-    "wrong type": ("drain_timeout_s: soon", ["drain_timeout_s", "float"]),
+    "wrong type": ("drain_timeout_s: soon", ["drain_timeout_s must be a number, not text"]),
     "not YAML": ("consumers: [", ["bus.yaml", "not YAML"]),
     "a list": ("[1, 2]", ["bus.yaml"]),
     "unknown bus option": ("bus: {hwm: 3}", ["'hwm'", "high_water_mark"]),

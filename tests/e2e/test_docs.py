@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.pages import ROOT, Page, words
+from tests.e2e.pages import ROOT, Page, moved, words
+from tests.support.servers.process import free_port
 from tests.support.workplace import Workplace, wait_for
 
 # Pages that have tests of their own, where these are.
 ELSEWHERE = {
-    "guide/hooks.md": "test_guide.py",
-    "guide/testing.md": "test_guides.py",
-    "guide/verify.md": "test_verify.py",
+    "guide/hooks.md": "e2e/test_guide.py",
+    "guide/testing.md": "e2e/test_guides.py",
+    "guide/verify.md": "e2e/test_verify.py",
+    "reference/commands.md": "docs/test_reference.py",
+    # Sinks need servers.
+    **{
+        f"guide/sinks/{path.name}": "consumers/test_log_guides.py"
+        if path.stem in ("elasticsearch", "splunk", "log-files")
+        else "sinks/test_guides.py"
+        for path in (ROOT / "docs" / "guide" / "sinks").glob("*.md")
+    },
 }
 # What stays running until the reader ends it, and what shows that it is up.
-STAYS = {"bus": "bus ready", "up": "consumers ready", "consume": ""}
+STAYS = {"bus": "bus ready", "up": "consumers ready", "consume": "", "dashboard": "http://"}
 PAGES = sorted(
     name
     for path in (ROOT / "docs").rglob("*.md")
@@ -35,6 +43,10 @@ def test_the_code_of_a_page(workplace: Workplace, name: str) -> None:
     page = Page(f"docs/{name}")
     place = {"ipc:///tmp": f"ipc://{workplace.directory}", "127.0.0.1:5670": f"127.0.0.1:{free_port()}"}
     place |= {port: str(free_port()) for port in ("9464", "9465")}  # of health
+    place |= {
+        "--with dashboard ": "--with dashboard:port=0 ",
+        "phase-bus dashboard": "phase-bus dashboard --port 0",
+    }
     for file, content in page.files().items():
         (workplace.directory / file).write_text(moved(content, place))
     environment: dict[str, str] = {}
@@ -65,19 +77,4 @@ def test_the_code_of_a_page(workplace: Workplace, name: str) -> None:
 @pytest.mark.parametrize(("name", "test"), ELSEWHERE.items())
 def test_the_others_have_tests(name: str, test: str) -> None:
     """Each page that is left out above is named in the file that is said to test it."""
-    assert Path(name).name in (ROOT / "tests" / "e2e" / test).read_text()
-
-
-def moved(text: str, place: dict[str, str]) -> str:
-    """Return a text with addresses that are the test's own, so that tests do not meet."""
-    for given, own in place.items():
-        text = text.replace(given, own)
-    return text
-
-
-def free_port() -> int:
-    """Return a port that nobody uses."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    assert re.search(rf"[\"/]{Path(name).stem}(\.md)?\"", (ROOT / "tests" / test).read_text())

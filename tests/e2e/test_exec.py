@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -178,19 +180,41 @@ def test_several_runs_in_one_command_are_kept_apart(workplace: Workplace) -> Non
 
 
 @pytest.mark.slow
-def test_a_killed_consumer_is_reported_and_changes_nothing_else(workplace: Workplace) -> None:
-    """SIGKILL of one consumer in a run: the command and the other consumers do not notice; code 3."""
+def test_consumers_that_are_killed_come_back_and_miss_nothing(workplace: Workplace) -> None:
+    """SIGKILL of a sink, and of who keeps a group's workers: all is there, once; the exit code is 0."""
     process = workplace.phase_bus(
-        "exec", *LOGGING, *METRICS, *AGGREGATOR, "--", *SIMULATE, "-n", "1500", "-r", "500"
+        *("exec", *AGGREGATOR, "--with", "sql:url=sqlite:///records.sqlite", "--workers", "aggregator=2"),
+        *("--", *SIMULATE, "-n", "1500", "-r", "500"),
     )
     wait_for(lambda: "profiling started" in workplace.stderr(process), "the run")
-    child_of(process.pid, "consume", "metrics").kill()
+    for name in ("sql", "aggregator"):
+        child_of(process.pid, "consume", name).kill()
     done = workplace.finish(process)
-    assert done.returncode == 3, done.stderr
-    assert "consumer metrics was ended by SIGKILL" in done.stderr
+    assert done.returncode == 0, done.stderr
+    for name in ("sql", "aggregator"):
+        assert f"consumer {name} was ended by SIGKILL; starting it again (1 of 3)" in done.stderr
+        assert f"consumer {name} is back" in done.stderr
+    (run,) = runs_of(workplace)
+    assert (run["complete"], run["records"]) == (True, 1550)
+    with closing(sqlite3.connect(workplace.directory / "records.sqlite")) as database:
+        (rows,) = database.execute("select count(*) from phase_bus_records").fetchone()
+    assert rows == 1550
+
+
+@pytest.mark.slow
+def test_a_consumer_that_dies_too_often_is_given_up(workplace: Workplace) -> None:
+    """Killed once more than it may be started again: the command does not notice, the exit code is 3."""
+    script = f"{' '.join(SIMULATE)} -n 500 -r 0; until [ -e go ]; do sleep 0.05; done"
+    process = workplace.phase_bus("exec", *METRICS, *AGGREGATOR, "--restart", "1", "--", "sh", "-c", script)
+    wait_for(lambda: "consumers ready" in workplace.stderr(process), "the consumers")
+    child_of(process.pid, "consume", "metrics").kill()
+    wait_for(lambda: "consumer metrics is back" in workplace.stderr(process), "the restart")
+    child_of(process.pid, "consume", "metrics").kill()
+    wait_for(lambda: "having been started again once" in workplace.stderr(process), "its end")
+    (workplace.directory / "go").touch()
+    assert workplace.finish(process).returncode == 3
     (run,) = runs_of(workplace)
     assert run["complete"]
-    assert events_of(workplace)[-1]["event"] == "run_complete"
 
 
 @pytest.mark.slow

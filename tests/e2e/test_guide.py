@@ -241,12 +241,15 @@ def test_it_is_listed(workplace: Workplace, plugin: Path) -> None:
     assert list(listed) == [
         "hook:diary", "hook:first", "hook:alert", "hook:second", "processor:latency", "processor:batches",
     ]  # fmt: skip
-    assert listed["hook:alert"]["options"] == ["alert_handler: Any", "limit_s: int = 60"]
+    told = [(o["name"], o["type"], o["default"], o["required"]) for o in listed["hook:alert"]["options"]]
+    assert told[:2] == [("alert_handler", "value", "", True), ("limit_s", "integer", "60", False)]
     assert all(not row["problem"] for row in listed.values())
     assert "hook:alert" in workplace.run("consumers").stdout
     tagged = workplace.run("consumers", "--tag", "logging", "--json")
     uses = [row["use"] for row in json.loads(tagged.stdout)]
-    assert uses == ["logging", "hook:diary", "hook:first", "hook:example_logging"]
+    assert uses == [
+        "logging", "elasticsearch", "splunk", "hook:diary", "hook:first", "hook:example_logging",
+    ]  # fmt: skip
     assert workplace.run("consumers", "--validate").returncode == 0
 
 

@@ -25,6 +25,7 @@ from phase_bus.harness.config import load_config
 from phase_bus.harness.rig import Rig
 from phase_bus.testing.process import BusProcess
 from phase_bus.testing.waiting import wait_until
+from tests.support.commands import run_here
 from tests.support.workplace import Workplace, wait_for
 
 PROGRAM = f"{shlex.quote(sys.executable)} -m phase_bus"
@@ -44,11 +45,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
     """Run ``phase-bus keys``; return exit code, output and remarks."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main(["keys", *arguments])
-        said = capsys.readouterr()
-        assert all(line.startswith("phase-bus: ") for line in said.err.splitlines())
-        return int(str(end.value.code)), said.out, said.err
+        code, out, err = run_here(capsys, "keys", *arguments)
+        assert all(line.startswith("phase-bus: ") for line in err.splitlines())
+        return code, out, err
 
     return run
 
@@ -65,7 +64,7 @@ def test_one_user(config: Path, run: Run) -> None:
     assert code == 0
     assert key is not None
     assert out == f"{key.public}\n"
-    assert "copy that file to the same place there; nothing else" in err
+    assert "copy that file to the same place on your other machines; nothing else" in err
     assert f"keys new --bus {shlex.quote(key.public)}" in err
     assert KEY_FILE_VARIABLE not in err
     shown = run("show")
@@ -83,7 +82,7 @@ def test_one_user(config: Path, run: Run) -> None:
 def test_a_team(config: Path, run: Run, tmp_path: Path) -> None:
     """The client's key names the bus; the owner lets it in, sees it, changes it, and lets it in no more."""
     bus_key = run("new")[1].strip()
-    assert run("list")[1] == f"nobody but who has {config / 'key.yaml'}\n"
+    assert run("list")[1] == f"nobody except those who have {config / 'key.yaml'}\n"
     _, public, said = run("new", str(tmp_path / "alice.yaml"), "--bus", bus_key)
     public = public.strip()
     assert f"{KEY_FILE_VARIABLE}={tmp_path / 'alice.yaml'}" in said
@@ -91,7 +90,7 @@ def test_a_team(config: Path, run: Run, tmp_path: Path) -> None:
     assert run("authorize", public, "--name", "alice", "--role", "publish")[0] == 0
     _, _, said = run("authorize", public, "--name", "alice", "--role", "consume", "--role", "publish")
     assert "'alice' may publish and consume" in said
-    assert "before, it was that of 'alice', who could publish" in said
+    assert "before, it belonged to 'alice', who could publish" in said
     alice = {"name": "alice", "public": public, "roles": ["publish", "consume"]}
     assert json.loads(run("list", "--json")[1]) == [alice]
     assert public in run("list")[1]
@@ -115,7 +114,7 @@ def test_what_cannot_be(config: Path, run: Run, tmp_path: Path, monkeypatch: pyt
     wrong = {
         "the bus's own key": ["authorize", public, *role],
         "40 characters": ["authorize", public[:-1], *role],
-        "given to nobody": ["authorize", secret, *role],
+        "nobody else should have": ["authorize", secret, *role],
         "in single quotes": ["new", str(tmp_path / "x"), "--bus", secret + "x"],
         "the length of this is 0": ["new", str(tmp_path / "x"), "--bus", ""],
         "letters, digits": ["authorize", public[::-1], "--name", "two words", "--role", "publish"],
@@ -144,7 +143,7 @@ def test_doctor_says_which_key_is_used(config: Path, run: Run, tmp_path: Path) -
     found = doctor._key()
     assert f"that of a bus, which lets in 1 key of others; public key {public}" in found.text
     (config / "key.yaml").chmod(0o644)
-    assert (doctor._key().verdict, "chmod 600" in doctor._key().text) == ("wrong", True)
+    assert (doctor._key().verdict, "chmod 600" in doctor._key().text) == ("fail", True)
 
 
 # ---- who may come in ----

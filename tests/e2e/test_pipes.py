@@ -76,6 +76,18 @@ def test_tail_ends_with_its_reader(bus: LiveBus, tmp_path: Path, options: tuple[
         assert reader.dead_letters() == []
 
 
+def test_tail_ends_with_its_reader_though_nothing_happens(bus: LiveBus, tmp_path: Path) -> None:
+    """It does not wait for one more event to find that out, and leaves nothing behind in the journal."""
+    with Piped(tmp_path, "tail", "--address", bus.address) as tail:
+        wait_until(lambda: "listening" in tail.remarks)
+        tail.close()
+        assert tail.process.wait(DEADLINE_S) == 0
+        assert tail.remarks.count("\n") == 1
+    with bus.reader() as reader:
+        assert reader.dead_letters() == []
+        assert reader.checkpoint("tail") is None
+
+
 def test_a_consumer_that_prints_goes_on_where_its_reader_left(bus: LiveBus, tmp_path: Path) -> None:
     """What it could not print was not handled: the next process of its name begins with it."""
     bus.publish(*make_run(20, run_id="one"))

@@ -55,6 +55,14 @@ def test_the_forms_of_a_run(workplace: Workplace, journals: Path) -> None:
     assert summary["records"] == 520
     text = report(workplace, "one").stdout
     assert "== profiling ==" in text
+    assert "== warmup ==" not in text
+    assert "== warmup ==" in report(workplace, "one", "--all").stdout
+    markdown = report(workplace, "one", "--format", "markdown", "--records", "one.csv").stdout
+    assert "| `profiling` | 500 |" in markdown
+    with (workplace.directory / "one.csv").open(newline="") as file:
+        records = list(csv.DictReader(file))
+    assert len(records) == 520
+    assert sum(1 for row in records if row["error_type"]) == summary["overall"]["failed"]
     assert report(workplace, "one", "--format", "text").stdout == text
     table = report(workplace, "one", "--format", "csv").stdout
     rows = [r for r in csv.DictReader(StringIO(table)) if r["metric"] == "request_latency"]
@@ -74,7 +82,7 @@ def test_the_forms_of_a_run(workplace: Workplace, journals: Path) -> None:
 
 
 def test_html_on_a_terminal_goes_to_a_file(workplace: Workplace, journals: Path) -> None:
-    """Five megabytes on the screen help nobody."""
+    """A page on the screen helps nobody."""
     ours, theirs = pty.openpty()
     try:
         command = "import sys, phase_bus.cli; phase_bus.cli.main()"
@@ -135,14 +143,17 @@ def test_a_sweep_over_several_journals(workplace: Workplace, journals: Path) -> 
 
 
 CASES = {
-    "neither run nor sweep": ([], ["run's id", "latest", "--sweep"]),
-    "both": (["one", "--sweep", "s"], ["run's id", "--sweep"]),
-    "no such sweep": (["--sweep", "t"], ["'t'", "known: s"]),
+    "neither run nor sweep": ([], ["name a run", "'latest'", "phase-bus runs"]),
+    "both": (["one", "--sweep", "s"], ["'one'", "--sweep"]),
+    "no such sweep": (["--sweep", "t"], ["'t'", "known: latest, s"]),
     "no such consumer": (["one", "--by", "grup"], ["'grup'", "did you mean 'group'"]),
     "a form of its own": (["one", "--by", "other"], ["'other'", "--format json"]),
     "by, of a sweep": (["--sweep", "s", "--by", "group"], ["--by"]),
     "warm-up of a run": (["one", "--warmup"], ["--warmup", "--sweep"]),
     "two forms": (["one", "--json", "--format", "csv"], ["--json", "--format csv"]),
+    "all, but no text": (["one", "--all", "--format", "html"], ["--all", "text"]),
+    "records of an unknown kind": (["one", "--records", "r.xlsx"], ["r.xlsx", ".csv", ".parquet"]),
+    "records of a sweep": (["--sweep", "s", "--records", "r.csv"], ["--records", "one run"]),
     "unknown form": (["one", "--format", "pdf"], ["pdf"]),
     "no such directory": (["one", "-o", "/proc/nothing/r.txt"], ["/proc/nothing/r.txt", "--output"]),
 }

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import site
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from phase_bus.cli import main
 from phase_bus.errors import ConfigError
-from phase_bus.plugins.scaffold import write_consumer
+from phase_bus.events import KINDS as EVENT_KINDS
+from phase_bus.plugins.scaffold import DEFAULT_KINDS, write_consumer
+from phase_bus.plugins.scaffold.handlers import HANDLED
+from tests.support.commands import run_here
 from tests.support.workplace import Workplace, json_lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,29 +37,53 @@ def run(directory: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def new(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str, str]:
+def new(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Run the command; return exit code, standard output and standard error."""
-    with pytest.raises(SystemExit) as end:
-        main(["new", "consumer", *arguments])
-    said = capsys.readouterr()
-    return end.value.code, said.out, said.err
+    return run_here(capsys, "new", "consumer", *arguments)
+
+
+KINDS = {  # that a consumer may be asked to handle
+    "records": "records",
+    "one": "phase_complete",
+    "the end": "run_complete",
+    "both": "phase_complete,records",
+    "all": ",".join(HANDLED),
+}
 
 
 @pytest.mark.parametrize("name", ["x", "slow-requests", LONG])
-def test_what_it_writes_is_clean(tmp_path: Path, name: str) -> None:
-    """It passes ruff, whatever the name's length."""
-    write_consumer(name, tmp_path / "package")
+@pytest.mark.parametrize("on", [DEFAULT_KINDS, *KINDS.values()], ids=["default", *KINDS])
+def test_what_it_writes_is_clean(tmp_path: Path, name: str, on: str) -> None:
+    """It passes ruff, whatever the name's length and the kinds of event."""
+    write_consumer(name, tmp_path / "package", on)
     run(tmp_path / "package", "ruff", "check", "--no-cache")
     run(tmp_path / "package", "ruff", "format", "--check", "--no-cache")
 
 
+def test_it_handles_what_was_asked_for(tmp_path: Path) -> None:
+    """These kinds, in this order, and no others; what is no kind of event is named."""
+    write_consumer("watch", tmp_path / "package", "phase_complete, on_records")
+    code = (tmp_path / "package" / "src" / "watch" / "consumer.py").read_text()
+    assert re.findall(r"async def (on_\w+)", code) == ["on_phase_complete", "on_records"]
+    with pytest.raises(ConfigError, match="did you mean 'phase_complete'"):
+        write_consumer("watch", tmp_path / "other", "phase_complet")
+    with pytest.raises(ConfigError, match="no kind of event; known: drop, "):
+        write_consumer("watch", tmp_path / "other", " ,")
+    assert not (tmp_path / "other").exists()
+    assert {*HANDLED} == {*EVENT_KINDS} - {"heartbeat"}
+
+
 @pytest.mark.slow
-def test_what_it_writes_passes_its_tests_and_types(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("on", "tests"), [(DEFAULT_KINDS, 5), (KINDS["all"], 16), (KINDS["one"], 3), (KINDS["the end"], 3)]
+)
+def test_what_it_writes_passes_its_tests_and_types(tmp_path: Path, on: str, tests: int) -> None:
     """pytest and mypy (strict) pass."""
-    write_consumer("slow-requests", tmp_path / "package")
+    write_consumer("slow-requests", tmp_path / "package", on)
     said = run(tmp_path / "package", "pytest", "-p", "no:dash", "-W", "error")
-    assert "4 passed" in said
-    run(tmp_path / "package", "mypy")
+    assert f"{tests} passed" in said
+    if on == KINDS["all"]:
+        run(tmp_path / "package", "mypy")
 
 
 def test_it_says_what_comes_next(
@@ -72,8 +99,12 @@ def test_it_says_what_comes_next(
     )
     assert "slow-requests/src/slow_requests/registry.yaml" in written
     commands = out.partition("Next:\n")[2].splitlines()
-    assert [shlex.split(command)[0] for command in commands] == ["pip", "pytest", "phase-bus"]
-    assert shlex.split(commands[0])[-1] == "slow-requests[dev]"
+    words = [shlex.split(command) for command in commands]
+    assert {Path(shutil.which(word[0]) or "").resolve() for word in words} == {
+        Path(sys.executable).resolve()
+    }
+    assert [word[2] for word in words] == ["pip", "pytest", "phase_bus"]
+    assert words[0][-1] == "slow-requests[dev]"
 
 
 @pytest.mark.parametrize(
@@ -136,21 +167,22 @@ def test_installed_in_another_environment(workplace: Workplace) -> None:
     run(workplace.directory, *install, "--disable-pip-version-check", "./package")
     listed = workplace.finish(workplace.start(str(python), "-m", "phase_bus", "consumers", "--json"))
     (entry,) = (e for e in json.loads(listed.stdout) if e["name"] == "slow-requests")
-    assert (entry["plugin"], entry["tags"], entry["problem"]) == ("slow-requests", ["latency"], "")
-    assert entry["options"] == ["output: Path = 'slow-requests.json'", "threshold_ms: float = 1000.0"]
+    assert (entry["plugin"], entry["tags"], entry["problem"]) == ("slow-requests", ["metrics"], "")
+    defaults = {option["name"]: option["default"] for option in entry["options"]}
+    assert (defaults["output"], defaults["threshold_ms"]) == ("slow-requests.json", "1000")
     simulate = (str(python), "-m", "phase_bus", "simulate", "-n", "500", "-r", "0")
     use = ("--with", "slow-requests:threshold_ms=0.001", "--with", "logging:log_file=log,json=true")
     done = workplace.finish(
         workplace.start(str(python), "-m", "phase_bus", "exec", *use, "--", *simulate), timeout_s=100
     )
     assert done.returncode == 0, done.stderr
-    (count,) = workplace.json("slow-requests.json").values()
+    (counts,) = workplace.json("slow-requests.json").values()
     (end,) = (
         event
         for event in json_lines((workplace.directory / "log").read_text())
         if event["event"] == "run_complete"
     )
-    assert 500 < count < end["records"] == 550
+    assert 500 < counts["slow_requests"] < end["records"] == 550
     assert workplace.run("consume", "slow-requests", timeout_s=20).returncode == 2, "not installed here"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.flood.siege import Siege, a_siege
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

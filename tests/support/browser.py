@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -10,17 +11,19 @@ import select
 import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
-from phase_bus.testing.waiting import wait_until
+from phase_bus.testing.waiting import DEADLINE_S, wait_until
 
 _OPTIONS = ("--headless", "--disable-gpu", "--no-first-run")
 # So that a page that does fetch something is seen to try, and gets nothing.
-_NO_NETWORK = "--host-resolver-rules=MAP * ~NOTFOUND"
+_NO_NETWORK = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 _TIMEOUT_S = 60.0
 _DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
@@ -47,6 +50,81 @@ class Seen:
         return self.dom[start.start() :].partition("<figcaption")[0]
 
 
+class Tab:
+    """A page that is open, to be looked at and worked with."""
+
+    def __init__(self, chromium: _Chromium) -> None:
+        self._chromium = chromium
+
+    def go(self, address: str) -> None:
+        """Open another page, or the same anew, and let its scripts run."""
+        self._chromium.forget("Page.loadEventFired")
+        self._chromium.ask("Page.navigate", url=address)
+        self._loaded()
+
+    def reload(self) -> None:
+        """Load it again, as the user's button does."""
+        self._chromium.forget("Page.loadEventFired")
+        self._chromium.ask("Page.reload")
+        self._loaded()
+
+    def value(self, expression: str) -> Any:
+        """Return what an expression in the page comes to."""
+        return self._chromium.value(expression)
+
+    def until(self, expression: str, timeout_s: float = DEADLINE_S) -> Any:
+        """Wait until an expression in the page comes to something true, and return that."""
+        try:
+            return wait_until(lambda: self.value(expression), timeout_s)
+        except AssertionError:
+            shown = self.value("document.body.innerText")
+            raise AssertionError(f"{expression} does not become true; the page has:\n{shown}") from None
+
+    def press(self, key: str) -> None:
+        """Press a key."""
+        for kind in ("keyDown", "keyUp"):
+            text = {"text": key} if kind == "keyDown" and len(key) == 1 else {}
+            self._chromium.ask("Input.dispatchKeyEvent", type=kind, key=key, **text)
+
+    def size(self, width: int, height: int = 2000) -> None:
+        """Give the window a size in pixels."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._chromium.ask("Emulation.setDeviceMetricsOverride", **size)
+
+    def prefer(self, scheme: str) -> None:
+        """Let the system be ``light`` or ``dark``."""
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        self._chromium.ask("Emulation.setEmulatedMedia", features=[feature])
+
+    def picture(self, path: Path) -> None:
+        """Save what is to be seen, as PNG."""
+        self._chromium.ask("Runtime.evaluate", expression=_DRAWN, awaitPromise=True)
+        path.write_bytes(base64.b64decode(self._chromium.ask("Page.captureScreenshot")["data"]))
+
+    def keep_downloads(self, directory: Path) -> None:
+        """Let what is saved from the page go to a directory."""
+        where = {"behavior": "allow", "downloadPath": str(directory)}
+        self._chromium.ask("Browser.setDownloadBehavior", **where)
+
+    def _loaded(self) -> None:
+        self._chromium.wait_for("Page.loadEventFired")
+        self._chromium.ask("Runtime.evaluate", expression=_DRAWN, awaitPromise=True)
+
+
+@contextmanager
+def opened(address: str, profile: Path, seen: Seen, width: int = 1400) -> Iterator[Tab]:
+    """Have a page open in a window while inside; what comes of it is noted in ``seen``."""
+    with _Chromium(profile, seen) as chromium:
+        target = chromium.ask("Target.createTarget", url="about:blank")["targetId"]
+        chromium.ask("Target.attachToTarget", targetId=target, flatten=True)
+        for domain in ("Runtime", "Log", "Network", "Page"):
+            chromium.ask(f"{domain}.enable")
+        tab = Tab(chromium)
+        tab.size(width)
+        tab.go(address)
+        yield tab
+
+
 def browse(page: Path, profile: Path, width: int = 1400, query: str = "", until: str = "true") -> Seen:
     """Open a page in a window, let its scripts run, and return what came of it.
 
@@ -59,19 +137,10 @@ def browse(page: Path, profile: Path, width: int = 1400, query: str = "", until:
     """
     address = page.as_uri() + (f"?{query}" if query else "")
     seen = Seen()
-    with _Chromium(profile, seen) as chromium:
-        target = chromium.ask("Target.createTarget", url="about:blank")["targetId"]
-        chromium.ask("Target.attachToTarget", targetId=target, flatten=True)
-        for domain in ("Runtime", "Log", "Network", "Page"):
-            chromium.ask(f"{domain}.enable")
-        size = {"width": width, "height": 2000, "deviceScaleFactor": 1, "mobile": False}
-        chromium.ask("Emulation.setDeviceMetricsOverride", **size)
-        chromium.ask("Page.navigate", url=address)
-        chromium.wait_for("Page.loadEventFired")
-        chromium.ask("Runtime.evaluate", expression=_DRAWN, awaitPromise=True)
-        wait_until(lambda: chromium.value(until))
-        seen.dom = chromium.value("document.documentElement.outerHTML")
-        seen.width = chromium.value("document.documentElement.scrollWidth")
+    with opened(address, profile, seen, width) as tab:
+        tab.until(until)
+        seen.dom = tab.value("document.documentElement.outerHTML")
+        seen.width = tab.value("document.documentElement.scrollWidth")
     seen.requests.remove(address)
     return seen
 
@@ -146,7 +215,13 @@ class _Chromium:
 
     def value(self, expression: str) -> Any:
         """Return what an expression in the page comes to."""
-        return self.ask("Runtime.evaluate", expression=expression)["result"]["value"]
+        return self.ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get(
+            "value"
+        )
+
+    def forget(self, event: str) -> None:
+        """Let an event that has come be waited for again."""
+        self._events.discard(event)
 
     def wait_for(self, event: str) -> None:
         """Return when an event has come."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from phase_bus.core.wire import encode_event, topic_of
+from phase_bus.core.wire import Header, encode_event, topic_of
 from phase_bus.events import (
     EventBase,
     PhaseComplete,
@@ -191,10 +191,13 @@ def _entry(event: EventBase, numbers: dict[str, int]) -> Entry:
     records = event.count if isinstance(event, Records) else 0
     numbers["offset"] += 1
     numbers["event_number"] += not isinstance(event, Records)
+    header = Header(
+        _SOURCE, numbers["offset"], numbers["offset"], records, numbers["offset"], numbers["event_number"]
+    )
     return Entry(
         **numbers,
         topic=topic_of(event),
-        header=bytes(56),
+        header=header.pack(),
         payload=encode_event(event),
         run_id=event.run_id,
         kind=event.kind,

@@ -9,19 +9,22 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psutil
+import psycopg
 import pytest
+from psycopg.sql import SQL, Identifier
 
 from phase_bus.testing.waiting import wait_until
 
 PASSWORD = "s3cret-of-the-tests"
 _OTHER_USERS = ("postgres", "nobody")
-# A slow disk is not what is tested; a killed client or server loses nothing by this.
-_SETTINGS = ("listen_addresses=", "fsync=off", "max_wal_size=1GB", "log_min_messages=fatal")
+_SETTINGS = ("listen_addresses=", "max_wal_size=1GB", "log_min_messages=fatal")
 
 
 class Postgres:
@@ -30,16 +33,20 @@ class Postgres:
     Args:
         bin_dir: where ``initdb`` and ``postgres`` are.
         directory: an empty directory with a short path.
+        fsync: whether it waits for the disk; tests do not: a killed client or server loses nothing by it.
     """
 
-    def __init__(self, bin_dir: Path, directory: Path) -> None:
+    def __init__(self, bin_dir: Path, directory: Path, *, fsync: bool = False) -> None:
+        self._settings = (*_SETTINGS, f"fsync={'on' if fsync else 'off'}")
         self.directory = directory
+        self._databases = count(1)
         self.socket_dir = directory / "s"
         self._data = directory / "data"
         self._user = _unprivileged(directory)
         self._bin = _runnable(bin_dir, directory, self._user)
         self.socket_dir.mkdir()
         (directory / "password").write_text(PASSWORD)
+        self.passfile = private(directory / "passfile", f"*:*:*:*:{PASSWORD}\n")
         if self._user:
             for path in (directory, self.socket_dir, directory / "password"):
                 shutil.chown(path, **{"user": self._user["user"], "group": self._user["group"]})
@@ -49,13 +56,36 @@ class Postgres:
         )  # fmt: skip
         self.start()
 
-    def url(self, database: str = "postgres", password: str = PASSWORD) -> str:
-        """Return the URL of one of its databases."""
-        return f"postgresql://tester:{password}@/{database}?host={self.socket_dir}"
+    @property
+    def socket(self) -> Path:
+        """Its Unix socket, for a proxy before it."""
+        return self.socket_dir / ".s.PGSQL.5432"
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is there."""
+        return self._server.poll() is None
+
+    def url(self, database: str = "postgres", *, passfile: Path | None = None, port: int = 0) -> str:
+        """Return the URL of one of its databases, on its socket or through a proxy at a port.
+
+        The password is in a file.
+        """
+        where = f"passfile={passfile or self.passfile}"
+        if port:
+            return f"postgresql://tester@127.0.0.1:{port}/{database}?{where}"
+        return f"postgresql://tester@/{database}?host={self.socket_dir}&{where}"
+
+    def new_database(self) -> str:
+        """Return the name of a database that nobody has used: the server stands for a whole session."""
+        name = f"test_{next(self._databases)}"
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+        return name
 
     def start(self) -> None:
         """Start it; it may take a moment until it answers."""
-        settings = [part for setting in _SETTINGS for part in ("-c", setting)]
+        settings = [part for setting in self._settings for part in ("-c", setting)]
         with (self.directory / "log").open("ab") as log:
             self._server = subprocess.Popen(
                 [self._bin / "postgres", "-D", self._data, "-k", self.socket_dir, *settings],
@@ -65,13 +95,29 @@ class Postgres:
 
     def stop(self) -> None:
         """End it at once, cutting all connections, as a crash or an administrator in a hurry does."""
-        self._server.send_signal(signal.SIGQUIT)
+        if self.runs:
+            self._server.send_signal(signal.SIGQUIT)
+            self._server.wait(20)
+
+    def kill(self) -> None:
+        """End it and the processes of its connections by SIGKILL, if it is still there."""
+        if not self.runs:
+            return
+        server = psutil.Process(self._server.pid)
+        server.suspend()  # so that it starts no more of them
+        processes = [server, *server.children(recursive=True)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._server.wait(20)
+        wait_until(lambda: all(_has_ended(process) for process in processes[1:]))
 
     def _is_up(self) -> bool:
-        assert self._server.poll() is None, (self.directory / "log").read_text()
+        assert self.runs, (self.directory / "log").read_text()
         ready = self._data / "postmaster.pid"
-        return ready.exists() and ready.read_text().rstrip().endswith("ready")
+        # One that was killed has left the file.
+        said = ready.read_text().split() if ready.exists() else []
+        return said[:1] == [str(self._server.pid)] and said[-1] == "ready"
 
     def _run(self, command: str, *args: str) -> None:
         done = subprocess.run(
@@ -80,8 +126,15 @@ class Postgres:
         assert done.returncode == 0, done.stderr
 
 
+def private(path: Path, text: str) -> Path:
+    """Write a file that only its owner may read."""
+    path.touch(0o600)
+    path.write_text(text)
+    return path
+
+
 @contextmanager
-def running_postgres() -> Iterator[Postgres]:
+def running_postgres(*, fsync: bool = False) -> Iterator[Postgres]:
     """Run a PostgreSQL server, or skip the test where there is none; in CI that is a failure."""
     bin_dir = _find()
     if bin_dir is None:
@@ -91,13 +144,20 @@ def running_postgres() -> Iterator[Postgres]:
         pytest.skip(reason)
     directory = Path(tempfile.mkdtemp(prefix="pb-pg-"))
     try:
-        server = Postgres(bin_dir, directory)
+        server = Postgres(bin_dir, directory, fsync=fsync)
         try:
             yield server
         finally:
             server.stop()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _find() -> Path | None:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from phase_bus.consumer.consumer import handlers_of, named
+from phase_bus.consumer.consumer import Consumer, handlers_of, named
 from phase_bus.core.position import Lineage, Segment
 from phase_bus.core.records import RecordBatch
 from phase_bus.events import (
@@ -98,7 +98,7 @@ def stream(batches: int, rows: int = 40) -> list[tuple[int, EventBase]]:
     return list(enumerate(events, 1))
 
 
-async def feed(sink: SqlSink, events: list[tuple[int, EventBase]], pause_s: float = 0.0) -> None:
+async def feed(sink: Consumer, events: list[tuple[int, EventBase]], pause_s: float = 0.0) -> None:
     """Hand a sink events as its runner would."""
     handlers = handlers_of(sink)
     for offset, event in events:
@@ -122,14 +122,14 @@ async def running(
         await sink.stop()
 
 
-def dump(url: str) -> dict[str, list[dict[str, Any]]]:
+def dump(url: str, prefix: str = "phase_bus_") -> dict[str, list[dict[str, Any]]]:
     """Return all tables, in the order of their keys."""
     engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    tables = Tables("phase_bus_").metadata.sorted_tables
+    tables = Tables(prefix).metadata.sorted_tables
     try:
         with engine.connect() as connection:
             return {
-                table.name.removeprefix("phase_bus_"): [
+                table.name.removeprefix(prefix): [
                     dict(row)
                     for row in connection.execute(
                         sa.select(table).order_by(*table.primary_key.columns)

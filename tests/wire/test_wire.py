@@ -45,6 +45,7 @@ from phase_bus.events import (
     RunStart,
     Summary,
     TopicReceipt,
+    Verdict,
 )
 from phase_bus.publisher.record_builder import RecordBuilder
 
@@ -67,6 +68,7 @@ EVENTS: list[Event] = [
     ),
     RunComplete(run_id="r", status="lost", reason="x", published={"a$": 1}, records=2, dropped={"b$": 1}),
     Summary(run_id="r", producer="p", final=True, result={"a": {"b": 1.5}}),
+    Verdict(run_id="r", producer="p", threshold="t", state="failed", value=1.5, limit=1.0, unit="ns"),
     Receipt(run_id="r", consumer="c", topics={"t$": TopicReceipt(published=1)}),
     Drop(run_id="r", source="s", reason="x", events={"t$": 2}, records=5),
     Heartbeat(bus_id="b"),
