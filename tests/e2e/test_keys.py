@@ -116,6 +116,8 @@ def test_what_cannot_be(config: Path, run: Run, tmp_path: Path, monkeypatch: pyt
         "40 characters": ["authorize", public[:-1], *role],
         "nobody else should have": ["authorize", secret, *role],
         "in single quotes": ["new", str(tmp_path / "x"), "--bus", secret + "x"],
+        "the length of this is 39": ["authorize", "-" + secret[2:], *role],
+        "quotes for a shell, and the length": ["new", str(tmp_path / "x"), "--bus", "-" + secret[2:]],
         "the length of this is 0": ["new", str(tmp_path / "x"), "--bus", ""],
         "letters, digits": ["authorize", public[::-1], "--name", "two words", "--role", "publish"],
         "does not exist": ["show", "/nowhere/key.yaml"],
@@ -125,6 +127,7 @@ def test_what_cannot_be(config: Path, run: Run, tmp_path: Path, monkeypatch: pyt
         code, _, said = run(*command)
         assert (code, said.count("\n")) == (2, 1), said
         assert reason in said or "stands for no key" in said
+        assert secret[2:-1] not in said
         assert secret not in said
     assert not (tmp_path / "x").exists()
     (config / "key.yaml").chmod(0o644)

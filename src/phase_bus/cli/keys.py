@@ -38,7 +38,10 @@ def new(
     *,
     bus: Annotated[
         str | None,
-        Parameter(help="If it is for somebody else's bus: the public key of that bus, in single quotes."),
+        Parameter(
+            help="If it is for somebody else's bus: the public key of that bus, in single quotes.",
+            allow_leading_hyphen=True,
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -101,7 +104,8 @@ def show(file: Path | None = None, /, *, json: JsonOption = False) -> None:
 
 
 def authorize(
-    public: str,
+    # By mistake it may be a secret, which may begin with a hyphen, and which no message is to repeat.
+    public: Annotated[str, Parameter(allow_leading_hyphen=True)],
     /,
     *,
     name: Annotated[
