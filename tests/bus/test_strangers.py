@@ -123,7 +123,7 @@ async def test_a_consumer_waits_for_a_publisher_of_its_own_user(ipc_dir: Path) -
     recorder = Recorder()
     runner = ConsumerRunner(named(recorder, "c"), Address.parse(f"direct+{address}"))
     running = asyncio.create_task(runner.run())
-    await until(lambda: runner._live.endpoint != "")
+    await until(lambda: runner.state == "ready")
     assert not running.done()
     with Publisher(bind=f"group+{address}") as publisher:
         for number in range(3):

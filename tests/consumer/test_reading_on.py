@@ -51,7 +51,7 @@ def failures(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             return super().group_checkpoints(*args)
 
     monkeypatch.setattr("phase_bus.bus.replay.JournalReader", Failing)
-    monkeypatch.setattr("phase_bus.consumer.member._READ_AGAIN_S", 0.05)
+    monkeypatch.setattr("phase_bus.consumer.zeromq._READ_AGAIN_S", 0.05)
     return failed
 
 
@@ -101,7 +101,7 @@ async def test_to_stop_waits_for_no_journal(kept: DurableBus, monkeypatch: pytes
         raise JournalError(Path("journal"), "disk I/O error", "look at the disk")
 
     monkeypatch.setattr("phase_bus.bus.replay.JournalReader.read", fail)
-    monkeypatch.setattr("phase_bus.consumer.member._READ_AGAIN_S", 3600.0)
+    monkeypatch.setattr("phase_bus.consumer.zeromq._READ_AGAIN_S", 3600.0)
     async with running(Recorder(), kept.address):
         await asyncio.wait_for(asked.wait(), 20)
 

@@ -306,14 +306,14 @@ async def test_onlookers_neither_spin_nor_give_receipts(bus: BusThread) -> None:
     with Subscriber(bus.address, "receipt.") as subscriber:
         async with running(consumer, bus.address, receipts=False, topics=("phase_start.",)) as runner:
             beats = 0
-            inner = runner._link.session._beat
+            inner = runner._transport.session._beat
 
             def beat() -> Any:
                 nonlocal beats
                 beats += 1
                 return inner()
 
-            runner._link.session._beat = beat
+            runner._transport.session._beat = beat
             await until(lambda: beats >= 3)
             begin_s, beats = time.monotonic(), 0
             await until(lambda: time.monotonic() > begin_s + 0.3)

@@ -16,7 +16,9 @@ from phase_bus.consumer.consumer import Consumer, subscriptions_of
 from phase_bus.consumer.holdings import Holdings
 from phase_bus.consumer.member import FLUSH_S, LOOK_S, Member
 from phase_bus.consumer.share import Share
+from phase_bus.consumer.transport import OpenTransport
 from phase_bus.consumer.view import View, check_shareable
+from phase_bus.consumer.zeromq import ZeroMqTransport
 from phase_bus.core.address import Address
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, Welcome
 from phase_bus.core.position import Lineage
@@ -41,6 +43,7 @@ class GroupMember(Member):
         build: makes an instance of the consumer, named after the group.
         settings: what this member runs, in words; members that run something else cannot be in the group.
         on_ready: called once the member has its first assignment, and its subscriptions are in force.
+        transport: makes what carries the events.
 
     Attributes:
         shares: what the member works on now, by number.
@@ -49,7 +52,7 @@ class GroupMember(Member):
         ConfigError: if the consumer takes no records, or the address has no bus.
     """
 
-    _noun = "consumer group"
+    noun = "consumer group"
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class GroupMember(Member):
         settings: str = "",
         high_water_mark: int = 1000,
         on_ready: Callable[[], None] | None = None,
+        transport: OpenTransport = ZeroMqTransport,
     ) -> None:
         if address.direct:
             raise ConfigError(
@@ -68,7 +72,9 @@ class GroupMember(Member):
         self._subscriptions = subscriptions_of(check_shareable(build()))
         self._holdings = Holdings(group)
         self.shares = self._holdings.shares
-        super().__init__(group, address, high_water_mark=high_water_mark, on_ready=on_ready)
+        super().__init__(
+            group, address, high_water_mark=high_water_mark, on_ready=on_ready, transport=transport
+        )
         self._build = build
         self._settings = settings
         self._ends_at = 0  # the offset of the last end of a run
@@ -86,7 +92,7 @@ class GroupMember(Member):
         """
         control = self._start_link()
         try:
-            self._live.subscribe((_HEARTBEAT, _RUN_COMPLETE))
+            self._transport.subscribe((_HEARTBEAT, _RUN_COMPLETE))
             while not self._stop.is_set():
                 await self._step()
             self.state = "stopping"
@@ -104,10 +110,10 @@ class GroupMember(Member):
 
     async def _step(self) -> None:
         if not self._is_member():
-            await self._pause(LOOK_S)
+            await self.pause(LOOK_S)
             return
         settled = await self._act_on_assignment()
-        await self._drain()
+        await self._transport.drain()
         behind = [share for share in self._holdings.held if self._holdings.reads_journal(share)]
         for share in behind:
             if not await self._catch_up(share):
@@ -119,9 +125,9 @@ class GroupMember(Member):
             if self._holdings.leader is not None:
                 wait_s = min(wait_s, self._holdings.leader.look_s)
             await self._wait(wait_s)
-        elif self._replay is None:
-            await self._pause(LOOK_S)
-        self._live.ask_again()
+        elif not self._transport.has_past:
+            await self.pause(LOOK_S)
+        self._transport.ask_again()
 
     def _is_member(self) -> bool:
         """Whether what was assigned cannot have been given to others yet, for want of a word from here."""
@@ -151,17 +157,17 @@ class GroupMember(Member):
             for share in self._holdings.held:
                 for run_id in assigned.handled_runs:
                     share.forget(run_id)
-            self._link.tell_news()
+            self._transport.tell_news()
         missing = self._holdings.missing
         if not missing:
-            if self._live.greeted:
+            if self._transport.greeted:
                 self._become_ready()
             return True
         for number in missing:
             if not await self._take_up(number, assigned):
                 return False
-        self._live.ask_for_greeting()
-        self._link.tell_news()
+        self._transport.ask_for_greeting()
+        self._transport.tell_news()
         return True
 
     async def _let_go(self, assigned: Assigned) -> None:
@@ -184,7 +190,7 @@ class GroupMember(Member):
     async def _take_up(self, number: int, assigned: Assigned) -> bool:
         """Begin a share where its last owner left it; return whether the bus could say where that is."""
         bus_id = self._bus_id
-        kept = await self._read_journal(lambda replay: replay.fetch_states(self.name, {}, only=number))
+        kept = await self._transport.fetch_states(self.name, {}, only=number)
         if kept is None:
             return False
         consumer = self._build()
@@ -205,14 +211,14 @@ class GroupMember(Member):
         self._holdings.add(share)
         for run_id in assigned.handled_runs:
             share.forget(run_id)
-        self._live.subscribe(view.topics)
+        self._transport.subscribe(view.topics)
         return True
 
     async def _drop(self, share: Share) -> None:
         self._holdings.remove(share)
         self._past = self._past.plus(share.dispatcher.totals())
         self._worst_lag_ns = max(self._worst_lag_ns, share.dispatcher.worst_lag_ns)
-        self._live.unsubscribe(share.view.topics)
+        self._transport.unsubscribe(share.view.topics)
         try:
             await share.stop()
         except (PhaseBusError, OSError) as error:
@@ -227,14 +233,14 @@ class GroupMember(Member):
     # ---- events ----
 
     @property
-    def _held(self) -> Iterable[Share]:
+    def held(self) -> Iterable[Share]:
         return self.shares.values()
 
     @property
-    def _takes_live(self) -> bool:
+    def takes_live(self) -> bool:
         return not self._stop.is_set()
 
-    async def _take(
+    async def take(
         self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
     ) -> None:
         is_end = topic.startswith(_RUN_COMPLETE)
@@ -276,7 +282,7 @@ class GroupMember(Member):
         if leader is None or now_s < leader.next_look_s or not self._is_ours(leader.share):
             return
         leader.next_look_s = now_s + leader.look_s
-        states = await self._read_journal(lambda replay: replay.fetch_states(self.name, leader.positions))
+        states = await self._transport.fetch_states(self.name, leader.positions)
         if states is not None:
             await leader.take_over(states)
 
@@ -293,7 +299,7 @@ class GroupMember(Member):
         size = sum(len(share.commit.saved or b"") for share in due if share.commit is not None)
         self._next_flush_s = now_s + max(FLUSH_S, size / _COMMITTED_BYTES_PER_S)
         if due:
-            self._link.tell_news()
+            self._transport.tell_news()
 
     async def _flush(self, share: Share) -> None:
         """Let a share's instance write out, and commit that, if the share is still this member's."""
@@ -304,7 +310,7 @@ class GroupMember(Member):
 
     # ---- what the bus says and is told ----
 
-    def _hello(self) -> Hello:
+    def hello(self) -> Hello:
         return introduce(
             self.client_id,
             "consumer",
@@ -314,9 +320,8 @@ class GroupMember(Member):
             settings=self._settings,
         )
 
-    @property
-    def _beat(self) -> Callable[[], Beat]:
-        return partial(self._holdings.beat, self)
+    def beat(self) -> Beat:
+        return self._holdings.beat(self)
 
     def _on_welcome(self, welcome: Welcome) -> None:
         super()._on_welcome(welcome)
@@ -325,24 +330,24 @@ class GroupMember(Member):
                 f"group {self.name!r} needs a bus that keeps a journal; start it without --no-journal, or "
                 "the consumer without a group"
             )
-            self._fail(ConfigError(problem))
+            self.fail(ConfigError(problem))
         self._lineage = Lineage(welcome.lineage)
         if self._bus_id and welcome.bus_id != self._bus_id:
             self._holdings.move(self._lineage)
         self._holdings.begin_anew(lose_all=welcome.bus_id != self._bus_id)
         self._bus_id = welcome.bus_id
-        self._live.readable.look_again()
+        self._transport.look_again()
 
     def _on_assigned(self, assigned: Assigned) -> None:
         if assigned.problem:
             remedy = "start all of them alike, or give another --group"
-            self._fail(ConfigError(f"group {self.name!r}: {assigned.problem}; {remedy}"))
+            self.fail(ConfigError(f"group {self.name!r}: {assigned.problem}; {remedy}"))
             return
         self._holdings.assigned = assigned
-        self._live.readable.look_again()
+        self._transport.look_again()
 
     def _on_ack(self, heard: Heard) -> None:
         if self._holdings.take_ack(heard):
-            self._link.tell_news()
+            self._transport.tell_news()
         if heard.kept or heard.refused:
-            self._live.readable.look_again()
+            self._transport.look_again()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import zmq
 
+from phase_bus.consumer.transport import Piece
 from phase_bus.core.address import Address
 from phase_bus.core.control import (
     Endpoint,
@@ -15,7 +15,6 @@ from phase_bus.core.control import (
     Fetched,
     FetchedStates,
     FetchStates,
-    PrunedRun,
     ReadFailed,
     Reply,
 )
@@ -23,30 +22,11 @@ from phase_bus.core.ipc_directory import check_answer
 from phase_bus.core.keys import Key
 from phase_bus.core.readable import Readable
 from phase_bus.core.sockets import dealer
-from phase_bus.core.wire import Header, decode_reply, encode_control, receive_frames, unpack_header
+from phase_bus.core.wire import decode_reply, encode_control, receive_frames, unpack_header
 from phase_bus.errors import BusUnreachableError, JournalUnreadableError, StreamMovedError, WireError
 from phase_bus.journal.rows import Checkpoint
 
 _TIMEOUT_S = 5.0
-
-
-class Piece(NamedTuple):
-    """A piece of the journal.
-
-    Attributes:
-        events: topic, header and payload of each event, in order.
-        offset: where a reader stands that has handled them; likewise the event number.
-        end: whether there was nothing more when it was read.
-        pruned: the runs between there and here that are, or are being, pruned.
-        damaged: the offsets of events that are damaged, and were left out.
-    """
-
-    events: list[tuple[bytes, Header, memoryview]]
-    offset: int
-    event_number: int
-    end: bool
-    pruned: tuple[PrunedRun, ...] = ()
-    damaged: tuple[int, ...] = ()
 
 
 class ReplayClient:

@@ -11,7 +11,9 @@ from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.holdings import told
 from phase_bus.consumer.member import FLUSH_S, Member
 from phase_bus.consumer.share import Origin, Share
+from phase_bus.consumer.transport import OpenTransport
 from phase_bus.consumer.view import View
+from phase_bus.consumer.zeromq import ZeroMqTransport
 from phase_bus.core.address import Address, default_address
 from phase_bus.core.control import EVENTS, Beat, Heard, Hello, NameTaken, Role, Welcome
 from phase_bus.core.position import Lineage
@@ -40,6 +42,7 @@ class ConsumerRunner(Member):
         origin: where to begin: at the ``checkpoint`` of the consumer's name (or the start, if there is
             none), at the ``start`` of the journal, with what comes from ``now`` on, or after an offset.
         drain_s: how long it may take, once it is to stop, to handle what had arrived.
+        transport: makes what carries the events.
     """
 
     def __init__(
@@ -53,14 +56,17 @@ class ConsumerRunner(Member):
         origin: Origin = "checkpoint",
         on_ready: Callable[[], None] | None = None,
         drain_s: float = _DRAIN_S,
+        transport: OpenTransport = ZeroMqTransport,
     ) -> None:
-        super().__init__(consumer.name, address, high_water_mark=high_water_mark, on_ready=on_ready)
         view = View.whole(consumer, topics=topics, direct=address.direct)
+        self._role: Role = "consumer" if receipts else "client"
+        self._has_news = receipts
+        super().__init__(
+            consumer.name, address, high_water_mark=high_water_mark, on_ready=on_ready, transport=transport
+        )
         self.share = Share(consumer, view, self.client_id, self._give_receipt if receipts else None)
         consumer.context.publish = self.publish
         consumer.context.address = "" if address.direct else str(self.address)
-        self._role: Role = "consumer" if receipts else "client"
-        self._has_news = receipts
         self._origin = origin
         self._drain_s = drain_s
         self._welcomed = asyncio.Event()
@@ -105,7 +111,7 @@ class ConsumerRunner(Member):
                 self.share.end()
                 await self.share.flush()
                 await self.share.give_receipts()  # also for what could not be written out: they say so
-                self._link.tell_news()
+                self._transport.tell_news()
         finally:
             await self.share.stop()
 
@@ -138,9 +144,9 @@ class ConsumerRunner(Member):
 
     async def _make_sure(self) -> None:
         """Wait a moment for the bus's word that the name is still this process's, if there is doubt."""
-        self._link.tell_news()
+        self._transport.tell_news()
         for _ in range(round(_NAME_S / _LOOK_S)):
-            if self._has_name or self._failure is not None or not self._link.session.connected:
+            if self._has_name or self._failure is not None or not self._transport.session.connected:
                 return
             await asyncio.sleep(_LOOK_S)
 
@@ -149,9 +155,8 @@ class ConsumerRunner(Member):
         return self._has_name and await self.share.flush()
 
     async def _receive(self) -> None:
-        self._live.subscribe(self.share.view.topics)
+        self._transport.subscribe(self.share.view.topics)
         if self.address.direct:
-            self._live.connect(self.address.direct_events)
             self._become_ready()
         while not self._stop.is_set():
             await self._step()
@@ -163,25 +168,25 @@ class ConsumerRunner(Member):
     @property
     def _reads_journal(self) -> bool:
         """Whether the next event comes from the journal."""
-        return self.share.follower.replaying and self._replay is not None and self.state != "starting"
+        return self.share.follower.replaying and self._transport.has_past and self.state != "starting"
 
     async def _step(self) -> None:
         """Read on: from the journal while something is missing there, else what has come live."""
         if not self.share.placed:
             await self._find_place()
         if not self._reads_journal:
-            await self._drain()
+            await self._transport.drain()
         if self._reads_journal:  # maybe since what was live showed that something is missing
             await self._fetch(self.share, lambda: self.share.placed)
         else:
             await self._wait(FLUSH_S)
             if self.state == "starting":
-                self._live.ask_again()
+                self._transport.ask_again()
         await self._flush_when_due()
 
     async def _find_place(self) -> None:
         """Wait for the bus, and decide from which event on this consumer reads."""
-        while (welcome := self._link.session.welcome) is None:
+        while (welcome := self._transport.session.welcome) is None:
             if self._stop.is_set():
                 return
             self._welcomed.clear()
@@ -202,7 +207,7 @@ class ConsumerRunner(Member):
     async def _drain_rest(self) -> None:
         """Handle what had arrived when the consumer was to stop, for a while at most."""
         until_s = time.monotonic() + self._drain_s
-        while await self._drain():
+        while await self._transport.drain():
             if time.monotonic() > until_s:
                 logger.warning(
                     "consumer %r: stopped with events still waiting: more than %g s of them",
@@ -214,32 +219,32 @@ class ConsumerRunner(Member):
     # ---- events ----
 
     @property
-    def _held(self) -> Iterable[Share]:
+    def held(self) -> Iterable[Share]:
         return (self.share,)
 
     @property
-    def _takes_live(self) -> bool:
+    def takes_live(self) -> bool:
         return self.share.placed and (not self.share.follower.replaying or self.state == "starting")
 
-    async def _take(
+    async def take(
         self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
     ) -> None:
-        if self.state == "starting" and self._replay is not None and not replayed:
+        if self.state == "starting" and self._transport.has_past and not replayed:
             return  # the journal has it, and the sooner the bus's greeting is reached the better
         if await self.share.handle(topic, header, payload, replayed=replayed) is not None:
             await self._flush()
-            self._link.tell_news()
+            self._transport.tell_news()
 
-    def _take_greeting(self) -> None:
-        super()._take_greeting()
+    def take_greeting(self) -> None:
+        super().take_greeting()
         self._become_ready()
 
-    def _skip(self, error: WireError) -> None:
+    def skip(self, error: WireError) -> None:
         self.share.dispatcher.failed += 1
-        super()._skip(error)
+        super().skip(error)
 
-    async def _breathe(self) -> None:
-        await super()._breathe()
+    async def breathe(self) -> None:
+        await super().breathe()
         await self._flush_when_due()
 
     async def _flush_when_due(self) -> None:
@@ -247,7 +252,7 @@ class ConsumerRunner(Member):
             return
         owed = self.share.owes_receipts
         if self.share.is_due() and await self._flush() and owed:
-            self._link.tell_news()
+            self._transport.tell_news()
         self._next_flush_s = time.monotonic() + FLUSH_S
 
     # ---- what the bus says and is told ----
@@ -257,7 +262,7 @@ class ConsumerRunner(Member):
         same = bool(welcome.lineage) and welcome.lineage[0].stream == self._lineage.journal_id
         kept = -1 if welcome.checkpoint is None else welcome.checkpoint.offset
         if same and self._role == "consumer" and kept > max(self._begun_at, self.share.checkpoint):
-            self._fail(NameTakenError(self.name, taken_over=True))  # it has come and gone meanwhile
+            self.fail(NameTakenError(self.name, taken_over=True))  # it has come and gone meanwhile
             return
         self.share.tell_again()
         if self._role == "consumer":
@@ -273,7 +278,7 @@ class ConsumerRunner(Member):
     def _on_name_taken(self, taken: NameTaken) -> None:
         if taken.answers:
             again = bool(self._bus_id)
-            self._fail(NameTakenError(taken.name, taken.pid, taken.host, taken_over=again))
+            self.fail(NameTakenError(taken.name, taken.pid, taken.host, taken_over=again))
         self._contested = taken
 
     def _on_ack(self, heard: Heard) -> None:
@@ -281,15 +286,11 @@ class ConsumerRunner(Member):
         if EVENTS in heard.kept:
             self.share.confirm(heard.kept[EVENTS])
 
-    def _hello(self) -> Hello:
+    def hello(self) -> Hello:
         subscriptions = tuple(topic.decode() for topic in self.share.view.wanted)
         return introduce(self.client_id, self._role, self.name, subscriptions=subscriptions)
 
-    @property
-    def _beat(self) -> Callable[[], Beat]:
-        return self._make_beat
-
-    def _make_beat(self) -> Beat:
+    def beat(self) -> Beat:
         dispatcher, commit = self.share.dispatcher, self.share.tell()
         return Beat(
             client_id=self.client_id,

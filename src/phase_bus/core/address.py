@@ -7,7 +7,7 @@ import re
 import tempfile
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -20,6 +20,12 @@ ADDRESS_VARIABLE = "PHASE_BUS_ADDRESS"
 """The environment variable that says where the bus is."""
 FORMS = "write ipc:///some/directory (group+ipc:// if it is shared with a group) or tcp://host:port"
 _MAX_IPC_PATH = 107  # sun_path of a Unix socket, less its closing zero
+_FORWARD = (
+    "give the address of a bus here, and have that one forward: phase-bus bus --forward nats://HOST:4222"
+)
+_STREAM_FORMS = "write nats://HOST:PORT, tls://HOST:PORT, several hosts by commas, and /STREAM after them"
+_NATS_PORT = 4222
+_STREAM = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _PORT = re.compile(r"[0-9]{1,5}")
 _NAME = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z_-][A-Za-z0-9_.-]*")
 
@@ -49,6 +55,8 @@ class Address(Struct, frozen=True):
         Raises:
             AddressError: if it is malformed.
         """
+        if StreamAddress.is_meant(text):
+            raise AddressError(text, "is of NATS, which no benchmark and no bus speaks to", _FORWARD)
         direct = text.startswith("direct+")
         prefixed, separator, rest = text.removeprefix("direct+").partition("://")
         scheme = prefixed.removeprefix("group+")
@@ -129,6 +137,81 @@ class Address(Struct, frozen=True):
         if self.host.startswith("[") and IPv6Address(self.host[1:-1]).is_unspecified:
             return "[::1]"
         return self.host
+
+
+class StreamAddress(Struct, frozen=True):
+    """Where a stream in NATS JetStream is, which holds what buses forward to it.
+
+    Attributes:
+        servers: a host and port each.
+        stream: the stream's name.
+        tls: whether the servers are spoken to with TLS only.
+        direct: never; an :class:`Address` may be.
+    """
+
+    servers: tuple[str, ...]
+    stream: str = "phase-bus"
+    tls: bool = False
+    direct: ClassVar[bool] = False
+
+    @staticmethod
+    def is_meant(text: str) -> bool:
+        """Return whether a text is meant as one."""
+        return text.startswith(("nats://", "tls://"))
+
+    @classmethod
+    def parse(cls, text: str) -> StreamAddress:
+        """Read an address: ``nats://HOST:PORT``, more hosts after commas, and ``/STREAM`` if it has a name.
+
+        Raises:
+            AddressError: if it is malformed. Passwords have no place in it.
+        """
+        scheme, separator, rest = text.partition("://")
+        if not separator or scheme not in ("nats", "tls"):
+            raise AddressError(text, "not an address of NATS", _STREAM_FORMS)
+        if "@" in rest:
+            shown = f"{scheme}://...{rest[rest.rindex('@') :]}"
+            raise AddressError(
+                shown,
+                "has a user in it",
+                "leave that out, and give NATS_CREDS, or NATS_USER and NATS_PASSWORD",
+            )
+        hosts, _, stream = rest.partition("/")
+        if stream and not _STREAM.fullmatch(stream):
+            raise AddressError(
+                text, f"{stream!r} is no name of a stream", "use letters, digits, '_' and '-'"
+            )
+        servers = []
+        for each in hosts.split(","):
+            host, colon, port = each.rpartition(":") if not each.endswith("]") else (each, "", "")
+            host, port = (host, port) if colon else (each, str(_NATS_PORT))
+            if host == "*" or not _is_host(host):
+                raise AddressError(text, f"{each!r} is no host and port", _STREAM_FORMS)
+            if not _PORT.fullmatch(port) or not 0 < int(port) <= 65535:
+                raise AddressError(text, f"{port!r} is not a port (1 to 65535)", _STREAM_FORMS)
+            servers.append(f"{host}:{int(port)}")
+        return cls(tuple(servers), stream=stream or "phase-bus", tls=scheme == "tls")
+
+    def __str__(self) -> str:
+        """Return the address as a user writes it."""
+        name = "" if self.stream == "phase-bus" else f"/{self.stream}"
+        return f"{'tls' if self.tls else 'nats'}://{','.join(self.servers)}{name}"
+
+    def connectable(self) -> StreamAddress:
+        """Return itself."""
+        return self
+
+
+AnyAddress: TypeAlias = Address | StreamAddress
+
+
+def parse_any(text: str) -> AnyAddress:
+    """Read the address of a bus, or of a stream that buses forward to.
+
+    Raises:
+        AddressError: if it is malformed.
+    """
+    return StreamAddress.parse(text) if StreamAddress.is_meant(text) else Address.parse(text)
 
 
 def check_socket_path(text: str, path: str) -> None:
