@@ -31,6 +31,8 @@ _SILENT_S = 4 * _BEAT_S  # then the request, or the server, is lost
 _ABANDONED_S = 60.0  # after which the server forgets a reader from which nothing comes
 _RETRY_S = 0.5
 
+_TOKENS = 9  # of the subject that a message is acknowledged to
+
 _encode = msgspec.json.encode
 
 
@@ -200,15 +202,14 @@ class Cursor:
         if status is not None:
             await self._on_status(status, message)
             return
-        numbers = message.metadata
-        offset, delivered = numbers.sequence.stream, numbers.sequence.consumer
+        offset, delivered, pending = _numbers_of(message.reply)
         if delivered != self._delivered + 1:
             await self._begin_anew(f"message {self._delivered + 1} of it is missing")
             return
         self._delivered = delivered
         self._asked -= 1
         self._take_in(offset, message.data)
-        self.at_end = numbers.num_pending == 0
+        self.at_end = pending == 0
         if self._asked == 0 and self._waiting_bytes < _AHEAD_BYTES:
             await self._ask()
         if not self._parts:
@@ -246,3 +247,13 @@ class Cursor:
     def _at_end(self, offset: int) -> None:
         self.at_end = True
         self._read = max(self._read, offset)
+
+
+def _numbers_of(reply: str) -> tuple[int, int, int]:
+    """Return a message's offset, its number among those delivered to this reader, and how many follow.
+
+    ``Msg.metadata`` has the same, and a date; a fifth of what reading a small event costs would be for it.
+    """
+    tokens = reply.split(".")
+    first = 5 if len(tokens) == _TOKENS else 7  # longer ones have a domain and an account before them
+    return int(tokens[first]), int(tokens[first + 1]), int(tokens[first + 3])
