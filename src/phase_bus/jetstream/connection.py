@@ -101,6 +101,8 @@ async def connect(address: StreamAddress, name: str, *, timeout_s: float = _CONN
         complaints.warn("NATS at %s: %s", address, trouble[-1])
 
     async def on_disconnect() -> None:
+        if client.is_closed:
+            return  # by us
         complaints.warn("NATS at %s: the connection is lost; connecting again", address)
 
     async def on_reconnect() -> None:

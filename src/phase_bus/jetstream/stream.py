@@ -18,7 +18,7 @@ from phase_bus.jetstream.connection import Connection, NatsUnreachableError
 _ID = "phase-bus-id"  # of the stream's metadata
 _REPLICAS = 3  # where a cluster has as many servers
 _LOOK_S = 0.2
-_PATIENCE_S = 10.0  # a cluster that has just started needs a while to choose who leads
+_PATIENCE_S = 30.0  # a cluster that has just lost its leader needs 5 to 10 s to choose another
 
 
 class Stream(Struct, frozen=True, kw_only=True):

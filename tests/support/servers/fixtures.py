@@ -14,6 +14,8 @@ fixture             gives
 ``mail_server``     a mail server
 ``fault_proxy``     a function: ``fault_proxy(server.url, only="/_bulk")`` is an HTTP proxy with faults
 ``tcp_proxy``       a function: ``tcp_proxy(server.port)`` is a proxy with faults for databases
+``nats``            a NATS server with JetStream, of the test's own (30 ms)
+``nats_cluster``    three of them as a cluster, of the test's own (0.5 s); a new leader takes 5 to 10 s
 ==================  ========================================================================================
 
 Each has ``url``, ``port``, ``runs``, ``kill()`` and ``start()``. A shared one that a test leaves killed is
@@ -32,6 +34,7 @@ from tests.support.servers.faults import FaultProxy
 from tests.support.servers.hec import Hec
 from tests.support.servers.mail import MailServer
 from tests.support.servers.mongodb import MongoDB
+from tests.support.servers.nats import NatsCluster, NatsServer
 from tests.support.servers.opensearch import OpenSearch
 from tests.support.servers.otlp import OtlpReceiver
 from tests.support.servers.prometheus import Prometheus, program
@@ -127,3 +130,17 @@ def tcp_proxy() -> Iterator[Callable[[int | Path], TcpProxy]]:
     """Start proxies for databases: call it with a port, or the path of a Unix socket."""
     with ExitStack() as stack:
         yield lambda to: stack.enter_context(TcpProxy(to))
+
+
+@pytest.fixture
+def nats(tmp_path: Path) -> Iterator[NatsServer]:
+    """One server; ``NatsServer(..., sync_always=True)`` is one that has on disk what it acknowledges."""
+    with NatsServer(tmp_path / "nats") as server:
+        yield server
+
+
+@pytest.fixture
+def nats_cluster(tmp_path: Path) -> Iterator[NatsCluster]:
+    """Three servers that are one; ``nats_cluster.leader_of("phase-bus").kill()`` and the like."""
+    with NatsCluster(tmp_path / "nats") as cluster:
+        yield cluster
