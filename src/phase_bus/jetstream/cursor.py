@@ -42,10 +42,12 @@ class Taken(NamedTuple):
     Attributes:
         offset: its place in the stream: the sequence number of its message, of the last one if it has
             several.
+        subject: that of its message.
     """
 
     offset: int
     message: Message
+    subject: str
 
 
 class Cursor:
@@ -208,7 +210,7 @@ class Cursor:
             return
         self._delivered = delivered
         self._asked -= 1
-        self._take_in(offset, message.data)
+        self._take_in(offset, message.subject, message.data)
         self.at_end = pending == 0
         if self._asked == 0 and self._waiting_bytes < _AHEAD_BYTES:
             await self._ask()
@@ -226,7 +228,7 @@ class Cursor:
             await self._begin_anew(f"{status} {description}")
             self._on_news()
 
-    def _take_in(self, offset: int, data: bytes) -> None:
+    def _take_in(self, offset: int, subject: str, data: bytes) -> None:
         try:
             message = unpacked(data)
         except WireError as error:
@@ -241,7 +243,7 @@ class Cursor:
             message = message._replace(payload=memoryview(payload))
             self._parts.clear()
         self._read = offset
-        self._waiting.append(Taken(offset, message))
+        self._waiting.append(Taken(offset, message, subject))
         self._waiting_bytes += len(message.payload)
 
     def _at_end(self, offset: int) -> None:
