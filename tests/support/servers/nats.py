@@ -23,6 +23,7 @@ class NatsServer(ServerProcess):
         sync_always: whether it has written to the disk what it acknowledges; two minutes later otherwise.
         options: more of its configuration file, such as users or TLS.
         cluster: the ports of all routes of the cluster, its own first.
+        under: a command that runs it, as strace does.
 
     Attributes:
         monitor_port: of its monitoring, over HTTP.
@@ -37,12 +38,14 @@ class NatsServer(ServerProcess):
         sync_always: bool = False,
         options: str = "",
         cluster: tuple[int, ...] = (),
+        under: tuple[str, ...] = (),
     ) -> None:
         super().__init__(directory)
         self.monitor_port = 0
-        self._sync = "always" if sync_always else "2m"
+        self._sync = "always" if sync_always else '"2m"'  # without quotes, m is a million
         self._options = options
         self._cluster = cluster
+        self._under = under
 
     @property
     def name(self) -> str:
@@ -73,7 +76,7 @@ class NatsServer(ServerProcess):
             self.monitor_port = free_port()
         path = self.directory / "nats.conf"
         path.write_text(self._configuration())
-        return [str(Path(sys.executable).with_name("nats-server")), "--config", str(path)]
+        return [*self._under, str(Path(sys.executable).with_name("nats-server")), "--config", str(path)]
 
     def answers(self) -> bool:
         # In a cluster JetStream is well only when all know their leader.
