@@ -6,8 +6,8 @@ import asyncio
 import logging
 import os
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from phase_bus.errors import AddressError, ConfigError, PhaseBusError
 try:
     import nats
     import nats.errors
+    import nats.js.errors
     from nats.aio.client import Client
     from nats.js import JetStreamContext
 except ModuleNotFoundError as error:
@@ -44,6 +45,25 @@ class NatsUnreachableError(PhaseBusError):
         )
 
 
+@contextmanager
+def asking(address: StreamAddress) -> Iterator[None]:
+    """Tell of what goes wrong with requests in words of our own.
+
+    Raises:
+        NatsUnreachableError: no answer in time: what was asked may be done or not.
+        PhaseBusError: the server refuses what was asked.
+    """
+    try:
+        yield
+    except nats.js.errors.ServiceUnavailableError as error:
+        raise NatsUnreachableError(address, error.description or "JetStream is not available") from None
+    except nats.js.errors.APIError as error:
+        reason = f"{error.description} (code {error.err_code})"
+        raise PhaseBusError(f"NATS at {str(address)!r} refuses a request: {reason}") from None
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        raise NatsUnreachableError(address, str(error) or type(error).__name__) from None
+
+
 class Connection:
     """A connection to the servers of an address, which is made again whenever it breaks.
 
@@ -51,7 +71,10 @@ class Connection:
         address: where.
         client: nats-py's client.
         js: its requests to JetStream.
+        ask_s: how long one of these may take.
     """
+
+    ask_s = _ASK_S
 
     def __init__(self, address: StreamAddress, client: Client) -> None:
         self.address = address
