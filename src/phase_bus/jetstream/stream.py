@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
+from typing import Any
 
+import msgspec
 import nats.errors
 import nats.js.errors
 from msgspec import Struct
@@ -15,9 +18,13 @@ from phase_bus.core.position import Segment
 from phase_bus.errors import PhaseBusError
 from phase_bus.jetstream.connection import Connection, NatsUnreachableError
 
-_ID = "phase-bus-id"  # of the stream's metadata
+_ID = "phase-bus-id"  # of the stream's metadata: the id it was made with
+_CUTS = "phase-bus-cuts"  # and those it was given since, each with the offset from which it is
+_CUT = re.compile(r"([0-9a-f]{32}):([0-9]{1,19})")
+_MOST_CUTS = 200  # that are remembered, the latest ones
 _REPLICAS = 3  # where a cluster has as many servers
 _LOOK_S = 0.2
+_ASK_S = 5.0
 _PATIENCE_S = 30.0  # a cluster that has just lost its leader needs 5 to 10 s to choose another
 
 
@@ -26,7 +33,8 @@ class Stream(Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: its name, also that of its subjects' first token.
-        id: 32 hex digits, new whenever it is made anew: the id of all positions in it.
+        id: 32 hex digits, new whenever it is made anew, or was cut: the id of all positions in it.
+        lineage: the ids that it had before, and this one.
         first_offset, last_offset: of the events that it holds; sequence numbers there, offsets here.
         replicas: how many servers keep it.
         memory: whether it is kept in memory only.
@@ -34,15 +42,11 @@ class Stream(Struct, frozen=True, kw_only=True):
 
     name: str
     id: str
+    lineage: tuple[Segment, ...]
     first_offset: int
     last_offset: int
     replicas: int
     memory: bool
-
-    @property
-    def lineage(self) -> tuple[Segment, ...]:
-        """The stream as a lineage, in which it is the only one."""
-        return (Segment(self.id, 1),)
 
 
 async def open_stream(connection: Connection, *, make: bool) -> Stream:
@@ -75,6 +79,46 @@ async def open_stream(connection: Connection, *, make: bool) -> Stream:
                 reason = f"JetStream gives no answer ({error or 'in time'})"
                 raise NatsUnreachableError(address, reason) from None
             await asyncio.sleep(_LOOK_S)
+
+
+async def cut_stream(connection: Connection, after: int) -> Stream:
+    """Give the stream another id, since it has lost events that it had acknowledged, and return it.
+
+    Servers that acknowledge before their disks have it lose the last events in a power cut. What comes
+    after an offset may be something else from then on: who stands beyond it learns that, and reads on from
+    there.
+
+    Args:
+        after: an offset after which everything that was lost was.
+
+    Raises:
+        PhaseBusError: the stream is not there, or the server refuses the change.
+        nats.errors.Error, TimeoutError: no answer in time; whether it was done is not known.
+    """
+    address = connection.address
+    await open_stream(connection, make=False)  # it is there, and ours
+    answer = await _ask(connection, "INFO", b"")
+    config = answer["config"]
+    metadata = config.setdefault("metadata", {})
+    before = [cut for cut in metadata.get(_CUTS, "").split(",") if cut]
+    cuts = [*before, f"{uuid.uuid4().hex}:{after + 1}"]
+    metadata[_CUTS] = ",".join(cuts[-_MOST_CUTS:])
+    await _ask(connection, "UPDATE", msgspec.json.encode(config))
+    info = await _info(connection)
+    if info is None:
+        raise PhaseBusError(f"stream {address.stream!r} at {_servers(address)!r} has just been deleted")
+    return _checked(address, info)
+
+
+async def _ask(connection: Connection, what: str, request: bytes) -> dict[str, Any]:
+    """Ask for a stream as the server has it: nats-py leaves out what it does not know."""
+    address = connection.address
+    subject = f"$JS.API.STREAM.{what}.{address.stream}"
+    reply = await connection.client.request(subject, request, timeout=_ASK_S)
+    answer: dict[str, Any] = msgspec.json.decode(reply.data, type=dict[str, Any])
+    if (error := answer.get("error")) is not None:
+        raise _refused(address, nats.js.errors.APIError(**error))
+    return answer
 
 
 async def _info(connection: Connection) -> StreamInfo | None:
@@ -127,14 +171,23 @@ def _checked(address: StreamAddress, info: StreamInfo) -> Stream:
             f"stream {address.stream!r} at {_servers(address)!r} was not made by phase-bus; give another "
             f"name: {address}/OTHER-NAME"
         )
+    lineage = _lineage(identity, (config.metadata or {}).get(_CUTS, ""))
     return Stream(
         name=config.name or address.stream,
-        id=identity,
+        id=lineage[-1].stream,
+        lineage=lineage,
         first_offset=info.state.first_seq,
         last_offset=info.state.last_seq,
         replicas=config.num_replicas or 1,
         memory=config.storage == StorageType.MEMORY,
     )
+
+
+def _lineage(identity: str, cuts: str) -> tuple[Segment, ...]:
+    segments = [Segment(identity, 1), *(Segment(name, int(first)) for name, first in _CUT.findall(cuts))]
+    firsts = [segment.first_offset for segment in segments]
+    # Of a stream that was cut before its beginning by a later one, nothing is left.
+    return tuple(Segment(each.stream, min(firsts[at:])) for at, each in enumerate(segments))
 
 
 def _servers(address: StreamAddress) -> str:
