@@ -71,6 +71,9 @@ async def test_what_is_below_a_prefix(nats: NatsServer) -> None:
         assert list(found) == ["group.a", "group.b.07", "group.c"]
         assert [kept.value.decode() for kept in found.values()] == list(found)
         assert found["group.a"] == await here.keys.get("group.a")
+        after = found["group.b.07"].revision
+        assert list(await here.keys.all("group", after=after)) == ["group.c"]
+        assert await here.keys.all("group", after=found["group.c"].revision) == {}
 
 
 async def test_many_keys_below_a_prefix(nats: NatsServer) -> None:
@@ -80,6 +83,8 @@ async def test_many_keys_below_a_prefix(nats: NatsServer) -> None:
         assert {key: kept.value.decode() for key, kept in found.items()} == {
             f"dead.a.{n}": str(n) for n in range(1500)
         }
+        latest = sorted(kept.revision for kept in found.values())
+        assert len(await here.keys.all("dead.a", after=latest[-3])) == 2
 
 
 async def test_a_large_value_is_an_object_and_old_ones_are_deleted(nats: NatsServer) -> None:

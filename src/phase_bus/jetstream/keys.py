@@ -127,14 +127,17 @@ class Keys:
             await self._let_go(key, "")
         return True
 
-    async def all(self, prefix: str) -> dict[str, Kept]:
+    async def all(self, prefix: str, *, after: int = 0) -> dict[str, Kept]:
         """Return the keys below a prefix (``a`` has ``a.b`` and ``a.b.c``) with their values.
 
         They may be those of a moment ago: a server answers that has not heard of the latest change yet.
+
+        Args:
+            after: only those that have changed since this revision.
         """
         found: dict[str, Kept] = {}
         with asking(self._connection.address):
-            async for key, data, revision in self._below(prefix):
+            async for key, data, revision in self._below(prefix, after):
                 value = await self._value(key, data)
                 kept = await self.get(key) if value is None else Kept(value, revision)
                 if kept is not None:
@@ -187,13 +190,14 @@ class Keys:
 
     # ---- several keys ----
 
-    async def _below(self, prefix: str) -> AsyncIterator[tuple[str, bytes, int]]:
-        """Yield the keys below a prefix, what is kept of them, and their revisions."""
+    async def _below(self, prefix: str, after: int) -> AsyncIterator[tuple[str, bytes, int]]:
+        """Yield the keys below a prefix that changed after a revision, what is kept of them, and theirs."""
         client = self._connection.client
         inbox = client.new_inbox()
         subscription = await client.subscribe(inbox)
         try:
-            request = {"multi_last": [f"{self._prefix}{prefix}.>"], "batch": _MOST_ANSWERS}
+            subjects = [f"{self._prefix}{prefix}.>"]
+            request = {"multi_last": subjects, "seq": after + 1, "batch": _MOST_ANSWERS}
             await client.publish(f"$JS.API.DIRECT.GET.{self._stream}", _encode(request), reply=inbox)
             while True:
                 message = await subscription.next_msg(timeout=self._connection.ask_s)
@@ -211,7 +215,8 @@ class Keys:
         finally:
             await subscription.unsubscribe()
         async for found in self._read_all(prefix):
-            yield found
+            if found[2] > after:
+                yield found
 
     async def _read_all(self, prefix: str) -> AsyncIterator[tuple[str, bytes, int]]:
         """Do the same for any number of keys, by a reader that the server makes for it."""
