@@ -26,6 +26,7 @@ DEPLOY = ROOT / "deploy"
 UNITS = sorted((DEPLOY / "systemd").iterdir())
 WORKFLOW = DEPLOY / "github-actions" / "benchmark.yml"
 BINARY = "/opt/phase-bus/bin/phase-bus"
+NATS_BINARY = "/usr/local/bin/nats-server"
 
 
 def unit(name: str) -> dict[str, str]:
@@ -41,7 +42,7 @@ def unit(name: str) -> dict[str, str]:
 def test_systemd_takes_the_units(path: Path, tmp_path: Path) -> None:
     """It knows each key and value."""
     for each in UNITS:
-        text = each.read_text().replace(BINARY, sys.executable)
+        text = each.read_text().replace(BINARY, sys.executable).replace(NATS_BINARY, sys.executable)
         (tmp_path / each.name.replace("@", "@logging")).write_text(text)
     copy = str(tmp_path / path.name.replace("@", "@logging"))
     done = subprocess.run(
@@ -77,7 +78,7 @@ def test_the_units_work_together(workplace: Workplace) -> None:
 
 def line_of(command: str, place: dict[str, str]) -> list[str]:
     """Return a unit's command, with the program under test and places of the test's own."""
-    first, *rest = shlex.split(moved(command, place))
+    first, *rest = shlex.split(moved(command, {" $OPTIONS": "", **place}))  # which are not given
     assert first == BINARY
     return [*PROGRAM, *rest]
 

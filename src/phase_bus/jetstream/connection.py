@@ -117,11 +117,15 @@ async def connect(address: StreamAddress, name: str, *, timeout_s: float = _CONN
         ConfigError: the server does not let us in, is too old, or a file that is named is no good.
     """
     complaints = Throttle(logger)
-    trouble: list[str] = []
+    trouble: list[str] = []  # what was in the way of the first connection
+    was_connected = False
 
     async def on_error(error: Exception) -> None:
-        trouble.append(str(error) or type(error).__name__)
-        complaints.warn("NATS at %s: %s", address, trouble[-1])
+        reason = str(error) or type(error).__name__
+        if was_connected:
+            complaints.warn("NATS at %s: %s", address, reason)
+        else:
+            trouble.append(reason)
 
     async def on_disconnect() -> None:
         if client.is_closed:
@@ -154,12 +158,13 @@ async def connect(address: StreamAddress, name: str, *, timeout_s: float = _CONN
     except (TimeoutError, OSError, nats.errors.Error) as error:
         await client.close()
         reason = trouble[-1] if trouble else str(error) or "no connection in time"
-        if "authorization" in reason.lower() or isinstance(error, nats.errors.AuthorizationError):
+        if denied := next((each for each in trouble if "authorization" in each.lower()), None):
             raise ConfigError(
-                f"NATS at {str(address)!r} does not let us in: {reason}; set NATS_CREDS, NATS_NKEY, "
+                f"NATS at {str(address)!r} does not let us in: {denied}; set NATS_CREDS, NATS_NKEY, "
                 "NATS_TOKEN, or NATS_USER and NATS_PASSWORD"
             ) from None
         raise NatsUnreachableError(address, reason) from None
+    was_connected = True
     version = client.connected_server_version
     if (version.major, version.minor) < OLDEST_SERVER:
         await client.close()

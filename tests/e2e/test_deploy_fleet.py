@@ -1,0 +1,206 @@
+"""deploy/ for a fleet: NATS starts on the configuration and is durable, Kubernetes takes the manifests."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from phase_bus.core.address import StreamAddress
+from phase_bus.errors import ConfigError
+from phase_bus.jetstream.connection import connect, connected
+from phase_bus.jetstream.cursor import Cursor
+from phase_bus.jetstream.durability import MONITOR_VARIABLE, durability_of
+from phase_bus.jetstream.message import subjects
+from phase_bus.jetstream.stream import open_stream
+from tests.e2e.pages import ROOT, moved
+from tests.support.servers.nats import NatsServer
+from tests.support.servers.process import HOST, free_port, request
+
+DEPLOY = ROOT / "deploy"
+CONFIGURATION = DEPLOY / "nats" / "nats.conf"
+VALUES = DEPLOY / "nats" / "values.yaml"
+MANIFESTS = sorted((DEPLOY / "kubernetes").iterdir())
+OLDEST, NEWEST = "1.29", "1.37"  # the first with sidecars that needs no setting for them
+
+
+class Configured(NatsServer):
+    """A NATS server on a configuration that is given."""
+
+    def __init__(self, directory: Path, place: dict[str, str], text: str) -> None:
+        super().__init__(directory)
+        self._text = text
+        self._place = place
+
+    def command(self) -> list[str]:
+        return ["env", f"NATS_NAME={self.name}", *super().command()]
+
+    def answers(self) -> bool:
+        return request("GET", f"{self.monitor_url}/healthz?js-server-only=true")[0] == 200
+
+    def _configuration(self) -> str:
+        own = {
+            "0.0.0.0:4222": f"{HOST}:{self.port}",
+            "127.0.0.1:8222": f"{HOST}:{self.monitor_port}",
+            "/var/lib/nats": str(self.directory / "data"),
+        }
+        return moved(self._text, own | self._place)
+
+
+@pytest.fixture
+def users(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The passwords, by user; the servers have them in their environment."""
+    given = {"forward": "p12e34", "consume": "p9abc"}
+    for user, password in given.items():
+        monkeypatch.setenv(f"NATS_{user.upper()}_PASSWORD", password)
+    return given
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Path:
+    """A directory as /etc/nats: a CA, and a certificate of it for this machine."""
+    directory = tmp_path / "etc"
+    directory.mkdir()
+    for command in (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=ca -keyout ca.key -out ca.crt",
+        "openssl req -newkey rsa:2048 -nodes -subj /CN=nats -keyout tls.key -out tls.csr "
+        f"-addext subjectAltName=IP:{HOST}",
+        "openssl x509 -req -days 2 -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out tls.crt "
+        "-copy_extensions copy",
+    ):
+        subprocess.run(command.split(), cwd=directory, capture_output=True, check=True)
+    return directory
+
+
+@pytest.mark.slow
+async def test_three_servers_on_the_configuration(
+    tmp_path: Path,
+    users: dict[str, str],
+    certificates: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_leaks: None,
+) -> None:
+    """They are one cluster, let in whom they know, and keep a stream three times, on their disks."""
+    routes = {f"nats-{n}:6222": f"{HOST}:{free_port()}" for n in (1, 2, 3)}
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(
+                Configured(
+                    tmp_path / f"n{n}",
+                    {"0.0.0.0:6222": own, "/etc/nats": str(certificates), **routes},
+                    CONFIGURATION.read_text(),
+                )
+            )
+            for n, own in enumerate(routes.values())
+        ]
+        address = StreamAddress.parse("tls://" + ",".join(f"{HOST}:{server.port}" for server in servers))
+        monkeypatch.setenv("NATS_CA", str(certificates / "ca.crt"))
+        monkeypatch.setenv("NATS_USER", "forward")
+        monkeypatch.setenv("NATS_PASSWORD", "wrong")
+        with pytest.raises(ConfigError, match="does not let us in"):
+            await connect(address, "test")
+        monkeypatch.setenv(MONITOR_VARIABLE, ",".join(server.monitor_url for server in servers))
+        for user, password in users.items():
+            monkeypatch.setenv("NATS_USER", user)
+            monkeypatch.setenv("NATS_PASSWORD", password)
+            async with connected(address, "test") as connection:
+                await open_stream(connection, make=True)
+                found = await durability_of(connection)
+                assert (found.replicas, found.weaknesses, found.unseen) == (3, [], "")
+
+
+def chart_configuration(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what NATS's chart makes of values, but for what it has in any case."""
+    config = values["config"]
+    store = config["jetstream"]["fileStore"]
+    memory = config["jetstream"].get("memoryStore", {})
+    return {
+        "jetstream": {
+            "store_dir": "/var/lib/nats",
+            "max_file_store": f"<< {store['pvc']['size']} >>",
+            "max_memory_store": f"<< {memory['maxSize']} >>" if memory.get("enabled") else 0,
+            **config["jetstream"]["merge"],
+        },
+        **config["merge"],
+    }
+
+
+async def test_a_server_on_the_charts_values(
+    tmp_path: Path, users: dict[str, str], monkeypatch: pytest.MonkeyPatch, no_leaks: None
+) -> None:
+    """What the chart makes of them is a configuration; a stream on it is durable, and can be read."""
+    values = yaml.safe_load(VALUES.read_text())
+    assert values["config"]["cluster"] == {"enabled": True, "replicas": 3}
+    text = json.dumps(chart_configuration(values), indent=2)
+    text = re.sub(r'"<< (.*?) >>"', r"\1", text)
+    head = 'server_name: one\nlisten: "0.0.0.0:4222"\nhttp: "127.0.0.1:8222"\n'
+    with Configured(tmp_path / "nats", {}, head + text[1:-2]) as server:
+        monkeypatch.setenv(MONITOR_VARIABLE, server.monitor_url)
+        monkeypatch.setenv("NATS_USER", "consume")
+        monkeypatch.setenv("NATS_PASSWORD", users["consume"])
+        async with connected(StreamAddress.parse(server.url), "test") as connection:
+            stream = await open_stream(connection, make=True)
+            assert (await durability_of(connection)).sync_s == 0
+            cursor = Cursor(connection, stream.name, [subjects(stream.name, records=True)], 0)
+            assert await cursor.take() == []
+            await cursor.close()
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    """Return what a manifest makes."""
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_kubernetes_takes_the_manifests(path: Path) -> None:
+    """Each is what the schema of its kind allows, without a key that nobody knows."""
+    for document in documents(path):
+        for version in (OLDEST, NEWEST):
+            kubernetes_validate.validate(document, version, strict=True)
+        assert "phase-bus" in (document["metadata"].get("namespace"), document["metadata"]["name"])
+
+
+def containers() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return each container of the manifests, with its pod."""
+    pods = [
+        document["spec"]["template"]
+        for path in MANIFESTS
+        for document in documents(path)
+        if "template" in document["spec" if "spec" in document else "metadata"]
+    ]
+    return [
+        (container, pod)
+        for pod in pods
+        for container in (*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"])
+    ]
+
+
+def test_what_the_schemas_do_not_know() -> None:
+    """A selector selects its pods, and probes, mounts and secrets name what there is."""
+    secrets = {"nats-users": {"forward", "consume"}, "sinks": {"database"}}
+    text = "".join(path.read_text() for path in (VALUES, *MANIFESTS))
+    for name, keys in secrets.items():
+        (made,) = re.findall(rf"create secret generic {name} ((?:.*\\\n)*.*)", text)
+        assert set(re.findall(r"--from-literal=(\w+)=", made)) == keys
+    for path in MANIFESTS:
+        for document in documents(path):
+            if selector := document.get("spec", {}).get("selector"):
+                assert selector["matchLabels"] == document["spec"]["template"]["metadata"]["labels"]
+    found = containers()
+    assert len(found) == 5
+    for container, pod in found:
+        ports = {port["name"] for port in container.get("ports", ())}
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert probe not in container or container[probe]["httpGet"]["port"] in ports
+        volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
+        assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes
+        for variable in container["env"]:
+            if source := variable.get("valueFrom"):
+                assert source["secretKeyRef"]["key"] in secrets[source["secretKeyRef"]["name"]]
