@@ -15,6 +15,7 @@ from tenacity import AsyncRetrying, RetryCallState, wait_exponential, wait_rando
 from phase_bus.consumer.account import RunAccount, TopicCounts, Totals
 from phase_bus.consumer.consumer import Consumer, Handler
 from phase_bus.consumer.failure import as_traceback, in_words, is_away
+from phase_bus.consumer.raw import RawConsumer, RawEvent
 from phase_bus.consumer.view import View
 from phase_bus.core.control import KEPT_LOST_RUNS, REMEMBERED_RUNS, DeadLetterNote, PrunedRun
 from phase_bus.core.position import Position
@@ -22,7 +23,7 @@ from phase_bus.core.readable import wait_for_event
 from phase_bus.core.tasks import is_to_end
 from phase_bus.core.throttle import Throttle
 from phase_bus.core.values import as_text
-from phase_bus.core.wire import Header, decode, decode_event, parse_topic, topic_of
+from phase_bus.core.wire import Header, decode, decode_event, parse_topic, topic_of, unpack_header
 from phase_bus.errors import PhaseBusError, WireError
 from phase_bus.events import Event, EventBase, JournalLoss, Loss, Receipt, RunComplete
 from phase_bus.journal.rows import Entry
@@ -124,6 +125,7 @@ class Dispatcher:
         self._context.fail = self.fail
         self._handlers = view.handlers
         self._any = view.handlers.get("*")
+        self._raw = isinstance(consumer, RawConsumer)
         self._wanted = view.wanted
         self._subscribed = view.topics
         self._client_id = client_id
@@ -165,8 +167,9 @@ class Dispatcher:
         counts.replayed += replayed
         self._replayed += replayed
         self.received += 1
+        event: Event | RawEvent | None
         try:
-            event = decode_event(topic, payload)
+            event = RawEvent(topic, header, payload) if self._raw else decode_event(topic, payload)
         except WireError as error:
             kind, run_id = parse_topic(topic)
             self._give_up(header.offset, run_id, kind, error, counts, attempts=1)
@@ -202,6 +205,8 @@ class Dispatcher:
         self.lag_ns = time.time_ns() - event.ts_ns
         account.worst_lag_ns = max(account.worst_lag_ns, self.lag_ns)
         self.worst_lag_ns = max(self.worst_lag_ns, self.lag_ns)
+        if isinstance(event, RawEvent):
+            return event.end
         return event if isinstance(event, RunComplete) else None
 
     async def retry(self, entry: Entry, event: Event) -> bool:
@@ -211,10 +216,11 @@ class Dispatcher:
             KeyError: if the consumer has no handler for the event's kind.
         """
         handler = self._handlers.get(event.kind) or self._handlers["*"]
+        given = RawEvent(entry.topic, unpack_header(entry.header), entry.payload) if self._raw else event
         self._context.offset, self._context.event = entry.offset, (entry.source, entry.source_seq)
         self._context.event_number = entry.event_number
         try:
-            await _called(handler, event)
+            await _called(handler, given)
         except Exception as error:
             logger.error(
                 "consumer %r failed again on the event at offset %d: %s",
@@ -405,7 +411,7 @@ class Dispatcher:
         return found
 
     async def _try_again(
-        self, handler: Handler, event: Event, error: Exception, counts: TopicCounts
+        self, handler: Handler, event: Event | RawEvent, error: Exception, counts: TopicCounts
     ) -> bool:
         """Call a handler again that failed once; if it goes on failing, make the event a dead letter."""
         tries = 1

@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from phase_bus.consumer.consumer import Consumer, Handler, handlers_of, subscriptions_of
 from phase_bus.consumer.follower import DirectFollower, Follower, PartitionFollower
+from phase_bus.consumer.raw import RawConsumer
 from phase_bus.core.control import EVENTS
 from phase_bus.core.wire import partition_prefix, topic_prefix
 from phase_bus.errors import ConfigError
@@ -52,7 +53,9 @@ class View(Struct, frozen=True, kw_only=True):
             direct: the stream is that of a publisher in direct mode.
         """
         handlers = handlers_of(consumer)
-        wanted = tuple(t.encode() for t in (subscriptions_of(handlers) if topics is None else topics))
+        if topics is None:
+            topics = ("",) if isinstance(consumer, RawConsumer) else subscriptions_of(handlers)
+        wanted = tuple(topic.encode() for topic in topics)
         records = any(topic.startswith(_RECORDS) or _RECORDS.startswith(topic) for topic in wanted)
         if direct:
             subscribed = wanted

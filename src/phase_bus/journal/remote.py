@@ -20,6 +20,7 @@ from phase_bus.core.handshakes import HandshakeWatch
 from phase_bus.core.ipc_directory import check_answer
 from phase_bus.core.keys import key_for
 from phase_bus.core.past import FetchedPast, FetchPast
+from phase_bus.core.position import Lineage
 from phase_bus.core.sockets import dealer
 from phase_bus.core.wire import decode_reply, encode_control, parse_topic, receive_frames, unpack_header
 from phase_bus.errors import BusUnreachableError, PhaseBusError, WireError
@@ -94,6 +95,15 @@ class RemoteJournal:
     def runs(self) -> list[RunRow]:
         """All runs, the oldest first."""
         return list({row.run_id: row for part in self._list for row in part.runs}.values())
+
+    @property
+    def journal_id(self) -> str:
+        """Which journal it is, however often its bus was started anew on it."""
+        return Lineage(self._list[-1].lineage).journal_id
+
+    def entries(self, after: int, until: int) -> Iterator[list[Entry]]:
+        """Yield the events after an offset up to another one, piece by piece, without damaged ones."""
+        return self._pieces(Fetch(after=after, records=True), until)
 
     @cached_property
     def outline(self) -> Path:

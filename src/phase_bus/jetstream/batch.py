@@ -1,0 +1,94 @@
+"""Appending to a stream: several messages as one, and only if nothing has come to a place meanwhile."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+import nats.errors
+from msgspec import Struct
+
+from phase_bus.errors import PhaseBusError
+from phase_bus.jetstream.connection import Connection
+
+MOST_MESSAGES = 1000
+"""How many messages a server takes as one."""
+HEADER_BYTES = 768
+"""What of a server's largest message is for its headers, and is not for what is in it."""
+_ACK_S = 10.0
+_MOVED = frozenset((10071, 10164))  # the last sequence is another one
+
+_Headers = dict[str, str]
+
+
+class Addressed(NamedTuple):
+    """A message with its subject."""
+
+    subject: str
+    data: bytes
+
+
+class MovedError(PhaseBusError):
+    """Something was appended meanwhile, so nothing of this was."""
+
+
+class NotAppendedError(PhaseBusError):
+    """The server did not append it, or gave no answer: then it may be there or not."""
+
+
+async def append(connection: Connection, messages: Sequence[Addressed], subjects: str, last: int) -> int:
+    """Append messages as one, all or none; return the sequence number of the last of them.
+
+    Args:
+        messages: :data:`MOST_MESSAGES` at most.
+        subjects: a filter that they belong to.
+        last: the sequence number of the last message that this filter selects, 0 for none. If it is
+            another one by now, nothing is appended.
+
+    Raises:
+        MovedError: it is another one.
+        NotAppendedError: nobody knows whether they were appended, or the reason is another one.
+    """
+    client = connection.client
+    if not client.is_connected:
+        raise NotAppendedError(f"there is no connection to NATS at {str(connection.address)!r}")
+    batch = uuid.uuid4().hex
+    final = len(messages)
+    try:
+        for number, (subject, data) in enumerate(messages[:-1], 1):
+            await client.publish(subject, data, headers=_headers(batch, number, subjects, last))
+        subject, data = messages[-1]
+        headers = _headers(batch, final, subjects, last) | {"Nats-Batch-Commit": "1"}
+        answer = await client.request(subject, data, timeout=_ACK_S, headers=headers)
+        ack = msgspec.json.decode(answer.data, type=_Ack)
+    except nats.errors.NoRespondersError:
+        raise NotAppendedError("no server has the stream now") from None
+    except TimeoutError:  # that of NATS is one
+        raise NotAppendedError(f"no answer from NATS within {_ACK_S:g} s") from None
+    except (nats.errors.Error, OSError, msgspec.MsgspecError) as error:
+        raise NotAppendedError(str(error) or type(error).__name__) from error
+    if ack.error is not None:
+        if ack.error.err_code in _MOVED:
+            raise MovedError(ack.error.description)
+        raise NotAppendedError(f"NATS says: {ack.error.description} (code {ack.error.err_code})")
+    return ack.seq
+
+
+def _headers(batch: str, number: int, subjects: str, last: int) -> _Headers:
+    headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+    if number == 1:
+        headers["Nats-Expected-Last-Subject-Sequence"] = str(last)
+        headers["Nats-Expected-Last-Subject-Sequence-Subject"] = subjects
+    return headers
+
+
+class _Error(Struct):
+    err_code: int = 0
+    description: str = ""
+
+
+class _Ack(Struct):
+    seq: int = 0
+    error: _Error | None = None
