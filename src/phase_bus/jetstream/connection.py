@@ -119,13 +119,15 @@ async def connect(address: StreamAddress, name: str, *, timeout_s: float = _CONN
     complaints = Throttle(logger)
     trouble: list[str] = []  # what was in the way of the first connection
     was_connected = False
+    said: set[str] = set()  # since the connection was lost; it is tried each second, maybe for hours
 
     async def on_error(error: Exception) -> None:
         reason = str(error) or type(error).__name__
-        if was_connected:
-            complaints.warn("NATS at %s: %s", address, reason)
-        else:
+        if not was_connected:
             trouble.append(reason)
+        elif client.is_connected or reason not in said:
+            said.add(reason)
+            complaints.warn("NATS at %s: %s", address, reason)
 
     async def on_disconnect() -> None:
         if client.is_closed:
@@ -133,6 +135,7 @@ async def connect(address: StreamAddress, name: str, *, timeout_s: float = _CONN
         complaints.warn("NATS at %s: the connection is lost; connecting again", address)
 
     async def on_reconnect() -> None:
+        said.clear()
         logger.info("NATS at %s: connected again", address)
 
     options = _credentials(address)

@@ -71,6 +71,22 @@ class NatsServer(ServerProcess):
         assert status == 200, answer
         return answer
 
+    def last_offset(self, stream: str = "phase-bus") -> int:
+        """Return the offset of the last event of a stream that this server has, 0 if it has none."""
+        return next((int(detail["state"]["last_seq"]) for detail in self._streams(stream)), 0)
+
+    def leads(self, stream: str) -> bool:
+        """Return whether it leads a stream of a cluster."""
+        return any(detail.get("cluster", {}).get("leader") == self.name for detail in self._streams(stream))
+
+    def _streams(self, name: str) -> list[dict[str, Any]]:
+        try:
+            accounts = self.ask("/jsz?streams=true").get("account_details") or []
+        except (OSError, AssertionError):
+            return []
+        details = (detail for account in accounts for detail in account.get("stream_detail") or [])
+        return [detail for detail in details if detail["name"] == name]
+
     def command(self) -> list[str]:
         if not self.monitor_port:
             self.monitor_port = free_port()
@@ -162,12 +178,12 @@ class NatsCluster:
             return None
         return next((server for server in running if said == {server.name}), None)
 
-    def leader_of(self, stream: str) -> NatsServer:
+    def leader_of(self, stream: str = "phase-bus") -> NatsServer:
         """Return the server that leads a stream, as soon as there is one."""
         found: list[NatsServer] = []
 
         def look() -> bool:
-            found[:] = [server for server in self.servers if server.runs and _leads(server, stream)]
+            found[:] = [server for server in self.servers if server.runs and server.leads(stream)]
             return len(found) == 1
 
         wait_until(look, 60)
@@ -193,15 +209,3 @@ class NatsCluster:
                 if last:
                     raise
         return None
-
-
-def _leads(server: NatsServer, stream: str) -> bool:
-    try:
-        accounts = server.ask("/jsz?streams=true").get("account_details") or []
-    except (OSError, AssertionError):
-        return False
-    return any(
-        detail["name"] == stream and detail.get("cluster", {}).get("leader") == server.name
-        for account in accounts
-        for detail in account.get("stream_detail") or []
-    )

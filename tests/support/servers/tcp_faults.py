@@ -10,19 +10,22 @@ from tests.support.servers.app import Threaded
 from tests.support.servers.process import HOST
 
 _CHUNK = 1 << 16
+_LOOK_S = 0.02
 
 
 class TcpProxy(Threaded):
     """A proxy before a database.
 
     ``kill()`` refuses connections, ``start()`` takes them again on the same port; ``reset()`` cuts those
-    there are.
+    there are. While ``silent`` is set all are there, also new ones, and nothing comes through: as where a
+    cable is pulled. What was sent meanwhile comes late, even from a client that has long gone.
 
     Args:
         to: the server's port on 127.0.0.1, or its Unix socket.
 
     Attributes:
         delay_s: how long each piece of an answer waits.
+        silent: whether nothing comes through now.
         counts: what was done: "connections", "lost", "cut", and "unreachable" where no server was there.
     """
 
@@ -30,6 +33,7 @@ class TcpProxy(Threaded):
         super().__init__()
         self._to = to
         self.delay_s = 0.0
+        self.silent = False
         self.counts: Counter[str] = Counter()
         self._losses = 0
         self._when = b""
@@ -85,7 +89,7 @@ class TcpProxy(Threaded):
 
     async def _requests(self, pipe: _Pipe) -> None:
         tail = b""
-        while data := await pipe.client_reader.read(_CHUNK):
+        while data := await self._come_through(pipe.client_reader):
             if self._cut_after is not None:
                 if len(data) >= self._cut_after:
                     data = data[: self._cut_after]
@@ -104,8 +108,14 @@ class TcpProxy(Threaded):
             await pipe.server_writer.drain()
         pipe.server_writer.write_eof()
 
+    async def _come_through(self, reader: asyncio.StreamReader) -> bytes:
+        data = await reader.read(_CHUNK)
+        while self.silent:  # noqa: ASYNC110 - which another thread sets
+            await asyncio.sleep(_LOOK_S)
+        return data
+
     async def _answers(self, pipe: _Pipe) -> None:
-        while data := await pipe.server_reader.read(_CHUNK):
+        while data := await self._come_through(pipe.server_reader):
             if pipe.loses:
                 self.counts["lost"] += 1
                 raise ConnectionResetError
