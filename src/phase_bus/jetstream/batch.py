@@ -58,9 +58,13 @@ async def append(connection: Connection, messages: Sequence[Addressed], subjects
     final = len(messages)
     try:
         for number, (subject, data) in enumerate(messages[:-1], 1):
-            await client.publish(subject, data, headers=_headers(batch, number, subjects, last))
+            headers = _condition(subjects, last) if number == 1 else {}
+            await client.publish(subject, data, headers=headers | _part(batch, number))
         subject, data = messages[-1]
-        headers = _headers(batch, final, subjects, last) | {"Nats-Batch-Commit": "1"}
+        if final == 1:  # no batch: what that costs a server is that of dozens of messages
+            headers = _condition(subjects, last)
+        else:
+            headers = _part(batch, final) | {"Nats-Batch-Commit": "1"}
         answer = await client.request(subject, data, timeout=_ACK_S, headers=headers)
         ack = msgspec.json.decode(answer.data, type=_Ack)
     except nats.errors.NoRespondersError:
@@ -76,12 +80,15 @@ async def append(connection: Connection, messages: Sequence[Addressed], subjects
     return ack.seq
 
 
-def _headers(batch: str, number: int, subjects: str, last: int) -> _Headers:
-    headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
-    if number == 1:
-        headers["Nats-Expected-Last-Subject-Sequence"] = str(last)
-        headers["Nats-Expected-Last-Subject-Sequence-Subject"] = subjects
-    return headers
+def _condition(subjects: str, last: int) -> _Headers:
+    return {
+        "Nats-Expected-Last-Subject-Sequence": str(last),
+        "Nats-Expected-Last-Subject-Sequence-Subject": subjects,
+    }
+
+
+def _part(batch: str, number: int) -> _Headers:
+    return {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
 
 
 class _Error(Struct):

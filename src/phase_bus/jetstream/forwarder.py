@@ -45,7 +45,8 @@ from phase_bus.journal.rows import Entry
 
 logger = logging.getLogger("phase_bus.jetstream")
 
-_BATCH_BYTES = 1 << 20  # what is appended at once, about
+_BATCH_BYTES = 4 << 20  # what is appended at once, about
+_FEW = 8  # events that are appended each on its own: a batch costs a server with a file more than so many
 _MOST_WAITING_BYTES = 16 << 20  # beyond which no more events are taken: they wait in the journal
 _MOST_WAITING = 20_000
 _LEAST_PAYLOAD_BYTES = 64 << 10  # the largest event of a bus has to fit in MOST_MESSAGES messages
@@ -237,7 +238,7 @@ class Forwarder(RawConsumer):
             header, stream = event.header.pack(), row.position.stream
             frames = packed(event.topic, header, stream, event.payload, limit_bytes)
             messages = [Addressed(row.subject, frame) for frame in frames]
-            if part and count + len(messages) > MOST_MESSAGES:
+            if part and (len(rows) <= _FEW or count + len(messages) > MOST_MESSAGES):
                 yield part
                 part, count = [], 0
             part.append((row, messages))
