@@ -76,10 +76,22 @@ async def test_what_is_below_a_prefix(nats: NatsServer) -> None:
         assert await here.keys.all("group", after=found["group.c"].revision) == {}
 
 
+async def test_what_has_changed_below_a_prefix(nats: NatsServer) -> None:
+    async with opened(nats.url) as here:
+        for key in ("group.a", "group.b", "other.c"):
+            assert await here.keys.create(key, b"x")
+        first, second = await here.keys.all("group")
+        seen = (await here.keys.all("group"))[second].revision
+        assert await here.keys.all("group", after=seen) == {}
+        revision = await here.keys.update(first, b"y", seen - 1)
+        assert await here.keys.all("group", after=seen) == {first: Kept(b"y", revision or 0)}
+
+
 async def test_many_keys_below_a_prefix(nats: NatsServer) -> None:
     async with opened(nats.url) as here:
         await asyncio.gather(*(here.keys.create(f"dead.a.{n}", str(n).encode()) for n in range(1500)))
         found = await here.keys.all("dead.a")
+        assert await here.keys.all("dead.a", after=max(kept.revision for kept in found.values())) == {}
         assert {key: kept.value.decode() for key, kept in found.items()} == {
             f"dead.a.{n}": str(n) for n in range(1500)
         }

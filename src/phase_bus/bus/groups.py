@@ -57,6 +57,24 @@ class Assignment(Struct):
             self.epoch = generation
 
 
+class GroupState(Struct, kw_only=True):
+    """All that is to be known of a group to go on with it elsewhere; see :class:`Group`.
+
+    Attributes:
+        lost: the runs among those handled whose publishers may come back.
+        acting: the generation that each member acts upon.
+    """
+
+    generation: int = 0
+    members: list[str] = []
+    settings: str = ""
+    refused: int = 0
+    handled: dict[str, bool] = {}
+    lost: tuple[str, ...] = ()
+    assignments: dict[int, Assignment] = {}
+    acting: dict[str, int] = {}
+
+
 class Group:
     """A consumer group.
 
@@ -77,6 +95,28 @@ class Group:
         self._assignments = {share: Assignment() for share in sorted({EVENTS, *partitions})}
         self._acting: dict[str, int] = {}  # the generation that each member acts upon
 
+    def state(self) -> GroupState:
+        """Return all that is to be known to go on with it elsewhere."""
+        return GroupState(
+            generation=self.generation,
+            members=list(self.members),
+            settings=self.settings,
+            refused=self.refused,
+            handled=self.handled,
+            lost=tuple(sorted(self._lost)),
+            assignments=self._assignments,
+            acting=dict(self._acting),
+        )
+
+    @classmethod
+    def of(cls, name: str, state: GroupState) -> Group:
+        """Return a group that goes on from a state, which is its own from now on."""
+        group = cls(name, ())
+        group.generation, group.members, group.settings = state.generation, state.members, state.settings
+        group.refused, group.handled, group._lost = state.refused, state.handled, frozenset(state.lost)
+        group._assignments, group._acting = state.assignments, state.acting
+        return group
+
     def join(self, member: str) -> None:
         """Take in a member that is new; :meth:`rebalance` gives it its shares."""
         self.members.append(member)
@@ -93,6 +133,19 @@ class Group:
     def add_partition(self, partition: int) -> None:
         """Make a share of a partition that is new."""
         self._assignments[partition] = Assignment()
+
+    @property
+    def partitions(self) -> set[int]:
+        """The numbers of its shares, but for that of events."""
+        return set(self._assignments) - {EVENTS}
+
+    def begin_beyond(self, generation: int) -> None:
+        """Forget who has what, since a later generation is known than this group has heard of.
+
+        What :meth:`rebalance` assigns then has epochs beyond all that there were.
+        """
+        self.generation = max(self.generation, generation)
+        self._assignments = {share: Assignment() for share in self._assignments}
 
     def rebalance(self) -> None:
         """Share the work out among the members that there are; as few shares as possible move."""

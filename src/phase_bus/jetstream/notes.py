@@ -6,8 +6,12 @@ key                                   value                            changed b
 ``name.<consumer>``                   :class:`NameNote`                who has the name, with each beat
 ``checkpoint.<consumer>``             :class:`CheckpointNote`          likewise, with each commit
 ``checkpoint.<group>.<share>``        :class:`CheckpointNote`          who the share is assigned to
+``member.<group>.<client id>``        ``MemberNote`` [1]_              the member, with each beat
+``group.<group>``                     ``GroupNote`` [1]_               the group's coordinator, likewise
 ``dead.<consumer>.<offset>``          :class:`LetterNote`              whoever handled the event in vain
 ====================================  ===============================  ==================================
+
+.. [1] Of :mod:`phase_bus.jetstream.coordinator`.
 """
 
 from __future__ import annotations
