@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
 
 from cyclopts import Parameter
 
-from phase_bus.cli.options import parse_address
 from phase_bus.cli.output import EXIT_NOT_WHOLE, make_console, say
+from phase_bus.core.address import StreamAddress, default_address, parse_any
 from phase_bus.errors import ConfigError, JournalError, suggest
 from phase_bus.events import RunStart
 from phase_bus.journal.files import FILE_NAME
@@ -22,10 +22,11 @@ from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import RunRow
 
 if TYPE_CHECKING:
+    from phase_bus.jetstream.past import StreamPast
     from phase_bus.journal.remote import RemoteJournal
 
-Past: TypeAlias = "Path | RemoteJournal | None"
-"""Where to look: in a journal, in that of a bus, or in all of the user's."""
+Past: TypeAlias = "Path | RemoteJournal | StreamPast | None"
+"""Where to look: in a journal, in that of a bus, in a stream that buses forward to, or in all journals."""
 
 DataOption: TypeAlias = Annotated[
     Path | None, Parameter(name="--data", help="A journal: its directory or file. Default: all of yours.")
@@ -39,7 +40,8 @@ PastAddressOption: TypeAlias = Annotated[
     str | None,
     Parameter(
         name=["--address", "-a"],
-        help="Ask the bus at this address for its journal instead, also on another host.",
+        help="Ask the bus at this address for its journal instead, also on another host; or look in the "
+        "stream at nats://HOST that buses forward to.",
     ),
 ]
 
@@ -77,17 +79,23 @@ def looking(data: Path | None, address: str | None) -> Iterator[Past]:
         return
     if data is not None:
         raise ConfigError(f"--data {str(data)!r} and --address {address!r}: give one of them")
+    with TemporaryDirectory(prefix="phase-bus-") as directory, _open(address, Path(directory)) as past:
+        yield past
+
+
+def _open(address: str, directory: Path) -> RemoteJournal | StreamPast:
+    where = parse_any(address or default_address())
+    if isinstance(where, StreamAddress):
+        from phase_bus.jetstream.past import StreamPast
+
+        return StreamPast(where, directory, partial(_showing, "the stream"))
     from phase_bus.journal.remote import RemoteJournal
 
-    with (
-        TemporaryDirectory(prefix="phase-bus-") as directory,
-        RemoteJournal(parse_address(address), Path(directory), _showing) as journal,
-    ):
-        yield journal
+    return RemoteJournal(where, directory, partial(_showing, "the bus"))
 
 
 @contextmanager
-def _showing(size_bytes: int) -> Iterator[Callable[[int], object]]:
+def _showing(source: str, size_bytes: int) -> Iterator[Callable[[int], object]]:
     """Show in a terminal how a copy of so many bytes, 0 if that is unknown, gets on."""
     console = make_console(stderr=True)
     if not console.is_terminal:
@@ -95,7 +103,7 @@ def _showing(size_bytes: int) -> Iterator[Callable[[int], object]]:
         return
     from rich.progress import DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("copying from the bus"), DownloadColumn(), TimeElapsedColumn())
+    columns = (TextColumn(f"copying from {source}"), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("copy", total=size_bytes or None)
         yield lambda copied_bytes: progress.advance(task, copied_bytes)
@@ -162,7 +170,7 @@ def find_runs(past: Past) -> list[Found]:
     A run that is in several, as one that was replayed, comes last from the journal that was used last.
     """
     if not isinstance(past, Path | None):
-        runs = [Found(past.outline, row, str(past.address)) for row in past.runs]
+        runs = [Found(outline, row, str(past.address)) for outline, row in past.listed()]
         return sorted(runs, key=lambda found: found.row.started_ns)
     journals = [[Found(reader.path, row) for row in reader.runs()] for reader in readable_journals(past)]
     runs = [found for journal in reversed(journals) for found in journal]
@@ -173,7 +181,7 @@ def whole(found: Found, past: Past, *, records: bool = True) -> Found:
     """Return a run in a journal that has all of it, or all but its records: that of a bus is copied now."""
     if isinstance(past, Path | None) or not found.address:
         return found
-    return found._replace(journal=past.run(found.row.run_id, records=records))
+    return found._replace(journal=past.run(found.row.run_id, found.journal, records=records))
 
 
 def find_run(run: str | None, past: Past, *, records: bool = True) -> Found:
@@ -199,8 +207,11 @@ def find_run(run: str | None, past: Past, *, records: bool = True) -> Found:
         say(f"label {run!r} has {count:,} runs; this is the newest, {named}")
     wanted = [found for found in runs if found.row.run_id == named]
     if len(wanted) > 1 and run != LATEST:
+        several = len(wanted)
         say(
-            f"run {named} is in {len(wanted)} journals; this is the newest of them, in "
+            f"run {named} is of {several} buses; this is the newest of them"
+            if wanted[-1].address
+            else f"run {named} is in {several} journals; this is the newest of them, in "
             f"{wanted[-1].journal} (--data chooses another)"
         )
     return whole(wanted[-1], past, records=records)
@@ -316,7 +327,7 @@ def _not_found(
 def where_in_words(past: Past) -> str:
     """Return where runs are looked for, for people."""
     if not isinstance(past, Path | None):
-        return f"on the bus at {str(past.address)!r}"
+        return past.place
     return f"in journal {str(past)!r}" if past else f"in any journal in {str(state_directory())!r}"
 
 

@@ -82,12 +82,13 @@ def runs(*, data: DataOption = None, address: PastAddressOption = None, json: Js
             [
                 {
                     **msgspec.to_builtins(each.row),
+                    "size_bytes": each.row.size_bytes or None,
                     "status": _status(each),
                     "sweep_id": start.sweep_id if start else None,
                     "trial": start.trial if start else None,
                     "label": start.label if start else None,
                     "journal": each.where,
-                    "ended_because": reasons.get((each.where, each.row.run_id), ""),
+                    "ended_because": reasons.get((each.journal, each.row.run_id), ""),
                 }
                 for each, start in zip(found, starts, strict=True)
             ]
@@ -103,7 +104,7 @@ def runs(*, data: DataOption = None, address: PastAddressOption = None, json: Js
             duration(row.started_ns, row.ended_ns),
             f"{row.events:,}",
             f"{row.records:,}",
-            decimal(row.size_bytes),
+            decimal(row.size_bytes) if row.size_bytes else "",  # of a run in a stream that is unknown
             row.publisher,
             (start.label if start else None) or "",
             _sweep(start) if start and sizes[start.sweep_id] > 1 else "",
@@ -123,7 +124,7 @@ def _status(found: Found) -> str:
     return "unfinished" if left else found.row.status
 
 
-def _reasons(found: list[Found]) -> dict[tuple[str, str], str]:
+def _reasons(found: list[Found]) -> dict[tuple[Path, str], str]:
     """Return why those runs were cancelled that a threshold ended, by journal and run."""
     from phase_bus.reporting.verdicts import ended_because
 
@@ -135,7 +136,7 @@ def _reasons(found: list[Found]) -> dict[tuple[str, str], str]:
         with JournalReader(path) as reader:
             for each in cut:
                 if reason := ended_because(reader, each.row.run_id):
-                    reasons[each.where, each.row.run_id] = reason
+                    reasons[path, each.row.run_id] = reason
     return reasons
 
 

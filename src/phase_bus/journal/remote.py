@@ -116,8 +116,26 @@ class RemoteJournal:
         damaged_in = self.runs[-1].run_id if self.runs else "unknown"
         return self._copy(self.runs, Fetch(after=0, records=True), damaged_in)
 
-    def run(self, run_id: str, *, records: bool = True) -> Path:
+    @property
+    def place(self) -> str:
+        """Where this is, in words."""
+        return f"on the bus at {str(self.address)!r}"
+
+    def listed(self) -> list[tuple[Path, RunRow]]:
+        """Return all runs, the oldest first, each with a journal that has its start, end and verdicts."""
+        return [(self.outline, row) for row in self.runs]
+
+    def run(
+        self,
+        run_id: str,
+        outline: Path | None = None,  # noqa: ARG002 - a bus has one run of an id
+        *,
+        records: bool = True,
+    ) -> Path:
         """Copy a run once, with its records or without, and return the journal that it is in.
+
+        Args:
+            outline: the journal that it was listed with.
 
         Raises:
             PhaseBusError: also if the run is, or was meanwhile, pruned.

@@ -1,0 +1,235 @@
+"""The commands that look at the past, in a stream that several buses forward to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phase_bus.consumer.consumer import Consumer
+from phase_bus.core.address import StreamAddress
+from phase_bus.core.control import DeadLetterNote
+from phase_bus.events import (
+    EventBase,
+    PhaseComplete,
+    PhaseProgress,
+    PhaseRef,
+    PhaseStats,
+    Receipt,
+    RunComplete,
+    RunStart,
+    Summary,
+    Verdict,
+)
+from phase_bus.jetstream.notes import keep_letters
+from phase_bus.jetstream.past import StreamPast
+from phase_bus.journal.reader import JournalReader
+from phase_bus.testing import LiveBus
+from tests.support.commands import run_here
+from tests.support.journals import T0, Made, Phase, sweep_of, write_journal
+from tests.support.servers.nats import NatsServer
+from tests.support.streams import append, entry_of, fill, opened
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+Run = Callable[..., tuple[int, str, str]]
+PHASES = [Phase("profiling", 10, 2500, error_rate=0.02)]
+A_CLIENT, A_BUS = "c" * 32, "b" * 32
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command here."""
+    return partial(run_here, capsys)
+
+
+def rows(run: Run, nats: NatsServer) -> list[dict[str, Any]]:
+    code, out, err = run("runs", "--address", nats.url, "--json")
+    assert (code, err) == (0, "")
+    found: list[dict[str, Any]] = json.loads(out)
+    return found
+
+
+def showing(_: int) -> nullcontext[Callable[[int], object]]:
+    return nullcontext(lambda _: None)
+
+
+def say(nats: NatsServer, who: str, *events: EventBase) -> None:
+    """Append events under the name of a bus, or of a consumer on the stream."""
+
+    async def all_of_them() -> None:
+        async with opened(nats.url) as (connection, stream, _):
+            for number, event in enumerate(events, 1):
+                await append(connection, stream, who, entry_of(event, number, who[:16].encode()))
+
+    asyncio.run(all_of_them())
+
+
+class Phases(Consumer):
+    """Takes phases."""
+
+    async def on_phase_complete(self, event: PhaseComplete) -> None:
+        """Do nothing."""
+
+
+def test_what_is_told_of_a_run_is_what_its_bus_tells(run: Run, nats: NatsServer, tmp_path: Path) -> None:
+    """Byte for byte, but for the address and offsets, though another bus's events are between its own."""
+    made = Made("3f2a9c01d4e5", PHASES, start={"label": "nightly"})
+    verdict = Verdict(
+        run_id=made.run_id,
+        ts_ns=T0,
+        producer="thresholds",
+        threshold="error_rate < 1 %",
+        state="failed",
+        final=True,
+    )
+    other = write_journal(tmp_path / "other", *sweep_of("s", (1, 2), requests=20), Made("77b0", PHASES))
+
+    async def publish(bus: LiveBus) -> None:
+        async with bus.consumer(Phases) as consumer:
+            *events, _ = made.events()
+            bus.publish(*events, verdict)
+            bus.complete_run(made.run_id)
+            await consumer.catch_up()
+        bus.publish(*Made("90ab", PHASES, seed=1).events())
+
+    with LiveBus() as bus:
+        asyncio.run(publish(bus))
+        asyncio.run(fill(nats.url, bus.directory / "journal", other))
+        output, records = tmp_path / "output", tmp_path / "records.csv"
+        for words in (
+            ["report", "3f2a"],
+            ["report", "nightly", "--json", "--records", str(records)],
+            ["report", "3f2a", "--format", "markdown"],
+            ["report", "3f2a", "--format", "html", "--output", str(output)],
+            ["receipts", "nightly", "--json"],
+            ["check", "3f2a"],
+            ["check", "3f2a", "--threshold", "time_to_first_token p99 < 1 ms"],
+            ["compare", "3f2a", "90ab"],
+            ["journal", "export", "--run", "3f2a"],
+        ):
+            told = []
+            for address in (bus.address, nats.url):
+                code, out, err = run(*words, "--address", address)
+                written = [path.read_bytes() for path in (output, records) if path.exists()]
+                out = re.sub(r"(?m)^(\d+ s +)\d+ +", r"\1", out)  # the offset of a change in `check`
+                told.append((code, out, err.replace(address, "ADDRESS"), written))
+            assert told[0] == told[1], words
+            assert told[0][0] != 2, told[0]
+    assert output.exists()
+    assert records.exists()
+
+
+def test_runs_of_one_id_from_two_buses_are_kept_apart(run: Run, nats: NatsServer, tmp_path: Path) -> None:
+    """Also where their events come by turns; a consumer's word on a run of that id is with both."""
+    one = Made("same", [Phase("profiling", 10, 400, 50)], start={"label": "one"})
+    two = Made("same", [Phase("profiling", 10, 900, 90)], start={"label": "two"}, start_ns=T0 + 1)
+    data = [write_journal(tmp_path / made.start["label"], made) for made in (one, two)]
+    asyncio.run(fill(nats.url, *data))
+    say(nats, A_CLIENT, Receipt(run_id="same", ts_ns=T0, consumer="far"))
+    assert [(row["label"], row["records"]) for row in rows(run, nats)] == [("one", 400), ("two", 900)]
+    ours = run("report", "same", "--json", "--data", str(data[1]))
+    theirs = run("report", "same", "--json", "--address", nats.url)
+    assert theirs == (*ours[:2], "phase-bus: run same is of 2 buses; this is the newest of them\n")
+    with StreamPast(StreamAddress.parse(nats.url), tmp_path / "copies", showing) as past:
+        for (outline, row), path in zip(past.listed(), data, strict=True):
+            with JournalReader(past.run("same", outline)) as copy, JournalReader(path) as original:
+                *events, receipt = copy.entries()
+                assert [(e.topic, e.header, e.payload) for e in events] == [
+                    (e.topic, e.header, e.payload) for e in original.entries()
+                ]
+                assert receipt.kind == Receipt.kind
+                assert copy.runs()[0].status == row.status == "completed"
+        with JournalReader(past.everything) as copy:
+            assert len(list(copy.entries())) == len([*one.events(), *two.events()]) + 1
+
+
+def test_how_runs_stand(run: Run, nats: NatsServer) -> None:
+    """One goes on, one came back after it was lost, one has no start, of one only a consumer spoke."""
+    warmup, profiling = PhaseRef("warmup", "warmup", 0), PhaseRef("profiling", "profiling", 1)
+    say(
+        nats,
+        A_BUS,
+        RunStart(run_id="goes on", ts_ns=T0, producer="made up 1.0"),
+        PhaseComplete(run_id="goes on", ts_ns=T0, phase=warmup, stats=PhaseStats(completed=5)),
+        PhaseProgress(run_id="goes on", ts_ns=T0, phase=profiling, stats=PhaseStats(completed=6)),
+        PhaseProgress(run_id="goes on", ts_ns=T0, phase=profiling, stats=PhaseStats(completed=7)),
+        RunStart(run_id="came back", ts_ns=T0 + 1),
+        RunComplete(run_id="came back", ts_ns=T0 + 2, status="lost"),
+        PhaseProgress(run_id="came back", ts_ns=T0 + 3, phase=profiling),
+        PhaseProgress(run_id="no start", ts_ns=T0 + 4, phase=profiling),
+        RunComplete(run_id="no start", ts_ns=T0 + 5, status="failed", published={"a": 3}, records=9),
+        Receipt(run_id="no start", ts_ns=T0, consumer="here"),
+    )
+    say(nats, A_CLIENT, Summary(run_id="only a word", ts_ns=T0 + 6, producer="p"))
+    columns = ("run_id", "status", "started_ns", "ended_ns", "events", "records", "publisher", "size_bytes")
+    assert [tuple(row[name] for name in columns) for row in rows(run, nats)] == [
+        ("goes on", "running", T0, None, 4, 12, "made up 1.0", None),
+        ("came back", "running", T0 + 1, None, 2, 0, "", None),
+        ("no start", "failed", T0 + 4, T0 + 5, 4, 9, "", None),
+        ("only a word", "unknown", T0 + 6, T0 + 6, 0, 0, "", None),
+    ]
+    assert run("check", "goes on", "--threshold", "error_rate < 1 %", "--address", nats.url)[0] == 3
+
+
+def test_dead_letters_of_consumers_on_the_stream(run: Run, nats: NatsServer, tmp_path: Path) -> None:
+    """With their numbers and counts; the event of one is shown though it came in several parts."""
+    assert run("runs", "--address", nats.url)[0] == 2  # before there is a stream
+    asyncio.run(fill(nats.url, write_journal(tmp_path / "data", Made("one", PHASES))))
+    assert "no dead letters" in run("dead-letters", "list", "--address", nats.url)[1]
+    say(nats, A_CLIENT, Summary(run_id="one", ts_ns=T0, producer="p", result={"large": "x" * 3_000_000}))
+
+    async def fail() -> int:
+        async with opened(nats.url) as (_, stream, keys):
+            note = partial(
+                DeadLetterNote, run_id="one", error="KeyError: 'x'", traceback="T", stream=stream.id
+            )
+            await keep_letters(keys, "bad/07", [note(offset=2, kind="records")])
+            letter = note(offset=stream.last_offset, kind="summary", skipped=7)
+            await keep_letters(keys, "worse", [letter])
+            return stream.last_offset
+
+    last = asyncio.run(fail())
+    first, second, more = json.loads(run("dead-letters", "list", "--address", nats.url, "--json")[1])
+    assert (first["consumer"], first["offset"], first["error"]) == ("bad/07", 2, "KeyError: 'x'")
+    assert (second["consumer"], second["offset"], more["left_out"]) == ("worse", last, 7)
+    for letter, name in ((first, "start"), (second, "summary")):
+        code, out, _ = run("dead-letters", "show", str(letter["id"]), "--address", nats.url, "--json")
+        assert (code, name in json.loads(out)["event"]["kind"]) == (0, True)
+    assert len(json.loads(out)["event"]["result"]["large"]) == 3_000_000
+
+
+def test_what_is_none_of_ours_is_left_out(
+    run: Run, nats: NatsServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_journal(tmp_path / "data", Made("one", PHASES))
+
+    async def spoil() -> None:
+        async with opened(nats.url) as (connection, stream, _):
+            good = entry_of(RunStart(run_id="one", ts_ns=T0), 1)
+            for subject, body in (
+                ("phase-bus.x", b"x"),
+                ("phase-bus.x.run_start.one", b""),
+                ("phase-bus.x.run_start.one", b"\xff" * 200),
+                ("phase-bus.x.y.z.one.two", b"x"),
+            ):
+                await connection.js.publish(subject, body)
+            for topic in (b"\xff.one$", b"run_start.one", b"records.x.one$"):
+                bad = good._replace(topic=topic, run_id="one")
+                await append(connection, stream, A_BUS, bad, "phase-bus.x.run_start.one")
+            large = good._replace(header=good.header[:24] + b"\xff" * 40)
+            await append(connection, stream, A_BUS, large, "phase-bus.x.run_start.one")
+
+    asyncio.run(fill(nats.url, data))
+    asyncio.run(spoil())
+    ours = run("report", "one", "--json", "--data", str(data))
+    theirs = run("report", "one", "--json", "--address", nats.url)
+    assert theirs[:2] == ours[:2]
+    assert "skipped" in caplog.text
