@@ -11,11 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from phase_bus.bus.groups import GroupState
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.address import StreamAddress
-from phase_bus.core.control import DeadLetterNote
+from phase_bus.core.control import Beat, DeadLetterNote, Hello
+from phase_bus.core.position import Position
 from phase_bus.events import (
     EventBase,
     PhaseComplete,
@@ -28,7 +31,9 @@ from phase_bus.events import (
     Summary,
     Verdict,
 )
-from phase_bus.jetstream.notes import keep_letters
+from phase_bus.jetstream.coordinator import GroupNote, MemberNote
+from phase_bus.jetstream.keys import key_of
+from phase_bus.jetstream.notes import CheckpointNote, NameNote, keep_letters
 from phase_bus.jetstream.past import StreamPast
 from phase_bus.journal.reader import JournalReader
 from phase_bus.testing import LiveBus
@@ -233,3 +238,56 @@ def test_what_is_none_of_ours_is_left_out(
     theirs = run("report", "one", "--json", "--address", nats.url)
     assert theirs[:2] == ours[:2]
     assert "skipped" in caplog.text
+
+
+def test_status_of_a_stream(run: Run, nats: NatsServer, tmp_path: Path) -> None:
+    """Its buses, and consumers: one that is there, one that left a checkpoint, members of a group."""
+    made = Made("one", PHASES, start={"host": "load-1"})
+    data = [write_journal(tmp_path / name, made) for name in ("a", "b")]
+    buses = asyncio.run(fill(nats.url, *data))
+    empty = run("status", "--address", nats.url)
+    assert (empty[0], "no consumers" in empty[1], "1 replica in files" in empty[1]) == (0, True, True)
+
+    async def be_there() -> None:
+        async with opened(nats.url) as (_, stream, keys):
+            position = Position(stream.id, stream.last_offset - 3)
+            member = partial(Hello, role="consumer", name="team", pid=7, host="worker", group="team")
+            beat = Beat(client_id="2", state="ready", received=5, shares=(0, 1))
+            for key, note in (
+                (
+                    ("name", "a.b"),
+                    NameNote(client_id="1", name="a.b", host="here", state="ready", received=4),
+                ),
+                (("checkpoint", "a.b"), CheckpointNote(position=position, saved=b"x" * 3_000_000)),
+                (("checkpoint", "left"), CheckpointNote()),
+                (("member", "team", "2"), MemberNote(hello=member(client_id="2"), beat=beat)),
+                (
+                    ("group", "team"),
+                    GroupNote(
+                        coordinator="2",
+                        pid=7,
+                        pid_space="",
+                        seen={},
+                        state=GroupState(generation=3, members=["2"], refused=1, handled={"one": False}),
+                    ),
+                ),
+                (("checkpoint", "team", "07"), CheckpointNote(position=position)),
+            ):
+                assert await keys.create(key_of(*key), msgspec.msgpack.encode(note))
+
+    asyncio.run(be_there())
+    standing = json.loads(run("status", "--address", nats.url, "--json")[1])
+    last = standing["last_offset"]
+    assert {bus["bus"] for bus in standing["buses"]} == set(buses)
+    newest, other = standing["buses"]
+    assert (newest["stream_offset"], newest["runs"], newest["run_id"]) == (last, 1, "one")
+    assert (other["host"], other["offset"], other["stream_offset"]) == ("load-1", last // 2, last - 1)
+    assert standing["behind"] == {"a.b": 3, "left": last, "team": 3}
+    consumers = {each["name"]: (each["state"], each["received"]) for each in standing["consumers"]}
+    assert consumers == {"a.b": ("ready", 4), "left": ("stopped", 0), "team": ("ready", 5)}
+    (group,) = standing["groups"]
+    assert (group["members"], group["generation"], group["incomplete_runs"]) == (1, 3, ["one"])
+    text = run("status", "--address", nats.url)[1]
+    assert "load-1" in text
+    assert "a.b" in text
+    assert "0-1" in text

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from itertools import groupby
 
 from rich.text import Text
 
 from phase_bus.cli.options import AddressOption, JsonOption, parse_address
-from phase_bus.cli.output import duration, local_time, make_console, print_json, print_table
-from phase_bus.core.address import ADDRESS_VARIABLE
+from phase_bus.cli.output import counted, duration, local_time, make_console, print_json, print_table
+from phase_bus.core.address import ADDRESS_VARIABLE, StreamAddress
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import EVENTS, ClientInfo, GroupInfo, RunInfo, Status
 from phase_bus.errors import PhaseBusError
@@ -29,12 +31,19 @@ def status(*, address: AddressOption = None, json: JsonOption = False) -> None:
 
     The role 'client' is that of those who only look on: 'tail', 'watch', or the progress that 'exec' shows.
 
+    Of a stream in NATS, nats://HOST, it shows the buses that forward to it, how durable it is kept, and who
+    reads it, and how many of its messages these are behind.
+
     For example:
 
         phase-bus status
         phase-bus status --address tcp://127.0.0.1:5670 --json
+        phase-bus status --address nats://nats.example.org
     """
     named = address or os.environ.get(ADDRESS_VARIABLE)
+    if named and StreamAddress.is_meant(named):
+        _stream_status(StreamAddress.parse(named), json=json)
+        return
     if not named and (buses := running_buses()):
         _show_all(buses, json=json)
         return
@@ -44,6 +53,67 @@ def status(*, address: AddressOption = None, json: JsonOption = False) -> None:
         _show(reply)
     else:
         print_json(reply if named else [reply])
+
+
+def _stream_status(address: StreamAddress, *, json: bool) -> None:
+    """Show a stream in NATS: its buses, and its consumers."""
+    from phase_bus.jetstream.standing import standing_at
+
+    standing = asyncio.run(standing_at(address))
+    if json:
+        print_json(standing)
+        return
+    kept = f"{counted(standing.replicas, 'replica')} {'in memory' if standing.memory else 'in files'}"
+    make_console().print(
+        f"stream {standing.stream} ({standing.stream_id[:8]}) at {standing.address}, offsets "
+        f"{standing.first_offset} to {standing.last_offset}, {kept}",
+        soft_wrap=True,
+    )
+    for weakness in standing.weaknesses:
+        make_console().print(f"less durable than it can be: {weakness}", style="yellow", soft_wrap=True)
+    buses = (
+        (it.bus[:8], it.host, it.runs, it.offset, it.stream_offset, it.run_id, _ago(it.age_s))
+        for it in standing.buses
+    )
+    print_table(_FORWARDING, buses, "no buses", whole=("BUS", "LAST RUN"), spare=("IN STREAM", "OFFSET"))
+    behind, grouped = standing.behind, bool(standing.groups)
+    clients = sorted(standing.consumers, key=lambda client: (client.name, client.shares))
+    rows = (_reader_row(client, behind, grouped) for client in clients)
+    shares = _shares_column(grouped)
+    columns = ("CONSUMER", "STATE", "PID", "HOST", "EVENTS", "FAILED", *shares, "BEHIND", "LAST HEARD")
+    print_table(columns, rows, "no consumers", whole=("CONSUMER",), spare=("HOST", "PID", "EVENTS"))
+    if grouped:
+        groups = (
+            (it.name, it.members, it.generation, it.refused, behind.get(it.name, ""))
+            for it in standing.groups
+        )
+        print_table(("GROUP", "MEMBERS", "GENERATION", "REFUSED", "BEHIND"), groups, whole=("GROUP",))
+
+
+_FORWARDING = ("BUS", "HOST", "RUNS", "OFFSET", "IN STREAM", "LAST RUN", "LAST HEARD")
+
+
+def _reader_row(client: ClientInfo, behind: Mapping[str, int], grouped: bool) -> tuple[object, ...]:
+    is_here = bool(client.client_id)
+    return (
+        client.name,
+        Text(client.state, _STYLES.get(client.state, "")),
+        client.pid if is_here else "",
+        client.host,
+        client.received if is_here else "",
+        client.failed if is_here else "",
+        *((_shares(client),) if grouped else ()),
+        "" if client.group else behind.get(client.name, ""),
+        _ago(client.age_s) if is_here else "",
+    )
+
+
+def _shares_column(grouped: bool) -> tuple[str, ...]:
+    return ("SHARES",) if grouped else ()
+
+
+def _ago(age_s: float) -> str:
+    return f"{age_s:.1f} s ago" if age_s < 100 else f"{timedelta(seconds=round(age_s))} ago"
 
 
 def _show_all(buses: Sequence[RunningBus], *, json: bool) -> None:
@@ -89,7 +159,7 @@ def _show(status: Status) -> None:
         soft_wrap=True,
     )
     grouped = any(client.group for client in status.clients)
-    shares = ("SHARES",) if grouped else ()
+    shares = _shares_column(grouped)
     columns = ("ROLE", "NAME", "STATE", "PID", "HOST", "EVENTS", "FAILED", *shares, "LAST HEARD")
     clients = sorted(status.clients, key=lambda client: (client.role, client.name))
     rows = (_client_row(client, grouped) for client in clients)
