@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.e2e.agreement import assert_same_numbers, phase_of
-from tests.support.workplace import Workplace, json_lines, wait_for
+from tests.support.workplace import Workplace, child_of, json_lines, wait_for
 
 pytestmark = [pytest.mark.aiperf, pytest.mark.timeout(300)]
 
@@ -86,12 +86,7 @@ def test_failed_requests_and_a_killed_consumer(
     url = mock_llm("--tokens", "64", "--fail-every", "10")
     process = workplace.phase_bus("exec", *SINKS, "--", *aiperf(url, "--request-count", "300"))
     wait_for(lambda: "profiling started" in workplace.stderr(process), "the phase's start")
-    (victim,) = (
-        child
-        for child in psutil.Process(process.pid).children()
-        if "consume metrics" in " ".join(child.cmdline())
-    )
-    victim.kill()
+    child_of(process.pid, "consume metrics").kill()
     done = workplace.finish(process)
     assert done.returncode == 0, done.stderr
     assert "consumer metrics was ended by SIGKILL; starting it again" in done.stderr

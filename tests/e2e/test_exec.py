@@ -11,10 +11,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from tests.support.workplace import Workplace, assert_one_line, json_lines, wait_for
+from tests.support.workplace import Workplace, assert_one_line, child_of, json_lines, wait_for
 
 SIMULATE = (sys.executable, "-m", "phase_bus", "simulate")
 LOGGING = ("--with", "logging:log_file=events.jsonl,json=true")
@@ -30,16 +29,6 @@ def runs_of(workplace: Workplace) -> list[dict[str, Any]]:
 def events_of(workplace: Workplace) -> list[dict[str, Any]]:
     """Return what the logging consumer wrote."""
     return list(json_lines((workplace.directory / "events.jsonl").read_text()))
-
-
-def child_of(process_id: int, *words: str) -> psutil.Process:
-    """Return the child process whose command line has these words in a row."""
-    (child,) = (
-        child
-        for child in psutil.Process(process_id).children()
-        if " ".join(words) in " ".join(child.cmdline())
-    )
-    return child
 
 
 def test_several_sinks_see_one_whole_run(workplace: Workplace) -> None:

@@ -10,10 +10,9 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from tests.support.workplace import Finished, Workplace, assert_one_line, wait_for
+from tests.support.workplace import Finished, Workplace, assert_one_line, child_of, wait_for
 
 SIMULATE = (sys.executable, "-m", "phase_bus", "simulate", "--warmup", "0")
 QUICK = (*SIMULATE, "-n", "400", "-r", "0")
@@ -46,16 +45,6 @@ def states(workplace: Workplace) -> dict[str, str]:
     table = (workplace.directory / "v.md").read_text()
     for threshold in found:
         assert f"`{threshold}`" in table
-    return found
-
-
-def consumer_of(process_id: int) -> psutil.Process:
-    """Return the process that judges."""
-    (found,) = (
-        child
-        for child in psutil.Process(process_id).children()
-        if "consume thresholds" in " ".join(child.cmdline())
-    )
     return found
 
 
@@ -169,7 +158,7 @@ def killed_judge(workplace: Workplace, *options: str) -> Finished:
     run = (*SIMULATE, "-n", "3000", "-r", "1000")
     process = workplace.phase_bus("exec", *options, *held_to(PASSES), *FILES, "--", *run)
     wait_for(lambda: f"'{PASSES}' passed" in workplace.stderr(process), "a verdict")
-    consumer_of(process.pid).kill()
+    child_of(process.pid, "consume thresholds").kill()
     return workplace.finish(process)
 
 
@@ -199,7 +188,7 @@ def test_who_judges_and_hangs_changes_nothing_but_the_verdict(workplace: Workpla
     command = ("exec", "-c", "bus.yaml", *held_to(f"{FAILS} abort"), *FILES, "--", "sh", "-c", script)
     process = workplace.phase_bus(*command)
     wait_for(lambda: "consumers ready" in workplace.stderr(process), "the consumers")
-    consumer_of(process.pid).suspend()
+    child_of(process.pid, "consume thresholds").suspend()
     (workplace.directory / "go").touch()
     done = workplace.finish(process)
     assert (workplace.directory / "done").exists()

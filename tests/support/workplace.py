@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,17 @@ class Workplace:
         for started in self.started:
             started.wait()
         return names
+
+
+def child_of(process_id: int, *words: str) -> psutil.Process:
+    """Return the one child process, of those that live, whose command line has these words in a row."""
+    found = []
+    for child in psutil.Process(process_id).children():
+        with suppress(psutil.NoSuchProcess):  # it has just ended; a zombie is one of those
+            if " ".join(words) in " ".join(child.cmdline()):
+                found.append(child)
+    (only,) = found
+    return only
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
