@@ -451,7 +451,7 @@ class Loss(Struct, frozen=True, kw_only=True):
         return f"{what}: {self.reason}"
 
 
-JournalLossReason: TypeAlias = Literal["cut", "moved", "damaged"]
+JournalLossReason: TypeAlias = Literal["cut", "moved", "damaged", "removed"]
 
 
 class JournalLoss(Struct, frozen=True, kw_only=True):
@@ -462,6 +462,7 @@ class JournalLoss(Struct, frozen=True, kw_only=True):
             handled what is named here, and nobody knows how much came after it. ``moved``: the bus has
             another journal; what is named here is known to have been in the one before, and not handled by
             this consumer. ``damaged``: the journal has them, and they are not what was written.
+            ``removed``: a stream in NATS that buses forward to does not keep them any more.
         stream: the stream's id.
         first, last: the first and the last offset; ``last`` is below ``first`` if none is known.
     """
@@ -481,6 +482,8 @@ class JournalLoss(Struct, frozen=True, kw_only=True):
             case "moved":
                 rest = f"offset {named} was" if self.last >= self.first else "nothing that is known of was"
                 return f"the bus has another journal than before: of {where} {rest} not handled"
+            case "removed":
+                return f"the stream in NATS does not keep offset {named} of {where} any more"
             case _:
                 return f"the journal is damaged: offset {named} of {where} is not what was written"
 

@@ -1,6 +1,6 @@
-"""What a consumer can rely on, the same on the in-memory bus and on a real one over ZeroMQ.
+"""What a consumer can rely on, the same on the in-memory bus, on a real one, and on a stream in NATS.
 
-A case that holds on one of them only is a defect of the in-memory bus: tests of consumers believe it.
+A case that does not hold on the in-memory bus is a defect of that: tests of consumers believe it.
 """
 
 from __future__ import annotations
@@ -44,20 +44,26 @@ from phase_bus.testing import (
     make_run,
     until,
 )
+from tests.support.stream_bus import StreamBus
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
-AnyBus: TypeAlias = MemoryBus | LiveBus
+AnyBus: TypeAlias = MemoryBus | LiveBus  # that of a stream is one in memory that forwards
 
 
-@pytest.fixture(params=["memory", pytest.param("live", marks=pytest.mark.slow)])
+@pytest.fixture(
+    params=["memory", *(pytest.param(each, marks=pytest.mark.slow) for each in ("live", "stream"))]
+)
 def bus(request: pytest.FixtureRequest) -> Iterator[AnyBus]:
-    """Each of the two."""
+    """Each of the three."""
     if request.param == "memory":
         yield MemoryBus()
-        return
-    with LiveBus() as live:
-        yield live
+    elif request.param == "live":
+        with LiveBus() as live:
+            yield live
+    else:
+        with StreamBus(request.getfixturevalue("nats").url) as stream:
+            yield stream
 
 
 class Recorder(Consumer):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+from nats.js.api import PubAck
 
 from phase_bus.core.address import StreamAddress
 from phase_bus.core.wire import Header, encode_event, topic_of
@@ -70,3 +74,35 @@ def entry_of(event: EventBase, number: int, source: bytes = b"s" * 16) -> Entry:
     return Entry(
         number, topic, header.pack(), payload, event.run_id, event.kind, source, number, 0, number, 0
     )
+
+
+class Filler:
+    """Appends events to a stream as one bus's forwarder would, without any condition.
+
+    Args:
+        limit_bytes: the size of a message at most.
+
+    Attributes:
+        payloads: of all events, in order. They are no events of ours.
+    """
+
+    def __init__(self, opened: Opened, limit_bytes: int = 1 << 20) -> None:
+        self.payloads: list[bytes] = []
+        self._opened = opened
+        self._limit_bytes = limit_bytes
+        self._bus = uuid.uuid4().hex
+
+    async def append(self, count: int, *, kind: str = "phase_start", size_bytes: int = 20) -> None:
+        """Append so many events of a kind, such as "phase_start" or "records.07"."""
+        topic = f"{kind}.run$".encode()
+        stream, js = self._opened.stream.name, self._opened.connection.js
+        waiting: list[asyncio.Future[PubAck]] = []
+        for _ in range(count):
+            number = len(self.payloads) + 1
+            payload = str(number).encode().ljust(size_bytes, b".")
+            self.payloads.append(payload)
+            header = Header(bytes.fromhex(self._bus), number, number, 0, number, number, 0, b"abc").pack()
+            for data in packed(topic, header, self._bus, payload, self._limit_bytes):
+                subject = subject_of(stream, self._bus, topic)
+                waiting.append(await js.publish_async(subject, data, wait_stall=30))
+        await asyncio.gather(*waiting)

@@ -19,7 +19,7 @@ from phase_bus.consumer.share import Share
 from phase_bus.consumer.transport import OpenTransport
 from phase_bus.consumer.view import View, check_shareable
 from phase_bus.consumer.zeromq import ZeroMqTransport
-from phase_bus.core.address import Address
+from phase_bus.core.address import AnyAddress
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, Welcome
 from phase_bus.core.position import Lineage
 from phase_bus.core.session import introduce
@@ -58,7 +58,7 @@ class GroupMember(Member):
         self,
         build: Callable[[], Consumer],
         group: str,
-        address: Address,
+        address: AnyAddress,
         *,
         settings: str = "",
         high_water_mark: int = 1000,
@@ -198,6 +198,7 @@ class GroupMember(Member):
         consumer.context.address = str(self.address)
         consumer.context.claim = self._claim
         view = View.in_group(consumer, self.name, number, assigned.shares[number])
+        view = view.ordered() if self._transport.ordered else view
         share = Share(consumer, view, self.client_id, self._give_receipt)
         await share.start()
         try:

@@ -19,7 +19,7 @@ from phase_bus.consumer.health import ConsumerSnapshot
 from phase_bus.consumer.share import Share
 from phase_bus.consumer.transport import OpenTransport, Piece
 from phase_bus.consumer.zeromq import ZeroMqTransport
-from phase_bus.core.address import Address
+from phase_bus.core.address import AnyAddress
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, NameTaken, Reply, State, Welcome
 from phase_bus.core.health import LEAST_PATIENCE_S
 from phase_bus.core.position import Lineage
@@ -58,14 +58,14 @@ class Member(ABC):
     def __init__(
         self,
         name: str,
-        address: Address,
+        address: AnyAddress,
         *,
         high_water_mark: int = 1000,
         on_ready: Callable[[], None] | None = None,
         transport: OpenTransport = ZeroMqTransport,
     ) -> None:
         self.name = name
-        self.address = address = address.connectable()
+        self.address: AnyAddress = address.connectable()
         self.client_id = uuid.uuid4().hex
         self.state: State = "starting"
         self._on_ready = on_ready
@@ -79,7 +79,7 @@ class Member(ABC):
         self._past = Totals()  # of shares that it had, and that others have now
         self._worst_lag_ns = 0  # likewise
         self._unconfirmed: dict[str, Receipt] = {}  # by run: receipts that are published, and on their way
-        self._transport = transport(address, self, high_water_mark)
+        self._transport = transport(self.address, self, high_water_mark)
 
     @abstractmethod
     async def run(self) -> None:

@@ -14,7 +14,7 @@ from phase_bus.consumer.share import Origin, Share
 from phase_bus.consumer.transport import OpenTransport
 from phase_bus.consumer.view import View
 from phase_bus.consumer.zeromq import ZeroMqTransport
-from phase_bus.core.address import Address, default_address
+from phase_bus.core.address import Address, AnyAddress, default_address
 from phase_bus.core.control import EVENTS, Beat, Heard, Hello, NameTaken, Role, Welcome
 from phase_bus.core.position import Lineage
 from phase_bus.core.readable import wait_for_event
@@ -48,7 +48,7 @@ class ConsumerRunner(Member):
     def __init__(
         self,
         consumer: Consumer,
-        address: Address,
+        address: AnyAddress,
         *,
         high_water_mark: int = 1000,
         receipts: bool = True,
@@ -58,12 +58,13 @@ class ConsumerRunner(Member):
         drain_s: float = _DRAIN_S,
         transport: OpenTransport = ZeroMqTransport,
     ) -> None:
-        view = View.whole(consumer, topics=topics, direct=address.direct)
         self._role: Role = "consumer" if receipts else "client"
         self._has_news = receipts
         super().__init__(
             consumer.name, address, high_water_mark=high_water_mark, on_ready=on_ready, transport=transport
         )
+        view = View.whole(consumer, topics=topics, direct=address.direct)
+        view = view.ordered() if self._transport.ordered else view
         self.share = Share(consumer, view, self.client_id, self._give_receipt if receipts else None)
         consumer.context.publish = self.publish
         consumer.context.address = "" if address.direct else str(self.address)

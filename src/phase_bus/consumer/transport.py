@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 from phase_bus.consumer.share import Share
-from phase_bus.core.address import Address
 from phase_bus.core.control import Beat, Hello, PrunedRun, Reply, State
 from phase_bus.core.session import Session
 from phase_bus.core.wire import Header
@@ -102,8 +101,11 @@ class Transport(ABC):
 
     Attributes:
         session: whether somebody answers, and what the last welcome was.
+        ordered: whether it gives each share all events in order, and tells itself what is lost: then no
+            share looks for holes.
     """
 
+    ordered: ClassVar[bool] = False
     session: Session
 
     # ---- the conversation ----
@@ -188,5 +190,5 @@ class Transport(ABC):
         """Deliver what was published, and let go of everything."""
 
 
-OpenTransport: TypeAlias = Callable[[Address, Host, int], Transport]
-"""Makes a transport from an address, for a host, with so many events queued in the process at most."""
+OpenTransport: TypeAlias = Callable[[Any, Host, int], Transport]
+"""Makes a transport from an address of its kind, for a host, with so many events queued at most."""

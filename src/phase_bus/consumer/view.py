@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from phase_bus.consumer.consumer import Consumer, Handler, handlers_of, subscriptions_of
-from phase_bus.consumer.follower import DirectFollower, Follower, PartitionFollower
+from phase_bus.consumer.follower import DirectFollower, Follower, OrderedFollower, PartitionFollower
 from phase_bus.consumer.raw import RawConsumer
 from phase_bus.core.control import EVENTS
 from phase_bus.core.wire import partition_prefix, topic_prefix
@@ -41,6 +42,10 @@ class View(Struct, frozen=True, kw_only=True):
     def partition(self) -> int | None:
         """The partition whose records alone are read, if it is for one."""
         return None if self.number == EVENTS else self.number
+
+    def ordered(self) -> View:
+        """Return the same view where everything comes in order, and numbers show no holes."""
+        return replace(self, follower=OrderedFollower(records=self.follower.records))
 
     @classmethod
     def whole(

@@ -7,7 +7,7 @@ import logging
 import os
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,17 @@ def asking(address: StreamAddress) -> Iterator[None]:
         raise NatsUnreachableError(address, str(error) or type(error).__name__) from None
 
 
+async def end(task: asyncio.Task[None]) -> None:
+    """Cancel a task that speaks to NATS, and wait until it has ended; raise what it raised.
+
+    Waiting for an answer, nats-py may swallow that it is cancelled: then the task has to see by itself that
+    it is to end.
+    """
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
 class Connection:
     """A connection to the servers of an address, which is made again whenever it breaks.
 
@@ -85,6 +96,11 @@ class Connection:
     def max_payload_bytes(self) -> int:
         """The size of a message that the server takes at most."""
         return int(self.client.max_payload)
+
+    @property
+    def reconnects(self) -> int:
+        """How often it was made again."""
+        return int(self.client.stats["reconnects"])
 
     async def close(self) -> None:
         """Close it, without waiting for what is under way."""

@@ -30,7 +30,8 @@ from phase_bus.jetstream.keys import Kept, Keys, key_of
 
 T = TypeVar("T")
 
-_encode = msgspec.msgpack.encode
+encode_note = msgspec.msgpack.encode
+"""Returns the value of a key that holds one of these."""
 
 
 class NameNote(Struct, frozen=True, kw_only=True):
@@ -93,7 +94,7 @@ async def keep_letters(keys: Keys, consumer: str, letters: Iterable[DeadLetterNo
     """
     for letter in letters:
         note = LetterNote(consumer=consumer, letter=letter, ts_ns=time.time_ns())
-        await keys.create(letter_key(consumer, letter.offset), _encode(note))
+        await keys.create(letter_key(consumer, letter.offset), encode_note(note))
 
 
 def read_note(kind: type[T], key: str, kept: Kept) -> T:

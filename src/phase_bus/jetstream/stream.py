@@ -28,6 +28,16 @@ _ASK_S = 5.0
 _PATIENCE_S = 30.0  # a cluster that has just lost its leader needs 5 to 10 s to choose another
 
 
+class NoStreamError(PhaseBusError):
+    """Nothing was forwarded to an address yet."""
+
+    def __init__(self, address: StreamAddress) -> None:
+        super().__init__(
+            f"there is no stream {address.stream!r} at {_servers(address)!r}; begin one with: "
+            f"phase-bus bus --forward {address}"
+        )
+
+
 class Stream(Struct, frozen=True, kw_only=True):
     """A stream as it was when it was looked at.
 
@@ -56,7 +66,8 @@ async def open_stream(connection: Connection, *, make: bool) -> Stream:
         make: make it if it is not there, with three replicas if the cluster has as many servers.
 
     Raises:
-        PhaseBusError: it is not there, is not ours, or JetStream is not enabled.
+        NoStreamError: it is not there.
+        PhaseBusError: it is not ours, or JetStream is not enabled.
         NatsUnreachableError: no answer in time.
     """
     address = connection.address
@@ -65,10 +76,7 @@ async def open_stream(connection: Connection, *, make: bool) -> Stream:
         try:
             info = await _info(connection)
             if info is None and not make:
-                raise PhaseBusError(
-                    f"there is no stream {address.stream!r} at {_servers(address)!r}; begin one with: "
-                    f"phase-bus bus --forward {address}"
-                )
+                raise NoStreamError(address)
             return _checked(address, info or await _make(connection))
         except (
             nats.js.errors.NoStreamResponseError,
@@ -161,6 +169,13 @@ async def _make(connection: Connection) -> StreamInfo:
 
 _NAME_IN_USE = 10058
 _TOO_FEW_SERVERS = (10005, 10074)  # no suitable peers; replicas without a cluster
+
+
+def identity_of(info: StreamInfo) -> str:
+    """Return the id of a stream, empty if it is not ours."""
+    metadata = info.config.metadata or {}
+    identity = metadata.get(_ID, "")
+    return _lineage(identity, metadata.get(_CUTS, ""))[-1].stream if identity else ""
 
 
 def _checked(address: StreamAddress, info: StreamInfo) -> Stream:

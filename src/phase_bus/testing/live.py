@@ -167,12 +167,14 @@ class LiveRun(RunningOutcome[C]):
         self._bus = bus
         self._origin = origin
         self._ready = asyncio.Event()
-        self._runner = ConsumerRunner(
-            consumer, Address.parse(bus.address), origin=origin, on_ready=self._ready.set
-        )
+        self._runner = self._host(consumer, origin)
         self._wanted = (*self._runner.share.view.wanted, _RUN_COMPLETE)
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
+
+    def _host(self, consumer: C, origin: Origin) -> ConsumerRunner:
+        where = Address.parse(self._bus.address)
+        return ConsumerRunner(consumer, where, origin=origin, on_ready=self._ready.set)
 
     async def __aenter__(self) -> Self:
         self._keep_published()
