@@ -182,6 +182,8 @@ def test_it_is_off_without_an_address_and_says_nothing(caplog: pytest.LogCapture
     [
         ({"address": "nonsense"}, "nonsense"),
         ({"address": "tcp://host:port"}, "port"),
+        ({"address": "nats://host:4222"}, "phase-bus bus --forward nats://HOST:4222"),
+        ({"address": "tls://host"}, "phase-bus bus --forward nats://HOST:4222"),
         ({"address": "ipc:///x", "lists": "some"}, "lists"),
         ({"address": "ipc:///x", "adress": "y"}, "adress"),
         ("ipc:///x", "options are wrong"),

@@ -1,4 +1,4 @@
-"""The thresholds of a configuration, and the consumer that judges them."""
+"""The thresholds of a configuration, and the consumer that judges them; and the one that forwards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from phase_bus.errors import ConfigError
+from phase_bus.errors import AddressError, ConfigError
 from phase_bus.harness.config import Config, ConsumerConfig, load_config
 
 LATENCY = "profiling request_latency p99 < 500 ms"
@@ -86,3 +86,26 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, words: tuple[str, ...
         loaded(tmp_path, text)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_the_consumer_that_forwards_is_started_for_an_address(tmp_path: Path) -> None:
+    """That of the command line counts; YAML and command line say it alike."""
+    for config in (
+        loaded(tmp_path, "forward: nats://a,b:1/team"),
+        loaded(tmp_path, "forward: nats://c", forward="nats://a,b:1/team"),
+    ):
+        assert config.consumers == (ConsumerConfig("forward", set={"to": "nats://a:4222,b:1/team"}),)
+
+
+def test_what_is_wrong_with_forwarding_is_said_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(AddressError, match="'tcp://a:1': not an address of NATS; write nats://"):
+        loaded(tmp_path, "forward: tcp://a:1")
+    with pytest.raises(
+        AddressError, match="has a user in it; leave that out, and give NATS_CREDS"
+    ) as error:
+        loaded(tmp_path, "", forward="nats://me:secret@a")
+    assert "secret" not in str(error.value)
+    with pytest.raises(ConfigError, match="'forward' needs the bus's journal"):
+        loaded(tmp_path, "{forward: nats://a, journal: false}")
+    with pytest.raises(ConfigError, match="two consumers are called 'forward'"):
+        loaded(tmp_path, "{forward: nats://a, consumers: ['forward:to=nats://b']}")

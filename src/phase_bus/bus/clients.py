@@ -20,6 +20,7 @@ from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Stream
 from phase_bus.core.control import (
     RESULTS_SUFFIX,
+    TAKES_ALL,
     WIRE_VERSION,
     Beat,
     ClientInfo,
@@ -237,6 +238,8 @@ class Clients:
         if hello.role == "consumer":
             self._checkpoints.see({hello.name: hello.subscriptions})
         checkpoint = self._checkpoints.find(hello)
+        if checkpoint is not None and TAKES_ALL in hello.subscriptions:
+            client.update(position=checkpoint.position)
         welcome = Welcome(
             bus_id=self._bus_id,
             events=self._sockets.events_endpoint,
@@ -398,13 +401,16 @@ class Clients:
             return None
         client.hear(identity, now_s)
         beat = self._with_last_ends(beat)
+        position = beat.position
+        if position is None and TAKES_ALL in client.info.subscriptions:
+            position = client.info.position  # there is nothing that it would not have told of
         client.update(
             state=beat.state,
             handled_runs=beat.handled_runs,
             incomplete_runs=beat.incomplete_runs,
             received=beat.received,
             failed=beat.failed,
-            position=beat.position,
+            position=position,
             journal_losses=beat.journal_losses,
         )
         heard = Heard(bus_id=self._bus_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +17,7 @@ from phase_bus.cli.health import health_server
 from phase_bus.cli.options import (
     DEFAULT_LIMITS,
     AddressesOption,
+    ForwardOption,
     LimitOptions,
     StopOnEof,
     as_options,
@@ -32,6 +33,8 @@ from phase_bus.journal.running import listed
 from phase_bus.journal.writer import Journal
 
 if TYPE_CHECKING:
+    from phase_bus.harness.config import ConsumerConfig
+
     _Options = BusOptions
 else:
     _Options = as_options(BusOptions)
@@ -51,6 +54,7 @@ def bus(
         ),
     ] = False,
     limits: LimitOptions = DEFAULT_LIMITS,
+    forward: ForwardOption = None,
     insecure: Annotated[
         bool,
         Parameter(help="Ask nobody for a key: anybody who can connect to a tcp address may do everything."),
@@ -78,6 +82,7 @@ def bus(
         phase-bus bus --address ipc:///tmp/my-bus
         phase-bus bus --address tcp://0.0.0.0:5670 --address ipc:///tmp/my-bus
         phase-bus bus --health 9464
+        phase-bus bus --forward nats://nats.example:4222
     """
     configure_logging(news=not stop_on_eof)
     raise_limit()
@@ -90,18 +95,21 @@ def bus(
         kept = msgspec.convert(limits, Limits, from_attributes=True)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{error}; give another value") from None
+    forwarding = None if forward is None else _forwarding(forward, journal=not no_journal)
     directory = data or journal_directory(addresses[0])
     if data is None and not no_journal:
         with suppress(OSError):  # the journal says it better
             make_state_directory()
     eof = sys.stdin.fileno() if stop_on_eof else None
-    with Ending(say, BUS_S, eof=eof) as ending, health_server(health) as told:
+    with Ending(say, BUS_S, eof=eof) as ending, health_server(health) as told, ExitStack() as stack:
         journal = None if no_journal else Journal(directory, kept, options.durability)
         server = Bus(addresses, behaviour, journal, key, insecure=insecure)
         left = "what it has acknowledged is in its journal" if journal else ""
         ending.begin("the bus", server.stop, left=lambda: left, force=server.remove_sockets)
         try:
             server.bind()
+            if forwarding is not None:
+                _start_beside(forwarding, server, ending, stack, left, insecure=insecure)
             if not stop_on_eof:
                 where = f"journal in {journal.path}" if journal else "no journal: missed events are lost"
                 everywhere = [f"bound to {each}; " for each in server.addresses if each.is_wildcard]
@@ -109,10 +117,43 @@ def bus(
                 keys = f"key of {key.path}; " if key else ""
                 if by_tcp and insecure:
                     keys = "insecure: whoever can connect may do everything; "
-                print_line(f"bus ready at {at}; {''.join(everywhere)}{keys}{where}")
+                to = "" if forwarding is None else f"; forwarding to {forwarding.set['to']}"
+                print_line(f"bus ready at {at}; {''.join(everywhere)}{keys}{where}{to}")
             if told is not None:
                 server.tell_health(told)
             with listed(server.addresses):
                 server.run()
         finally:
             server.close()
+
+
+def _forwarding(forward: str, *, journal: bool) -> ConsumerConfig:
+    from phase_bus.harness.config import forwarder  # what nobody pays for who does not want it
+
+    if not journal:
+        raise ConfigError("--forward needs the journal, to go on after a break; leave --no-journal out")
+    return forwarder(forward)
+
+
+def _start_beside(
+    consumer: ConsumerConfig, server: Bus, ending: Ending, stack: ExitStack, left: str, *, insecure: bool
+) -> None:
+    """Run a consumer beside the bus; it ends first, so that it still gets what has arrived."""
+    from phase_bus.harness.beside import Beside
+    from phase_bus.harness.children import environment
+
+    address = str(min(server.addresses, key=lambda each: each.scheme != "ipc").connectable())
+    beside = Beside(
+        consumer,
+        address,
+        lambda who, line: say(f"{who} | {line.removeprefix('phase-bus: ')}"),
+        environment(address, "" if insecure else None),
+    )
+
+    def force() -> None:
+        beside.kill()
+        server.remove_sockets()
+
+    stack.enter_context(beside)
+    within_s = BUS_S + beside.stop_s
+    ending.begin("the bus", lambda: beside.stop(server.stop), within_s, left=lambda: left, force=force)

@@ -18,6 +18,7 @@ from phase_bus.cli.compare import EXIT_REGRESSED
 from phase_bus.cli.options import (
     AddressesOption,
     ConfigOption,
+    ForwardOption,
     JunitOption,
     MarkdownOption,
     ThresholdOption,
@@ -58,6 +59,7 @@ class Setup:
         Parameter(help="How many processes share the work of a consumer: NAME=N. May be repeated."),
     ] = None
     threshold: ThresholdOption = None
+    forward: ForwardOption = None
     address: AddressesOption = None
     restart: Annotated[
         int | None,
@@ -94,6 +96,7 @@ class Setup:
             self.workers or [],
             thresholds=self.threshold or [],
             abort=abort,
+            forward=self.forward or "",
         )
         restarts = loaded.restarts if self.restart is None else self.restart
         return msgspec.structs.replace(loaded, insecure=self.insecure or loaded.insecure, restarts=restarts)

@@ -65,6 +65,14 @@ ThresholdOption: TypeAlias = Annotated[
         help="A limit for the run, such as 'time_to_first_token p99 < 500 ms'. May be repeated.",
     ),
 ]
+ForwardOption: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        name="--forward",
+        help="Forward everything to a stream in NATS JetStream, where consumers elsewhere read it: "
+        "nats://HOST:PORT, with more hosts after commas, and /STREAM if it has a name of its own.",
+    ),
+]
 JunitOption: TypeAlias = Annotated[
     Path | None, Parameter(name="--junit", help="Write the verdicts to this file as JUnit's XML, for CI.")
 ]

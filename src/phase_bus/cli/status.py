@@ -15,7 +15,7 @@ from phase_bus.cli.options import AddressOption, JsonOption, parse_address
 from phase_bus.cli.output import counted, duration, local_time, make_console, print_json, print_table
 from phase_bus.core.address import ADDRESS_VARIABLE, StreamAddress
 from phase_bus.core.client import BusClient
-from phase_bus.core.control import EVENTS, ClientInfo, GroupInfo, RunInfo, Status
+from phase_bus.core.control import EVENTS, TAKES_ALL, ClientInfo, GroupInfo, RunInfo, Status
 from phase_bus.errors import PhaseBusError
 from phase_bus.journal.running import RunningBus, running_buses
 
@@ -160,9 +160,11 @@ def _show(status: Status) -> None:
     )
     grouped = any(client.group for client in status.clients)
     shares = _shares_column(grouped)
-    columns = ("ROLE", "NAME", "STATE", "PID", "HOST", "EVENTS", "FAILED", *shares, "LAST HEARD")
+    behind = {client.client_id: _behind(client, status) for client in status.clients}
+    lag = ("BEHIND",) if any(behind.values()) else ()
+    columns = ("ROLE", "NAME", "STATE", "PID", "HOST", "EVENTS", "FAILED", *lag, *shares, "LAST HEARD")
     clients = sorted(status.clients, key=lambda client: (client.role, client.name))
-    rows = (_client_row(client, grouped) for client in clients)
+    rows = (_client_row(client, grouped, (behind[client.client_id],) if lag else ()) for client in clients)
     spare = ("HOST", "LAST HEARD", "PID", "EVENTS")
     print_table(columns, rows, "no publishers or consumers", whole=("NAME",), spare=spare)
     if status.unread:
@@ -183,7 +185,14 @@ def _show(status: Status) -> None:
     print_table(columns, runs, "no runs yet", whole=("RUN",), spare=spare)
 
 
-def _client_row(client: ClientInfo, grouped: bool) -> tuple[object, ...]:
+def _behind(client: ClientInfo, status: Status) -> str:
+    """Return how many events a consumer that takes all of them has not finished with; of others nothing."""
+    if client.role != "consumer" or TAKES_ALL not in client.subscriptions:
+        return ""
+    return f"{status.offset - (client.position.offset if client.position else 0):,}"
+
+
+def _client_row(client: ClientInfo, grouped: bool, behind: tuple[str, ...]) -> tuple[object, ...]:
     return (
         client.role,
         client.name,
@@ -192,6 +201,7 @@ def _client_row(client: ClientInfo, grouped: bool) -> tuple[object, ...]:
         client.host,
         client.received,
         client.failed,
+        *behind,
         *((_shares(client),) if grouped else ()),
         f"{client.age_s:.1f} s ago",
     )

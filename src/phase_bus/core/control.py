@@ -424,6 +424,10 @@ class RemoveDeadLetter(Struct, frozen=True, kw_only=True, tag_field="op", tag="r
     saved: bytes | None = None
 
 
+TAKES_ALL = ""
+"""Among the subscriptions of a consumer: it takes everything, so that its position tells how far it is."""
+
+
 class ClientInfo(Struct, frozen=True, kw_only=True):
     """What the bus knows of a publisher or consumer, from its hello and its last beat.
 

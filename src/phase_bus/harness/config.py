@@ -13,7 +13,8 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from phase_bus.bus.options import BusOptions
-from phase_bus.core.classes import type_in_words
+from phase_bus.core.address import StreamAddress
+from phase_bus.core.classes import import_extra, type_in_words
 from phase_bus.core.numbers import check_finite
 from phase_bus.errors import ConfigError, suggest
 from phase_bus.harness.ending import CONSUMER_S
@@ -26,6 +27,8 @@ Place: TypeAlias = int | str | None
 """Where a process offers its health: ``[HOST:]PORT``; None for nowhere."""
 JUDGE = "thresholds"
 """The consumer that judges by thresholds."""
+FORWARDER = "forward"
+"""The consumer that forwards everything to a stream in NATS."""
 RESTARTS = 3
 """How often a consumer that dies is started again, unless its user says otherwise."""
 _WHERE = re.compile(r" - at `\$?\.?(.*)`$")
@@ -107,6 +110,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         key_file: the file with the bus's key, for a tcp address; by default the user's own, if there is
             one, else a key is made for the occasion.
         insecure: ask nobody for a key.
+        forward: the address of a stream in NATS that everything is forwarded to, if it is; the consumer
+            ``forward`` among ``consumers`` does so.
         thresholds: what runs are held against, in the canonical spelling; the consumer ``thresholds`` among
             ``consumers`` judges them.
     """
@@ -114,6 +119,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     address: tuple[str, ...] = ()
     consumers: tuple[ConsumerConfig, ...] = ()
     thresholds: tuple[str, ...] = ()
+    forward: str = ""
     bus: BusConfig = BusConfig()
     journal: bool = True
     data: str = ""
@@ -134,12 +140,13 @@ def load_config(
     *,
     thresholds: Sequence[str] = (),
     abort: bool = False,
+    forward: str = "",
 ) -> Config:
     """Return the configuration of a YAML file, if any, with what the command line adds.
 
     That is: further consumers, as :meth:`ConsumerConfig.parse` reads them, addresses that replace the
-    file's, how many processes a consumer has, as ``NAME=N``, and further thresholds. With ``abort`` each
-    threshold is to end a run that does not keep to it.
+    file's, how many processes a consumer has, as ``NAME=N``, further thresholds, and where everything is
+    forwarded to. With ``abort`` each threshold is to end a run that does not keep to it.
 
     Raises:
         ConfigError: if the file cannot be read, has an unknown key or a wrong value, two consumers have
@@ -148,6 +155,7 @@ def load_config(
     config = Config() if path is None else _read(path)
     held = parse_thresholds((*config.thresholds, *thresholds), abort=abort)
     config = _judged(replace(config, thresholds=tuple(each.text for each in held)))
+    config = _forwarding(replace(config, forward=forward or config.forward))
     consumers: dict[str, ConsumerConfig] = {}
     for consumer in _all_named([*config.consumers, *map(ConsumerConfig.parse, extra)]):
         if consumers.setdefault(consumer.title, consumer) is not consumer:
@@ -189,6 +197,29 @@ def _judged(config: Config) -> Config:
     else:
         consumers.append(ConsumerConfig(JUDGE, set=given))
     return replace(config, consumers=tuple(consumers))
+
+
+def _forwarding(config: Config) -> Config:
+    """Return a configuration with the consumer that forwards everything, if that is wanted."""
+    if not config.forward:
+        return config
+    if not config.journal:
+        raise ConfigError(
+            "'forward' needs the bus's journal, to go on after a break; leave 'journal: false' out"
+        )
+    return replace(config, consumers=(*config.consumers, forwarder(config.forward)))
+
+
+def forwarder(address: str) -> ConsumerConfig:
+    """Return the consumer that forwards everything to a stream in NATS.
+
+    Raises:
+        AddressError: if that is no address of one.
+        ConfigError: if what it needs is not installed.
+    """
+    to = StreamAddress.parse(address)
+    import_extra("nats", "nats", "forwarding: ")
+    return ConsumerConfig(FORWARDER, set={"to": str(to)})
 
 
 def _all_named(consumers: Sequence[ConsumerConfig]) -> Iterator[ConsumerConfig]:

@@ -331,6 +331,8 @@ class Forwarder(RawConsumer):
         try:
             if self._connection is None:
                 self._connection = await connect(self._to, self.name)
+            if not self._connection.client.is_connected:
+                raise UnavailableError(f"there is no connection to NATS at {str(self._to)!r}")
             if not self._opened:
                 await open_stream(self._connection, make=True)
                 self._opened = True
