@@ -21,6 +21,7 @@ from phase_bus.core.position import Lineage, Position, Segment
 from phase_bus.jetstream.claims import Claims
 from phase_bus.jetstream.connection import NatsUnreachableError
 from phase_bus.jetstream.coordinator import GroupNote
+from phase_bus.jetstream.ends import Ends
 from phase_bus.jetstream.groups import GroupSeat
 from phase_bus.jetstream.keys import Kept, Keys
 from phase_bus.jetstream.notes import CheckpointNote
@@ -166,6 +167,13 @@ async def _late(world: World, do: Callable[[], object]) -> None:
     do()
 
 
+class NoEnds:
+    """Nobody here handles the end of a run."""
+
+    async def without_going_on(self, beat: Beat) -> Beat:
+        return beat
+
+
 class Member:
     """What a process around a member does, with a count for each share instead of a consumer."""
 
@@ -173,7 +181,7 @@ class Member:
         self.name = f"{number:032x}"
         self.world = world
         keys = cast(Keys, FakeKeys(world, self.name))
-        self.seat = GroupSeat(keys, STREAM, "g", self.name, clock=lambda: world.now_s)
+        self.seat = GroupSeat(keys, STREAM, cast(Ends, NoEnds()), "g", self.name, clock=lambda: world.now_s)
         self.hello = Hello(client_id=self.name, role="consumer", name="g", group="g", settings=settings)
         self.assigned: Assigned | None = None
         self.generation = 0

@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -21,6 +22,9 @@ from phase_bus.core.control import PARTITIONS, Assigned, Beat, Commit, Heard, He
 from phase_bus.core.position import Lineage
 from phase_bus.core.session import pid_space
 from phase_bus.core.throttle import Throttle
+from phase_bus.core.wire import NO_PARTITION, decode_event, partition_of
+from phase_bus.errors import WireError
+from phase_bus.events import RunComplete
 from phase_bus.jetstream.claims import Claims
 from phase_bus.jetstream.coordinator import (
     Coordinator,
@@ -30,6 +34,7 @@ from phase_bus.jetstream.coordinator import (
     Watch,
     assigned,
 )
+from phase_bus.jetstream.ends import Ends
 from phase_bus.jetstream.keys import Kept, Keys, key_of
 from phase_bus.jetstream.seats import HEARTBEAT_S, SILENT_AFTER_S, welcome
 from phase_bus.jetstream.stream import Stream
@@ -47,6 +52,7 @@ class GroupSeat:
     Args:
         keys: what is kept beside the stream.
         stream: the stream.
+        ends: tells which of the runs that were handled go on.
         group: the group's name.
         client_id: the member's.
         heartbeat_s: how often members beat.
@@ -62,6 +68,7 @@ class GroupSeat:
         self,
         keys: Keys,
         stream: Stream,
+        ends: Ends,
         group: str,
         client_id: str,
         *,
@@ -72,6 +79,7 @@ class GroupSeat:
         self.stream = stream
         self.soon_s = heartbeat_s
         self._keys = keys
+        self._ends = ends
         self._clock = clock
         self._group = group
         self._me = client_id
@@ -138,6 +146,17 @@ class GroupSeat:
             return None
         return {} if checkpoint is None else {only: checkpoint}
 
+    def pass_end(self, topic: bytes, payload: bytes | memoryview) -> None:
+        """Take in the end of a run, which says what partitions its records are in.
+
+        One that is not among the usual ones becomes a share of the group's work.
+        """
+        with suppress(WireError):
+            end = decode_event(topic, payload)
+            if isinstance(end, RunComplete):
+                partitions = {partition_of(name.encode()) for name in end.published}
+                self._partitions |= partitions - {NO_PARTITION, *range(PARTITIONS)}
+
     # ---- what the member has done ----
 
     async def _keep(self, commits: Sequence[Commit]) -> Heard:
@@ -165,6 +184,7 @@ class GroupSeat:
     async def _note(self, beat: Beat) -> bool:
         """Note what the member says of itself; return False if it was taken for gone meanwhile."""
         assert self._hello is not None  # it has said so before it beats
+        beat = await self._ends.without_going_on(beat)
         note = MemberNote(
             hello=self._hello,
             beat=msgspec.structs.replace(beat, commits=(), saved=None, dead_letters=()),
