@@ -12,7 +12,6 @@ import pytest
 import zmq
 
 from phase_bus.bus.options import BusOptions
-from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.dispatcher import decode_saved
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
@@ -23,38 +22,11 @@ from phase_bus.events import PhaseStart, Receipt, Records, Summary
 from phase_bus.journal.reader import JournalReader
 from phase_bus.testing.waiting import until
 from tests.support.buses import DurableBus
-from tests.support.groups import Member, Run, Totals, group_info, handled, publish, shared_out
+from tests.support.groups import Member, Run, Sleeper, Totals, group_info, handled, publish, shared_out
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_leaks")]
 
 BRIEF = BusOptions(heartbeat_s=0.1, silent_after_s=0.5)
-
-
-class Sleeper:
-    """A member in a thread and event loop of its own, so that it can be blocked alone."""
-
-    def __init__(self, address: str, cls: type[Consumer]) -> None:
-        self._address, self._cls = address, cls
-        self._member: Member | None = None
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
-        self._thread.start()
-
-    async def _main(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._member = Member(self._address, self._cls)
-        await asyncio.wait((self._member.task,))
-
-    @property
-    def shares(self) -> set[int]:
-        """What it works on."""
-        return self._member.shares if self._member is not None else set()
-
-    def close(self) -> None:
-        """Let it finish."""
-        assert self._member is not None
-        self._loop.call_soon_threadsafe(self._member.runner.stop)
-        self._thread.join(20)
-        assert not self._thread.is_alive()
 
 
 def summaries(kept: DurableBus) -> list[Summary]:
@@ -151,7 +123,7 @@ async def test_a_leader_that_slept_has_no_more_to_say(kept: DurableBus) -> None:
             awake.wait(30)
             await super().on_phase_start(event)
 
-    sleeper = Sleeper(kept.address, Sleeping)
+    sleeper = Sleeper(lambda: Member(kept.address, Sleeping))
     try:
         await until(lambda: len(sleeper.shares) == 17)
         with Run(kept.address) as run:
@@ -269,7 +241,7 @@ async def lose(
 
     await until(lambda: shared_out([member]))
     await until(lambda: not any(share.follower.replaying for share in member.runner.shares.values()))
-    monkeypatch.setattr("phase_bus.consumer.member.receive_event", losing)
+    monkeypatch.setattr("phase_bus.consumer.zeromq.receive_event", losing)
 
 
 async def test_a_loss_while_two_runs_go_on(

@@ -45,6 +45,7 @@ class World:
         self.before: list[dict[str, Kept]] = [{}]  # as servers that lag behind know them
         self.revision = 0
         self.faults = 0.0
+        self.away = False
         self.late: list[asyncio.Task[None]] = []
         self._turns: list[tuple[str, asyncio.Future[None]]] = []  # by member, "" for what is at the server
         self._alarms: list[tuple[float, str, asyncio.Future[None]]] = []
@@ -148,6 +149,9 @@ class FakeKeys:
 
     async def _ask(self, do: Callable[[], T]) -> T:
         world = self._world
+        if world.away:
+            await world.sleep(world.draw.choice([0.1, 5.0]), self._member)
+            raise NatsUnreachableError(StreamAddress(("h:1",)), "it is away")
         luck = world.draw.random()
         if luck < world.faults / 3:
             await world.sleep(world.draw.choice([0.1, 5.0]), self._member)
@@ -292,7 +296,7 @@ async def world_of(seed: int) -> AsyncIterator[World]:
         task.cancel()
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(12))
 async def test_whatever_happens_a_share_is_one_members(seed: int) -> None:
     """No commit is written over by an older one, and in the end all the work is shared out, evenly."""
     async with world_of(seed) as world:
@@ -369,6 +373,21 @@ async def test_the_group_forgets(back_s: float) -> None:
         await world.run(5)
         members.pop().kill()
         await settle(world, members)
+
+
+async def test_nats_is_away_for_a_minute() -> None:
+    """Nobody could say that they are there: what each has, it keeps."""
+    async with world_of(4) as world:
+        members = [Member(world, number) for number in range(4)]
+        await settle(world, members)
+        epochs = [{number: epoch for number, (epoch, _) in member.held.items()} for member in members]
+        world.away = True
+        await world.run(60)
+        world.away = False
+        await world.run(15)
+        assert epochs == [
+            {number: epoch for number, (epoch, _) in member.held.items()} for member in members
+        ]
 
 
 async def test_members_run_the_same() -> None:

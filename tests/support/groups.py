@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Self
 
@@ -12,7 +13,9 @@ import msgspec
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.group_member import GroupMember
 from phase_bus.consumer.options import build_consumer
-from phase_bus.core.address import Address
+from phase_bus.consumer.transport import OpenTransport
+from phase_bus.consumer.zeromq import ZeroMqTransport
+from phase_bus.core.address import Address, parse_any
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import EVENTS, GroupInfo, Status
 from phase_bus.core.records import RecordBatch
@@ -75,14 +78,21 @@ EVERYTHING = {EVENTS, *range(16)}
 class Member:
     """A member of a group in this process, that can be ended or cut off."""
 
-    def __init__(self, address: str, cls: type[Consumer] = Totals, settings: str = "") -> None:
+    def __init__(
+        self,
+        address: str,
+        cls: type[Consumer] = Totals,
+        settings: str = "",
+        transport: OpenTransport = ZeroMqTransport,
+    ) -> None:
         self.ready = asyncio.Event()
         self.runner = GroupMember(
             lambda: build_consumer(cls, "totals", {}),
             "totals",
-            Address.parse(address),
+            parse_any(address),
             settings=settings,
             on_ready=self.ready.set,
+            transport=transport,
         )
         self.task = asyncio.create_task(self.runner.run())
 
@@ -95,6 +105,33 @@ class Member:
         """Let it finish."""
         self.runner.stop()
         await asyncio.wait_for(self.task, 20)
+
+
+class Sleeper:
+    """A member in a thread and event loop of its own, so that it can be blocked alone."""
+
+    def __init__(self, make: Callable[[], Member]) -> None:
+        self._make = make
+        self._member: Member | None = None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
+        self._thread.start()
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._member = self._make()
+        await asyncio.wait((self._member.task,))
+
+    @property
+    def shares(self) -> set[int]:
+        """What it works on."""
+        return self._member.shares if self._member is not None else set()
+
+    def close(self) -> None:
+        """Let it finish."""
+        assert self._member is not None
+        self._loop.call_soon_threadsafe(self._member.runner.stop)
+        self._thread.join(20)
+        assert not self._thread.is_alive()
 
 
 @asynccontextmanager

@@ -29,6 +29,7 @@ class QuickTransport(JetStreamTransport):
     """Beats ten times a second, so that tests need not wait."""
 
     heartbeat_s = 0.1
+    silent_after_s = 1.0
 
 
 class StreamBus(MemoryBus):

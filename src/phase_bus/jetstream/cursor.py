@@ -158,7 +158,10 @@ class Cursor:
         consumer, delivered = self._consumer, self._delivered
         if offset <= self._read or self._subscription is None or self._parts:
             return
-        info = await self._connection.js.consumer_info(self._stream, consumer)
+        try:
+            info = await self._connection.js.consumer_info(self._stream, consumer)
+        except nats.js.errors.NotFoundError:
+            return  # the server was restarted; another reader follows soon
         same = consumer == self._consumer and delivered == self._delivered and not self._parts
         at_end = info.num_pending == 0 and info.delivered is not None
         if same and at_end and info.delivered and info.delivered.consumer_seq == delivered:

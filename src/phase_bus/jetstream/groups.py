@@ -18,11 +18,12 @@ from contextlib import suppress
 import msgspec
 
 from phase_bus.bus.groups import Group, GroupState
+from phase_bus.consumer.transport import Piece
 from phase_bus.core.control import PARTITIONS, Assigned, Beat, Commit, Heard, Hello, Reply
 from phase_bus.core.position import Lineage
 from phase_bus.core.session import pid_space
 from phase_bus.core.throttle import Throttle
-from phase_bus.core.wire import NO_PARTITION, decode_event, partition_of
+from phase_bus.core.wire import NO_PARTITION, decode_event, partition_of, topic_prefix
 from phase_bus.errors import WireError
 from phase_bus.events import RunComplete
 from phase_bus.jetstream.claims import Claims
@@ -42,6 +43,7 @@ from phase_bus.journal.rows import Checkpoint, checkpoint_name
 
 logger = logging.getLogger("phase_bus.jetstream")
 
+_RUN_COMPLETE = topic_prefix(RunComplete.kind)
 _SOON_S = 0.1  # until the next beat of who waits for a share
 _SOON_S_A_MEMBER = 0.02
 
@@ -104,7 +106,7 @@ class GroupSeat:
         self._lease = Watch(2 * self._heartbeat_s)
         self._coordinator = None
         self._assigned = Assigned()
-        return welcome(self.stream)
+        return welcome(self.stream, heartbeat_s=self._heartbeat_s, silent_after_s=self._silent_after_s)
 
     async def beat(self, beat: Beat) -> list[Reply]:
         """Keep what the member has done, and return what it is to work on, if that has changed."""
@@ -146,16 +148,19 @@ class GroupSeat:
             return None
         return {} if checkpoint is None else {only: checkpoint}
 
-    def pass_end(self, topic: bytes, payload: bytes | memoryview) -> None:
-        """Take in the end of a run, which says what partitions its records are in.
+    def see(self, piece: Piece) -> None:
+        """Take in what the leader of the group reads: the end of a run says what partitions there are.
 
         One that is not among the usual ones becomes a share of the group's work.
         """
-        with suppress(WireError):
-            end = decode_event(topic, payload)
-            if isinstance(end, RunComplete):
-                partitions = {partition_of(name.encode()) for name in end.published}
-                self._partitions |= partitions - {NO_PARTITION, *range(PARTITIONS)}
+        for topic, _, payload in piece.events:
+            if not topic.startswith(_RUN_COMPLETE):
+                continue
+            with suppress(WireError):
+                end = decode_event(topic, payload)
+                if isinstance(end, RunComplete):
+                    partitions = {partition_of(name.encode()) for name in end.published}
+                    self._partitions |= partitions - {NO_PARTITION, *range(PARTITIONS)}
 
     # ---- what the member has done ----
 

@@ -38,7 +38,13 @@ class Seat(Protocol):
         """Keep what the last beat carries, and let others have what the process had."""
 
 
-def welcome(stream: Stream, kept: Checkpoint | None = None, *, heartbeat_s: float = HEARTBEAT_S) -> Welcome:
+def welcome(
+    stream: Stream,
+    kept: Checkpoint | None = None,
+    *,
+    heartbeat_s: float = HEARTBEAT_S,
+    silent_after_s: float = SILENT_AFTER_S,
+) -> Welcome:
     """Return what lets a process in.
 
     Args:
@@ -49,7 +55,7 @@ def welcome(stream: Stream, kept: Checkpoint | None = None, *, heartbeat_s: floa
         bus_id=stream.id,
         events=Endpoint(),
         heartbeat_s=heartbeat_s,
-        silent_after_s=SILENT_AFTER_S,
+        silent_after_s=silent_after_s,
         replay=Endpoint(),  # what is past can be read
         lineage=stream.lineage,
         offset=stream.last_offset,

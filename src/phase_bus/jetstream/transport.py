@@ -20,10 +20,12 @@ from phase_bus.core.throttle import Throttle
 from phase_bus.errors import PhaseBusError
 from phase_bus.events import EventBase, JournalLoss
 from phase_bus.jetstream.connection import Connection, NatsUnreachableError, asking, connect, end
+from phase_bus.jetstream.ends import Ends
+from phase_bus.jetstream.groups import GroupSeat
 from phase_bus.jetstream.keys import Keys, open_keys
 from phase_bus.jetstream.publishing import StreamPublisher
 from phase_bus.jetstream.reader import Reader
-from phase_bus.jetstream.seats import HEARTBEAT_S, ConsumerSeat, OnlookerSeat, Seat
+from phase_bus.jetstream.seats import HEARTBEAT_S, SILENT_AFTER_S, ConsumerSeat, OnlookerSeat, Seat
 from phase_bus.jetstream.stream import NoStreamError, Stream, cut_stream, identity_of, open_stream
 from phase_bus.journal.rows import Checkpoint
 
@@ -44,6 +46,7 @@ class JetStreamTransport(Transport):
 
     ordered = True
     heartbeat_s: ClassVar[float] = HEARTBEAT_S
+    silent_after_s: ClassVar[float] = SILENT_AFTER_S  # in groups
 
     def __init__(self, address: StreamAddress, host: Host, high_water_mark: int) -> None:  # noqa: ARG002
         self.session = Session(host.hello, host.beat, time.monotonic())
@@ -109,6 +112,9 @@ class JetStreamTransport(Transport):
             assert self._seat is not None  # it was welcomed
             # What counts is when it was said: others count the silence from then on.
             self._take_in(await self._seat.beat(request), now_s)
+            if isinstance(self._seat, GroupSeat):
+                now_s = time.monotonic()
+                self.session.beat_now(now_s + min(self.session.wait_s(now_s), self._seat.soon_s))
             await self._look()
 
     def _take_in(self, replies: Iterable[Reply], asked_s: float) -> None:
@@ -144,7 +150,17 @@ class JetStreamTransport(Transport):
         if self._keys is None:
             self._keys = await open_keys(self._connection, stream)
         if self._seat is None:
-            if hello.role == "consumer":
+            if hello.group:
+                self._seat = GroupSeat(
+                    self._keys,
+                    stream,
+                    Ends(self._connection, stream.name),
+                    hello.group,
+                    hello.client_id,
+                    heartbeat_s=self.heartbeat_s,
+                    silent_after_s=self.silent_after_s,
+                )
+            elif hello.role == "consumer":
                 self._seat = ConsumerSeat(self._keys, stream, heartbeat_s=self.heartbeat_s)
             else:
                 self._seat = OnlookerSeat(stream, heartbeat_s=self.heartbeat_s)
@@ -246,6 +262,8 @@ class JetStreamTransport(Transport):
         if reader is None:
             reader = self._readers[share] = Reader(connection, stream, share, self.look_again)
         piece = await reader.read(offset)
+        if share.leads and isinstance(self._seat, GroupSeat):
+            self._seat.see(piece)
         for first, last in reader.take_lost():
             share.note_journal_loss(JournalLoss(reason="removed", stream=stream.id, first=first, last=last))
         return piece
@@ -253,7 +271,15 @@ class JetStreamTransport(Transport):
     async def fetch_states(
         self, group: str, after: Mapping[int, int], only: int | None = None
     ) -> dict[int, Checkpoint] | None:
-        raise NotImplementedError
+        seat = self._seat
+        if not isinstance(seat, GroupSeat) or not self.session.connected:
+            return None
+        try:
+            return await seat.states(after, only)
+        except NatsUnreachableError as error:
+            self._complaints.warn("%s %r: %s; trying again", self._host.noun, group, error)
+            await self._host.pause(_RETRY_S)
+            return None
 
     # ---- publishing ----
 
