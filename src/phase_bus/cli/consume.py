@@ -12,13 +12,14 @@ from cyclopts import Parameter, validators
 
 from phase_bus.cli.health import health_server, told_health
 from phase_bus.cli.options import (
-    FoundAddressOption,
     FromOption,
     NoNews,
+    SourceAddressOption,
     StopOnEof,
-    find_bus,
+    find_source,
     key_values,
     parse_origin,
+    transport_of,
 )
 from phase_bus.cli.output import EXIT_NOT_WHOLE, configure_logging, end_with_reader, print_line, say
 from phase_bus.core.health import nth_place
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 def consume(
     consumer: str,
     *,
-    address: FoundAddressOption = None,
+    address: SourceAddressOption = None,
     set_: Annotated[
         list[str] | None, Parameter(name="--set", show=False)  # as it was once written
     ] = None,
@@ -64,6 +65,7 @@ def consume(
         phase-bus consume aggregator --workers 4
         phase-bus consume aggregator --health 9465
         phase-bus consume aggregator --group team --address tcp://10.0.0.5:5670
+        phase-bus consume aggregator --group team --address nats://nats.example:4222
         phase-bus consume hook:my_module:MyHook:log_file=phases.log
 
     Args:
@@ -94,7 +96,8 @@ def consume(
 
     configure_logging(news=not no_news)
     end_with_reader()
-    where = find_bus(address)
+    where = find_source(address)
+    transport = transport_of(where)
     origin = parse_origin(from_)
     registry = Registry.load()
     consumer, options = parse_use(consumer)
@@ -123,7 +126,10 @@ def consume(
             return asyncio.run(main())
 
     if not (group or own_group or workers > 1):
-        return run(lambda: ConsumerRunner(make(), where, origin=origin, drain_s=stop_timeout_s / 2))
+        drain_s = stop_timeout_s / 2
+        return run(
+            lambda: ConsumerRunner(make(), where, origin=origin, drain_s=drain_s, transport=transport)
+        )
     if is_adapted(consumer):
         raise ConfigError(
             f"consumer {consumer!r}: hooks and processors are given whole phases, which cannot be shared "
@@ -137,7 +143,7 @@ def consume(
     if workers == 1:
         told = ", ".join(f"{key}={value}" for key, value in sorted(options.items())) or "no options"
         settings = f"{consumer!r} with {told}"
-        return run(partial(GroupMember, make, title, where, settings=settings))
+        return run(partial(GroupMember, make, title, where, settings=settings, transport=transport))
     check_shareable(make())
     arguments = ["consume", consumer, "--group", title, "--address", str(where)]
     arguments += [f"--set={key}={value}" for key, value in options.items()]

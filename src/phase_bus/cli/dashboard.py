@@ -7,14 +7,14 @@ from typing import Annotated
 from cyclopts import Parameter, validators
 
 from phase_bus.cli.consume import consume
-from phase_bus.cli.options import FoundAddressOption, FromOption
+from phase_bus.cli.options import FromOption, SourceAddressOption
 
 _NAME = "dashboard"
 
 
 def dashboard(
     *,
-    address: FoundAddressOption = None,
+    address: SourceAddressOption = None,
     host: str = "127.0.0.1",
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 9470,
     token: str | None = None,

@@ -12,7 +12,7 @@ import msgspec
 from cyclopts import Parameter
 from msgspec import Struct
 
-from phase_bus.core.address import ADDRESS_VARIABLE, Address, default_address
+from phase_bus.core.address import ADDRESS_VARIABLE, Address, AnyAddress, StreamAddress, default_address
 from phase_bus.core.client import BusClient
 from phase_bus.core.numbers import check_finite
 from phase_bus.errors import ConfigError, PhaseBusError
@@ -21,6 +21,7 @@ from phase_bus.journal.running import running_buses
 
 if TYPE_CHECKING:
     from phase_bus.consumer.share import Origin
+    from phase_bus.consumer.transport import OpenTransport
     from phase_bus.publisher.publisher import Publisher
 
 _ADDRESS = (
@@ -32,6 +33,14 @@ FoundAddressOption: TypeAlias = Annotated[
     str | None,
     Parameter(
         name=["--address", "-a"], help=f"{_ADDRESS}; if that does not run, the only one of yours that does."
+    ),
+]
+SourceAddressOption: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        name=["--address", "-a"],
+        help=f"{_ADDRESS}; if that does not run, the only one of yours that does. Or a stream in NATS that "
+        "buses forward to: nats://HOST:PORT, more hosts after commas, /STREAM if it has a name of its own.",
     ),
 ]
 AddressesOption: TypeAlias = Annotated[
@@ -150,6 +159,23 @@ def find_bus(address: str | None) -> Address:
     if len(buses) > 1:
         raise ConfigError(f"{len(buses)} buses run here; choose one with --address: {', '.join(buses)}")
     return parse_address(buses[0])
+
+
+def find_source(address: str | None) -> AnyAddress:
+    """Return the address given, also that of a stream in NATS; else as :func:`find_bus` does."""
+    given = address or os.environ.get(ADDRESS_VARIABLE, "")
+    return StreamAddress.parse(given) if StreamAddress.is_meant(given) else find_bus(address)
+
+
+def transport_of(address: AnyAddress) -> OpenTransport:
+    """Return what carries events from an address to consumers."""
+    if isinstance(address, StreamAddress):
+        from phase_bus.jetstream.transport import JetStreamTransport
+
+        return JetStreamTransport
+    from phase_bus.consumer.zeromq import ZeroMqTransport
+
+    return ZeroMqTransport
 
 
 def key_values(pairs: list[str] | None, option: str = "--set") -> dict[str, str]:

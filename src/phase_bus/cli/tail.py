@@ -8,14 +8,21 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from phase_bus.cli.options import FoundAddressOption, FromOption, JsonOption, find_bus, parse_origin
+from phase_bus.cli.options import (
+    FromOption,
+    JsonOption,
+    SourceAddressOption,
+    find_source,
+    parse_origin,
+    transport_of,
+)
 from phase_bus.cli.output import configure_logging, end_with_reader, say
 from phase_bus.harness.ending import CLIENT_S, Ending
 
 
 def tail(
     *,
-    address: FoundAddressOption = None,
+    address: SourceAddressOption = None,
     topic: Annotated[
         list[str] | None, Parameter(help="Only topics that begin so: 'phase_', 'records.', 'summary.' ...")
     ] = None,
@@ -34,6 +41,7 @@ def tail(
         phase-bus tail
         phase-bus tail --topic phase_ --topic run_ --json
         phase-bus tail --from start --topic run_
+        phase-bus tail --address nats://nats.example:4222
 
     Args:
         from_: Where to begin: 'now', with what comes from now on; 'start', the first event in the bus's
@@ -47,7 +55,7 @@ def tail(
     configure_logging()
     end_with_reader()
     printer = named(Printer(json, count), "tail")
-    where = find_bus(address)
+    where = find_source(address)
     origin = parse_origin(from_, checkpoint=False)
 
     async def run(ending: Ending) -> None:
@@ -58,6 +66,7 @@ def tail(
             topics=tuple(topic) if topic else None,
             origin=origin,
             on_ready=lambda: say(f"listening at {where}"),
+            transport=transport_of(where),
         )
         printer.done = runner.stop
         loop = asyncio.get_running_loop()

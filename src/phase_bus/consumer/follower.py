@@ -34,6 +34,7 @@ class Follower:
     """
 
     direct: ClassVar[bool] = False
+    ordered: ClassVar[bool] = False  # whether live and past are one
 
     def __init__(self, *, records: bool = True) -> None:
         self.records = records
@@ -150,6 +151,8 @@ class OrderedFollower(Follower):
 
     Offsets and event numbers have holes there, which mean nothing: each message is the next one.
     """
+
+    ordered = True
 
     def _distance(self, header: Header) -> int:  # noqa: ARG002 - as all followers have it
         return 1

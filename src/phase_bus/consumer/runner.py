@@ -14,7 +14,7 @@ from phase_bus.consumer.share import Origin, Share
 from phase_bus.consumer.transport import OpenTransport
 from phase_bus.consumer.view import View
 from phase_bus.consumer.zeromq import ZeroMqTransport
-from phase_bus.core.address import Address, AnyAddress, default_address
+from phase_bus.core.address import Address, AnyAddress, default_address, parse_any
 from phase_bus.core.control import EVENTS, Beat, Heard, Hello, NameTaken, Role, Welcome
 from phase_bus.core.position import Lineage
 from phase_bus.core.readable import wait_for_event
@@ -306,7 +306,13 @@ class ConsumerRunner(Member):
         )
 
 
-async def run_consumer(consumer: Consumer, address: str | None = None, *, name: str = "") -> None:
+async def run_consumer(
+    consumer: Consumer,
+    address: str | None = None,
+    *,
+    name: str = "",
+    transport: OpenTransport = ZeroMqTransport,
+) -> None:
     """Run a consumer against a bus, as ``phase-bus consume`` does, until this task is cancelled.
 
     When that happens, what has arrived is handled and written out first.
@@ -314,12 +320,16 @@ async def run_consumer(consumer: Consumer, address: str | None = None, *, name: 
     Args:
         address: where the bus is; by default the one that the command line would use.
         name: what the bus calls it, and keeps its checkpoint under; by default its class's name.
+        transport: what carries the events: for an address of NATS, the ``JetStreamTransport`` of
+            ``phase_bus.jetstream.transport``.
 
     Raises:
         PhaseBusError, OSError: if it cannot start, or cannot write out at its end.
     """
     named(consumer, name or consumer.name or type(consumer).__name__)
-    runner = ConsumerRunner(consumer, Address.parse(address or default_address()))
+    given = address or default_address()
+    where = Address.parse(given) if transport is ZeroMqTransport else parse_any(given)
+    runner = ConsumerRunner(consumer, where, transport=transport)
     running = asyncio.create_task(runner.run())
     try:
         await asyncio.shield(running)

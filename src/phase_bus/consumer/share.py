@@ -299,7 +299,8 @@ class Share:
         if verdict is Verdict.REPETITION or dispatcher.knows(topic, header):
             dispatcher.repetition(topic)
             return None
-        end = await dispatcher.take(topic, header, payload, replayed=replayed)
+        again = replayed and not self.follower.ordered
+        end = await dispatcher.take(topic, header, payload, replayed=again)
         if end is not None and self._give is not None:
             self._ends[end.run_id] = (end, header.offset)
             return end
