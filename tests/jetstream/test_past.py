@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -31,6 +32,7 @@ from phase_bus.events import (
     Summary,
     Verdict,
 )
+from phase_bus.jetstream.connection import NatsUnreachableError
 from phase_bus.jetstream.coordinator import GroupNote, MemberNote
 from phase_bus.jetstream.keys import key_of
 from phase_bus.jetstream.notes import CheckpointNote, NameNote, keep_letters
@@ -291,3 +293,43 @@ def test_status_of_a_stream(run: Run, nats: NatsServer, tmp_path: Path) -> None:
     assert "load-1" in text
     assert "a.b" in text
     assert "0-1" in text
+
+
+@pytest.mark.parametrize("fault", ["restarted", "stopped"])
+def test_a_server_that_is_away_in_the_middle(fault: str, nats: NatsServer, tmp_path: Path) -> None:
+    """What was being copied is whole when it is back."""
+    data = write_journal(tmp_path / "data", Made("one", [Phase("profiling", 10, 200_000)]))
+    asyncio.run(fill(nats.url, data))
+    copied: list[int] = []
+
+    def show(size_bytes: int) -> None:
+        copied.append(size_bytes)
+        if len(copied) == 1 and fault == "restarted":
+            nats.kill()
+            nats.start()
+        elif len(copied) == 1:
+            nats.pause()
+            threading.Timer(1.0, nats.resume).start()
+
+    def showing(_: int) -> nullcontext[Callable[[int], object]]:
+        return nullcontext(show)
+
+    with StreamPast(StreamAddress.parse(nats.url), tmp_path / "copies", showing) as past:
+        ((outline, _row),) = past.listed()
+        with JournalReader(past.run("one", outline)) as copy, JournalReader(data) as original:
+            assert [e.payload for e in copy.entries()] == [e.payload for e in original.entries()]
+    assert len(copied) > 2
+
+
+def test_a_server_that_stays_away(
+    nats: NatsServer, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line says so."""
+    asyncio.run(fill(nats.url, write_journal(tmp_path / "data", Made("one", PHASES))))
+    monkeypatch.setattr("phase_bus.jetstream.past._PATIENCE_S", 0.5)
+    monkeypatch.setattr("phase_bus.jetstream.connection._ASK_S", 0.5)
+    with StreamPast(StreamAddress.parse(nats.url), tmp_path / "copies", showing) as past:
+        ((outline, _row),) = past.listed()
+        nats.kill()
+        with pytest.raises(NatsUnreachableError, match="does not answer"):
+            past.run("one", outline)
