@@ -37,6 +37,7 @@ from phase_bus.jetstream.coordinator import GroupNote, MemberNote
 from phase_bus.jetstream.keys import key_of
 from phase_bus.jetstream.notes import CheckpointNote, NameNote, keep_letters
 from phase_bus.jetstream.past import StreamPast
+from phase_bus.journal.files import FILE_NAME
 from phase_bus.journal.reader import JournalReader
 from phase_bus.testing import LiveBus
 from tests.support.commands import run_here
@@ -48,6 +49,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 Run = Callable[..., tuple[int, str, str]]
 PHASES = [Phase("profiling", 10, 2500, error_rate=0.02)]
+UNLIKE = {"publisher": "", "size_bytes": 0, "journal": ""}
 A_CLIENT, A_BUS = "c" * 32, "b" * 32
 
 
@@ -57,8 +59,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return partial(run_here, capsys)
 
 
-def rows(run: Run, nats: NatsServer) -> list[dict[str, Any]]:
-    code, out, err = run("runs", "--address", nats.url, "--json")
+def rows(run: Run, address: str) -> list[dict[str, Any]]:
+    code, out, err = run("runs", "--address", address, "--json")
     assert (code, err) == (0, "")
     found: list[dict[str, Any]] = json.loads(out)
     return found
@@ -86,8 +88,11 @@ class Phases(Consumer):
         """Do nothing."""
 
 
-def test_what_is_told_of_a_run_is_what_its_bus_tells(run: Run, nats: NatsServer, tmp_path: Path) -> None:
+def test_what_is_told_of_a_run_is_what_its_bus_tells(
+    run: Run, nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Byte for byte, but for the address and offsets, though another bus's events are between its own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     made = Made("3f2a9c01d4e5", PHASES, start={"label": "nightly"})
     verdict = Verdict(
         run_id=made.run_id,
@@ -130,8 +135,16 @@ def test_what_is_told_of_a_run_is_what_its_bus_tells(run: Run, nats: NatsServer,
                 told.append((code, out, err.replace(address, "ADDRESS"), written))
             assert told[0] == told[1], words
             assert told[0][0] != 2, told[0]
+        of_bus = [each | UNLIKE for each in rows(run, bus.address)]
+        in_stream = [each | UNLIKE for each in rows(run, nats.url)]
+        assert [each for each in in_stream if each["run_id"] in ("3f2a9c01d4e5", "90ab")] == of_bus
     assert output.exists()
     assert records.exists()
+    sweep = ("report", "--sweep", "s", "--json")
+    code, out, err = run(*sweep, "--address", nats.url)
+    there = (code, out.replace(nats.url, str(other / FILE_NAME)), err)
+    assert there == run(*sweep, "--data", str(other))
+    assert run("baseline", "set", "b", "nightly", "90ab", "--address", nats.url)[0] == 0
 
 
 def test_runs_of_one_id_from_two_buses_are_kept_apart(run: Run, nats: NatsServer, tmp_path: Path) -> None:
@@ -141,7 +154,7 @@ def test_runs_of_one_id_from_two_buses_are_kept_apart(run: Run, nats: NatsServer
     data = [write_journal(tmp_path / made.start["label"], made) for made in (one, two)]
     asyncio.run(fill(nats.url, *data))
     say(nats, A_CLIENT, Receipt(run_id="same", ts_ns=T0, consumer="far"))
-    assert [(row["label"], row["records"]) for row in rows(run, nats)] == [("one", 400), ("two", 900)]
+    assert [(row["label"], row["records"]) for row in rows(run, nats.url)] == [("one", 400), ("two", 900)]
     ours = run("report", "same", "--json", "--data", str(data[1]))
     theirs = run("report", "same", "--json", "--address", nats.url)
     assert theirs == (*ours[:2], "phase-bus: run same is of 2 buses; this is the newest of them\n")
@@ -177,7 +190,7 @@ def test_how_runs_stand(run: Run, nats: NatsServer) -> None:
     )
     say(nats, A_CLIENT, Summary(run_id="only a word", ts_ns=T0 + 6, producer="p"))
     columns = ("run_id", "status", "started_ns", "ended_ns", "events", "records", "publisher", "size_bytes")
-    assert [tuple(row[name] for name in columns) for row in rows(run, nats)] == [
+    assert [tuple(row[name] for name in columns) for row in rows(run, nats.url)] == [
         ("goes on", "running", T0, None, 4, 12, "made up 1.0", None),
         ("came back", "running", T0 + 1, None, 2, 0, "", None),
         ("no start", "failed", T0 + 4, T0 + 5, 4, 9, "", None),
@@ -295,6 +308,7 @@ def test_status_of_a_stream(run: Run, nats: NatsServer, tmp_path: Path) -> None:
     assert "0-1" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["restarted", "stopped"])
 def test_a_server_that_is_away_in_the_middle(fault: str, nats: NatsServer, tmp_path: Path) -> None:
     """What was being copied is whole when it is back."""
