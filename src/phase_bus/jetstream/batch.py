@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +19,8 @@ MOST_MESSAGES = 1000
 HEADER_BYTES = 768
 """What of a server's largest message is for its headers, and is not for what is in it."""
 _ACK_S = 10.0
-_MOVED = frozenset((10071, 10164))  # the last sequence is another one
+_MOVED, _UNDER_WAY = 10071, 10164  # the last sequence is another one; it may become another one
+_TRIES, _AGAIN_S = 20, 0.02  # where nothing came of what was under way
 
 _Headers = dict[str, str]
 
@@ -51,6 +53,22 @@ async def append(connection: Connection, messages: Sequence[Addressed], subjects
         MovedError: it is another one.
         NotAppendedError: nobody knows whether they were appended, or the reason is another one.
     """
+    for _ in range(_TRIES):
+        ack = await _append_once(connection, messages, subjects, last)
+        # A cluster may say so of its own last append that it has just acknowledged. Nothing was stored.
+        if ack.error is None or ack.error.err_code != _UNDER_WAY:
+            break
+        await asyncio.sleep(_AGAIN_S)
+    if ack.error is not None:
+        if ack.error.err_code in (_MOVED, _UNDER_WAY):
+            raise MovedError(ack.error.description)
+        raise NotAppendedError(f"NATS says: {ack.error.description} (code {ack.error.err_code})")
+    return ack.seq
+
+
+async def _append_once(
+    connection: Connection, messages: Sequence[Addressed], subjects: str, last: int
+) -> _Ack:
     client = connection.client
     if not client.is_connected:
         raise NotAppendedError(f"there is no connection to NATS at {str(connection.address)!r}")
@@ -66,18 +84,13 @@ async def append(connection: Connection, messages: Sequence[Addressed], subjects
         else:
             headers = _part(batch, final) | {"Nats-Batch-Commit": "1"}
         answer = await client.request(subject, data, timeout=_ACK_S, headers=headers)
-        ack = msgspec.json.decode(answer.data, type=_Ack)
+        return msgspec.json.decode(answer.data, type=_Ack)
     except nats.errors.NoRespondersError:
         raise NotAppendedError("no server has the stream now") from None
     except TimeoutError:  # that of NATS is one
         raise NotAppendedError(f"no answer from NATS within {_ACK_S:g} s") from None
     except (nats.errors.Error, OSError, msgspec.MsgspecError) as error:
         raise NotAppendedError(str(error) or type(error).__name__) from error
-    if ack.error is not None:
-        if ack.error.err_code in _MOVED:
-            raise MovedError(ack.error.description)
-        raise NotAppendedError(f"NATS says: {ack.error.description} (code {ack.error.err_code})")
-    return ack.seq
 
 
 def _condition(subjects: str, last: int) -> _Headers:

@@ -31,7 +31,8 @@ _ATTEMPTS = 2  # of a change to which no answer comes in time
 _READ_S = 4.0  # how long all parts of a large value may take
 _MOST_ANSWERS = 1000  # of the server, to one request for the values of several keys
 _MOVED = 4  # how often a value may have been replaced while it was read
-_CHANGED = (10071, 10164)  # what the server calls another revision than the expected one
+_CHANGED, _CHANGING = 10071, 10164  # it has another revision than the expected one; it may be given one
+_REFUSALS, _AGAIN_S = 20, 0.02  # of a change, where nothing came of the other one
 _TOO_MANY = "413"
 _IN_PLACE, _OBJECT = b"v", b"o"  # how a value begins that is here, or in the object store by this name
 
@@ -176,17 +177,21 @@ class Keys:
             "Nats-Expected-Last-Subject-Sequence": str(revision),
             "Nats-Msg-Id": uuid.uuid4().hex,  # by which the server knows it when it is sent once more
         }
-        for attempt in range(_ATTEMPTS):
+        silences = refusals = 0
+        while True:
             try:
                 return (await self._connection.js.publish(self._prefix + key, data, headers=headers)).seq
             except TimeoutError:
-                if attempt == _ATTEMPTS - 1:
+                silences += 1
+                if silences == _ATTEMPTS:
                     raise
             except nats.js.errors.APIError as error:
-                if error.err_code in _CHANGED:
+                refusals += 1
+                if error.err_code == _CHANGED or (error.err_code == _CHANGING and refusals == _REFUSALS):
                     return None
-                raise
-        raise AssertionError("the last attempt returned or raised")
+                if error.err_code != _CHANGING:
+                    raise
+                await asyncio.sleep(_AGAIN_S)  # a cluster says so of a change, too, that it has just taken
 
     # ---- several keys ----
 
