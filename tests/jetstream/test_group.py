@@ -12,15 +12,18 @@ import pytest
 
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.wire import decode_event
-from phase_bus.errors import ConfigError
+from phase_bus.errors import ConfigError, PhaseBusError
 from phase_bus.events import EventBase, PhaseStart, Receipt, Summary
+from phase_bus.jetstream.stream import cut_stream
+from phase_bus.publisher.publisher import Publisher
+from phase_bus.testing.factories import make_records
 from phase_bus.testing.waiting import until
 from tests.support.buses import DurableBus
 from tests.support.forwarded import read_stream
-from tests.support.groups import Member, Run, Sleeper, Totals, shared_out
+from tests.support.groups import PHASE, Member, Run, Sleeper, Totals, shared_out
 from tests.support.servers.nats import NatsServer
 from tests.support.stream_bus import QuickTransport
-from tests.support.streams import fill
+from tests.support.streams import fill, opened
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -210,3 +213,64 @@ async def test_members_that_run_something_else(kept: DurableBus, forwarded: Forw
             other = forwarded.member(settings="'aggregator' with slow=true")
             with pytest.raises(ConfigError, match="its members run , and this one would run 'aggregator'"):
                 await asyncio.wait_for(other.task, 20)
+
+
+async def test_a_partition_beyond_the_usual_ones(kept: DurableBus, forwarded: Forwarded) -> None:
+    """The group learns of it by the end of the run, and that waits until it is read."""
+    with Publisher(kept.address) as publisher:
+        publisher.publish(PhaseStart(run_id="r", phase=PHASE))
+        publisher.publish(make_records([{"n": 4}, {"n": 8}], run_id="r", partition=41))
+        publisher.complete_run("r", "completed")
+        assert await asyncio.to_thread(publisher.flush, 20)
+    await forwarded.forward()
+    members = [forwarded.member() for _ in range(2)]
+    (summary,) = await forwarded.of(Summary)
+    (receipt,) = await forwarded.of(Receipt)
+    assert sum(41 in member.shares for member in members) == 1
+    for member in members:
+        await member.stop()
+    assert summary.result == {"records": 2, "sum": 12, "phases": 1}
+    assert receipt.complete
+
+
+async def test_the_stream_is_cut(kept: DurableBus, forwarded: Forwarded) -> None:
+    """It has another id from then on: the members begin anew, from what they had committed."""
+    with Run(kept.address) as run:
+        await forwarded.publish(run, 200)
+        async with forwarded.members(2) as group, opened(forwarded.url) as (connection, stream, _):
+            await until(lambda: received(group) > 16)
+            cut = await cut_stream(connection, stream.last_offset)
+            assert cut.id != stream.id
+            await forwarded.publish(run, 200, end=True)
+            (summary,) = await forwarded.of(Summary)
+            await until(lambda: shared_out(group))
+    assert summary.result == whole(400)
+
+
+def received(group: list[Member]) -> int:
+    return sum(s.dispatcher.received for each in group for s in each.runner.shares.values())
+
+
+async def test_notes_that_cannot_be_read(
+    kept: DurableBus, forwarded: Forwarded, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the group and of members they are done without; a checkpoint cannot be."""
+    async with opened(forwarded.url) as (_, _, keys):
+        for key in ("member.totals.other", "group.totals"):
+            await keys.create(key, b"\xff nothing of ours")
+        with Run(kept.address) as run:
+            await forwarded.publish(run, 100)
+            async with forwarded.members(2):
+                note = await keys.get("group.totals")
+                assert note is not None
+                await keys.update("group.totals", b"\xc1", note.revision)
+                await forwarded.publish(run, 100, end=True)
+                (summary,) = await forwarded.of(Summary)
+        assert summary.result == whole(200)
+        assert "key member.totals.other" in caplog.text
+        assert "its work is shared out anew" in caplog.text
+        checkpoint = await keys.get("checkpoint.totals.07")
+        assert checkpoint is not None
+        await keys.update("checkpoint.totals.07", b"\xff", checkpoint.revision)
+    with pytest.raises(PhaseBusError, match="beside the stream cannot be read"):
+        await asyncio.wait_for(forwarded.member().task, 20)

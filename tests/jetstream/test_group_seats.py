@@ -26,6 +26,7 @@ from phase_bus.jetstream.groups import GroupSeat
 from phase_bus.jetstream.keys import Kept, Keys
 from phase_bus.jetstream.notes import CheckpointNote
 from phase_bus.jetstream.stream import Stream
+from phase_bus.journal.rows import Checkpoint
 
 ID = "ab" * 16
 STREAM = Stream(
@@ -403,3 +404,17 @@ async def test_members_run_the_same() -> None:
         other.problem = ""
         await settle(world, [other])
         assert not other.problem
+
+
+@pytest.mark.parametrize(("lineage", "offset"), [((Segment(ID, 1), Segment("cd" * 16, 6)), 5), ((), 0)])
+async def test_a_checkpoint_beyond_the_stream(lineage: tuple[Segment, ...], offset: int) -> None:
+    """The state goes on from where the stream was cut: it shows what of it comes again."""
+    async with world_of(1) as world:
+        note = CheckpointNote(owner="b", epoch=1, position=Position(ID, 9), saved=b"state")
+        world.change("checkpoint.g.07", msgspec.msgpack.encode(note), 0)
+        segments = lineage or (Segment("ef" * 16, 1),)
+        claims = Claims(cast(Keys, FakeKeys(world, "a")), Lineage(segments), "g", "a")
+        claim = asyncio.ensure_future(claims.claim(7, 2))
+        await world.run(1)
+        position = Position(segments[0].stream, offset)
+        assert claim.result() == (True, Checkpoint(position, b"state"))

@@ -168,7 +168,11 @@ class GroupSeat:
         # What it commits of a stream that was cut, or made anew, it is to begin anew.
         lineage = self._claims.lineage
         here = [commit for commit in commits if lineage.find(commit.position).found == "here"]
-        kept = await asyncio.gather(*(self._claims.keep(commit) for commit in here))
+        # All of them are waited for, so that none is still under way when it is said once more.
+        kept = await asyncio.gather(*(self._claims.keep(commit) for commit in here), return_exceptions=True)
+        for each in kept:
+            if isinstance(each, BaseException):
+                raise each
         done = [commit for commit, is_kept in zip(here, kept, strict=True) if is_kept]
         late = [commit for commit, is_kept in zip(here, kept, strict=True) if not is_kept]
         for commit in late:
