@@ -411,7 +411,8 @@ async def test_a_checkpoint_beyond_the_stream(lineage: tuple[Segment, ...], offs
     """The state goes on from where the stream was cut: it shows what of it comes again."""
     async with world_of(1) as world:
         note = CheckpointNote(owner="b", epoch=1, position=Position(ID, 9), saved=b"state")
-        world.change("checkpoint.g.07", msgspec.msgpack.encode(note), 0)
+        world.values["checkpoint.g.07"] = Kept(msgspec.msgpack.encode(note), 1)
+        world.revision = 1
         segments = lineage or (Segment("ef" * 16, 1),)
         claims = Claims(cast(Keys, FakeKeys(world, "a")), Lineage(segments), "g", "a")
         claim = asyncio.ensure_future(claims.claim(7, 2))
