@@ -104,7 +104,8 @@ class Connection:
 
     async def close(self) -> None:
         """Close it, without waiting for what is under way."""
-        await self.client.close()
+        with suppress(nats.errors.Error, OSError):  # the server is gone already
+            await self.client.close()
 
 
 @asynccontextmanager

@@ -34,13 +34,15 @@ class Reader:
         wanted = subjects(stream.name, records=records, partition=partition)
         self._after = share.follower.offset  # all up to here was handled
         self.cursor = Cursor(connection, stream.name, [wanted], self._after, on_news, identity=stream.id)
+        self._connection = connection
         self._stream = stream
         self._tag = stream_tag(stream.id)
         self._given: deque[Taken] = deque()
 
-    def fits(self, stream: Stream, offset: int) -> bool:
+    def fits(self, connection: Connection, stream: Stream, offset: int) -> bool:
         """Return whether it can go on after an offset of a stream."""
-        return stream.id == self._stream.id and offset >= self._after
+        is_here = connection is self._connection and stream.id == self._stream.id
+        return is_here and offset >= self._after
 
     def has_more(self, offset: int) -> bool:
         """Return whether there is something for a share that stands at an offset."""

@@ -7,14 +7,17 @@ decides by revisions: see :mod:`phase_bus.jetstream.keys`.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from msgspec.structs import replace
 
+from phase_bus.consumer.share import loss_of
 from phase_bus.core.control import EVENTS, Beat, Endpoint, Heard, Hello, NameTaken, Reply, Welcome
-from phase_bus.core.position import Position
+from phase_bus.core.position import Lineage, Position
 from phase_bus.core.session import is_gone
 from phase_bus.errors import PhaseBusError
+from phase_bus.events import JournalLoss
 from phase_bus.jetstream.keys import Keys, key_of
 from phase_bus.jetstream.notes import CheckpointNote, NameNote, encode_note, keep_letters, read_note
 from phase_bus.jetstream.stream import Stream
@@ -87,7 +90,7 @@ class ConsumerSeat:
     """Answers a consumer on its own, and keeps its name, its checkpoint and its dead letters.
 
     Who has the name changes the name's key with each beat. Others take it when that has not been changed
-    for :data:`SILENT_AFTER_S` by their own clocks, or its process is seen to have ended. They change the
+    for a while by their own clocks, or its process is seen to have ended. They change the
     checkpoint's key first of all: if the process that had the name goes on after all, its next commit is
     refused, and it learns why.
 
@@ -95,16 +98,29 @@ class ConsumerSeat:
         keys: what is kept beside the stream.
         stream: the stream.
         heartbeat_s: how often the consumer is to beat.
+        silent_after_s: how long a name has to be left alone until others may take it.
+        clock: gives seconds.
     """
 
-    def __init__(self, keys: Keys, stream: Stream, *, heartbeat_s: float = HEARTBEAT_S) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        stream: Stream,
+        *,
+        heartbeat_s: float = HEARTBEAT_S,
+        silent_after_s: float = SILENT_AFTER_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._keys = keys
         self._stream = stream
         self._heartbeat_s = heartbeat_s
+        self._silent_after_s = silent_after_s
+        self._clock = clock
         self._note: NameNote | None = None  # what is written under its name
         self._revision = 0  # of its name's key
         self._checkpoint_revision = 0
         self._had_it = False  # whether it ever had the name
+        self._losses: list[JournalLoss] = []
         self._other: tuple[int, float] | None = None  # the revision of who has it, and when that was new
 
     # ---- the conversation ----
@@ -130,7 +146,12 @@ class ConsumerSeat:
         if revision is None:  # somebody was faster, or had it all the time
             return NameTaken(name=hello.name, pid=0, host="", answers=False)
         self._note, self._revision, self._had_it, self._other = mine, revision, True, None
-        return welcome(self._stream, await self._take_over(), heartbeat_s=self._heartbeat_s)
+        return welcome(
+            self._stream,
+            await self._take_over(),
+            heartbeat_s=self._heartbeat_s,
+            silent_after_s=self._silent_after_s,
+        )
 
     async def beat(self, beat: Beat) -> list[Reply]:
         """Keep what it has done, if the name is still its own."""
@@ -168,13 +189,13 @@ class ConsumerSeat:
             return _taken_by(other, answers=True)
         if is_gone(other.pid, other.pid_space):
             return None
-        now_s = time.monotonic()
+        now_s = self._clock()
         if self._other is None:
             self._other = revision, now_s
         before, since_s = self._other
         if revision != before:
             return _taken_by(other, answers=True)
-        return None if now_s >= since_s + SILENT_AFTER_S else _taken_by(other, answers=False)
+        return None if now_s >= since_s + self._silent_after_s else _taken_by(other, answers=False)
 
     async def _renew(self, note: NameNote) -> Reply | None:
         """Write down that it is alive; return what there is to say if the name is not its own any more."""
@@ -211,8 +232,25 @@ class ConsumerSeat:
             )
             if revision is not None:
                 self._checkpoint_revision = revision
-                return None if found.position is None else Checkpoint(found.position, found.saved)
+                return None if found.position is None else self._find(found.position, found.saved)
         raise PhaseBusError(f"the checkpoint of {self._note.name!r} is changed by others all the time")
+
+    def _find(self, position: Position, saved: bytes | None) -> Checkpoint | None:
+        """Return a checkpoint as it is in the stream that there is now, None if that is another one."""
+        lineage = Lineage(self._stream.lineage)
+        place = lineage.find(position)
+        if (loss := loss_of(position, place, 0)) is not None:
+            self._losses.append(loss)
+        if place.found == "elsewhere":
+            return None
+        if place.found == "cut":  # of what comes again the state knows that it was handled
+            position = lineage.position(place.offset)
+        return Checkpoint(position, saved)
+
+    def take_losses(self) -> list[JournalLoss]:
+        """Return what the stream has lost of what its checkpoint says was handled, each once."""
+        losses, self._losses = self._losses, []
+        return losses
 
     async def _commit(self, note: NameNote, position: Position, saved: bytes | None) -> Reply | None:
         """Keep a commit; return what there is to say if the checkpoint is another's by now."""

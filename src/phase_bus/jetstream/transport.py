@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
-import nats.errors
+import nats.js.errors
 
 from phase_bus.consumer.share import Share
 from phase_bus.consumer.transport import Host, Piece, Transport
@@ -22,7 +22,7 @@ from phase_bus.events import EventBase, JournalLoss
 from phase_bus.jetstream.connection import Connection, NatsUnreachableError, asking, connect, end
 from phase_bus.jetstream.ends import Ends
 from phase_bus.jetstream.groups import GroupSeat
-from phase_bus.jetstream.keys import Keys, open_keys
+from phase_bus.jetstream.keys import open_keys
 from phase_bus.jetstream.publishing import StreamPublisher
 from phase_bus.jetstream.reader import Reader
 from phase_bus.jetstream.seats import HEARTBEAT_S, SILENT_AFTER_S, ConsumerSeat, OnlookerSeat, Seat
@@ -34,7 +34,6 @@ logger = logging.getLogger("phase_bus.jetstream")
 _RETRY_S = 0.5
 _COMPLAIN_AFTER_S = 3.0
 _GOODBYE_S = 3.0  # how long the last words may take
-_BROKEN = (nats.errors.Error, TimeoutError, OSError)
 
 
 class JetStreamTransport(Transport):
@@ -46,7 +45,7 @@ class JetStreamTransport(Transport):
 
     ordered = True
     heartbeat_s: ClassVar[float] = HEARTBEAT_S
-    silent_after_s: ClassVar[float] = SILENT_AFTER_S  # in groups
+    silent_after_s: ClassVar[float] = SILENT_AFTER_S
 
     def __init__(self, address: StreamAddress, host: Host, high_water_mark: int) -> None:  # noqa: ARG002
         self.session = Session(host.hello, host.beat, time.monotonic())
@@ -54,7 +53,6 @@ class JetStreamTransport(Transport):
         self._host = host
         self._connection: Connection | None = None
         self._stream: Stream | None = None
-        self._keys: Keys | None = None
         self._seat: Seat | None = None
         self._readers: dict[Share, Reader] = {}
         self._greeted = False
@@ -141,18 +139,18 @@ class JetStreamTransport(Transport):
 
     async def _take_seat(self, hello: Hello) -> Seat:
         """Return what answers at the stream, which is looked for anew."""
-        if self._connection is None:
+        if self._connection is None or self._connection.client.is_closed:  # for good: it was not let in
             self._connection = await connect(self._address, self._host.name)
+            self._seat = None
         before = self._stream
         self._stream = stream = await open_stream(self._connection, make=False)
         if before is not None and before.id != stream.id:
-            self._keys = self._seat = None
-        if self._keys is None:
-            self._keys = await open_keys(self._connection, stream)
+            self._seat = None
+        keys = await open_keys(self._connection, stream)
         if self._seat is None:
             if hello.group:
                 self._seat = GroupSeat(
-                    self._keys,
+                    keys,
                     stream,
                     Ends(self._connection, stream.name),
                     hello.group,
@@ -161,7 +159,9 @@ class JetStreamTransport(Transport):
                     silent_after_s=self.silent_after_s,
                 )
             elif hello.role == "consumer":
-                self._seat = ConsumerSeat(self._keys, stream, heartbeat_s=self.heartbeat_s)
+                self._seat = ConsumerSeat(
+                    keys, stream, heartbeat_s=self.heartbeat_s, silent_after_s=self.silent_after_s
+                )
             else:
                 self._seat = OnlookerSeat(stream, heartbeat_s=self.heartbeat_s)
         return self._seat
@@ -172,10 +172,13 @@ class JetStreamTransport(Transport):
         if connection is None or stream is None or not self.session.connected:
             return
         with asking(self._address):
-            info = await connection.js.stream_info(stream.name)
+            try:
+                found = identity_of(info := await connection.js.stream_info(stream.name))
+            except nats.js.errors.NotFoundError:
+                found = ""
         readers = list(self._readers.items())
         cut_after = next((r.cursor.cut_after for _, r in readers if r.cursor.cut_after is not None), None)
-        if identity_of(info) != stream.id:
+        if found != stream.id:
             logger.warning("stream %r at %s is not the one that it was", stream.name, self._address)
             self.session.lose(time.monotonic())
             self._due.set()
@@ -201,7 +204,7 @@ class JetStreamTransport(Transport):
                 "%s %r: NATS did not take the last word of it: %s",
                 self._host.noun,
                 self._host.name,
-                error or "no answer in time",
+                str(error) or "no answer in time",
             )
 
     # ---- live events ----
@@ -255,7 +258,7 @@ class JetStreamTransport(Transport):
             return None
         offset = share.follower.offset
         reader = self._readers.get(share)
-        if reader is not None and not reader.fits(stream, offset):
+        if reader is not None and not reader.fits(connection, stream, offset):
             del self._readers[share]
             await reader.close()
             reader = None
@@ -264,6 +267,9 @@ class JetStreamTransport(Transport):
         piece = await reader.read(offset)
         if share.leads and isinstance(self._seat, GroupSeat):
             self._seat.see(piece)
+        if isinstance(self._seat, ConsumerSeat):
+            for loss in self._seat.take_losses():
+                share.note_journal_loss(loss)
         for first, last in reader.take_lost():
             share.note_journal_loss(JournalLoss(reason="removed", stream=stream.id, first=first, last=last))
         return piece
