@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import NamedTuple
 
 import msgspec
 import nats.errors
 from msgspec import Struct
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from phase_bus.errors import PhaseBusError
 from phase_bus.jetstream.connection import Connection
@@ -19,6 +21,7 @@ MOST_MESSAGES = 1000
 HEADER_BYTES = 768
 """What of a server's largest message is for its headers, and is not for what is in it."""
 _ACK_S = 10.0
+_LOOK_S = 0.1
 _MOVED, _UNDER_WAY = 10071, 10164  # the last sequence is another one; it may become another one
 _TRIES, _AGAIN_S = 20, 0.02  # where nothing came of what was under way
 
@@ -83,7 +86,7 @@ async def _append_once(
             headers = _condition(subjects, last)
         else:
             headers = _part(batch, final) | {"Nats-Batch-Commit": "1"}
-        answer = await client.request(subject, data, timeout=_ACK_S, headers=headers)
+        answer = await _answer(client, client.request(subject, data, timeout=_ACK_S, headers=headers))
         return msgspec.json.decode(answer.data, type=_Ack)
     except nats.errors.NoRespondersError:
         raise NotAppendedError("no server has the stream now") from None
@@ -91,6 +94,22 @@ async def _append_once(
         raise NotAppendedError(f"no answer from NATS within {_ACK_S:g} s") from None
     except (nats.errors.Error, OSError, msgspec.MsgspecError) as error:
         raise NotAppendedError(str(error) or type(error).__name__) from error
+
+
+async def _answer(client: Client, request: Awaitable[Msg]) -> Msg:
+    """Return the answer to a request; one that was asked for on a connection that broke does not come."""
+    connections = client.stats["reconnects"]
+    asking = asyncio.ensure_future(request)
+    try:
+        while not asking.done():
+            await asyncio.wait((asking,), timeout=_LOOK_S)
+            if not client.is_connected or client.stats["reconnects"] != connections:
+                break
+        if not asking.done():
+            raise NotAppendedError("the connection to NATS broke before the answer came")
+        return asking.result()
+    finally:
+        asking.cancel()
 
 
 def _condition(subjects: str, last: int) -> _Headers:

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import nats.errors
 
 from phase_bus.consumer.patience import Patience
@@ -25,7 +26,7 @@ from phase_bus.consumer.rows import UnavailableError
 from phase_bus.core.address import Address, StreamAddress
 from phase_bus.core.position import Lineage, Position
 from phase_bus.core.throttle import Throttle
-from phase_bus.core.wire import unpack_header
+from phase_bus.core.wire import decode, unpack_header
 from phase_bus.errors import ConfigError, PhaseBusError, WireError
 from phase_bus.jetstream.batch import (
     HEADER_BYTES,
@@ -52,6 +53,7 @@ _MOST_WAITING = 20_000
 _LEAST_PAYLOAD_BYTES = 64 << 10  # the largest event of a bus has to fit in MOST_MESSAGES messages
 _FLUSH_S = 10.0  # how long a flush waits before it fails, to be called again
 _LAST_FLUSH_S = 4.0  # and the last one, whose process is to end
+_LOOK_S = 1.0
 _MOVES = 20  # times in a row that somebody else may be faster
 
 
@@ -83,6 +85,8 @@ class Forwarder(RawConsumer):
             name of its own; tls:// likewise. It is made if it is not there.
     """
 
+    retry_wait_s = 3.0
+
     def __init__(self, to: str) -> None:
         self._to = StreamAddress.parse(to)
         self._connection: Connection | None = None
@@ -95,8 +99,9 @@ class Forwarder(RawConsumer):
         self._sender: asyncio.Task[None] | None = None
         self._place: Place | None = None  # of the bus named next, where it is certain
         self._bus = ""
-        self._stored: Position | None = None  # all up to there was appended, or was there when this began
-        self._acknowledged = 0  # the sequence number of what was appended last
+        self._stored: Position | None = None  # all up to there is there, as far as is known
+        self._checked = -1  # how often the connection had been made anew when that was looked for
+        self._highest: int | None = None  # the sequence number of what was appended last, if that is known
         self._beyond: dict[Key, int] = {}
         self._complaints = Throttle(logger)
         self._patience = Patience(
@@ -129,8 +134,6 @@ class Forwarder(RawConsumer):
     async def on_event(self, event: RawEvent) -> None:
         """Have an event appended; wait while too many of them wait."""
         lineage = self.context.lineage
-        if not lineage.journal_id:
-            raise ConfigError("the bus keeps no journal")
         subject = subject_of(self._to.stream, lineage.journal_id, event.topic)
         row = _Row(lineage, lineage.position(self.offset), subject, event)
         self._waiting.append(row)
@@ -139,6 +142,26 @@ class Forwarder(RawConsumer):
         while self._waiting_bytes > _MOST_WAITING_BYTES or len(self._waiting) > _MOST_WAITING:
             self._fewer.clear()
             await self._fewer.wait()
+
+    async def position(self) -> None:
+        """Leave it to the bus where to begin; what of that is in the stream already is passed over.
+
+        Raises:
+            ConfigError: if the bus has no journal, from which to go on after a break.
+        """
+        if not self.context.lineage.journal_id:
+            raise ConfigError(
+                f"consumer {self.name!r}: the bus keeps no journal; run it without --no-journal"
+            )
+
+    def state(self) -> bytes | None:
+        """Return up to where all was appended: should it not be there one day, it is appended again."""
+        return None if self._stored is None else _encode(self._stored)
+
+    def restore(self, state: bytes) -> None:
+        """Look, even before there is an event, whether all is there that was."""
+        self._stored = decode(_decode, state, "not a place in a journal")
+        self._more.set()
 
     async def flush(self) -> None:
         """Wait until all is appended."""
@@ -158,13 +181,24 @@ class Forwarder(RawConsumer):
     async def _send(self) -> None:
         """Append what waits, batch after batch, each for as long as it takes."""
         while True:
-            while not self._waiting:
+            if self._waiting:
+                self._sending = self._take()
+                await self._patience.insist(self._forward)
+                self._sending = ()
+                self._fewer.set()
+            elif self._is_unsure:
+                await self._patience.insist(self._forward)
+            else:
                 self._more.clear()
-                await self._more.wait()
-            self._sending = self._take()
-            await self._patience.insist(self._forward)
-            self._sending = ()
-            self._fewer.set()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._more.wait(), _LOOK_S)
+
+    @property
+    def _is_unsure(self) -> bool:
+        """Whether the servers may have lost what is there: they were away."""
+        if self._stored is None:
+            return False
+        return self._connection is None or self._checked != self._connection.client.stats["reconnects"]
 
     def _take(self) -> list[_Row]:
         rows: list[_Row] = []
@@ -177,13 +211,17 @@ class Forwarder(RawConsumer):
         return rows
 
     async def _forward(self) -> None:
-        """Append all rows that are to be sent and are not there.
+        """Append all rows that are to be sent and are not there; make sure of what was there before.
 
         Raises:
             UnavailableError: not all of them are there now; those that are not remain.
         """
         try:
             connection = await self._open()
+            if self._is_unsure:
+                self._place = None
+            if not self._sending:
+                await self._find_place(connection, self.context.lineage)
             for _, group in itertools.groupby(self._sending, lambda row: row.lineage.journal_id):
                 await self._append(connection, list(group))
         except NotAppendedError as error:
@@ -197,14 +235,15 @@ class Forwarder(RawConsumer):
         """Append rows of one bus, those that are not there yet."""
         lineage = rows[-1].lineage
         for _ in range(_MOVES):
-            place = self._place
-            if place is None or self._bus != lineage.journal_id:
-                place = await self._find_place(connection, rows[0])
-            lacking = [row for row in rows if not self._is_there(row, place.position)]
             try:
+                place = self._place
+                if place is None or self._bus != lineage.journal_id:
+                    place = await self._find_place(connection, lineage)
+                lacking = [row for row in rows if not self._is_there(row, place.position)]
                 for part in self._parts(connection, lacking):
                     await self._append_part(connection, part)
                     self._stored = part[-1][0].position
+                self._stored = rows[-1].position
             except MovedError:
                 self._place = None
                 self._complaints.warn(
@@ -222,7 +261,7 @@ class Forwarder(RawConsumer):
         messages = [message for _, each in part for message in each]
         last = await append(connection, messages, self._subjects, place.last)
         self._place = place._replace(last=last, position=part[-1][0].position)
-        self._acknowledged = last
+        self._highest = last
 
     @property
     def _subjects(self) -> str:
@@ -253,66 +292,73 @@ class Forwarder(RawConsumer):
             return True  # its bus had lost it, and has it from its publisher again
         return position is not None and _reaches(row.lineage, position, row.position)
 
-    async def _find_place(self, connection: Connection, first: _Row) -> Place:
-        """Ask how far the bus has come; append what is missing there between that and a row.
-
-        That is what the stream had, or this consumer's checkpoint says that it had, and has lost.
-        """
-        lineage = first.lineage
-        is_new = self._bus != lineage.journal_id
-        try:
-            place = await find_place(connection, lineage, look_back=is_new)
-        except WireError as error:
-            raise NotAppendedError(f"stream {self._to.stream!r}: {error}") from None
-        if is_new:
-            self._bus, self._beyond, self._acknowledged = lineage.journal_id, {}, 0
-            self._stored = lineage.position(first.position.offset - 1)
+    async def _find_place(self, connection: Connection, lineage: Lineage) -> Place:
+        """Ask how far the bus has come; append again what the stream should have up to now and has not."""
+        checked = connection.client.stats["reconnects"]
+        if self._bus != lineage.journal_id:
+            self._bus, self._beyond, self._highest = lineage.journal_id, {}, None
+            place = await self._look(connection, lineage, back=True)
+        else:
+            place = await self._look(connection, lineage)
+            if place.last < (self._highest or 0):  # what is known of what is beyond may be gone, too
+                self._beyond = {}
+                place = await self._look(connection, lineage, back=True)
         for key, number in place.beyond.items():
             self._beyond[key] = max(number, self._beyond.get(key, 0))
-        self._place = place
-        stored, at = self._stored, place.position
-        if stored is not None and stored.offset and not (at and _reaches(lineage, at, stored)):
-            await self._append_again(connection, lineage, at.offset if at else 0, stored.offset)
+        self._place, at = place, place.position
+        if self._stored is not None:
+            found, offset = lineage.find(self._stored)
+            stored = None if found == "elsewhere" else Position(self._stored.stream, offset)
+            if stored is not None and stored.offset and not (at and _reaches(lineage, at, stored)):
+                await self._append_again(connection, lineage, at.offset if at else 0, stored.offset)
+        self._checked = checked
         assert self._place is not None
         return self._place
 
+    async def _look(self, connection: Connection, lineage: Lineage, *, back: bool = False) -> Place:
+        try:
+            return await find_place(connection, lineage, look_back=back)
+        except WireError as error:
+            raise NotAppendedError(f"stream {self._to.stream!r}: {error}") from None
+
     async def _append_again(self, connection: Connection, lineage: Lineage, after: int, until: int) -> None:
-        """Append what the journal has after an offset, up to another one."""
+        """Append what the journal has after an offset, up to another one: the stream has lost it."""
         at, found = after, 0
         while at < until:
             try:
                 entries = await asyncio.to_thread(_read, self.address, lineage.journal_id, at, until)
             except PhaseBusError as error:
                 raise NotAppendedError(
-                    f"what the stream lacks cannot be read from the bus now: {error}"
+                    f"the stream has lost events, which cannot be read from the bus now: {error}"
                 ) from None
             if not entries:
                 break
-            if not found:
-                await self._note_loss(connection)
+            await self._tell_readers(connection)
             rows = [self._row_of(lineage, entry) for entry in entries]
             for part in self._parts(connection, [row for row in rows if not self._is_there(row, None)]):
                 await self._append_part(connection, part)
             at, found = entries[-1].offset, found + len(entries)
-        lost = until - after - found
         self.log.log(
-            logging.WARNING if after else logging.INFO,
-            "the stream lacked events that had been forwarded; they come from the journal",
+            logging.ERROR if found < until - after else logging.WARNING,
+            "the stream had lost events that it had acknowledged; they come from the journal",
             first_offset=after + 1,
             last_offset=until,
-            appended=found,
-            not_in_the_journal=lost,
+            appended_again=found,
+            lost_for_good=until - after - found,
         )
 
-    async def _note_loss(self, connection: Connection) -> None:
-        """Have readers of the stream learn that it has lost what it had acknowledged, if it has."""
+    async def _tell_readers(self, connection: Connection) -> None:
+        """Have readers of the stream learn that it has lost its end, if it has."""
         assert self._place is not None  # by _find_place
         last = self._place.last
-        if last or self._acknowledged:  # else there was never anything of this bus
-            try:
-                await cut_stream(connection, last)
-            except PhaseBusError as error:
-                raise NotAppendedError(str(error)) from None
+        lost = last > 0 if self._highest is None else last < self._highest
+        if not lost:  # it was made anew, or is another one: nobody reads from there
+            return
+        try:
+            await cut_stream(connection, last)
+        except PhaseBusError as error:
+            raise NotAppendedError(str(error)) from None
+        self._highest = last
 
     def _row_of(self, lineage: Lineage, entry: Entry) -> _Row:
         event = RawEvent(entry.topic, unpack_header(entry.header, entry.topic), entry.payload)
@@ -347,6 +393,10 @@ class Forwarder(RawConsumer):
                 f"at most; set its max_payload to {_LEAST_PAYLOAD_BYTES} or more"
             )
         return self._connection
+
+
+_encode = msgspec.msgpack.encode
+_decode = msgspec.msgpack.Decoder(Position).decode
 
 
 def _not_showing(_size_bytes: int) -> AbstractContextManager[Callable[[int], object]]:
