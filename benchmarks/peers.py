@@ -77,7 +77,7 @@ def consumer(ready: Connection, make: Callable[..., Consumer], address: str, *ar
             receipts=False,
             on_ready=lambda: ready.send(address),
         )
-        await _run(runner)
+        await run_member(runner)
 
     asyncio.run(run())
 
@@ -99,12 +99,12 @@ def member(ready: Connection, address: str, group: str) -> None:
         runner = GroupMember(build, group, Address.parse(address))
         ready.send(address)
         await asyncio.to_thread(ready.recv)
-        await _run(runner)
+        await run_member(runner)
 
     asyncio.run(run())
 
 
-async def _run(member: Member) -> None:
+async def run_member(member: Member) -> None:
     """Run it until SIGTERM."""
     with Ending(print, CONSUMER_S) as ending:
         loop = asyncio.get_running_loop()

@@ -88,15 +88,20 @@ def _loads() -> list[tuple[str, EventBase, int]]:
 
 
 class Journal:
-    """A bus whose journal holds so many events, until the stack is closed."""
+    """A bus whose journal holds so many events, until the stack is closed.
+
+    Attributes:
+        address: where it is.
+        bus: its process.
+    """
 
     def __init__(self, stack: ExitStack, event: EventBase, count: int) -> None:
-        self._address = f"ipc://{stack.enter_context(directory())}"
-        self._bus = stack.enter_context(Child(peers.bus, self._address))
-        self._bus.ready()
+        self.address = f"ipc://{stack.enter_context(directory())}"
+        self.bus = stack.enter_context(Child(peers.bus, self.address))
+        self.bus.ready()
         self._count = count
         self._cpu_us: list[tuple[float, float]] = []
-        with Publisher(self._address, buffer_bytes=1 << 30) as publisher:
+        with Publisher(self.address, buffer_bytes=1 << 30) as publisher:
             for number in range(1, count + 1):
                 publisher.publish(event)
                 # Batches of records are refused where too many wait.
@@ -106,15 +111,15 @@ class Journal:
     def read(self) -> float:
         """Let a new consumer read all of it; return events/s."""
         counts = shared_counts(1)
-        with Child(peers.late_consumer, peers.Counting, self._address, counts, 0) as reader:
+        with Child(peers.late_consumer, peers.Counting, self.address, counts, 0) as reader:
             reader.ready()
-            before = cpu_s(reader.pid), self._bus.cpu_s()
+            before = cpu_s(reader.pid), self.bus.cpu_s()
             started_s = time.monotonic()
             reader.connection.send("go")
             if not wait_for(lambda: bool(counts[0] >= self._count), _LIMIT_S):
                 raise RuntimeError(f"{self._count - counts[0]} events were not replayed")
             took_s = time.monotonic() - started_s
-            spent = cpu_s(reader.pid) - before[0], self._bus.cpu_s() - before[1]
+            spent = cpu_s(reader.pid) - before[0], self.bus.cpu_s() - before[1]
         self._cpu_us.append((spent[0] / self._count * 1e6, spent[1] / self._count * 1e6))
         return self._count / took_s
 

@@ -28,7 +28,7 @@ if str(ROOT) not in sys.path:  # run as a script
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.harness import Report, markdown  # noqa: E402 - it is found only now
-from benchmarks.nats_routes import server  # noqa: E402
+from benchmarks.nats_server import program  # noqa: E402
 
 NAMES = (
     "cost",
@@ -46,6 +46,9 @@ NAMES = (
     "calls",
     "sinks",
     "verdicts",
+    "forwarding",
+    "stream",
+    "fleet",
 )
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 MEASURED_ONCE = ROOT / "benchmarks" / "measured_once.md"  # what decisions were taken by; written by hand
@@ -308,10 +311,10 @@ def _processor() -> str:
 
 
 def _nats() -> str:
-    program = server()
-    if program is None:
+    found = program()
+    if found is None:
         return "nats-server not installed"
-    done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10)
+    done = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=10)
     return done.stdout.strip().replace(":", "")
 
 

@@ -66,6 +66,12 @@ class ServerProcess(ABC):
         """Whether the process is there."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Start it on its port, and wait until it answers.
 
