@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from phase_bus.verification.trial import MODES
+from tests.support.servers.nats import NatsServer
 from tests.support.workplace import Workplace, wait_for
 
 # Publishes a run as the plugin does, takes a second, and leaves results in AIPerf's form. Its run is called
@@ -195,12 +196,14 @@ def test_a_benchmark_that_does_not_feel_it(
 @pytest.mark.aiperf
 @pytest.mark.timeout(900)
 def test_real_aiperf(
-    workplace: Workplace, mock_llm: Callable[..., str], aiperf: Callable[..., list[str]]
+    workplace: Workplace, mock_llm: Callable[..., str], aiperf: Callable[..., list[str]], nats: NatsServer
 ) -> None:
-    """Two short rounds: every run counts, and all that there is to compare is compared."""
+    """Two short rounds, while the bus forwards: every run counts, all that there is is compared."""
     url = mock_llm("--tokens", "64")
     command = aiperf(url, "--request-rate", "30", "--benchmark-duration", "3")
-    done = workplace.run("verify", "--rounds", "2", "--json", "result.json", "--", *command, timeout_s=850)
+    consumers = ("--with", "aggregator", "--with", "logging", "--with", f"forward:to={nats.url}")
+    options = ("--rounds", "2", "--json", "result.json", *consumers)
+    done = workplace.run("verify", *options, "--", *command, timeout_s=850)
     assert done.returncode in (0, 1), done.stderr  # two rounds on a loaded machine decide nothing
     result = workplace.json("result.json")
     assert result["problems"] == []
@@ -215,6 +218,8 @@ def test_real_aiperf(
         assert run["exit_code"] == 0
         assert run["requests"] > 30
         assert run["cpu_s"]["aiperf"] > 1
+        assert run["whole"] == (None if run["mode"] == "off" else True)
         if run["mode"] == "killed":
             assert 0 < run["killed_after_s"] < 3
+    assert nats.last_offset() > 9 * 30  # a batch of records for each few of the requests
     assert not (workplace.directory / "aiperf-out").exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,15 @@ from phase_bus.testing.waiting import wait_until
 from tests.support.processes import JournaledBus, Killable
 
 
-def forwarding_bus(directory: Path, address: str, url: str, *options: str) -> JournaledBus:
-    """Start a bus with a journal that forwards to a stream."""
+@contextmanager
+def forwarding_bus(directory: Path, address: str, url: str, *options: str) -> Iterator[JournaledBus]:
+    """A bus with a journal that forwards to a stream; it is killed at the end."""
     directory.mkdir(parents=True, exist_ok=True)
-    return JournaledBus(directory, address, options=("--forward", url, *options))
+    bus = JournaledBus(directory, address, options=("--forward", url, *options))
+    try:
+        yield bus
+    finally:
+        bus.kill()
 
 
 def forwarder_of(bus: JournaledBus) -> psutil.Process:
