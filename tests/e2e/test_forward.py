@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections import Counter
 
@@ -12,7 +13,7 @@ import pytest
 from phase_bus.testing import LiveBus, make_run, wait_until
 from tests.support.forwarded import Held, check_sources, journal_frames, read_stream
 from tests.support.servers.nats import NatsServer
-from tests.support.workplace import Workplace, assert_one_line
+from tests.support.workplace import Workplace, assert_one_line, wait_for
 
 SIMULATE = (sys.executable, "-m", "phase_bus", "simulate")
 
@@ -48,6 +49,46 @@ def test_a_bus_forwards_all_it_has_and_outlives_its_forwarder_and_nats(nats: Nat
     held = held_in(nats)
     assert [each.frames for each in held[: len(journal)]] == [frames for _, frames in journal]
     check_sources(held)
+
+
+def test_what_a_bus_has_is_forwarded_before_it_ends(workplace: Workplace, nats: NatsServer) -> None:
+    """It is asked to as soon as a run is over, while NATS is away; it ends when that has taken all."""
+    address = f"ipc://{workplace.directory}/bus"
+    bus = workplace.phase_bus(
+        "bus", "--address", address, "--forward", nats.url, "--forward-timeout-s", "60"
+    )
+    wait_for(lambda: "bus ready" in workplace.stdout(bus), "the bus")
+    nats.kill()
+    assert workplace.run("simulate", "-n", "3000", "-r", "0", "--address", address).returncode == 0
+    bus.terminate()
+    wait_for(lambda: "does not take rows" in workplace.stderr(bus), "the forwarder's trouble")
+    nats.start()
+    ended = workplace.finish(bus)
+    assert ended.returncode == 0, ended.stderr
+    kinds = Counter(each.topic.split(b".")[0] for each in held_in(nats))
+    assert kinds[b"run_complete"] == 1
+
+
+def test_a_bus_says_what_is_not_forwarded_when_it_ends(workplace: Workplace, nats: NatsServer) -> None:
+    """It exits with 3; the next bus on the journal forwards it."""
+    nats.kill()
+    line = ("bus", "--address", f"ipc://{workplace.directory}/bus", "--forward", nats.url)
+    bus = workplace.phase_bus(*line, "--forward-timeout-s", "0")
+    wait_for(lambda: "bus ready" in workplace.stdout(bus), "the bus")
+    assert workplace.run("simulate", "-r", "0", "--address", line[2]).returncode == 0
+    bus.terminate()
+    ended = workplace.finish(bus)
+    assert ended.returncode == 3
+    assert re.search(
+        r"^phase-bus: \d+ events are in its journal and not forwarded", ended.stderr, re.MULTILINE
+    )
+    nats.start()
+    bus = workplace.phase_bus(*line)
+    wait_for(lambda: "bus ready" in workplace.stdout(bus), "the bus")
+    bus.terminate()
+    assert workplace.finish(bus).returncode == 0
+    kinds = Counter(each.topic.split(b".")[0] for each in held_in(nats))
+    assert kinds[b"run_complete"] == 1
 
 
 def test_exec_waits_until_everything_is_forwarded(workplace: Workplace, nats: NatsServer) -> None:

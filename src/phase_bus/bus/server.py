@@ -241,6 +241,12 @@ class Bus:
         self._stop = True
         self._waker.wake()
 
+    def behind(self, name: str) -> int:
+        """Return how many events a consumer of everything has not finished with; from any thread."""
+        known = [client.info for client in list(self._clients.by_id.values())]
+        places = [info.position.offset for info in known if info.name == name and info.position]
+        return self._stream.head.offset - max(places, default=0)
+
     def remove_sockets(self) -> None:
         """Remove the ipc files, in a process that ends at once; from any thread."""
         self._sockets.release()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from phase_bus.bus.connections import raise_limit
 from phase_bus.bus.options import BusOptions
@@ -22,7 +22,7 @@ from phase_bus.cli.options import (
     StopOnEof,
     as_options,
 )
-from phase_bus.cli.output import configure_logging, print_line, say
+from phase_bus.cli.output import EXIT_NOT_WHOLE, configure_logging, print_line, say
 from phase_bus.core.address import Address, default_address
 from phase_bus.core.keys import check_all_guarded, find_key
 from phase_bus.errors import ConfigError
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 else:
     _Options = as_options(BusOptions)
 _DEFAULTS = _Options()
+_FORWARD_S = 10.0
 
 
 def bus(
@@ -55,6 +56,13 @@ def bus(
     ] = False,
     limits: LimitOptions = DEFAULT_LIMITS,
     forward: ForwardOption = None,
+    forward_timeout_s: Annotated[
+        float,
+        Parameter(
+            validator=validators.Number(gte=0),
+            help="How many seconds the bus may take, when it is to end, to forward what is left.",
+        ),
+    ] = _FORWARD_S,
     insecure: Annotated[
         bool,
         Parameter(help="Ask nobody for a key: anybody who can connect to a tcp address may do everything."),
@@ -67,7 +75,7 @@ def bus(
         ),
     ] = None,
     stop_on_eof: StopOnEof = False,
-) -> None:
+) -> int:
     """Run the bus: take events in, acknowledge them, fan them out to consumers.
 
     Publishers and consumers may be started before or after it. Every event is in its journal before it is
@@ -76,6 +84,9 @@ def bus(
 
     If there is a key file ('phase-bus keys'), clients need a key to connect to a tcp address. If there is
     none, only clients on this machine may connect.
+
+    With --forward, it goes on until what it has is forwarded, for --forward-timeout-s at most. If something
+    is left then, the exit code is 3, and a line says how much: it is forwarded after the next start.
 
     For example:
 
@@ -109,7 +120,7 @@ def bus(
         try:
             server.bind()
             if forwarding is not None:
-                _start_beside(forwarding, server, ending, stack, left, insecure=insecure)
+                _start_beside(forwarding, server, ending, stack, left, forward_timeout_s, insecure=insecure)
             if not stop_on_eof:
                 where = f"journal in {journal.path}" if journal else "no journal: missed events are lost"
                 everywhere = [f"bound to {each}; " for each in server.addresses if each.is_wildcard]
@@ -125,6 +136,10 @@ def bus(
                 server.run()
         finally:
             server.close()
+        if forwarding is not None and (behind := server.behind(forwarding.title)):
+            say(f"{behind} events are in its journal and not forwarded; a bus that runs on it does that")
+            return EXIT_NOT_WHOLE
+    return 0
 
 
 def _forwarding(forward: str, *, journal: bool) -> ConsumerConfig:
@@ -136,7 +151,14 @@ def _forwarding(forward: str, *, journal: bool) -> ConsumerConfig:
 
 
 def _start_beside(
-    consumer: ConsumerConfig, server: Bus, ending: Ending, stack: ExitStack, left: str, *, insecure: bool
+    consumer: ConsumerConfig,
+    server: Bus,
+    ending: Ending,
+    stack: ExitStack,
+    left: str,
+    patience_s: float,
+    *,
+    insecure: bool,
 ) -> None:
     """Run a consumer beside the bus; it ends first, so that it still gets what has arrived."""
     from phase_bus.harness.beside import Beside
@@ -148,6 +170,8 @@ def _start_beside(
         address,
         lambda who, line: say(f"{who} | {line.removeprefix('phase-bus: ')}"),
         environment(address, "" if insecure else None),
+        is_done=lambda: not server.behind(consumer.title),
+        patience_s=patience_s,
     )
 
     def force() -> None:

@@ -13,6 +13,7 @@ from phase_bus.harness.ending import MARGIN_S
 
 _STOP_S = 5.0  # how long it may take to end
 _LASTED_S = 20.0  # after which it counts as one that works
+_LOOK_S = 0.1
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0  # before it is started again
 
 
@@ -25,16 +26,26 @@ class Beside:
         address: the bus's.
         say: shows what the process prints.
         environment: its environment.
+        is_done: whether it has nothing left to do; from any thread.
+        patience_s: how long it may go on, once it is to end, while it has.
 
     Attributes:
         stop_s: how long its end may take.
     """
 
-    stop_s = _STOP_S + 2 * MARGIN_S
-
     def __init__(
-        self, consumer: ConsumerConfig, address: str, say: Say, environment: Mapping[str, str] | None = None
+        self,
+        consumer: ConsumerConfig,
+        address: str,
+        say: Say,
+        environment: Mapping[str, str] | None = None,
+        *,
+        is_done: Callable[[], bool] = lambda: True,
+        patience_s: float = 0.0,
     ) -> None:
+        self.stop_s = patience_s + _STOP_S + 2 * MARGIN_S
+        self._is_done = is_done
+        self._patience_s = patience_s
         self._child = ConsumerChild(consumer, address, say, _STOP_S, environment)
         self._say = say
         self._then: Callable[[], object] = lambda: None
@@ -73,9 +84,16 @@ class Beside:
             self._loop.close()
             self._then()
 
+    async def _may_end(self) -> None:
+        """Wait until it is to end, and then until it has done everything, or the time is up."""
+        await self._stopping.wait()
+        until_s = time.monotonic() + self._patience_s
+        while not self._is_done() and time.monotonic() < until_s:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(_LOOK_S)
+
     async def _keep_running(self) -> None:
         child, wait_s = self._child, _FIRST_WAIT_S
-        stopping = asyncio.create_task(self._stopping.wait())
+        stopping = asyncio.create_task(self._may_end())
         while not stopping.done():
             started_s = time.monotonic()
             await child.start()
