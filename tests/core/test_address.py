@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from phase_bus.core import sockets
-from phase_bus.core.address import Address, default_address
+from phase_bus.core.address import Address, StreamAddress, default_address, parse_any
 from phase_bus.core.control import Endpoint
 from phase_bus.errors import AddressError
 
@@ -193,3 +194,40 @@ def test_default(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_only_this_machine_can_connect_to(address: str, only_here: bool) -> None:
     """When in doubt, others can."""
     assert Address.parse(address).is_loopback is only_here
+
+
+@pytest.mark.parametrize(
+    ("text", "servers", "stream", "shown"),
+    [
+        ("nats://a", ("a:4222",), "phase-bus", "nats://a:4222"),
+        ("nats://a:1,b,[::1]:7/x_1", ("a:1", "b:4222", "[::1]:7"), "x_1", "nats://a:1,b:4222,[::1]:7/x_1"),
+        ("tls://10.0.0.1:4222/phase-bus", ("10.0.0.1:4222",), "phase-bus", "tls://10.0.0.1:4222"),
+    ],
+)
+def test_addresses_of_nats(text: str, servers: tuple[str, ...], stream: str, shown: str) -> None:
+    """Servers with commas between them, and the stream's name; it is shown as it can be typed."""
+    address = parse_any(text)
+    assert isinstance(address, StreamAddress)
+    assert (address.servers, address.stream, str(address)) == (servers, stream, shown)
+    assert parse_any(shown) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["nats://", "nats://a:0", "nats://a:x", "nats://*:4222", "nats://a,,b", "nats://a/x.y"],
+)
+def test_what_is_no_address_of_nats(text: str) -> None:
+    """It is told what is wrong, in one line."""
+    with pytest.raises(AddressError) as raised:
+        parse_any(text)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["nats://me:s3cret@host", "tls://s3cret@host:4222", "nats://a:s3@cret@b/x"]
+)
+def test_no_user_in_an_address_of_nats(text: str) -> None:
+    """Addresses show up in process lists and errors; the error does not repeat what is a secret."""
+    with pytest.raises(AddressError, match="NATS_USER and NATS_PASSWORD") as raised:
+        parse_any(text)
+    assert not re.search("s3|cret", str(raised.value))

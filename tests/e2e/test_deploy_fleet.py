@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import subprocess
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from phase_bus.jetstream.durability import MONITOR_VARIABLE, durability_of
 from phase_bus.jetstream.message import subjects
 from phase_bus.jetstream.stream import open_stream
 from tests.e2e.pages import ROOT, moved
+from tests.support.health import ask
 from tests.support.servers.nats import NatsServer
 from tests.support.servers.process import HOST, free_port, request
+from tests.support.servers.webhook import Webhook
+from tests.support.workplace import Workplace, wait_for
 
 DEPLOY = ROOT / "deploy"
 CONFIGURATION = DEPLOY / "nats" / "nats.conf"
@@ -204,3 +208,104 @@ def test_what_the_schemas_do_not_know() -> None:
         for variable in container["env"]:
             if source := variable.get("valueFrom"):
                 assert source["secretKeyRef"]["key"] in secrets[source["secretKeyRef"]["name"]]
+
+
+class Pods:
+    """What the manifests' containers run, run here: with their arguments, environment and probes.
+
+    Args:
+        place: what is somewhere else here.
+        secrets: by name and key.
+    """
+
+    def __init__(
+        self, workplace: Workplace, place: dict[str, str], secrets: dict[str, dict[str, str]]
+    ) -> None:
+        self._workplace = workplace
+        self._place = place
+        self._secrets = secrets
+
+    def start(self, name: str, **changed: str) -> subprocess.Popen[str]:
+        """Start the container of a name, and wait until it is as its probe wants it.
+
+        Args:
+            changed: arguments that are others here, by the option's name.
+        """
+        (container,) = [container for container, _ in containers() if container["name"] == name]
+        health = f"{HOST}:{free_port()}"
+        place = {"*:9464": health, "*:9465": health, **self._place}
+        arguments = [moved(argument, place) for argument in container["args"]]
+        for option, value in changed.items():
+            arguments = [re.sub(rf"^--{option}=.*", f"--{option}={value}", each) for each in arguments]
+        environment = {each["name"]: self._value(each) for each in container["env"]}
+        process = self._workplace.phase_bus(*arguments, **environment)
+        for probe in ("startupProbe", "readinessProbe"):
+            if probe in container:
+                url = f"http://{health}{container[probe]['httpGet']['path']}"
+                wait_for(lambda: answers(url), f"{name} at {url}")  # noqa: B023
+        return process
+
+    def _value(self, variable: dict[str, Any]) -> str:
+        if "value" in variable:
+            return moved(variable["value"], self._place)
+        source = variable["valueFrom"]["secretKeyRef"]
+        return self._secrets[source["name"]][source["key"]]
+
+
+def answers(url: str) -> bool:
+    """Whether an address answers with 200."""
+    with suppress(OSError):
+        return ask(url).status == 200
+    return False
+
+
+@pytest.mark.slow
+def test_the_pods_work_together(workplace: Workplace, users: dict[str, str]) -> None:
+    """A benchmark with its sidecar, workers and sinks; the sidecar is ended right after the benchmark."""
+    directory = workplace.directory
+    merged = json.dumps(yaml.safe_load(VALUES.read_text())["config"]["merge"], indent=2)
+    options = re.sub(r'"<< (.*?) >>"', r"\1", merged)[1:-2]
+    database = f"sqlite:///{directory}/fleet.db"
+    with NatsServer(directory / "nats", options=options) as nats, Webhook() as prometheus:
+        place = {
+            "tcp://127.0.0.1:5670": f"tcp://{HOST}:{free_port()}",
+            "nats://nats:4222": nats.url,
+            "http://prometheus.monitoring:9090": prometheus.url,
+            "http://nats-0.nats-headless:8222,http://nats-1.nats-headless:8222,"
+            "http://nats-2.nats-headless:8222": nats.monitor_url,
+            "/var/lib/phase-bus": str(directory),
+            "/tmp/": f"{directory}/",
+        }
+        pods = Pods(workplace, place, {"nats-users": users, "sinks": {"database": database}})
+        bus = pods.start("bus")
+        consumers = [pods.start(name) for name in ("worker", "worker", "sql", "remote-write")]
+        benchmark = pods.start("benchmark", requests="3000", rate="0")
+        assert workplace.finish(benchmark).returncode == 0
+        bus.terminate()
+        ended = workplace.finish(bus)
+        assert ended.returncode == 0, ended.stderr
+        who: Any = {"NATS_USER": "consume", "NATS_PASSWORD": users["consume"]}
+        report = ("report", "nightly", "--format", "json", "--address", nats.url)
+        done = workplace.run(*report, **who)
+        assert done.returncode == 0, done.stderr
+        receipts = ("receipts", "nightly", "--json", "--address", nats.url)
+        names = {"fleet", "sql", "remote_write"}
+        wait_for(
+            lambda: (
+                names
+                <= set(
+                    re.findall(
+                        r'"consumer":"(\w+)"', workplace.run(*receipts, **who).stdout.replace(" ", "")
+                    )
+                )
+            ),
+            "the receipts",
+        )
+        with closing(sqlite3.connect(directory / "fleet.db")) as rows:
+            ((count,),) = rows.execute("select count(*) from phase_bus_records")
+        assert count == 3050
+        assert prometheus.received
+        for process in consumers:
+            process.terminate()
+            ended = workplace.finish(process)
+            assert ended.returncode == 0, ended.stderr

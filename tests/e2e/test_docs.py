@@ -15,6 +15,7 @@ from tests.support.workplace import Workplace, wait_for
 
 # Pages that have tests of their own, where these are.
 ELSEWHERE = {
+    "guide/fleet.md": "e2e/test_fleet_guide.py",
     "guide/hooks.md": "e2e/test_guide.py",
     "guide/testing.md": "e2e/test_guides.py",
     "guide/verify.md": "e2e/test_verify.py",
