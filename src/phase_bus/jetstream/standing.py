@@ -67,8 +67,8 @@ class Standing(Struct, frozen=True, kw_only=True):
         weaknesses: what is known of how it is kept that is weaker than it could be, and what helps.
         buses: the latest one first.
         consumers: those that are there, or have been silent for a while, or have left a checkpoint.
-        behind: how many messages of the stream each consumer or group has not passed, by name, of a group
-            the partition that is last.
+        behind: how many messages each consumer or group has not passed, by name, up to the last one in the
+            stream that is no consumer's word on a run; of a group it is the share that is last.
     """
 
     address: str
@@ -97,8 +97,8 @@ async def standing_at(address: StreamAddress) -> Standing:
         look = _Look(connection, stream)
         with asking(address):
             weaknesses = (await durability_of(connection)).weaknesses
-            buses = await look.buses()
-            consumers, groups, behind = await look.consumers()
+            buses, last_offset = await look.buses()
+            consumers, groups, behind = await look.consumers(last_offset)
         return Standing(
             address=str(address),
             stream=stream.name,
@@ -143,8 +143,8 @@ class _Look:
 
     # ---- buses ----
 
-    async def buses(self) -> list[BusStanding]:
-        """Return the buses, the latest one first."""
+    async def buses(self) -> tuple[list[BusStanding], int]:
+        """Return the buses, the latest one first, and the offset of the last event that makes up a run."""
         runs: Counter[str] = Counter()
         kinds: dict[tuple[str, str], set[str]] = defaultdict(set)
         counts = await counts_of_subjects(self._connection, self._stream.name, "*.*.*")
@@ -153,7 +153,12 @@ class _Look:
         runs.update(bus for (bus, _), of_run in kinds.items() if not of_run <= BEGIN_NO_RUN)
         now = await self._now(self._stream.name)
         found = await asyncio.gather(*(self._bus(bus, count, now) for bus, count in runs.items()))
-        return sorted(filter(None, found), key=lambda bus: -bus.stream_offset)
+        name = self._stream.name
+        of_runs = set().union(*kinds.values()) - BEGIN_NO_RUN
+        filters = [f"{name}.*.records.*.*", *(f"{name}.*.{kind}.*" for kind in of_runs)]
+        last = await asyncio.gather(*(self._message(name, subject=each) for each in filters))
+        last_offset = max(((each.seq or 0) for each in last if each is not None), default=0)
+        return sorted(filter(None, found), key=lambda bus: -bus.stream_offset), last_offset
 
     async def _bus(self, bus: str, runs: int, now: datetime) -> BusStanding | None:
         name = self._stream.name
@@ -177,8 +182,8 @@ class _Look:
 
     # ---- consumers ----
 
-    async def consumers(self) -> tuple[list[ClientInfo], list[GroupInfo], dict[str, int]]:
-        """Return the consumers and groups, and by name how far they are behind."""
+    async def consumers(self, last_offset: int) -> tuple[list[ClientInfo], list[GroupInfo], dict[str, int]]:
+        """Return the consumers and groups, and by name how far they are behind an offset."""
         names, members, groups, checkpoints = [
             await kept_below(self._connection, self._stream, prefix)
             for prefix in ("name", "member", "group", "checkpoint")
@@ -192,13 +197,13 @@ class _Look:
             for key, kept in members.items()
         ]
         infos = {_text(key.split(".")[1]): read_note(GroupNote, key, kept) for key, kept in groups.items()}
-        behind = self._behind(checkpoints)
+        behind = self._behind(checkpoints, last_offset)
         here = {client.name for client in clients} | infos.keys()
         clients += [_gone(name) for name in behind.keys() - here]
         return clients, [_group(name, note) for name, note in infos.items()], behind
 
-    def _behind(self, checkpoints: Mapping[str, Kept]) -> dict[str, int]:
-        lineage, last = Lineage(self._stream.lineage), self._stream.last_offset
+    def _behind(self, checkpoints: Mapping[str, Kept], last: int) -> dict[str, int]:
+        lineage = Lineage(self._stream.lineage)
         behind: dict[str, int] = {}
         for key, kept in checkpoints.items():
             note = read_note(CheckpointNote, key, kept)
