@@ -13,7 +13,8 @@ import pytest
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.wire import decode_event
 from phase_bus.errors import ConfigError, PhaseBusError
-from phase_bus.events import EventBase, PhaseStart, Receipt, Summary
+from phase_bus.events import EventBase, PhaseStart, Receipt, Records, Summary
+from phase_bus.jetstream.notes import LetterNote, read_note
 from phase_bus.jetstream.stream import cut_stream
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing.factories import make_records
@@ -274,3 +275,23 @@ async def test_notes_that_cannot_be_read(
         await keys.update("checkpoint.totals.07", b"\xff", checkpoint.revision)
     with pytest.raises(PhaseBusError, match="beside the stream cannot be read"):
         await asyncio.wait_for(forwarded.member().task, 20)
+
+
+async def test_dead_letters_of_a_partition(kept: DurableBus, forwarded: Forwarded) -> None:
+    """They are kept under its name, once, before its checkpoint moves beyond them."""
+
+    class Failing(Totals):
+        async def on_records(self, event: Records) -> None:
+            if event.partition == 3:
+                raise ValueError("not this one")
+            await super().on_records(event)
+
+    member = forwarded.member(Failing)
+    with Run(kept.address) as run:
+        await forwarded.publish(run, 16 * 7, end=True)
+        (receipt,) = await forwarded.of(Receipt)
+    await member.stop()
+    assert not receipt.complete
+    async with opened(forwarded.url) as (_, _, keys):
+        (letter,) = [read_note(LetterNote, key, kept) for key, kept in (await keys.all("dead")).items()]
+    assert (letter.consumer, letter.letter.error) == ("totals/03", "ValueError('not this one')")

@@ -20,7 +20,7 @@ from phase_bus.core.control import EVENTS, Assigned, Beat, Commit, Heard, Hello,
 from phase_bus.core.position import Lineage, Position, Segment
 from phase_bus.jetstream.claims import Claims
 from phase_bus.jetstream.connection import NatsUnreachableError
-from phase_bus.jetstream.coordinator import GroupNote
+from phase_bus.jetstream.coordinator import GroupNote, Watch
 from phase_bus.jetstream.ends import Ends
 from phase_bus.jetstream.groups import GroupSeat
 from phase_bus.jetstream.keys import Kept, Keys
@@ -335,8 +335,11 @@ async def test_how_long_it_takes() -> None:
         assert shared_out(members)
         members.pop().stopping = True
         assert await settle(world, members) < 3
+        members += [Member(world, number) for number in range(4, 6)]
+        await settle(world, members)
         members.pop(0).kill()  # the coordinator
-        assert 9 < await settle(world, members) < 14
+        members.pop(0).kill()
+        assert 9 < await settle(world, members) < 14, "the next one knows how long both were silent"
 
 
 async def test_who_was_told_long_ago_claims_nothing() -> None:
@@ -349,9 +352,9 @@ async def test_who_was_told_long_ago_claims_nothing() -> None:
             while not claim.done():
                 await world.run(0.1)
             assert claim.result() == (mine, None)
-        late = asyncio.ensure_future(first.keep(commit_of(7, 3, 1)))
+        late = [asyncio.ensure_future(each.keep(commit_of(7, 3, 1))) for each in claims]
         await world.run(1)
-        assert late.result() is False
+        assert [each.result() for each in late] == [False, False]
         assert first.beyond == 6, "nobody can have been given that epoch, so the group has lost its memory"
 
 
@@ -374,6 +377,33 @@ async def test_the_group_forgets(back_s: float) -> None:
         await world.run(5)
         members.pop().kill()
         await settle(world, members)
+
+
+async def test_a_coordinator_that_slept_decides_nothing() -> None:
+    """Another is in its place by then; what it remembers of the group is of no use any more."""
+    async with world_of(5) as world:
+        members = [Member(world, number) for number in range(3)]
+        await settle(world, members)
+        note = msgspec.msgpack.decode(world.values["group.g"].value, type=GroupNote)
+        (asleep,) = [member for member in members if member.name == note.coordinator]
+        world.paused.add(asleep.name)
+        await world.run(12)
+        for number in range(3, 6):
+            members.append(Member(world, number))
+            await settle(world, [member for member in members if member is not asleep])
+        world.paused.clear()
+        await settle(world, members)
+        for member in members:
+            assert not member.task.done()
+
+
+def test_silence_is_what_was_looked_at() -> None:
+    """Who did not look for a minute knows of two seconds at most."""
+    watch = Watch(2.0)
+    for now_s, revision, silent_s in (10, 5, 0), (11, 5, 1), (71, 5, 3), (72, 6, 0), (73, 6, 1):
+        watch.look(revision, now_s)
+        assert watch.silent_s == silent_s
+    assert watch.changed
 
 
 async def test_nats_is_away_for_a_minute() -> None:
