@@ -28,8 +28,8 @@ from phase_bus.jetstream.stream import identity_of
 
 logger = logging.getLogger("phase_bus.jetstream")
 
-_BATCH_MESSAGES, _BATCH_BYTES = 1000, 4 << 20  # of one request
-_AHEAD_BYTES = 8 << 20  # what is read ahead, beyond which nothing more is asked for
+_BATCH_MESSAGES = 1000  # of one request
+_AHEAD_BYTES = 8 << 20
 _EXPIRES_S = 30.0  # after which the server forgets a request
 _BEAT_S = 1.0  # how often it says that it has not
 _SILENT_S = 4 * _BEAT_S  # then the request, or the server, is lost
@@ -70,6 +70,7 @@ class Cursor:
             any more is no loss.
         on_news: called when there is something to take, or ``position`` or ``at_end`` has changed.
         identity: the stream's id; if it is another one by now, nothing more is read.
+        ahead_bytes: what is read ahead, beyond which nothing more is asked for.
 
     Attributes:
         at_end: whether there was nothing more in the stream when last heard from it.
@@ -88,6 +89,7 @@ class Cursor:
         on_news: Callable[[], None] = lambda: None,
         *,
         identity: str = "",
+        ahead_bytes: int = _AHEAD_BYTES,
     ) -> None:
         self.at_end = False
         self.lost: list[tuple[int, int]] = []
@@ -98,6 +100,7 @@ class Cursor:
         self._filters = list(filters)
         self._on_news = on_news
         self._identity = identity
+        self._ahead_bytes = ahead_bytes
         self._read = self._position = after  # the last offset that was read, and the last that was taken
         self._delivered = 0  # how many the server has sent this reader
         self._waiting: deque[Taken] = deque()
@@ -206,7 +209,7 @@ class Cursor:
             await self._begin_anew("no word from the server")
         if self._subscription is None:
             await self._begin()
-        if self._subscription is not None and self._asked == 0 and self._waiting_bytes < _AHEAD_BYTES:
+        if self._subscription is not None and self._asked == 0 and self._waiting_bytes < self._ahead_bytes:
             await self._ask()
 
     def _is_silent(self) -> bool:
@@ -293,7 +296,7 @@ class Cursor:
         self._heard_s = time.monotonic()
         request = {
             "batch": _BATCH_MESSAGES,
-            "max_bytes": _BATCH_BYTES + self._connection.max_payload_bytes,
+            "max_bytes": self._ahead_bytes // 2 + self._connection.max_payload_bytes,
             "expires": int(_EXPIRES_S * 1e9),
             "idle_heartbeat": int(_BEAT_S * 1e9),
         }

@@ -13,6 +13,9 @@ from phase_bus.jetstream.cursor import Cursor, Taken
 from phase_bus.jetstream.message import subjects
 from phase_bus.jetstream.stream import Stream
 
+_AHEAD_BYTES = 8 << 20  # what is read ahead for a share
+_OF_A_PARTITION_BYTES = 1 << 20  # of these a worker may have all
+
 
 class Reader:
     """Gives one share what it wants of a stream, in order.
