@@ -68,7 +68,8 @@ async def when_whole(
         for number, saved in (await read(where)).items()
         if saved and number != EVENTS
     }
-    records = sum(t.records for each in kept.values() for t in each.accounts["r"].topics.values())
+    accounts = [account for each in kept.values() for account in each.accounts.values()]
+    records = sum(counts.records for account in accounts for counts in account.topics.values())
     return {number: each.state for number, each in kept.items()} if records == 2000 else None
 
 
