@@ -16,6 +16,7 @@ from phase_bus.consumer.account import RunAccount
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.dispatcher import KEPT_JOURNAL_LOSSES, Dispatcher, HandledEnd
 from phase_bus.consumer.follower import Verdict
+from phase_bus.consumer.raw import RawConsumer
 from phase_bus.consumer.view import View
 from phase_bus.core.control import EVENTS, Commit, PrunedRun
 from phase_bus.core.position import Lineage, Place, Position
@@ -234,6 +235,8 @@ class Share:
         self.follower.journaled = self._keeps_checkpoint = journaled
         self.checkpoint = after
         self.placed = True
+        # So that the journal waits for it from now on, though it may be long until it can write out.
+        self._changed = self._changed or isinstance(self.consumer, RawConsumer)
 
     def _restore(self, state: bytes) -> None:
         try:

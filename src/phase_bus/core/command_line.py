@@ -48,7 +48,7 @@ _USER_INFO = re.compile(r"(?P<before>(^|[\s\"'=,(])([A-Za-z][\w+.-]*+://)?)[^\s/
 _ADDRESS = re.compile(r"(?P<scheme>(?<![\w+.-])[A-Za-z][\w+.-]*+)://(?!\*\*\*)(?P<rest>[^\s\"',]+)")
 _KNOWN_SCHEMES = frozenset(
     ("http", "https", "ws", "wss", "tcp", "ipc", "group+ipc", "direct+tcp", "direct+ipc", "grpc", "grpcs")
-) | {"unix", "file", "s3", "gs", "az", "hf"}
+) | {"unix", "file", "s3", "gs", "az", "hf", "nats", "tls"}
 _WEB_HOOK = re.compile(
     r"(?P<host>://(hooks\.slack\.com|discord(app)?\.com/api|[\w.-]*webhook[\w.-]*)/)[^\s\"',]+"
 )
