@@ -308,6 +308,35 @@ def test_status_of_a_stream(run: Run, nats: NatsServer, tmp_path: Path) -> None:
     assert "0-1" in text
 
 
+def test_what_the_stream_has_dropped_is_told(
+    run: Run, nats: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever made limits for it: the run lacks its beginning, and says so."""
+    phase = PhaseRef("profiling")
+    progress = [PhaseProgress(run_id="one", ts_ns=T0 + n, phase=phase) for n in range(5)]
+    published = {"run_start.one$": 1, "phase_progress.one$": 5}
+    say(
+        nats,
+        A_BUS,
+        RunStart(run_id="one", ts_ns=T0),
+        *progress,
+        RunComplete(run_id="one", ts_ns=T0, status="completed", published=published),
+    )
+
+    async def drop() -> None:
+        async with opened(nats.url) as (connection, stream, _):
+            await connection.js.purge_stream(stream.name, seq=4)
+
+    asyncio.run(drop())
+    (row,) = rows(run, nats.url)
+    assert (row["status"], row["started_ns"], row["events"]) == ("completed", T0 + 2, 7)
+    assert not caplog.text
+    assert run("journal", "export", "--run", "one", "--address", nats.url)[1].count("\n") == 4
+    assert "run one: stream 'phase-bus' has dropped 3 of its events" in caplog.text
+    assert run("journal", "export", "--address", nats.url)[1].count("\n") == 4
+    assert "has dropped what was before offset 4" in caplog.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["restarted", "stopped"])
 def test_a_server_that_is_away_in_the_middle(fault: str, nats: NatsServer, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ import nats.js.errors
 
 from phase_bus.core.address import StreamAddress
 from phase_bus.core.throttle import Throttle
-from phase_bus.core.wire import NO_PARTITION, parse_topic, partition_of
+from phase_bus.core.wire import NO_PARTITION, parse_topic, partition_of, topic_prefix
 from phase_bus.errors import WireError
-from phase_bus.events import RunComplete, RunStart, Verdict
+from phase_bus.events import Records, RunComplete, RunStart, Verdict
 from phase_bus.jetstream.connection import NatsUnreachableError, asking, connect
 from phase_bus.jetstream.cursor import Cursor, Taken
 from phase_bus.jetstream.message import subjects, subjects_of_kind, unpacked
@@ -27,6 +27,7 @@ from phase_bus.jetstream.standing import kept_below
 from phase_bus.jetstream.stream import open_stream
 from phase_bus.jetstream.stream_runs import RunOfBus, StreamRuns, bus_of, counts_of_subjects
 from phase_bus.journal.mirror import Mirror
+from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.remote import Showing
 from phase_bus.journal.rows import DeadLetter, Entry, RunRow
 
@@ -80,6 +81,7 @@ class StreamPast:
             self._connection = self._ask(connect(address, "past"))
             stack.callback(lambda: self._ask(self._connection.close()))
             self._stream = self._ask(open_stream(self._connection, make=False))
+            self._first_offset = self._stream.first_offset  # that is known to be there
             self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -105,7 +107,12 @@ class StreamPast:
     def everything(self) -> Path:
         """A journal with all events, in the order of the stream."""
         rows = [run.row for run in self._runs.values()]  # of one id the newest counts
-        return self._copy([subjects(self._stream.name, records=True)], rows)
+        path = self._copy([subjects(self._stream.name, records=True)], rows)
+        if self._first_offset > 1:
+            logger.warning(
+                "stream %r has dropped what was before offset %d", self._stream.name, self._first_offset
+            )
+        return path
 
     def run(self, run_id: str, outline: Path, *, records: bool = True) -> Path:
         """Copy a run once, with its records or without, and return the journal that it is in.
@@ -122,7 +129,25 @@ class StreamPast:
         if records:
             filters.append(f"{name}.{run.bus}.records.*.{run.token}")
         path = self._copied[key, records] = self._copy(filters, [run.row], run_id)
+        if self._first_offset > 1:
+            self._tell_dropped(path, run, records=records)
         return path
+
+    def _tell_dropped(self, path: Path, run: RunOfBus, *, records: bool) -> None:
+        """Say so if the stream, which has dropped its beginning, has not all of a run any more."""
+        here: Counter[str] = Counter()
+        with JournalReader(path) as reader:
+            for each in reader.streams(run.row.run_id):
+                here[each.topic.decode()] += each.events
+        dropped = sum(
+            max(count - here[topic], 0)
+            for topic, count in run.published.items()
+            if records or not topic.startswith(topic_prefix(Records.kind).decode())
+        )
+        if dropped:
+            logger.warning(
+                "run %s: stream %r has dropped %d of its events", run.row.run_id, self._stream.name, dropped
+            )
 
     def dead_letters(self, *, with_event: int | None = None) -> Path:
         """Copy the dead letters, and the event of one of them; return the journal that they are in.
@@ -264,8 +289,8 @@ class StreamPast:
                 ]
         finally:
             self._ask(cursor.close())
-        for first, last in cursor.lost:
-            logger.warning("stream %r lost what was at %d to %d", self._stream.name, first, last)
+        for _, last in cursor.lost:  # meanwhile
+            self._first_offset = max(self._first_offset, last + 1)
 
     async def _next(self, cursor: Cursor, news: asyncio.Event) -> list[Taken]:
         """Return the next events; none at the end.

@@ -44,12 +44,14 @@ class RunOfBus(NamedTuple):
     Attributes:
         bus: the bus's token in subjects; of a run of none, that of one who said something of it.
         token: the run's token in subjects.
+        published: how many events each topic got, by the run's end.
         told_by: who else said something of a run of this id, and is no bus that has one: consumers.
     """
 
     row: RunRow
     bus: str
     token: str
+    published: Mapping[str, int]
     told_by: tuple[str, ...]
 
 
@@ -232,7 +234,8 @@ class StreamRuns:
             size_bytes=0,
             publisher=known.publisher,
         )
-        return known.layer, RunOfBus(row, bus, run, tuple(self._told_by.get(run, ())))
+        published = {} if end is None else end.published
+        return known.layer, RunOfBus(row, bus, run, published, tuple(self._told_by.get(run, ())))
 
     async def _of_none(self, run: str) -> tuple[int, RunOfBus] | None:
         """Return a run of which only consumers said something."""
@@ -250,7 +253,7 @@ class StreamRuns:
             size_bytes=0,
             publisher="",
         )
-        return 0, RunOfBus(row, bus, run, tuple(others))
+        return 0, RunOfBus(row, bus, run, {}, tuple(others))
 
     async def _went_on(self, key: tuple[str, str], end_offset: int) -> bool:
         """Return whether there is more of a run after its end: it was taken for lost, and came back."""
