@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import nats.errors
 import pytest
 import yaml
 
 from phase_bus.core.address import StreamAddress
 from phase_bus.errors import ConfigError
-from phase_bus.jetstream.connection import connect, connected
+from phase_bus.jetstream.connection import Connection, connect, connected
 from phase_bus.jetstream.cursor import Cursor
 from phase_bus.jetstream.durability import MONITOR_VARIABLE, durability_of
+from phase_bus.jetstream.keys import open_keys
 from phase_bus.jetstream.message import subjects
 from phase_bus.jetstream.stream import open_stream
 from tests.e2e.pages import ROOT, moved
@@ -115,9 +117,21 @@ async def test_three_servers_on_the_configuration(
             monkeypatch.setenv("NATS_USER", user)
             monkeypatch.setenv("NATS_PASSWORD", password)
             async with connected(address, "test") as connection:
-                await open_stream(connection, make=True)
+                stream = await open_stream(connection, make=user == "forward")
                 found = await durability_of(connection)
                 assert (found.replicas, found.weaknesses, found.unseen) == (3, [], "")
+                assert await may_publish(connection, "phase-bus.x.run_start.r") == (user == "forward")
+                assert not await may_publish(connection, f"$JS.API.STREAM.DELETE.{stream.name}")
+                assert await may_publish(connection, "phase-bus.x.receipt.r")
+
+
+async def may_publish(connection: Connection, subject: str) -> bool:
+    """Return whether the server takes a message on a subject and answers."""
+    try:
+        await connection.client.request(subject, b"", timeout=0.5)
+    except nats.errors.Error:
+        return False
+    return True
 
 
 def chart_configuration(values: dict[str, Any]) -> dict[str, Any]:
@@ -136,25 +150,47 @@ def chart_configuration(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def as_configuration(values: dict[str, Any]) -> str:
+    """Return values as the chart writes them for the server."""
+    return re.sub(r'"<< (.*?) >>"', r"\1", json.dumps(values, indent=2))[1:-2]
+
+
 async def test_a_server_on_the_charts_values(
     tmp_path: Path, users: dict[str, str], monkeypatch: pytest.MonkeyPatch, no_leaks: None
 ) -> None:
     """What the chart makes of them is a configuration; a stream on it is durable, and can be read."""
     values = yaml.safe_load(VALUES.read_text())
     assert values["config"]["cluster"] == {"enabled": True, "replicas": 3}
-    text = json.dumps(chart_configuration(values), indent=2)
-    text = re.sub(r'"<< (.*?) >>"', r"\1", text)
+    text = as_configuration(chart_configuration(values))
     head = 'server_name: one\nlisten: "0.0.0.0:4222"\nhttp: "127.0.0.1:8222"\n'
-    with Configured(tmp_path / "nats", {}, head + text[1:-2]) as server:
+    with Configured(tmp_path / "nats", {}, head + text) as server:
         monkeypatch.setenv(MONITOR_VARIABLE, server.monitor_url)
+        address = StreamAddress.parse(server.url)
+        monkeypatch.setenv("NATS_USER", "forward")
+        monkeypatch.setenv("NATS_PASSWORD", users["forward"])
+        async with connected(address, "test") as connection:
+            stream = await open_stream(connection, make=True)
         monkeypatch.setenv("NATS_USER", "consume")
         monkeypatch.setenv("NATS_PASSWORD", users["consume"])
-        async with connected(StreamAddress.parse(server.url), "test") as connection:
-            stream = await open_stream(connection, make=True)
+        async with connected(address, "test") as connection:
             assert (await durability_of(connection)).sync_s == 0
             cursor = Cursor(connection, stream.name, [subjects(stream.name, records=True)], 0)
             assert await cursor.take() == []
             await cursor.close()
+            keys = await open_keys(connection, stream)
+            large = bytes(3 << 20)  # which goes to the object store
+            revision = await keys.create("checkpoint.large", large)
+            assert await keys.get("checkpoint.large") == (large, revision)
+            assert await keys.delete("checkpoint.large", revision or 0)
+
+
+def test_both_let_users_do_the_same() -> None:
+    """The configuration, and the values of the chart."""
+    written = CONFIGURATION.read_text().partition("authorization {")[2]
+    users = yaml.safe_load(VALUES.read_text())["config"]["merge"]["authorization"]["users"]
+    may = [user["permissions"] for user in users]
+    of_chart = [(*each["publish"]["allow"], *each["publish"]["deny"], *each["subscribe"]) for each in may]
+    assert re.findall(r'"(.*?)"', written) == [subject for each in of_chart for subject in each]
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -263,8 +299,7 @@ def answers(url: str) -> bool:
 def test_the_pods_work_together(workplace: Workplace, users: dict[str, str]) -> None:
     """A benchmark with its sidecar, workers and sinks; the sidecar is ended right after the benchmark."""
     directory = workplace.directory
-    merged = json.dumps(yaml.safe_load(VALUES.read_text())["config"]["merge"], indent=2)
-    options = re.sub(r'"<< (.*?) >>"', r"\1", merged)[1:-2]
+    options = as_configuration(yaml.safe_load(VALUES.read_text())["config"]["merge"])
     database = f"sqlite:///{directory}/fleet.db"
     with NatsServer(directory / "nats", options=options) as nats, Webhook() as prometheus:
         place = {
