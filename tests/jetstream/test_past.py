@@ -224,6 +224,8 @@ def test_dead_letters_of_consumers_on_the_stream(run: Run, nats: NatsServer, tmp
         code, out, _ = run("dead-letters", "show", str(letter["id"]), "--address", nats.url, "--json")
         assert (code, name in json.loads(out)["event"]["kind"]) == (0, True)
     assert len(json.loads(out)["event"]["result"]["large"]) == 3_000_000
+    code, _, err = run("dead-letters", "retry", str(first["id"]), "--address", nats.url)
+    assert (code, "but not retried" in err) == (2, True)
 
 
 def test_what_is_none_of_ours_is_left_out(

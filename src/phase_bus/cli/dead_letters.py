@@ -30,6 +30,7 @@ from phase_bus.cli.output import (
     print_table,
     say,
 )
+from phase_bus.core.address import StreamAddress
 from phase_bus.errors import ConfigError
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import DeadLetter, parse_checkpoint_name
@@ -176,6 +177,12 @@ def retry(
 
     if bool(letter_ids) == all_:
         raise ConfigError("give the numbers of dead letters, or --all")
+    if StreamAddress.is_meant(address or ""):
+        raise ConfigError(
+            f"--address {address!r}: dead letters of a stream can be shown, but not retried; let the "
+            "consumer take everything again under another name: phase-bus consume ... --name OTHER "
+            "--from start"
+        )
     configure_logging()
     with JournalReader(_journal_of(data, letter_ids, consumer)) as reader:
         letters = _chosen(reader, letter_ids, consumer)
