@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import msgspec
 import nats.errors
+from msgspec import Struct
 
 from phase_bus.consumer.patience import Patience
 from phase_bus.consumer.raw import RawConsumer, RawEvent
@@ -28,6 +29,7 @@ from phase_bus.core.position import Lineage, Position
 from phase_bus.core.throttle import Throttle
 from phase_bus.core.wire import decode, unpack_header
 from phase_bus.errors import ConfigError, PhaseBusError, WireError
+from phase_bus.events import Int
 from phase_bus.jetstream.batch import (
     HEADER_BYTES,
     MOST_MESSAGES,
@@ -102,6 +104,7 @@ class Forwarder(RawConsumer):
         self._stored: Position | None = None  # all up to there is there, as far as is known
         self._checked = -1  # how often the connection had been made anew when that was looked for
         self._highest: int | None = None  # the sequence number of what was appended last, if that is known
+        self._made = ""  # the id that the stream was made with in which that is
         self._beyond: dict[Key, int] = {}
         self._complaints = Throttle(logger)
         self._patience = Patience(
@@ -155,12 +158,15 @@ class Forwarder(RawConsumer):
             )
 
     def state(self) -> bytes | None:
-        """Return up to where all was appended: should it not be there one day, it is appended again."""
-        return None if self._stored is None else _encode(self._stored)
+        """Return up to where all was appended: should it be lost one day, it is appended again."""
+        if self._stored is None:
+            return None
+        return _encode(_State(self._stored, self._made, self._highest or 0))
 
     def restore(self, state: bytes) -> None:
         """Look, even before there is an event, whether all is there that was."""
-        self._stored = decode(_decode, state, "not a place in a journal")
+        kept = decode(_decode, state, "not a place in a journal")
+        self._stored, self._made, self._highest = kept.position, kept.made, kept.sequence or None
         self._more.set()
 
     async def flush(self) -> None:
@@ -234,23 +240,26 @@ class Forwarder(RawConsumer):
     async def _append(self, connection: Connection, rows: Sequence[_Row]) -> None:
         """Append rows of one bus, those that are not there yet."""
         lineage = rows[-1].lineage
+        last: int | None = None
         for _ in range(_MOVES):
             try:
                 place = self._place
                 if place is None or self._bus != lineage.journal_id:
                     place = await self._find_place(connection, lineage)
+                    if last is not None and place.last > last:
+                        self._complaints.warn(
+                            "consumer %r: somebody else forwards the same bus to %s; going on after what "
+                            "is there",
+                            self.name,
+                            self._to,
+                        )
                 lacking = [row for row in rows if not self._is_there(row, place.position)]
                 for part in self._parts(connection, lacking):
                     await self._append_part(connection, part)
                     self._stored = part[-1][0].position
                 self._stored = rows[-1].position
             except MovedError:
-                self._place = None
-                self._complaints.warn(
-                    "consumer %r: somebody else forwards the same bus to %s; going on after what is there",
-                    self.name,
-                    self._to,
-                )
+                last, self._place = self._place.last if self._place else 0, None
                 continue
             return
         raise NotAppendedError(f"somebody else forwards the same bus to {self._to}, and was always faster")
@@ -295,8 +304,11 @@ class Forwarder(RawConsumer):
     async def _find_place(self, connection: Connection, lineage: Lineage) -> Place:
         """Ask how far the bus has come; append again what the stream should have up to now and has not."""
         checked = connection.client.stats["reconnects"]
+        stream = await open_stream(connection, make=True)
+        if self._made != stream.lineage[0].stream or self._bus not in ("", lineage.journal_id):
+            self._made, self._highest = stream.lineage[0].stream, None
         if self._bus != lineage.journal_id:
-            self._bus, self._beyond, self._highest = lineage.journal_id, {}, None
+            self._bus, self._beyond = lineage.journal_id, {}
             place = await self._look(connection, lineage, back=True)
         else:
             place = await self._look(connection, lineage)
@@ -310,9 +322,13 @@ class Forwarder(RawConsumer):
             found, offset = lineage.find(self._stored)
             stored = None if found == "elsewhere" else Position(self._stored.stream, offset)
             if stored is not None and stored.offset and not (at and _reaches(lineage, at, stored)):
-                await self._append_again(connection, lineage, at.offset if at else 0, stored.offset)
+                if stream.first_offset > (self._highest or stream.first_offset):
+                    # It was not lost: the stream keeps what is new only, and nothing new has come.
+                    self._place = place._replace(position=stored)
+                else:
+                    await self._append_again(connection, lineage, at.offset if at else 0, stored.offset)
         self._checked = checked
-        assert self._place is not None
+        self._highest = max(self._place.last, self._highest or 0) or None
         return self._place
 
     async def _look(self, connection: Connection, lineage: Lineage, *, back: bool = False) -> Place:
@@ -395,8 +411,16 @@ class Forwarder(RawConsumer):
         return self._connection
 
 
+class _State(Struct):
+    """Up to where all was appended, and in which stream it had which sequence number."""
+
+    position: Position
+    made: str = ""
+    sequence: Int = 0
+
+
 _encode = msgspec.msgpack.encode
-_decode = msgspec.msgpack.Decoder(Position).decode
+_decode = msgspec.msgpack.Decoder(_State).decode
 
 
 def _not_showing(_size_bytes: int) -> AbstractContextManager[Callable[[int], object]]:
