@@ -72,7 +72,8 @@ HARMLESS = (
     "--concurrency 8 --request-rate 2.5 --tokenizer builtin --output-tokens-mean 128 -n 200 --key-file x "
     "--use-server-token-count --extra-inputs max_tokens:5 ignore_eos:true --random-seed 3 --rate -1 "
     "--ttft-ms=30 --variation concurrency=8 --address ipc:///tmp/x http://h:80/x?a=1 tcp://h:5 "
-    "--forward nats://h:4222,i/team --goodput time_to_first_token:100 inter_token_latency:10 --threshold time_to_first_token<500"
+    "--forward nats://h:4222,i/team --goodput time_to_first_token:100 inter_token_latency:10 "
+    "--threshold time_to_first_token<500"
 )
 
 
