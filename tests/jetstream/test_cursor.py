@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from phase_bus.core.wire import Header
 from phase_bus.jetstream.cursor import Cursor, Taken
-from phase_bus.jetstream.message import subjects
+from phase_bus.jetstream.message import packed, subjects
 from phase_bus.testing.waiting import DEADLINE_S, until
 from tests.support.servers.nats import NatsServer
 from tests.support.streams import Filler, Opened, opened
@@ -198,10 +199,15 @@ async def test_what_is_not_ours_is_skipped(nats: NatsServer, caplog: pytest.LogC
     async with opened(nats.url) as here, reading(here) as cursor:
         filler = Filler(here)
         await filler.append(1)
-        for junk in (b"", b"junk", b"\0" * 100, b"\xff" * 200):
-            await here.connection.js.publish(f"{here.stream.name}.x.phase_start.y", junk)
+        bus = "ab" * 16
+        header = Header(bytes.fromhex(bus), 1, 1, 0, 1, 1, 0, b"abc").pack()
+        junk = [b"", b"junk", b"\0" * 100, b"\xff" * 200]
+        for topic in (b"records.x.run$", b"\xff", b"", b"records.08.run$", b"phase_start.other$"):
+            junk += packed(topic, header, bus, b"payload", 1000)
+        for each in junk:
+            await here.connection.js.publish(f"{here.stream.name}.{bus}.records.07.run", each)
         await filler.append(1)
-        assert [each.offset for each in await take(cursor, 2)] == [1, 6]
+        assert [each.offset for each in await take(cursor, 2)] == [1, 2 + len(junk)]
         assert "skipped" in caplog.text
 
 

@@ -136,13 +136,13 @@ async def connect(address: StreamAddress, name: str, *, timeout_s: float = _CONN
     complaints = Throttle(logger)
     trouble: list[str] = []  # what was in the way of the first connection
     was_connected = False
-    said: set[str] = set()  # since the connection was lost; it is tried each second, maybe for hours
+    said: set[str] = set()  # since the connection is there, or gone; it is tried each second for hours
 
     async def on_error(error: Exception) -> None:
         reason = str(error) or type(error).__name__
         if not was_connected:
             trouble.append(reason)
-        elif client.is_connected or reason not in said:
+        elif reason not in said:
             said.add(reason)
             complaints.warn("NATS at %s: %s", address, reason)
 

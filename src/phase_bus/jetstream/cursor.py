@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -23,7 +23,7 @@ from phase_bus.core.readable import wait_for_event
 from phase_bus.core.throttle import Throttle
 from phase_bus.errors import WireError
 from phase_bus.jetstream.connection import Connection, end
-from phase_bus.jetstream.message import Message, unpacked
+from phase_bus.jetstream.message import Message, subject_of, unpacked
 from phase_bus.jetstream.stream import identity_of
 
 logger = logging.getLogger("phase_bus.jetstream")
@@ -253,7 +253,10 @@ class Cursor:
         self.at_end = False
         inbox = client.new_inbox()
         self._subscription = await client.subscribe(
-            inbox, cb=partial(self._on_message, inbox), pending_msgs_limit=-1, pending_bytes_limit=-1
+            inbox,
+            cb=functools.partial(self._on_message, inbox),
+            pending_msgs_limit=-1,
+            pending_bytes_limit=-1,
         )
         if not made.num_pending:
             self._at_end(info.state.last_seq)
@@ -339,6 +342,7 @@ class Cursor:
     def _take_in(self, offset: int, subject: str, data: bytes) -> None:
         try:
             message = unpacked(data)
+            _check_subject(self._stream, subject, message.topic)
         except WireError as error:
             self._complaints.warn("stream %r, offset %d: %s; skipped", self._stream, offset, error)
             self._parts.clear()
@@ -369,6 +373,18 @@ class Cursor:
     def _at_end(self, offset: int) -> None:
         self.at_end = True
         self._read = max(self._read, offset)
+
+
+@functools.lru_cache(maxsize=4096)
+def _check_subject(stream: str, subject: str, topic: bytes) -> None:
+    """Check that a message is where its event belongs: a reader of a part would go wrong by another one.
+
+    Raises:
+        WireError: it is not.
+    """
+    bus = subject.removeprefix(f"{stream}.").partition(".")[0]
+    if subject_of(stream, bus, topic) != subject:
+        raise WireError(f"its subject is {subject!r}", topic)
 
 
 def _numbers_of(reply: str) -> tuple[int, int, int]:

@@ -82,7 +82,6 @@ class JetStreamTransport(Transport):
             while not self._ends:
                 try:
                     await self._talk()
-                    self._silence = ""
                     await wait_for_event(self._due, self.session.wait_s(time.monotonic()))
                     self._due.clear()
                 except (NatsUnreachableError, NoStreamError) as error:
@@ -101,7 +100,8 @@ class JetStreamTransport(Transport):
         now_s = time.monotonic()
         was_connected = self.session.connected
         request = self.session.due(now_s)
-        if was_connected and not self.session.connected:
+        if was_connected and not self.session.connected and not self._silence:
+            self._silence = NatsUnreachableError.__name__
             logger.warning("NATS at %s is silent; waiting for it", self._address)
         if isinstance(request, Hello):
             seat = await self._take_seat(request)
@@ -116,6 +116,7 @@ class JetStreamTransport(Transport):
             await self._look()
 
     def _take_in(self, replies: Iterable[Reply], asked_s: float) -> None:
+        self._silence = ""
         for reply in replies:
             was_connected = self.session.connected
             if self.session.heard(reply, asked_s):
