@@ -78,6 +78,7 @@ class GroupMember(Member):
         self._build = build
         self._settings = settings
         self._ends_at = 0  # the offset of the last end of a run
+        self._rest_until_s = 0.0  # when it is to commit again, after what it has committed last
 
     def left(self) -> str:
         """Return, in words, what was received and is not written out and committed; empty for nothing."""
@@ -269,7 +270,10 @@ class GroupMember(Member):
         piece = await self._fetch(share, partial(self._may_read, share))
         if piece is not None and piece.end and not share.follower.replaying:
             # Who has come to the end of the journal may be the one for whom the end of a run waits.
-            self._next_flush_s = min(self._next_flush_s, time.monotonic() + _SOON_S)
+            soon_s = time.monotonic() + _SOON_S
+            if self._transport.ordered:  # where it comes to an end with each event that is new
+                soon_s = max(soon_s, self._rest_until_s)
+            self._next_flush_s = min(self._next_flush_s, soon_s)
         return piece is not None
 
     def _may_read(self, share: Share) -> bool:
@@ -300,6 +304,7 @@ class GroupMember(Member):
         size = sum(len(share.commit.saved or b"") for share in due if share.commit is not None)
         self._next_flush_s = now_s + max(FLUSH_S, size / _COMMITTED_BYTES_PER_S)
         if due:
+            self._rest_until_s = self._next_flush_s
             self._transport.tell_news()
 
     async def _flush(self, share: Share) -> None:

@@ -56,6 +56,7 @@ class JetStreamTransport(Transport):
         self._seat: Seat | None = None
         self._readers: dict[Share, Reader] = {}
         self._greeted = False
+        self._look_s = 0.0  # when to look next how far the stream is
         self._ends = False
         self._news = asyncio.Event()  # there may be something to read
         self._due = asyncio.Event()  # there may be something to say
@@ -170,8 +171,10 @@ class JetStreamTransport(Transport):
     async def _look(self) -> None:
         """Look whether the stream is the same one, and how far it is, for those who see only a part."""
         connection, stream = self._connection, self._stream
-        if connection is None or stream is None or not self.session.connected:
+        now_s = time.monotonic()
+        if connection is None or stream is None or not self.session.connected or now_s < self._look_s:
             return
+        self._look_s = now_s + self.heartbeat_s  # there may be beats between, with news
         with asking(self._address):
             try:
                 found = identity_of(info := await connection.js.stream_info(stream.name))
