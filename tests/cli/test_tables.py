@@ -27,6 +27,7 @@ from phase_bus.cli.status import _show_all as show_buses
 from phase_bus.core.console import PlainConsole
 from phase_bus.core.control import ClientInfo, RunInfo, Status, UnreadRun
 from phase_bus.core.keys import write_new_key
+from phase_bus.core.position import Position
 from phase_bus.core.table import FittingTable
 from phase_bus.events import Receipt, TopicReceipt, Verdict
 from phase_bus.journal.baselines import RunSource, set_baseline
@@ -107,6 +108,7 @@ STATUS = Status(
     pid=1234567,
     addresses=("ipc:///tmp/phase-bus-1000",),
     uptime_s=1.0,
+    offset=5555,
     clients=(
         ClientInfo(
             client_id="c",
@@ -118,6 +120,16 @@ STATUS = Status(
             handled_runs=(RUN,),
             group="the-group-of-" + NAME,
             shares=tuple(range(-1, 16)),
+        ),
+        ClientInfo(
+            client_id="f",
+            role="consumer",
+            name="forward",
+            pid=1,
+            host="h",
+            state="ready",
+            subscriptions=("",),
+            position=Position("b" * 32, 4321),
         ),
         ClientInfo(
             client_id="d", role="publisher", name="a-publisher-with-a-name", pid=1, host="h", state="silent"
@@ -147,7 +159,7 @@ COMMANDS: dict[str, tuple[Show, tuple[str, ...]]] = {
         (RUN, OTHER, "DIFFERENCE"),
     ),
     "report": (lambda data: report(RUN, data=data), (RUN, "mean", "p50", "p95", "p99")),
-    "status": (lambda _: show_status(STATUS), (NAME, RUN, "a-publisher-with-a-name")),
+    "status": (lambda _: show_status(STATUS), (NAME, RUN, "a-publisher-with-a-name", "1,234")),
     "several buses": (lambda _: show_buses(BUSES, json=False), tuple(bus.address for bus in BUSES)),
     "journal info": (lambda data: info(data=data), (NAME,)),
     "baselines": (lambda data: baselines(), (BASELINE,)),
