@@ -46,7 +46,8 @@ class Held(NamedTuple):
 
 async def read_stream(url: str, name: str = "phase-bus") -> list[Held]:
     """Return all that a stream holds, in its order; nothing if there is no stream."""
-    client = await nats.connect(url, connect_timeout=5)
+    servers = [f"nats://{server}" for server in url.removeprefix("nats://").split(",")]
+    client = await nats.connect(servers, connect_timeout=5)
     try:
         js = client.jetstream(timeout=10)
         try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import msgspec
 from msgspec import Struct
 
@@ -13,7 +11,7 @@ from phase_bus.errors import WireError
 from phase_bus.events import Int, RunComplete
 
 
-class RawEvent(Struct, dict=True):
+class RawEvent(Struct, gc=False):
     """An event as it travels: nothing of it is decoded before that is asked for.
 
     Attributes:
@@ -35,7 +33,7 @@ class RawEvent(Struct, dict=True):
         """Its run, by its topic."""
         return parse_topic(self.topic).run_id
 
-    @cached_property
+    @property
     def ts_ns(self) -> int:
         """When it happened, in Unix ns; 0 if it does not say so."""
         try:
@@ -43,7 +41,7 @@ class RawEvent(Struct, dict=True):
         except msgspec.MsgspecError:
             return 0
 
-    @cached_property
+    @property
     def end(self) -> RunComplete | None:
         """The event itself, if it is the end of a run, and no publisher goes on with that."""
         if self.kind != RunComplete.kind:
