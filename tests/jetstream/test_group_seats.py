@@ -437,11 +437,14 @@ async def test_members_run_the_same() -> None:
 
 
 @pytest.mark.parametrize(("lineage", "offset"), [((Segment(ID, 1), Segment("cd" * 16, 6)), 5), ((), 0)])
-async def test_a_checkpoint_beyond_the_stream(lineage: tuple[Segment, ...], offset: int) -> None:
+async def test_a_checkpoint_beyond_the_stream(
+    lineage: tuple[Segment, ...], offset: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """The state goes on from where the stream was cut: it shows what of it comes again."""
     async with world_of(1) as world:
         note = CheckpointNote(owner="b", epoch=1, position=Position(ID, 9), saved=b"state")
-        world.values["checkpoint.g.07"] = Kept(msgspec.msgpack.encode(note), 1)
+        for share in ("07", "08"):
+            world.values[f"checkpoint.g.{share}"] = Kept(msgspec.msgpack.encode(note), 1)
         world.revision = 1
         segments = lineage or (Segment("ef" * 16, 1),)
         claims = Claims(cast(Keys, FakeKeys(world, "a")), Lineage(segments), "g", "a")
@@ -449,3 +452,8 @@ async def test_a_checkpoint_beyond_the_stream(lineage: tuple[Segment, ...], offs
         await world.run(1)
         position = Position(segments[0].stream, offset)
         assert claim.result() == (True, Checkpoint(position, b"state"))
+        world.before = [world.values]
+        states = asyncio.ensure_future(claims.states({}))
+        await world.run(1)
+        assert states.result() == dict.fromkeys((7, 8), Checkpoint(position, b"state"))
+    assert len(caplog.records) == 1, "it is told once, not by each share"

@@ -52,6 +52,7 @@ class Claims:
         self._group = group
         self._owner = owner
         self._claims: dict[int, Claim] = {}
+        self._told = False  # whether it was told that the stream is not what it was
         self._seen = 0  # the latest revision among all checkpoints that were handed out
 
     async def claim(self, share: int, epoch: int) -> tuple[bool, Checkpoint | None]:
@@ -128,12 +129,14 @@ class Claims:
         if note.position is None:
             return None
         place = self.lineage.find(note.position)
-        if place.found != "here":
+        if place.found != "here" and not self._told:
+            self._told = True  # the others are likewise
             logger.error(
-                "consumer %r: the stream is %s than the one in which it has come to offset %d; it reads on "
-                "after offset %d",
+                "consumer group %r: the stream is %s: %s had come to its offset %d, and reads on after "
+                "offset %d; likewise the other shares",
+                self._group,
+                "shorter than it was" if place.found == "cut" else "another one than it was",
                 checkpoint_name(self._group, share),
-                "shorter" if place.found == "cut" else "another one",
                 note.position.offset,
                 place.offset,
             )
