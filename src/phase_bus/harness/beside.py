@@ -96,19 +96,27 @@ class Beside:
         stopping = asyncio.create_task(self._may_end())
         while not stopping.done():
             started_s = time.monotonic()
-            await child.start()
-            child.speak()
-            ended = asyncio.create_task(child.wait())
-            await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
+            how = await self._run(stopping)
             if stopping.done():
-                if not await child.stop():
-                    self._say(child.name, f"did not end within {child.stop_s:g} s and was killed")
-                await ended
                 break
             if time.monotonic() > started_s + _LASTED_S:
                 wait_s = _FIRST_WAIT_S
-            how = describe_exit(child.returncode)
             self._say(child.name, f"{how}; the bus goes on, and it is started again in {wait_s:g} s")
             await asyncio.wait((stopping,), timeout=wait_s)
             wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
         await stopping
+
+    async def _run(self, stopping: asyncio.Task[None]) -> str:
+        """Run the process until it ends, or is to end; return how it ended."""
+        child = self._child
+        try:
+            await child.start()
+        except OSError as error:
+            return f"cannot be started: {error.strerror}"
+        child.speak()
+        ended = asyncio.create_task(child.wait())
+        await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if stopping.done() and not await child.stop():
+            self._say(child.name, f"did not end within {child.stop_s:g} s and was killed")
+        await ended
+        return describe_exit(child.returncode)
