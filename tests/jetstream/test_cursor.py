@@ -227,10 +227,23 @@ async def test_a_stream_that_is_made_anew_is_another_one(nats: NatsServer) -> No
 async def test_a_stream_that_has_lost_its_end(nats: NatsServer) -> None:
     async with opened(nats.url) as here:
         await Filler(here).append(5)
-        async with reading(here, after=9) as cursor:  # it had nine
-            await cursor.take()
+        async with reading(here) as cursor:
+            await take(cursor, 5)
+            cursor._read = 9  # it had nine, and was restarted
+            await cursor._begin_anew("test")
             await until(lambda: cursor.cut_after is not None, 20)
             assert cursor.cut_after == 5
+
+
+async def test_what_does_not_exist_yet_can_be_waited_for(nats: NatsServer) -> None:
+    async with opened(nats.url) as here:
+        filler = Filler(here)
+        await filler.append(5)
+        async with reading(here, after=7) as cursor:
+            await cursor.take()
+            await until(lambda: cursor._subscription is not None)
+            await filler.append(5)
+            assert [each.offset for each in await take(cursor, 3)] == [8, 9, 10]
 
 
 async def test_the_server_keeps_nothing_of_a_cursor_that_is_closed(nats: NatsServer) -> None:

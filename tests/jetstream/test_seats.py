@@ -18,6 +18,7 @@ from phase_bus.core.control import (
     Heard,
     Hello,
     NameTaken,
+    Refused,
     Reply,
     Welcome,
 )
@@ -241,6 +242,32 @@ async def test_a_checkpoint_beyond_a_cut(keys: MadeUpKeys, last: int, place: int
     losses = [(loss.reason, loss.first, loss.last) for loss in second.seat.take_losses()]
     assert losses == ([("cut", 8, 9)] if last == 9 else [])
     assert second.seat.take_losses() == []
+
+
+async def test_a_checkpoint_beyond_the_end(keys: MadeUpKeys) -> None:
+    """Nobody has noticed yet that the stream lost its end; or a new leader has to catch up."""
+    first = Client(keys, 1)
+    await first.hello()
+    await first.goodbye(12)
+    second = Client(keys, 2)
+    assert isinstance(await second.hello(), Refused)
+    Client.clock_s += 4.9
+    assert isinstance(await second.hello(), Refused)
+    second.seat.stream = replace(STREAM, last_offset=12)
+    welcomed = await second.hello()
+    assert isinstance(welcomed, Welcome)
+    assert welcomed.checkpoint == Position(STREAM.id, 12)
+    assert second.seat.take_losses() == []
+    await second.goodbye()
+
+    third = Client(keys, 3)
+    assert isinstance(await third.hello(), Refused)
+    Client.clock_s += 5
+    welcomed = await third.hello()
+    assert isinstance(welcomed, Welcome)
+    assert welcomed.checkpoint == Position(STREAM.id, 9)
+    (loss,) = third.seat.take_losses()
+    assert (loss.reason, loss.first, loss.last) == ("cut", 10, 12)
 
 
 async def test_a_checkpoint_of_another_stream(keys: MadeUpKeys) -> None:

@@ -237,7 +237,8 @@ class Member(ABC):
     def connected(self) -> None:
         """Tell in the log that somebody answers."""
         if self._has_news:
-            news.info("%s %r: connected to the bus at %s", self.noun, self.name, self.address)
+            what = "stream" if self._transport.ordered else "bus"
+            news.info("%s %r: connected to the %s at %s", self.noun, self.name, what, self.address)
 
     def _on_welcome(self, welcome: Welcome) -> None:
         self._prunings = welcome.pruned

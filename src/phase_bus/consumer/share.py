@@ -357,7 +357,8 @@ class Share:
             what += f", no receipt for run {next(iter(self._ends))}"
         if not self._keeps_checkpoint:
             return f"{what}; they do not come again, since no journal is kept"
-        return f"{what}; what is after offset {self.checkpoint} comes again, from the bus's journal"
+        source = "the stream" if self.follower.ordered else "the bus's journal"
+        return f"{what}; what is after offset {self.checkpoint} comes again, from {source}"
 
     def is_due(self, ends_at: int = 0) -> bool:
         """Return whether there is something to flush and commit.

@@ -36,7 +36,8 @@ _SILENT_S = 4 * _BEAT_S  # then the request, or the server, is lost
 _ABANDONED_S = 60.0  # after which the server forgets a reader from which nothing comes
 _RETRY_S = 0.5
 _LEAVE_S = 1.0  # how long the server may take to forget a reader when asked to
-_SHORT_S = 5.0  # how long a stream may seem to lack its end: who leads it now may have to catch up
+SHORT_S = 5.0
+"""How long a stream may seem to lack its end: who leads it now may have to catch up."""
 
 _TOKENS = 9  # of the subject that a message is acknowledged to
 
@@ -102,6 +103,7 @@ class Cursor:
         self._identity = identity
         self._ahead_bytes = ahead_bytes
         self._read = self._position = after  # the last offset that was read, and the last that was taken
+        self._has_read = False  # whether it has come to where it is by reading
         self._delivered = 0  # how many the server has sent this reader
         self._waiting: deque[Taken] = deque()
         self._waiting_bytes = 0
@@ -264,12 +266,12 @@ class Cursor:
 
     def _is_short(self, last: int) -> bool:
         """Return whether the stream ends before what was read: not at once, its leader may be a new one."""
-        if last >= self._read:
+        if last >= self._read or not self._has_read:  # it may begin with what does not exist yet
             self._short_s = 0.0
             return False
         now_s = time.monotonic()
         self._short_s = self._short_s or now_s
-        if now_s > self._short_s + _SHORT_S:
+        if now_s > self._short_s + SHORT_S:
             self.cut_after = last
         return True
 
@@ -320,6 +322,7 @@ class Cursor:
             await self._begin_anew(f"message {self._delivered + 1} of it is missing")
             return
         self._delivered = delivered
+        self._has_read = True
         self._asked -= 1
         self._take_in(offset, message.subject, message.data)
         self.at_end = pending == 0

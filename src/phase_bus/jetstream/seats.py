@@ -13,11 +13,12 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from phase_bus.consumer.share import loss_of
-from phase_bus.core.control import EVENTS, Beat, Endpoint, Heard, Hello, NameTaken, Reply, Welcome
+from phase_bus.core.control import EVENTS, Beat, Endpoint, Heard, Hello, NameTaken, Refused, Reply, Welcome
 from phase_bus.core.position import Lineage, Position
 from phase_bus.core.session import is_gone
 from phase_bus.errors import PhaseBusError
 from phase_bus.events import JournalLoss
+from phase_bus.jetstream.cursor import SHORT_S
 from phase_bus.jetstream.keys import Keys, key_of
 from phase_bus.jetstream.notes import CheckpointNote, NameNote, encode_note, keep_letters, read_note
 from phase_bus.jetstream.stream import Stream
@@ -29,7 +30,13 @@ _ATTEMPTS = 5
 
 
 class Seat(Protocol):
-    """Answers one process. Every method raises NatsUnreachableError if no answer comes in time."""
+    """Answers one process. Every method raises NatsUnreachableError if no answer comes in time.
+
+    Attributes:
+        stream: the stream as it was when it was looked at last.
+    """
+
+    stream: Stream
 
     async def hello(self, hello: Hello) -> Reply:
         """Let the process in, as far as it may; what it had before is forgotten."""
@@ -71,16 +78,16 @@ class OnlookerSeat:
     """Answers who only looks on, and keeps nothing."""
 
     def __init__(self, stream: Stream, *, heartbeat_s: float = HEARTBEAT_S) -> None:
-        self._stream = stream
+        self.stream = stream
         self._heartbeat_s = heartbeat_s
 
     async def hello(self, hello: Hello) -> Reply:  # noqa: ARG002 - anybody may look on
         """Let it in."""
-        return welcome(self._stream, heartbeat_s=self._heartbeat_s)
+        return welcome(self.stream, heartbeat_s=self._heartbeat_s)
 
     async def beat(self, beat: Beat) -> list[Reply]:  # noqa: ARG002 - there is nothing to keep
         """Answer."""
-        return [Heard(bus_id=self._stream.id)]
+        return [Heard(bus_id=self.stream.id)]
 
     async def goodbye(self, beat: Beat) -> None:
         """Do nothing."""
@@ -112,7 +119,7 @@ class ConsumerSeat:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._keys = keys
-        self._stream = stream
+        self.stream = stream
         self._heartbeat_s = heartbeat_s
         self._silent_after_s = silent_after_s
         self._clock = clock
@@ -121,6 +128,7 @@ class ConsumerSeat:
         self._checkpoint_revision = 0
         self._had_it = False  # whether it ever had the name
         self._losses: list[JournalLoss] = []
+        self._beyond_since_s: float | None = None
         self._other: tuple[int, float] | None = None  # the revision of who has it, and when that was new
 
     # ---- the conversation ----
@@ -146,9 +154,12 @@ class ConsumerSeat:
         if revision is None:  # somebody was faster, or had it all the time
             return NameTaken(name=hello.name, pid=0, host="", answers=False)
         self._note, self._revision, self._had_it, self._other = mine, revision, True, None
+        checkpoint = await self._take_over()
+        if self._is_beyond(checkpoint):
+            return Refused(seq=0, reason="the stream may have lost its end")
         return welcome(
-            self._stream,
-            await self._take_over(),
+            self.stream,
+            None if checkpoint is None else self._find(checkpoint),
             heartbeat_s=self._heartbeat_s,
             silent_after_s=self._silent_after_s,
         )
@@ -157,18 +168,18 @@ class ConsumerSeat:
         """Keep what it has done, if the name is still its own."""
         note = self._note
         if note is None:
-            return [Heard(bus_id=self._stream.id, known=False)]
+            return [Heard(bus_id=self.stream.id, known=False)]
         note = replace(note, state=beat.state, received=beat.received, failed=beat.failed)
         if (answer := await self._renew(note)) is not None:
             return [answer]
         await keep_letters(self._keys, note.name, beat.dead_letters)
         kept = {}
-        if beat.position is not None and beat.position.stream in self._streams:
+        if beat.position is not None and self._is_of_it(beat.position):
             if (answer := await self._commit(note, beat.position, beat.saved)) is not None:
                 return [answer]
             kept[EVENTS] = beat.position
         letters = tuple(letter.position for letter in beat.dead_letters)
-        return [Heard(bus_id=self._stream.id, dead_letters=letters, kept=kept)]
+        return [Heard(bus_id=self.stream.id, dead_letters=letters, kept=kept)]
 
     async def goodbye(self, beat: Beat) -> None:
         """Keep what it has done at last, and let others have its name."""
@@ -177,9 +188,8 @@ class ConsumerSeat:
         if note is not None:
             await self._keys.delete(key_of("name", note.name), self._revision)
 
-    @property
-    def _streams(self) -> set[str]:
-        return {segment.stream for segment in self._stream.lineage}
+    def _is_of_it(self, position: Position) -> bool:
+        return position.stream in {segment.stream for segment in self.stream.lineage}
 
     # ---- the name ----
 
@@ -211,7 +221,7 @@ class ConsumerSeat:
                 revision = await self._keys.update(key, encode_note(note), kept.revision)
         if revision is None:
             self._note = None
-            return Heard(bus_id=self._stream.id, known=False)
+            return Heard(bus_id=self.stream.id, known=False)
         self._note, self._revision = note, revision
         return None
 
@@ -225,27 +235,36 @@ class ConsumerSeat:
             kept = await self._keys.get(key)
             found = CheckpointNote() if kept is None else read_note(CheckpointNote, key, kept)
             mine = encode_note(replace(found, owner=self._note.client_id))
-            revision = await (
-                self._keys.create(key, mine)
-                if kept is None
-                else self._keys.update(key, mine, kept.revision)
-            )
+            if kept is None:
+                revision = await self._keys.create(key, mine)
+            else:
+                revision = await self._keys.update(key, mine, kept.revision)
             if revision is not None:
                 self._checkpoint_revision = revision
-                return None if found.position is None else self._find(found.position, found.saved)
+                return None if found.position is None else Checkpoint(found.position, found.saved)
         raise PhaseBusError(f"the checkpoint of {self._note.name!r} is changed by others all the time")
 
-    def _find(self, position: Position, saved: bytes | None) -> Checkpoint | None:
+    def _is_beyond(self, checkpoint: Checkpoint | None) -> bool:
+        """Return whether a checkpoint is beyond the stream's end, for a while: its leader may be new."""
+        last = self.stream.last_offset
+        if checkpoint is None or checkpoint.offset <= last or not self._is_of_it(checkpoint.position):
+            self._beyond_since_s = None
+            return False
+        if self._beyond_since_s is None:
+            self._beyond_since_s = self._clock()
+        return self._clock() < self._beyond_since_s + SHORT_S
+
+    def _find(self, checkpoint: Checkpoint) -> Checkpoint | None:
         """Return a checkpoint as it is in the stream that there is now, None if that is another one."""
-        lineage = Lineage(self._stream.lineage)
-        place = lineage.find(position)
+        lineage, position = Lineage(self.stream.lineage), checkpoint.position
+        place = lineage.find(position, self.stream.last_offset)
         if (loss := loss_of(position, place, 0)) is not None:
             self._losses.append(loss)
         if place.found == "elsewhere":
             return None
         if place.found == "cut":  # of what comes again the state knows that it was handled
             position = lineage.position(place.offset)
-        return Checkpoint(position, saved)
+        return Checkpoint(position, checkpoint.state)
 
     def take_losses(self) -> list[JournalLoss]:
         """Return what the stream has lost of what its checkpoint says was handled, each once."""

@@ -144,10 +144,7 @@ class JetStreamTransport(Transport):
         if self._connection is None or self._connection.client.is_closed:  # for good: it was not let in
             self._connection = await connect(self._address, self._host.name)
             self._seat = None
-        before = self._stream
         self._stream = stream = await open_stream(self._connection, make=False)
-        if before is not None and before.id != stream.id:
-            self._seat = None
         keys = await open_keys(self._connection, stream)
         if self._seat is None:
             if hello.group:
@@ -166,6 +163,7 @@ class JetStreamTransport(Transport):
                 )
             else:
                 self._seat = OnlookerSeat(stream, heartbeat_s=self.heartbeat_s)
+        self._seat.stream = stream
         return self._seat
 
     async def _look(self) -> None:
