@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from phase_bus.core.address import StreamAddress
 from phase_bus.core.position import Lineage, Position, Segment
 from phase_bus.errors import PhaseBusError
-from phase_bus.jetstream.connection import connected
+from phase_bus.jetstream.connection import NatsFullError, connected
+from phase_bus.jetstream.keys import open_keys
 from phase_bus.jetstream.stream import cut_stream, open_stream
 from tests.support.servers.nats import NatsServer
 
@@ -55,3 +58,13 @@ async def test_a_stream_of_somebody_else_is_left_alone(nats: NatsServer) -> None
             await cut_stream(connection, 0)
         config = (await connection.js.stream_info("other")).config
         assert "phase-bus-cuts" not in (config.metadata or {})
+
+
+async def test_a_server_that_is_full_says_so(tmp_path: Path) -> None:
+    with NatsServer(tmp_path / "nats", room="4KB") as nats:
+        async with connected(StreamAddress.parse(nats.url), "test") as connection:
+            keys = await open_keys(connection, await open_stream(connection, make=True))
+            assert await keys.create("small", b"")
+            with pytest.raises(NatsFullError, match="takes nothing in: insufficient .* more room"):
+                for number in range(10):
+                    assert await keys.create(f"large-{number}", bytes(1000))

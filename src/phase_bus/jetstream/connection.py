@@ -34,6 +34,9 @@ _ASK_S = 5.0  # how long one request may take
 _PENDING_BYTES = 64 << 20  # of what waits to be sent while there is no connection
 
 
+_FULL = frozenset((10023, 10028, 10047))  # resources, memory, storage
+
+
 class NatsUnreachableError(PhaseBusError):
     """No NATS server answers, or it answers too late: what was asked may be done or not."""
 
@@ -42,6 +45,18 @@ class NatsUnreachableError(PhaseBusError):
         super().__init__(
             f"NATS at {str(address)!r} does not answer: {reason}; start nats-server with JetStream, or "
             "check the address"
+        )
+
+
+class NatsFullError(NatsUnreachableError):
+    """A NATS server takes nothing in, for want of room."""
+
+    def __init__(self, address: StreamAddress, reason: str) -> None:
+        self.address = address
+        PhaseBusError.__init__(
+            self,
+            f"NATS at {str(address)!r} takes nothing in: {reason}; give JetStream more room, or let its "
+            "streams forget what is old",
         )
 
 
@@ -56,6 +71,8 @@ def asking(address: StreamAddress) -> Iterator[None]:
     try:
         yield
     except nats.js.errors.ServiceUnavailableError as error:
+        if error.err_code in _FULL:
+            raise NatsFullError(address, error.description or "no room") from None
         raise NatsUnreachableError(address, error.description or "JetStream is not available") from None
     except nats.js.errors.APIError as error:
         reason = f"{error.description} (code {error.err_code})"
@@ -81,6 +98,7 @@ class Connection:
     Attributes:
         address: where.
         client: nats-py's client.
+        complaints: tells what several on it would say at once.
         js: its requests to JetStream.
         ask_s: how long one of these may take.
     """
@@ -90,6 +108,7 @@ class Connection:
     def __init__(self, address: StreamAddress, client: Client) -> None:
         self.address = address
         self.client = client
+        self.complaints = Throttle(logger)
         self.js: JetStreamContext = client.jetstream(timeout=_ASK_S)
 
     @property

@@ -193,7 +193,7 @@ class Cursor:
             try:
                 await self._keep_asking()
             except (nats.errors.Error, TimeoutError, OSError) as error:
-                self._complaints.log(
+                self._connection.complaints.log(
                     logging.INFO, "reading stream %r: %s; trying again", self._stream, error or "no answer"
                 )
                 await self._forget()
@@ -282,7 +282,7 @@ class Cursor:
 
     async def _begin_anew(self, why: str) -> None:
         """Forget the reader at the server; another one goes on after the last message that was read."""
-        self._complaints.log(logging.INFO, "reading stream %r anew: %s", self._stream, why)
+        self._connection.complaints.log(logging.INFO, "reading stream %r anew: %s", self._stream, why)
         await self._forget()
         self._wake.set()
 

@@ -65,6 +65,7 @@ class JetStreamTransport(Transport):
         )
         self._complaints = Throttle(logger)
         self._silence = ""  # why nobody answers, as it was told last
+        self._missed: PhaseBusError | None = None  # why the last beat was not taken in
 
     # ---- the conversation ----
 
@@ -102,8 +103,8 @@ class JetStreamTransport(Transport):
         was_connected = self.session.connected
         request = self.session.due(now_s)
         if was_connected and not self.session.connected and not self._silence:
-            self._silence = NatsUnreachableError.__name__
-            logger.warning("NATS at %s is silent; waiting for it", self._address)
+            self._silence = (type(self._missed) if self._missed else NatsUnreachableError).__name__
+            logger.warning("%s; waiting for it", self._missed or f"NATS at {self._address} is silent")
         if isinstance(request, Hello):
             seat = await self._take_seat(request)
             self._take_in([await seat.hello(request)], now_s)
@@ -111,6 +112,7 @@ class JetStreamTransport(Transport):
             assert self._seat is not None  # it was welcomed
             # What counts is when it was said: others count the silence from then on.
             self._take_in(await self._seat.beat(request), now_s)
+            self._missed = None
             if isinstance(self._seat, GroupSeat):
                 now_s = time.monotonic()
                 self.session.beat_now(now_s + min(self.session.wait_s(now_s), self._seat.soon_s))
@@ -130,6 +132,7 @@ class JetStreamTransport(Transport):
     def _miss(self, error: PhaseBusError, started_s: float) -> None:
         """Take in that nobody answers; tell so once."""
         if self.session.connected:
+            self._missed = error
             if self.session.is_known(time.monotonic()):
                 return  # it may be for a moment only
             self.session.lose(time.monotonic())

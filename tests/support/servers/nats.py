@@ -21,6 +21,7 @@ class NatsServer(ServerProcess):
     Args:
         directory: where its streams are.
         sync_always: whether it has written to the disk what it acknowledges; two minutes later otherwise.
+        room: how much it may store, such as "20KB"; any amount by default.
         options: more of its configuration file, such as users or TLS.
         cluster: the ports of all routes of the cluster, its own first.
         under: a command that runs it, as strace does.
@@ -36,6 +37,7 @@ class NatsServer(ServerProcess):
         directory: Path,
         *,
         sync_always: bool = False,
+        room: str = "",
         options: str = "",
         cluster: tuple[int, ...] = (),
         under: tuple[str, ...] = (),
@@ -43,6 +45,7 @@ class NatsServer(ServerProcess):
         super().__init__(directory)
         self.monitor_port = 0
         self._sync = "always" if sync_always else '"2m"'  # without quotes, m is a million
+        self._room = room
         self._options = options
         self._cluster = cluster
         self._under = under
@@ -101,11 +104,12 @@ class NatsServer(ServerProcess):
 
     def _configuration(self) -> str:
         store = json.dumps(str(self.directory / "data"))
+        room = f", max_file_store: {self._room}" if self._room else ""
         lines = [
             f"server_name: {json.dumps(self.name)}",
             f'listen: "{HOST}:{self.port}"',
             f'http: "{HOST}:{self.monitor_port}"',
-            f"jetstream: {{store_dir: {store}, sync_interval: {self._sync}}}",
+            f"jetstream: {{store_dir: {store}, sync_interval: {self._sync}{room}}}",
         ]
         if self._cluster:
             own, *others = self._cluster
