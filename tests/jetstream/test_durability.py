@@ -78,6 +78,7 @@ async def test_what_cannot_be_seen_harms_nobody(nats: NatsServer, caplog: pytest
         assert (level, "cannot be seen" in text) == (logging.INFO, True)
 
 
+@pytest.mark.slow
 async def test_a_cluster_that_synchronises_has_nothing_to_tell(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,10 @@ async def test_a_server_that_is_full_says_so(tmp_path: Path) -> None:
         async with connected(StreamAddress.parse(nats.url), "test") as connection:
             keys = await open_keys(connection, await open_stream(connection, make=True))
             assert await keys.create("small", b"")
-            with pytest.raises(NatsFullError, match="takes nothing in: insufficient .* more room"):
+
+            async def fill() -> None:
                 for number in range(10):
                     assert await keys.create(f"large-{number}", bytes(1000))
+
+            with pytest.raises(NatsFullError, match=r"takes nothing in: insufficient .* more room"):
+                await fill()

@@ -24,6 +24,7 @@ _CUT = re.compile(r"([0-9a-f]{32}):([0-9]{1,19})")
 _MOST_CUTS = 200  # that are remembered, the latest ones
 _REPLICAS = 3  # where a cluster has as many servers
 _LOOK_S = 0.2
+_PEERS_S = 5.0  # how long a cluster has to have enough servers for all replicas
 _ASK_S = 5.0
 _PATIENCE_S = 30.0  # a cluster that has just lost its leader needs 5 to 10 s to choose another
 
@@ -155,20 +156,24 @@ async def _make(connection: Connection) -> StreamInfo:
         allow_atomic=True,
         metadata={_ID: uuid.uuid4().hex},
     )
-    for replicas in (_REPLICAS, 1):
-        config.num_replicas = replicas
+    until_s = asyncio.get_running_loop().time() + _PEERS_S
+    while True:
         try:
             return await connection.js.add_stream(config)
         except nats.js.errors.APIError as error:
             if error.err_code == _NAME_IN_USE and (info := await _info(connection)) is not None:
                 return info  # somebody else has just made it
-            if replicas == 1 or error.err_code not in _TOO_FEW_SERVERS:
+            if config.num_replicas == 1 or error.err_code not in (_NO_CLUSTER, _TOO_FEW_SERVERS):
                 raise _refused(connection.address, error) from None
-    raise AssertionError("one of the two returned or raised")
+            if error.err_code == _TOO_FEW_SERVERS and asyncio.get_running_loop().time() < until_s:
+                await asyncio.sleep(_LOOK_S)
+            else:
+                config.num_replicas = 1
 
 
 _NAME_IN_USE = 10058
-_TOO_FEW_SERVERS = (10005, 10074)  # no suitable peers; replicas without a cluster
+_TOO_FEW_SERVERS = 10005  # which are there; in a cluster that has just started they come one by one
+_NO_CLUSTER = 10074
 
 
 def identity_of(info: StreamInfo) -> str:
