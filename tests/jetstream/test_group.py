@@ -134,6 +134,7 @@ async def test_members_come_and_go_while_a_run_goes_on(kept: DurableBus, forward
     assert summary.result == whole(1000)
 
 
+@pytest.mark.slow
 async def test_a_leader_that_slept_has_no_more_to_say(kept: DurableBus, forwarded: Forwarded) -> None:
     """Others have its work by then: it handles nothing of it on waking, and its commits are refused."""
     awake, asleep = threading.Event(), threading.Event()
@@ -164,6 +165,7 @@ async def test_a_leader_that_slept_has_no_more_to_say(kept: DurableBus, forwarde
     assert len(await forwarded.of(Summary)) == 1
 
 
+@pytest.mark.slow
 async def test_nats_is_killed_and_comes_back(
     kept: DurableBus, forwarded: Forwarded, nats: NatsServer
 ) -> None:
