@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,6 +125,7 @@ class ResultsAggregator(Consumer):
             for run in self._runs.values():
                 if run.changed and self._due(run):
                     self._summarize(run)
+                    await asyncio.sleep(0)
             if self._urgent or self._pace.due:
                 self._write()
 
@@ -161,9 +163,11 @@ class ResultsAggregator(Consumer):
                 if run_id not in self._done:
                     changed[run_id] = self._run(run_id)
                     changed[run_id].state.replace_parts(RunState.from_dict(document))
+            await asyncio.sleep(0)  # with many runs all this takes long: heartbeats have their turns
         for run in changed.values():
             run.check_end()
             self._advance(run)
+            await asyncio.sleep(0)
 
     def forget(self, run_id: str) -> None:
         self._runs.pop(run_id, None)

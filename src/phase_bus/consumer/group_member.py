@@ -7,6 +7,7 @@ its instance, and the end of a run only when every partition has come to it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -34,6 +35,7 @@ _RUN_COMPLETE = topic_prefix("run_complete")
 # others come to it at about the same time, and all can be told in one beat.
 _SOON_S = 0.05
 _COMMITTED_BYTES_PER_S = 2 << 20  # by one member, beyond which it commits less often
+_LONG_S, _TURN_S = 0.05, 0.02  # after a flush that took so long, heartbeats have their turns for a while
 
 
 class GroupMember(Member):
@@ -300,7 +302,10 @@ class GroupMember(Member):
             return
         due = [share for share in held if share.is_due(self._ends_at)]
         for share in due:
+            began_s = time.monotonic()
             await self._flush(share)
+            if time.monotonic() > began_s + _LONG_S:  # with large states others would take it for gone
+                await asyncio.sleep(_TURN_S)
         size = sum(len(share.commit.saved or b"") for share in due if share.commit is not None)
         self._next_flush_s = now_s + max(FLUSH_S, size / _COMMITTED_BYTES_PER_S)
         if due:

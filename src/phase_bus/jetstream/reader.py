@@ -14,7 +14,8 @@ from phase_bus.jetstream.message import subjects
 from phase_bus.jetstream.stream import Stream
 
 _AHEAD_BYTES = 8 << 20  # what is read ahead for a share
-_OF_A_PARTITION_BYTES = 1 << 20  # of these a worker may have all
+# Of these a worker may have all; a server drops who leaves more than 64 MiB untaken while it is busy.
+_OF_A_PARTITION_BYTES = 1 << 20
 
 
 class Reader:
@@ -36,7 +37,15 @@ class Reader:
         records, partition = share.follower.records, share.view.partition
         wanted = subjects(stream.name, records=records, partition=partition)
         self._after = share.follower.offset  # all up to here was handled
-        self.cursor = Cursor(connection, stream.name, [wanted], self._after, on_news, identity=stream.id)
+        self.cursor = Cursor(
+            connection,
+            stream.name,
+            [wanted],
+            self._after,
+            on_news,
+            identity=stream.id,
+            ahead_bytes=_AHEAD_BYTES if partition is None else _OF_A_PARTITION_BYTES,
+        )
         self._connection = connection
         self._stream = stream
         self._tag = stream_tag(stream.id)
