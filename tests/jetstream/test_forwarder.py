@@ -18,14 +18,14 @@ from phase_bus.core.address import StreamAddress
 from phase_bus.core.wire import Header, topic_of
 from phase_bus.errors import ConfigError
 from phase_bus.events import RunComplete, RunStart
-from phase_bus.jetstream.connection import connected
+from phase_bus.jetstream.connection import connect, connected
 from phase_bus.jetstream.forwarder import Forwarder
 from phase_bus.jetstream.stream import open_stream
 from phase_bus.journal.rows import Entry
 from phase_bus.journal.writer import Journal
 from phase_bus.testing import LiveBus, make_event, make_records, make_run, until
 from tests.support.buses import BusThread
-from tests.support.forwarded import Held, check_sources, journal_frames, read_stream
+from tests.support.forwarded import JUNK, Held, check_sources, journal_frames, read_stream
 from tests.support.servers.nats import NatsServer
 from tests.support.servers.tcp_faults import TcpProxy
 
@@ -38,6 +38,11 @@ async def test_all_that_the_bus_has_is_in_the_stream_as_it_travels(nats: NatsSer
         async with bus.consumer(Forwarder, name="forward", to=nats.url) as run:
             bus.publish(*make_run(300, run_id="a run.of $dots*"))
             await run.catch_up()
+            async with connected(StreamAddress.parse(nats.url), "stranger") as connection:
+                (bus_id,) = {each.bus for each in await read_stream(nats.url)}
+                await connection.js.publish(f"phase-bus.{bus_id}.junk.x", JUNK)
+            bus.publish(*make_run(20, run_id="after what is not ours"))
+            await run.catch_up()
         journal = journal_frames(bus.directory / "journal")
         held = await read_stream(nats.url)
         assert [(each.offset, each.frames) for each in held] == journal[: len(held)]
@@ -47,6 +52,7 @@ async def test_all_that_the_bus_has_is_in_the_stream_as_it_travels(nats: NatsSer
         assert {run_id: receipt.complete for run_id, receipt in run.receipts.items()} == {
             "before": True,
             "a run.of $dots*": True,
+            "after what is not ours": True,
         }
 
 
@@ -212,8 +218,12 @@ async def test_large_events_come_in_parts_and_unknown_kinds_as_they_are(tmp_path
         assert (topic, payload) in {(each.topic, each.payload) for each in held}
 
 
-async def test_the_journal_waits_for_what_is_not_forwarded(nats: NatsServer) -> None:
-    """Also where NATS has never been there."""
+async def test_the_journal_waits_for_what_is_not_forwarded(
+    nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where NATS has never been there, and the forwarder has all that it takes until it is."""
+    monkeypatch.setattr("phase_bus.jetstream.forwarder.connect", partial(connect, timeout_s=0.3))
+    monkeypatch.setattr("phase_bus.jetstream.forwarder._MOST_WAITING", 20)
     nats.kill()
     runs = [f"run-{number}" for number in range(4)]
     with LiveBus("--max-runs", "1") as bus:

@@ -15,6 +15,10 @@ import nats.js.errors
 _FIXED = struct.Struct("<B3sI16sQQQQQ16sHH")  # header, stream, parts that follow, length of the topic
 
 
+JUNK = b"junk"
+"""A message that is none of ours, and is passed over."""
+
+
 class Held(NamedTuple):
     """An event in the stream, put together from its messages.
 
@@ -61,16 +65,17 @@ async def read_stream(url: str, name: str = "phase-bus") -> list[Held]:
         subscription = await js.subscribe(f"{name}.>", stream=name, ordered_consumer=True)
         while True:
             message = await subscription.next_msg(10)
-            *_, stream, following, length = _FIXED.unpack_from(message.data)
-            offset: int = struct.unpack_from("<Q", message.data, 40)[0]
-            topic_end = _FIXED.size + length
-            parts.append(message.data[topic_end:])
-            if not following:
-                topic = message.data[_FIXED.size : topic_end]
-                bus = message.subject.split(".")[1]
-                header, payload = message.data[:64], b"".join(parts)
-                found.append(Held(bus, stream.hex(), offset, topic, header, payload))
-                parts.clear()
+            if message.data != JUNK:
+                *_, stream, following, length = _FIXED.unpack_from(message.data)
+                offset: int = struct.unpack_from("<Q", message.data, 40)[0]
+                topic_end = _FIXED.size + length
+                parts.append(message.data[topic_end:])
+                if not following:
+                    topic = message.data[_FIXED.size : topic_end]
+                    bus = message.subject.split(".")[1]
+                    header, payload = message.data[:64], b"".join(parts)
+                    found.append(Held(bus, stream.hex(), offset, topic, header, payload))
+                    parts.clear()
             if message.metadata.num_pending == 0:
                 assert not parts, "an event without its end"
                 return found

@@ -28,7 +28,7 @@ from phase_bus.core.address import Address, StreamAddress
 from phase_bus.core.position import Lineage, Position
 from phase_bus.core.throttle import Throttle
 from phase_bus.core.wire import decode, unpack_header
-from phase_bus.errors import ConfigError, PhaseBusError, WireError
+from phase_bus.errors import ConfigError, PhaseBusError
 from phase_bus.events import Int
 from phase_bus.jetstream.batch import (
     HEADER_BYTES,
@@ -309,12 +309,12 @@ class Forwarder(RawConsumer):
             self._made, self._highest = stream.lineage[0].stream, None
         if self._bus != lineage.journal_id:
             self._bus, self._beyond = lineage.journal_id, {}
-            place = await self._look(connection, lineage, back=True)
+            place = await find_place(connection, lineage, look_back=True)
         else:
-            place = await self._look(connection, lineage)
+            place = await find_place(connection, lineage, look_back=False)
             if place.last < (self._highest or 0):  # what is known of what is beyond may be gone, too
                 self._beyond = {}
-                place = await self._look(connection, lineage, back=True)
+                place = await find_place(connection, lineage, look_back=True)
         for key, number in place.beyond.items():
             self._beyond[key] = max(number, self._beyond.get(key, 0))
         self._place, at = place, place.position
@@ -330,12 +330,6 @@ class Forwarder(RawConsumer):
         self._checked = checked
         self._highest = max(self._place.last, self._highest or 0) or None
         return self._place
-
-    async def _look(self, connection: Connection, lineage: Lineage, *, back: bool = False) -> Place:
-        try:
-            return await find_place(connection, lineage, look_back=back)
-        except WireError as error:
-            raise NotAppendedError(f"stream {self._to.stream!r}: {error}") from None
 
     async def _append_again(self, connection: Connection, lineage: Lineage, after: int, until: int) -> None:
         """Append what the journal has after an offset, up to another one: the stream has lost it."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import nats.js.errors
 
 from phase_bus.core.position import Lineage, Position
+from phase_bus.errors import WireError
 from phase_bus.jetstream.connection import Connection
 from phase_bus.jetstream.cursor import Cursor
 from phase_bus.jetstream.message import Message, subjects_of_bus, unpacked
@@ -49,7 +50,6 @@ async def find_place(connection: Connection, lineage: Lineage, *, look_back: boo
 
     Raises:
         nats.errors.Error, TimeoutError, OSError: the server does not answer.
-        WireError: there is something else in the place of its events.
     """
     stream = connection.address.stream
     subjects = subjects_of_bus(stream, lineage.journal_id)
@@ -58,9 +58,10 @@ async def find_place(connection: Connection, lineage: Lineage, *, look_back: boo
     except nats.js.errors.NotFoundError:
         return Place(0, None, {})
     last = raw.seq or 0
-    position = unpacked(raw.data or b"").position
-    if lineage.find(position).found == "here" and not look_back:
-        return Place(last, position, {})
+    with suppress(WireError):  # else something else was put in the place of its events: it is passed over
+        position = unpacked(raw.data or b"").position
+        if lineage.find(position).found == "here" and not look_back:
+            return Place(last, position, {})
     window = _WINDOW
     while True:
         after = max(last - window, 0)
