@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shlex
 import sys
 from collections import Counter
 
@@ -103,6 +104,25 @@ def test_exec_waits_until_everything_is_forwarded(workplace: Workplace, nats: Na
     kinds = Counter(each.topic.split(b".")[0] for each in held)
     assert kinds[b"run_complete"] == 1
     assert kinds[b"run_start"] == 1
+
+
+@pytest.mark.slow
+def test_what_exec_could_not_forward_can_be_forwarded_later(workplace: Workplace, nats: NatsServer) -> None:
+    """Without NATS the benchmark runs as ever; exit code and a line say what is lacking, and what helps."""
+    nats.kill()
+    (workplace.directory / "bus.yaml").write_text(
+        f"{{forward: '{nats.url}', drain_timeout_s: 1, stop_timeout_s: 1}}"
+    )
+    done = workplace.run("exec", "-c", "bus.yaml", "--", *SIMULATE, "-n", "500", "-r", "0")
+    assert done.returncode == 3
+    (words,) = re.findall("goes there with: phase-bus (.*)", done.stderr)
+    nats.start()
+    bus = workplace.phase_bus(*shlex.split(words), "--address", f"ipc://{workplace.directory}/later")
+    wait_for(lambda: "bus ready" in workplace.stdout(bus), "the bus")
+    bus.terminate()
+    assert workplace.finish(bus).returncode == 0
+    kinds = Counter(each.topic.split(b".")[0] for each in held_in(nats))
+    assert (kinds[b"run_start"], kinds[b"run_complete"]) == (1, 1)
 
 
 @pytest.mark.parametrize("words", [("bus", "--no-journal"), ("bus",), ("exec",), ("up",)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -252,6 +253,12 @@ async def _exec(
         await verdicts.conclude(rig, console, quiet=quiet)
     returncode = ran.returncode
     rig.progress.lines.repeat_alerts()
+    if config.forward and not rig.whole:
+        data = shlex.quote(config.data)
+        rig.progress.note(
+            "whatever was not forwarded is in the journal, and goes there with: "
+            f"phase-bus bus --data {data} --forward {config.forward}"
+        )
     nothing = not rig.runs and rig.whole
     if nothing and not (quiet and (allow_no_run or returncode)):
         remedy = "" if allow_no_run or returncode else "; if that is intended, pass --allow-no-run"
