@@ -136,6 +136,8 @@ async def _info(connection: Connection) -> StreamInfo | None:
     except nats.js.errors.NotFoundError:
         return None
     except nats.js.errors.APIError as error:
+        if error.err_code == _NOT_NOW:
+            raise
         raise _refused(connection.address, error) from None
     except nats.errors.NoRespondersError:
         raise PhaseBusError(
@@ -161,6 +163,8 @@ async def _make(connection: Connection) -> StreamInfo:
         try:
             return await connection.js.add_stream(config)
         except nats.js.errors.APIError as error:
+            if error.err_code == _NOT_NOW:
+                raise
             if error.err_code == _NAME_IN_USE and (info := await _info(connection)) is not None:
                 return info  # somebody else has just made it
             if config.num_replicas == 1 or error.err_code not in (_NO_CLUSTER, _TOO_FEW_SERVERS):
@@ -174,6 +178,7 @@ async def _make(connection: Connection) -> StreamInfo:
 _NAME_IN_USE = 10058
 _TOO_FEW_SERVERS = 10005  # which are there; in a cluster that has just started they come one by one
 _NO_CLUSTER = 10074
+_NOT_NOW = 10008  # what a server says while there is nobody who leads
 
 
 def identity_of(info: StreamInfo) -> str:
