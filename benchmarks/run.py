@@ -1,6 +1,6 @@
 """Run all benchmarks, and hold what they find against the budgets of the design.
 
-``python benchmarks/run.py`` takes less than five minutes and writes ``benchmarks/RESULTS.md``. ``--quick``
+``python benchmarks/run.py`` takes five to six minutes and writes ``benchmarks/RESULTS.md``. ``--quick``
 only shows that everything works; ``--only NAME`` runs one of them; neither writes a file. A benchmark
 alone, in its full form, is ``python -m benchmarks.cost``.
 """
