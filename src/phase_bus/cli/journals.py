@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
 
 from cyclopts import Parameter
 
+from phase_bus.cli.options import check_nats
 from phase_bus.cli.output import EXIT_NOT_WHOLE, make_console, say
 from phase_bus.core.address import StreamAddress, default_address, parse_any
 from phase_bus.errors import ConfigError, JournalError, suggest
@@ -86,6 +87,7 @@ def looking(data: Path | None, address: str | None) -> Iterator[Past]:
 def _open(address: str, directory: Path) -> RemoteJournal | StreamPast:
     where = parse_any(address or default_address())
     if isinstance(where, StreamAddress):
+        check_nats()
         from phase_bus.jetstream.past import StreamPast
 
         return StreamPast(where, directory, partial(_showing, "the stream"))

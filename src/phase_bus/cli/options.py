@@ -167,9 +167,21 @@ def find_source(address: str | None) -> AnyAddress:
     return StreamAddress.parse(given) if StreamAddress.is_meant(given) else find_bus(address)
 
 
+def check_nats() -> None:
+    """Raise a ConfigError unless what addresses of NATS need is installed."""
+    try:
+        import nats  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"addresses of NATS need the package {error.name!r}; install it with: "
+            "pip install 'phase-bus[nats]'"
+        ) from None
+
+
 def transport_of(address: AnyAddress) -> OpenTransport:
     """Return what carries events from an address to consumers."""
     if isinstance(address, StreamAddress):
+        check_nats()
         from phase_bus.jetstream.transport import JetStreamTransport
 
         return JetStreamTransport

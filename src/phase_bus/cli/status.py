@@ -11,7 +11,7 @@ from itertools import groupby
 
 from rich.text import Text
 
-from phase_bus.cli.options import AddressOption, JsonOption, parse_address
+from phase_bus.cli.options import AddressOption, JsonOption, check_nats, parse_address
 from phase_bus.cli.output import counted, duration, local_time, make_console, print_json, print_table
 from phase_bus.core.address import ADDRESS_VARIABLE, StreamAddress
 from phase_bus.core.client import BusClient
@@ -57,6 +57,7 @@ def status(*, address: AddressOption = None, json: JsonOption = False) -> None:
 
 def _stream_status(address: StreamAddress, *, json: bool) -> None:
     """Show a stream in NATS: its buses, and its consumers."""
+    check_nats()
     from phase_bus.jetstream.standing import standing_at
 
     standing = asyncio.run(standing_at(address))

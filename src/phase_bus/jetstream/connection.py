@@ -11,20 +11,14 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+
 from phase_bus.core.address import StreamAddress
 from phase_bus.core.throttle import Throttle
 from phase_bus.errors import AddressError, ConfigError, PhaseBusError
-
-try:
-    import nats
-    import nats.errors
-    import nats.js.errors
-    from nats.aio.client import Client
-    from nats.js import JetStreamContext
-except ModuleNotFoundError as error:
-    raise ConfigError(
-        f"addresses of NATS need the package {error.name!r}; install it with: pip install 'phase-bus[nats]'"
-    ) from None
 
 logger = logging.getLogger("phase_bus.jetstream")
 
