@@ -93,6 +93,8 @@ class Cursor:
         ahead_bytes: int = _AHEAD_BYTES,
     ) -> None:
         self.at_end = False
+        self._replicated = False
+        self._selected = 0  # the last offset that the filters selected when this reader began
         self.lost: list[tuple[int, int]] = []
         self.moved = False
         self.cut_after: int | None = None
@@ -170,6 +172,10 @@ class Cursor:
         same = consumer == self._consumer and delivered == self._delivered and not self._parts
         at_end = info.num_pending == 0 and info.delivered is not None
         if same and at_end and info.delivered and info.delivered.consumer_seq == delivered:
+            if self._replicated and await self._last_selected() > self._read:
+                return
+            if consumer != self._consumer or delivered != self._delivered or self._parts:
+                return
             self._at_end(offset)
             self._on_news()
 
@@ -237,6 +243,8 @@ class Cursor:
             return
         if info.state.first_seq > self._read + 1:
             self._lose(self._read + 1, info.state.first_seq - 1)
+        self._replicated = (info.config.num_replicas or 1) > 1
+        self._selected = selected = await self._last_selected() if self._replicated else 0
         made = await js.add_consumer(
             self._stream,
             ConsumerConfig(
@@ -260,9 +268,22 @@ class Cursor:
             pending_msgs_limit=-1,
             pending_bytes_limit=-1,
         )
-        if not made.num_pending:
+        if not made.num_pending and selected <= self._read:
             self._at_end(info.state.last_seq)
         self._on_news()
+
+    async def _last_selected(self) -> int:
+        """Return the offset of the last message that the filters select, 0 for none, as the leader has it.
+
+        A reader is at any of the stream's servers. One that has just started lacks what came last, and says
+        that nothing is pending all the same.
+        """
+        last = 0
+        for each in self._filters:
+            with suppress(nats.js.errors.NotFoundError):
+                found = await self._connection.js.get_last_msg(self._stream, each)
+                last = max(last, found.seq or 0)
+        return last
 
     def _is_short(self, last: int) -> bool:
         """Return whether the stream ends before what was read: not at once, its leader may be a new one."""
@@ -324,8 +345,9 @@ class Cursor:
         self._delivered = delivered
         self._has_read = True
         self._asked -= 1
-        self._take_in(offset, message.subject, message.data)
-        self.at_end = pending == 0
+        if offset > self._read:  # else its server began before where it was to: it lacked what came last
+            self._take_in(offset, message.subject, message.data)
+        self.at_end = pending == 0 and self._read >= self._selected
         if self._asked == 0:
             self._wake.set()
         if not self._parts:
