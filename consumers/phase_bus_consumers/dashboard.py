@@ -24,7 +24,6 @@ from phase_bus import (
     Verdict,
 )
 from phase_bus.aggregation import RunState
-from phase_bus.core.address import StreamAddress
 from phase_bus_consumers.dashboard_access import is_loopback
 from phase_bus_consumers.dashboard_bus import BusView, ReportError
 from phase_bus_consumers.dashboard_feeds import Feed, Viewer
@@ -118,7 +117,8 @@ class Dashboard(Consumer):
     async def start(self) -> None:
         if self.partition is not None:
             return
-        self._bus = BusView("" if StreamAddress.is_meant(self.address) else self.address)
+        of_nats = self.address.startswith(("nats://", "tls://"))
+        self._bus = BusView("" if of_nats else self.address)
         self._server = Server(self._feeds, self._bus.page, self._on_viewer)
         token = "" if self._token is None else self._token.value()
         self.url = await self._server.start(self._host, self._port, self._names, token)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 
@@ -24,6 +24,7 @@ class _Client:
     """Takes messages, and gives answers that are there before; the last one for ever."""
 
     is_connected = True
+    stats: ClassVar = {"reconnects": 0}
 
     def __init__(self, *answers: dict[str, Any]) -> None:
         self._answers = list(answers)
