@@ -67,7 +67,7 @@ class _Rate:
 
     def __init__(self, look: Callable[[], int]) -> None:
         self._look = look
-        self._seen: list[tuple[float, int]] = []
+        self._seen: list[tuple[float, float, int]] = []  # between which times it was seen
         self.count = 0
 
     def look(self) -> None:
@@ -77,12 +77,12 @@ class _Rate:
             self.count = self._look()
         except OSError:
             return
-        self._seen.append((before_s, self.count))
+        self._seen.append((before_s, time.monotonic(), self.count))
 
     def above(self, limit_per_s: float, spare: int) -> str:
         """Return how the rate went beyond a limit, if it did, by more than some rows."""
-        for place, (from_s, before) in enumerate(self._seen):
-            for until_s, after in self._seen[place + 1 :]:
+        for place, (from_s, _, before) in enumerate(self._seen):
+            for _, until_s, after in self._seen[place + 1 :]:
                 most = limit_per_s * (until_s + 0.1 - from_s) + spare
                 if after - before > most:
                     return f"{after - before} rows within {until_s - from_s:.2f} s: more than {most:.0f}"
