@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,8 +62,12 @@ class NatsServer(ServerProcess):
         return f"http://{HOST}:{self.monitor_port}"
 
     def pause(self) -> None:
-        """Stop it by SIGSTOP; ``kill()`` ends it nevertheless."""
+        """Stop it by SIGSTOP, and wait until all of it stands; ``kill()`` ends it nevertheless."""
         self._signal(signal.SIGSTOP)
+        assert self._process is not None
+        threads = Path(f"/proc/{self._process.pid}/task")
+        if threads.exists():  # elsewhere than on Linux nobody tells
+            wait_until(lambda: all(_stands(each) for each in threads.iterdir()))
 
     def resume(self) -> None:
         """Let it go on."""
@@ -120,6 +125,12 @@ class NatsServer(ServerProcess):
     def _signal(self, number: int) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+
+def _stands(thread: Path) -> bool:
+    with suppress(OSError):  # it has just ended
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return True
 
 
 class NatsCluster:
