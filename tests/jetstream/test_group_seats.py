@@ -138,6 +138,9 @@ class FakeKeys:
     async def update(self, key: str, value: bytes, revision: int) -> int | None:
         return await self._ask(lambda: self._world.change(key, value, revision))
 
+    async def put(self, key: str, value: bytes, seen: Kept | None) -> int | None:
+        return await self._ask(lambda: self._world.change(key, value, 0 if seen is None else seen.revision))
+
     async def delete(self, key: str, revision: int) -> bool:
         return await self._ask(lambda: self._world.change(key, None, revision) is not None)
 

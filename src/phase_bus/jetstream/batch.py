@@ -14,7 +14,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from phase_bus.errors import PhaseBusError
-from phase_bus.jetstream.connection import Connection
+from phase_bus.jetstream.connection import AGAIN_S, MOVED, TRIES, UNDER_WAY, Connection
 
 MOST_MESSAGES = 1000
 """How many messages a server takes as one."""
@@ -22,8 +22,6 @@ HEADER_BYTES = 768
 """What of a server's largest message is for its headers, and is not for what is in it."""
 _ACK_S = 10.0
 _LOOK_S = 0.1
-_MOVED, _UNDER_WAY = 10071, 10164  # the last sequence is another one; it may become another one
-_TRIES, _AGAIN_S = 20, 0.02  # where nothing came of what was under way
 
 _Headers = dict[str, str]
 
@@ -56,14 +54,14 @@ async def append(connection: Connection, messages: Sequence[Addressed], subjects
         MovedError: it is another one.
         NotAppendedError: nobody knows whether they were appended, or the reason is another one.
     """
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         ack = await _append_once(connection, messages, subjects, last)
         # A cluster may say so of its own last append that it has just acknowledged. Nothing was stored.
-        if ack.error is None or ack.error.err_code != _UNDER_WAY:
+        if ack.error is None or ack.error.err_code != UNDER_WAY:
             break
-        await asyncio.sleep(_AGAIN_S)
+        await asyncio.sleep(AGAIN_S)
     if ack.error is not None:
-        if ack.error.err_code in (_MOVED, _UNDER_WAY):
+        if ack.error.err_code in (MOVED, UNDER_WAY):
             raise MovedError(ack.error.description)
         raise NotAppendedError(f"NATS says: {ack.error.description} (code {ack.error.err_code})")
     return ack.seq

@@ -14,7 +14,7 @@ import msgspec
 
 from phase_bus.core.control import EVENTS, Commit
 from phase_bus.core.position import Lineage
-from phase_bus.jetstream.keys import Kept, Keys, key_of
+from phase_bus.jetstream.keys import Keys, key_of
 from phase_bus.jetstream.notes import CheckpointNote, keep_letters, read_note
 from phase_bus.journal.rows import Checkpoint, checkpoint_name
 
@@ -64,9 +64,10 @@ class Claims:
                 self.beyond = max(self.beyond, note.epoch + (note.epoch == epoch))
                 return False, None
             mine = msgspec.structs.replace(note, owner=self._owner, epoch=epoch)
-            revision = (
-                kept.revision if kept is not None and mine == note else await self._write(share, mine, kept)
-            )
+            if kept is not None and mine == note:
+                revision: int | None = kept.revision
+            else:
+                revision = await self._keys.put(self._key(share), msgspec.msgpack.encode(mine), kept)
             if revision is not None:
                 self._claims[share] = Claim(epoch, revision)
                 return True, self._checkpoint(share, mine)
@@ -113,12 +114,6 @@ class Claims:
 
     def _key(self, share: int) -> str:
         return key_of("checkpoint", *checkpoint_name(self._group, share).rsplit("/", 1))
-
-    async def _write(self, share: int, note: CheckpointNote, kept: Kept | None) -> int | None:
-        key, data = self._key(share), msgspec.msgpack.encode(note)
-        if kept is None:
-            return await self._keys.create(key, data)
-        return await self._keys.update(key, data, kept.revision)
 
     def _checkpoint(self, share: int, note: CheckpointNote) -> Checkpoint | None:
         """Return a checkpoint with the place in the stream as it is now.

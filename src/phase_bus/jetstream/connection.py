@@ -22,6 +22,10 @@ from phase_bus.errors import AddressError, ConfigError, PhaseBusError
 
 logger = logging.getLogger("phase_bus.jetstream")
 
+MOVED, UNDER_WAY = 10071, 10164
+"""What a server says to a change on a condition: another message is the last one, or may become it."""
+TRIES, AGAIN_S = 20, 0.02
+"""How often, and after how many seconds, to try again where nothing came of what was under way."""
 OLDEST_SERVER = (2, 12)  # the first that appends several messages as one, on a condition
 _CONNECT_S = 5.0
 _ASK_S = 5.0  # how long one request may take

@@ -268,10 +268,7 @@ class GroupSeat:
             state=coordinator.group.state(),
         )
         data = msgspec.msgpack.encode(note)
-        if kept is None:
-            revision = await self._keys.create(self._key, data)
-        else:
-            revision = await self._keys.update(self._key, data, kept.revision)
+        revision = await self._keys.put(self._key, data, kept)
         if revision is None:
             return None
         self._lease.look(revision, self._clock())

@@ -22,7 +22,7 @@ from nats.js.api import DeliverPolicy, KeyValueConfig, ObjectStoreConfig, Storag
 from nats.js.object_store import ObjectStore
 
 from phase_bus.errors import PhaseBusError
-from phase_bus.jetstream.connection import Connection, asking
+from phase_bus.jetstream.connection import AGAIN_S, MOVED, TRIES, UNDER_WAY, Connection, asking
 from phase_bus.jetstream.message import token
 from phase_bus.jetstream.stream import Stream
 
@@ -31,8 +31,6 @@ _ATTEMPTS = 2  # of a change to which no answer comes in time
 _READ_S = 4.0  # how long all parts of a large value may take
 _MOST_ANSWERS = 1000  # of the server, to one request for the values of several keys
 _MOVED = 4  # how often a value may have been replaced while it was read
-_CHANGED, _CHANGING = 10071, 10164  # it has another revision than the expected one; it may be given one
-_REFUSALS, _AGAIN_S = 20, 0.02  # of a change, where nothing came of the other one
 _TOO_MANY = "413"
 _IN_PLACE, _OBJECT = b"v", b"o"  # how a value begins that is here, or in the object store by this name
 
@@ -75,6 +73,25 @@ async def open_keys(connection: Connection, stream: Stream) -> Keys:
     return Keys(connection, stream)
 
 
+def stream_of_keys(stream: Stream) -> str:
+    """Return the name of the stream that the bucket beside a stream is."""
+    return f"KV_{stream.name}"
+
+
+async def kept_below(connection: Connection, stream: Stream, prefix: str) -> dict[str, Kept]:
+    """Return what is kept beside a stream below a prefix.
+
+    Raises:
+        NatsUnreachableError: no answer in time.
+    """
+    with asking(connection.address):
+        try:
+            await connection.js.stream_info(stream_of_keys(stream))
+        except nats.js.errors.NotFoundError:  # no consumer has been there
+            return {}
+    return await Keys(connection, stream).all(prefix)
+
+
 class Keys:
     """A bucket of keys. Every method raises NatsUnreachableError if no answer comes in time.
 
@@ -84,7 +101,7 @@ class Keys:
     def __init__(self, connection: Connection, stream: Stream) -> None:
         self._connection = connection
         self._of = stream
-        self._stream = f"KV_{stream.name}"
+        self._stream = stream_of_keys(stream)
         self._prefix = f"$KV.{stream.name}."
         self._opened: ObjectStore | None = None
         self._objects: dict[str, list[str]] = {}  # by key what it named last, as far as that is known here
@@ -116,6 +133,12 @@ class Keys:
         """Change the value of a key that has a revision; return its new one, None if it has another."""
         with asking(self._connection.address):
             return await self._change(key, value, revision)
+
+    async def put(self, key: str, value: bytes, seen: Kept | None) -> int | None:
+        """Give a value to a key that is as it was seen; return its revision, None if it was changed."""
+        if seen is None:
+            return await self.create(key, value)
+        return await self.update(key, value, seen.revision)
 
     async def delete(self, key: str, revision: int) -> bool:
         """Take a key with its value away, if it has a revision; return whether it had."""
@@ -187,11 +210,11 @@ class Keys:
                     raise
             except nats.js.errors.APIError as error:
                 refusals += 1
-                if error.err_code == _CHANGED or (error.err_code == _CHANGING and refusals == _REFUSALS):
+                if error.err_code == MOVED or (error.err_code == UNDER_WAY and refusals == TRIES):
                     return None
-                if error.err_code != _CHANGING:
+                if error.err_code != UNDER_WAY:
                     raise
-                await asyncio.sleep(_AGAIN_S)  # a cluster says so of a change, too, that it has just taken
+                await asyncio.sleep(AGAIN_S)  # a cluster says so of a change, too, that it has just taken
 
     # ---- several keys ----
 

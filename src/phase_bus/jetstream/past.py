@@ -16,27 +16,25 @@ import nats.js.errors
 
 from phase_bus.core.address import StreamAddress
 from phase_bus.core.throttle import Throttle
-from phase_bus.core.wire import NO_PARTITION, parse_topic, partition_of, topic_prefix
+from phase_bus.core.wire import NO_PARTITION, partition_of, topic_prefix
 from phase_bus.errors import WireError
-from phase_bus.events import Records, RunComplete, RunStart, Verdict
+from phase_bus.events import Records
 from phase_bus.jetstream.connection import NatsUnreachableError, asking, connect
 from phase_bus.jetstream.cursor import Cursor, Taken
+from phase_bus.jetstream.keys import kept_below
 from phase_bus.jetstream.message import subjects, subjects_of_kind, unpacked
 from phase_bus.jetstream.notes import LetterNote, read_note
-from phase_bus.jetstream.standing import kept_below
 from phase_bus.jetstream.stream import open_stream
 from phase_bus.jetstream.stream_runs import RunOfBus, StreamRuns, bus_of, counts_of_subjects
-from phase_bus.journal.mirror import Mirror
+from phase_bus.journal.mirror import OUTLINE, Mirror, entry_of
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.remote import Showing
 from phase_bus.journal.rows import DeadLetter, Entry, RunRow
 
 logger = logging.getLogger("phase_bus.jetstream")
 
-_OUTLINE = (RunStart.kind, RunComplete.kind, Verdict.kind)  # of what lists of runs tell
 _PATIENCE_S = 15.0  # without anything from the server
 _LOOK_S = 0.2
-_LARGEST = 2**63  # of numbers that a journal can hold
 
 _T = TypeVar("_T")
 
@@ -224,7 +222,7 @@ class StreamPast:
                 return mirrors[layer]
 
             said: list[Entry] = []  # by consumers on the stream, of a run of whichever bus
-            for pieces in self._read([subjects_of_kind(name, kind) for kind in _OUTLINE]):
+            for pieces in self._read([subjects_of_kind(name, kind) for kind in OUTLINE]):
                 for taken, entry in pieces:
                     layer = runs.take(bus_of(taken.subject), entry)
                     if layer is None:
@@ -233,7 +231,7 @@ class StreamPast:
                         outline(layer).copy([entry])
             found = self._ask(runs.found())
             for layer, run in found:
-                _note(outline(layer), run.row)
+                outline(layer).keep_run(run.row)
             for entry in said:
                 for layer in {layer for layer, run in found if run.row.run_id == entry.run_id}:
                     outline(layer).copy([entry])
@@ -255,7 +253,7 @@ class StreamPast:
                 mirror.copy(entries)
                 show(sum(len(each.topic) + len(each.header) + len(each.payload) for each in entries))
             for row in rows:
-                _note(mirror, row)
+                mirror.keep_run(row)
         return mirror.path
 
     def _mirror(self) -> Mirror:
@@ -316,30 +314,12 @@ class StreamPast:
     def _entry(self, taken: Taken) -> Entry | None:
         """Return an event as a journal has it."""
         topic, header, _, _, payload = taken.message
+        header = header._replace(offset=taken.offset)
         try:
-            kind, run_id = parse_topic(topic)
             partition_of(topic)
-            if max(header.source_seq, header.event_number) >= _LARGEST:
-                raise WireError("its numbers are too large", topic)
+            return entry_of(topic, header, taken.message.header.pack(), bytes(payload))
         except WireError as error:
             self._complaints.warn(
                 "stream %r, offset %d: %s; skipped", self._stream.name, taken.offset, error
             )
             return None
-        return Entry(
-            taken.offset,
-            topic,
-            header.pack(),
-            bytes(payload),
-            run_id,
-            kind,
-            header.source,
-            header.source_seq,
-            header.records,
-            header.event_number,
-            ts_ns=0,
-        )
-
-
-def _note(mirror: Mirror, row: RunRow) -> None:
-    mirror.note_run(row.run_id, row.status, row.started_ns, row.ended_ns, row.publisher)

@@ -235,10 +235,7 @@ class ConsumerSeat:
             kept = await self._keys.get(key)
             found = CheckpointNote() if kept is None else read_note(CheckpointNote, key, kept)
             mine = encode_note(replace(found, owner=self._note.client_id))
-            if kept is None:
-                revision = await self._keys.create(key, mine)
-            else:
-                revision = await self._keys.update(key, mine, kept.revision)
+            revision = await self._keys.put(key, mine, kept)
             if revision is not None:
                 self._checkpoint_revision = revision
                 return None if found.position is None else Checkpoint(found.position, found.saved)

@@ -15,6 +15,7 @@ import nats.js.errors
 from msgspec import Struct
 from nats.js.api import RawStreamMsg
 
+from phase_bus.bus.groups import Group
 from phase_bus.core.address import StreamAddress
 from phase_bus.core.control import ClientInfo, GroupInfo
 from phase_bus.core.position import Lineage
@@ -24,7 +25,7 @@ from phase_bus.events import BEGIN_NO_RUN, RunStart
 from phase_bus.jetstream.connection import Connection, asking, connected
 from phase_bus.jetstream.coordinator import GroupNote, MemberNote
 from phase_bus.jetstream.durability import durability_of
-from phase_bus.jetstream.keys import Kept, Keys
+from phase_bus.jetstream.keys import Kept, kept_below, stream_of_keys
 from phase_bus.jetstream.message import subjects_of_bus, unpacked
 from phase_bus.jetstream.notes import CheckpointNote, NameNote, read_note
 from phase_bus.jetstream.seats import SILENT_AFTER_S
@@ -115,24 +116,6 @@ async def standing_at(address: StreamAddress) -> Standing:
         )
 
 
-async def kept_below(connection: Connection, stream: Stream, prefix: str) -> dict[str, Kept]:
-    """Return what is kept beside a stream below a prefix.
-
-    Raises:
-        NatsUnreachableError: no answer in time.
-    """
-    with asking(connection.address):
-        try:
-            await connection.js.stream_info(_kept_of(stream))
-        except nats.js.errors.NotFoundError:  # no consumer has been there
-            return {}
-    return await Keys(connection, stream).all(prefix)
-
-
-def _kept_of(stream: Stream) -> str:
-    return f"KV_{stream.name}"
-
-
 class _Look:
     """A look at a stream."""
 
@@ -200,7 +183,7 @@ class _Look:
         behind = self._behind(checkpoints, last_offset)
         here = {client.name for client in clients} | infos.keys()
         clients += [_gone(name) for name in behind.keys() - here]
-        return clients, [_group(name, note) for name, note in infos.items()], behind
+        return clients, [Group.of(name, note.state).info() for name, note in infos.items()], behind
 
     def _behind(self, checkpoints: Mapping[str, Kept], last: int) -> dict[str, int]:
         lineage = Lineage(self._stream.lineage)
@@ -217,7 +200,7 @@ class _Look:
         revisions = [each.revision for each in kept]
         if not revisions:
             return {}
-        stream = _kept_of(self._stream)
+        stream = stream_of_keys(self._stream)
         found = await asyncio.gather(*(self._message(stream, seq=revision) for revision in revisions))
         now = await self._now(stream)
         ages_s = (0.0 if each is None else _age_s(each, now) for each in found)  # None: changed just now
@@ -288,18 +271,6 @@ def _member(note: MemberNote, age_s: float) -> ClientInfo:
 def _gone(name: str) -> ClientInfo:
     """Return a consumer of which there is nothing but a checkpoint."""
     return ClientInfo(client_id="", role="consumer", name=name, pid=0, host="", state="stopped")
-
-
-def _group(name: str, note: GroupNote) -> GroupInfo:
-    state = note.state
-    return GroupInfo(
-        name=name,
-        generation=state.generation,
-        members=len(state.members),
-        handled_runs=tuple(state.handled),
-        incomplete_runs=tuple(run_id for run_id, whole in state.handled.items() if not whole),
-        refused=state.refused,
-    )
 
 
 def _text(token: str) -> str:

@@ -22,15 +22,12 @@ from phase_bus.core.keys import key_for
 from phase_bus.core.past import FetchedPast, FetchPast
 from phase_bus.core.position import Lineage
 from phase_bus.core.sockets import dealer
-from phase_bus.core.wire import decode_reply, encode_control, parse_topic, receive_frames, unpack_header
-from phase_bus.errors import BusUnreachableError, PhaseBusError, WireError
-from phase_bus.events import RunComplete, RunStart, Verdict
-from phase_bus.journal.mirror import DAMAGED, Mirror
+from phase_bus.core.wire import decode_reply, encode_control, receive_frames, unpack_header
+from phase_bus.errors import BusUnreachableError, PhaseBusError
+from phase_bus.journal.mirror import DAMAGED, OUTLINE, Mirror, entry_of
 from phase_bus.journal.rows import Entry, RunRow
 
 _TIMEOUT_S = 5.0
-_LARGEST = 2**63  # of numbers that a journal can hold
-_OUTLINE = (RunStart.kind, RunComplete.kind, Verdict.kind)  # of what lists of runs tell
 
 _A = TypeVar("_A", Fetched, FetchedPast)
 
@@ -108,7 +105,7 @@ class RemoteJournal:
     @cached_property
     def outline(self) -> Path:
         """A journal with the start, the end and the verdicts of each run."""
-        return self._copy(self.runs, Fetch(after=0, records=False, kinds=_OUTLINE))
+        return self._copy(self.runs, Fetch(after=0, records=False, kinds=OUTLINE))
 
     @cached_property
     def everything(self) -> Path:
@@ -172,7 +169,7 @@ class RemoteJournal:
                 mirror.copy(entries)
                 show(sum(len(each.topic) + len(each.header) + len(each.payload) for each in entries))
             for row in rows:
-                mirror.note_run(row.run_id, row.status, row.started_ns, row.ended_ns, row.publisher)
+                mirror.keep_run(row)
         return mirror.path
 
     def _mirror(self) -> Mirror:
@@ -236,25 +233,8 @@ class RemoteJournal:
 
 
 def _entry(topic: zmq.Frame, header: zmq.Frame, payload: zmq.Frame) -> Entry:
-    name = topic.bytes
-    kind, run_id = parse_topic(name)
-    head = unpack_header(header.bytes, name)
-    numbers = (head.offset, head.source_seq, head.event_number)
-    if max(numbers) >= _LARGEST:
-        raise WireError("its numbers are too large", name)
-    return Entry(
-        head.offset,
-        name,
-        header.bytes,
-        payload.bytes,
-        run_id,
-        kind,
-        head.source,
-        head.source_seq,
-        head.records,
-        head.event_number,
-        ts_ns=0,
-    )
+    name, frame = topic.bytes, header.bytes
+    return entry_of(name, unpack_header(frame, name), frame, payload.bytes)
 
 
 def _damaged(run_id: str, offset: int) -> Entry:
