@@ -38,11 +38,13 @@ async def test_a_line_for_each_thing_that_happens(
         for event in make_run(20, run_id="one"):
             publisher.publish(event)
         await asyncio.to_thread(publisher.flush, 10.0)
-    await until(lambda: any("run one completed; handled all" in line for line in caplog.messages))
+    for come in ("run one completed; handled all", "onlooker 'looks' is here"):
+        await until(lambda come=come: any(come in line for line in caplog.messages))  # type: ignore[misc]
     runner.stop()
     onlooker.stop()
     await asyncio.gather(*running)
-    await until(lambda: any("'phases' has left" in line for line in caplog.messages))
+    for gone in ("'phases' has left", "'looks' has left", "'bench' has left"):
+        await until(lambda gone=gone: any(gone in line for line in caplog.messages))  # type: ignore[misc]
     said = [r.getMessage().partition(" (pid")[0] for r in caplog.records if r.name in NEWS]
     of_bus = [line for line in said if not line.startswith("consumer 'phases':")]
     assert sorted(of_bus) == sorted(
