@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import Any, NamedTuple
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 HEADER = struct.Struct("<B3sI16s5Q")
 
 

@@ -170,7 +170,7 @@ def test_other_wire_version_is_refused_clearly() -> None:
     with pytest.raises(WireError) as caught:
         unpack_header(header, topic)
     assert str(caught.value) == (
-        "bad message on topic 'phase_start.3f2a9c$': wire version 4 is not 3; "
+        "bad message on topic 'phase_start.3f2a9c$': wire version 5 is not 4; "
         "use the same phase-bus on both sides"
     )
 

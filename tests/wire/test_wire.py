@@ -107,15 +107,18 @@ def test_header_bytes() -> None:
     """The layout is what the documentation says."""
     packed = Header(bytes(range(16)), 2, 3, 4, 5, 6).pack()
     assert packed.hex() == (
-        "0300000004000000000102030405060708090a0b0c0d0e0f"
+        "0400000004000000000102030405060708090a0b0c0d0e0f"
         "02000000000000000300000000000000050000000000000006000000000000000000000000000000"
     )
 
 
-def test_longer_header() -> None:
-    """What a newer writer adds at the header's end is ignored."""
+@pytest.mark.parametrize("more", [b"1", b"size", bytes(4 * 257)])
+def test_header_of_another_size(more: bytes) -> None:
+    """What follows on a header are the sizes of a bundle's events: of two, to as many as there may be."""
     header = Header(bytes(16), 1, 1)
-    assert unpack_header(header.pack() + b"more") == header
+    assert unpack_header(header.pack() + bytes(8)).events == 2
+    with pytest.raises(WireError, match="a header has 64 bytes, this one"):
+        unpack_header(header.pack() + more)
 
 
 @pytest.mark.parametrize("frame", [b"", b"\x01" * 47, b"\x01" + bytes(55)])

@@ -15,7 +15,7 @@ from phase_bus.core.past import FetchedPast, FetchPast
 from phase_bus.core.position import Position, Segment
 from phase_bus.events import Count, Int, JournalLoss, Offset
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 EVENTS = -1  # the share of a group that is all events but records; its other shares are partitions
 PARTITIONS = 16  # of the records; a group takes up others, of foreign publishers, when they appear
 REMEMBERED_RUNS = 50  # how many of the latest runs a consumer names in its beats

@@ -9,6 +9,8 @@ An event is three frames: ``topic``, ``header``, ``payload``.
   sequence, offset, event number, previous offset (u8 each): see :class:`Header`. The numbers count from 1
   and have no holes.
 - The payload is the event in msgpack, a map tagged by ``kind``.
+- Events of one topic that one source publishes in a row may travel as a bundle, in one message: see
+  :mod:`phase_bus.core.bundle`.
 
 A control message between a client and the bus is one frame, msgpack tagged by ``op``
 (:mod:`phase_bus.core.control`).
@@ -37,6 +39,8 @@ from phase_bus.events import KINDS, Event, EventBase, Records, RunComplete
 T = TypeVar("T")
 
 HEADER = struct.Struct("<B3sI16sQQQQQ")
+SIZE_BYTES = 4  # of what the header frame of a bundle says of each of its events
+BUNDLED_MOST = 256  # events in a bundle
 NO_STREAM = bytes(3)
 TOPIC_END = "$"
 NO_PARTITION = -1  # of events that are no records
@@ -80,6 +84,8 @@ class Header(NamedTuple):
             likewise. It shows whoever reads one partition alone what is missing.
         stream: the first 3 bytes of the id of the stream that the offset is in; likewise. A reader that was
             connected to another bus without a word sees by it that this is not the stream it follows.
+        events: how many events the message carries; of more than one, a bundle, the numbers are those of
+            the first.
     """
 
     source: bytes
@@ -90,6 +96,7 @@ class Header(NamedTuple):
     event_number: int = 0
     previous: int = 0
     stream: bytes = NO_STREAM
+    events: int = 1
 
     def pack(self) -> bytes:
         """Return the header's 64 bytes."""
@@ -232,10 +239,14 @@ def unpack_header(frame: bytes | memoryview, topic: bytes = b"") -> Header:
     """Return the header of a frame.
 
     Raises:
-        WireError: if it is too short, or of a wire version that this program does not read.
+        WireError: if it has not the size of a header, or is of a wire version that this program does not
+            read.
     """
-    if len(frame) < HEADER.size:
-        raise WireError(f"a header has {HEADER.size} bytes, this one {len(frame)}", topic)
+    size_bytes, events = len(frame), 1
+    if size_bytes != HEADER.size:
+        events, rest = divmod(size_bytes - HEADER.size, SIZE_BYTES)
+        if rest or not 1 < events <= BUNDLED_MOST:
+            raise WireError(f"a header has {HEADER.size} bytes, this one {size_bytes}", topic)
     version, stream, records, source, source_seq, topic_seq, offset, number, previous = HEADER.unpack_from(
         frame
     )
@@ -244,7 +255,7 @@ def unpack_header(frame: bytes | memoryview, topic: bytes = b"") -> Header:
             f"wire version {version} is not {WIRE_VERSION}; use the same phase-bus on both sides",
             topic,
         )
-    return Header(source, source_seq, topic_seq, records, offset, number, previous, stream)
+    return Header(source, source_seq, topic_seq, records, offset, number, previous, stream, events)
 
 
 def send_frames(socket: zmq.Socket[bytes], frames: Sequence[bytes | zmq.Frame], flags: int = 0) -> None:

@@ -383,7 +383,7 @@ class JournalReader:
     def _whole(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[Entry]:
         """Yield the events that match their checksums; note the others."""
         for *values, crc in rows:
-            entry = Entry._make(values)
+            entry = Entry(*values)
             if _matches(entry, crc):
                 yield entry
             else:

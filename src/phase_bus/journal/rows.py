@@ -19,10 +19,12 @@ class Entry(NamedTuple):
 
     Attributes:
         offset: its place, from 1.
-        header: the header frame, which the journal does not look into.
+        header: the header frame.
         source: 16 bytes that name its publisher.
         source_seq, records, event_number: as in its :class:`~phase_bus.core.wire.Header`.
         ts_ns: Unix time in ns when the bus took it in.
+        events: how many events it is; of a bundle (:mod:`phase_bus.core.bundle`) the offset, sequence and
+            number are those of the **last** one.
     """
 
     offset: int
@@ -36,6 +38,7 @@ class Entry(NamedTuple):
     records: int
     event_number: int
     ts_ns: int
+    events: int = 1
 
 
 class StreamRow(NamedTuple):
