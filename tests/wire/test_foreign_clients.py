@@ -59,7 +59,7 @@ class ForeignPublisher(Foreigner):
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
         super().__init__(context, address)
         hello = {"client_id": self.id.hex(), "role": "publisher", "name": "foreign", "next_seq": 1}
-        welcome = self.ask("hello", "welcome", wire_version=3, **hello)
+        welcome = self.ask("hello", "welcome", wire_version=decoder.WIRE_VERSION, **hello)
         assert welcome["last_seq"] == 0
         self.source_seq = 0
         self.topics: Counter[str] = Counter()
@@ -82,7 +82,7 @@ class ForeignSubscriber(Foreigner):
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
         super().__init__(context, address)
         hello = {"client_id": self.id.hex(), "role": "client", "name": "foreign reader"}
-        welcome = self.ask("hello", "welcome", wire_version=3, **hello)
+        welcome = self.ask("hello", "welcome", wire_version=decoder.WIRE_VERSION, **hello)
         self.sub = self.socket(zmq.SUB, welcome["events"]["ipc_name"])
         self.replay = self.socket(zmq.DEALER, welcome["replay"]["ipc_name"])
         self.offset = 0

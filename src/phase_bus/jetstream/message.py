@@ -121,7 +121,7 @@ def unpacked(data: bytes) -> Message:
     stream, parts, length = _REST.unpack_from(data, HEADER.size)
     begin = HEADER.size + _REST.size
     topic = data[begin : begin + length]
-    header = unpack_header(data, topic)
+    header = unpack_header(data[: HEADER.size], topic)
     if len(topic) < length:
         raise WireError("the message ends within its topic")
     return Message(
