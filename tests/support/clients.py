@@ -7,6 +7,7 @@ from typing import Self, TypeVar
 
 import zmq
 
+from phase_bus.core import bundle
 from phase_bus.core.address import Address
 from phase_bus.core.control import Hello, Reply, Request, Status, StatusRequest, Welcome
 from phase_bus.core.keys import Key
@@ -103,13 +104,15 @@ class Subscriber:
         """Take in what has arrived; return all events so far, heartbeats left out."""
         while True:
             try:
-                topic, header, payload = self._sub.recv_multipart(zmq.NOBLOCK)
+                topic, header_frame, payload = self._sub.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return self.events
             if not topic.startswith((b"heartbeat.", b"ready.")):
-                self.topics.append(topic)
-                self.headers.append(unpack_header(header, topic))
-                self.events.append(decode_event(topic, payload))
+                first = unpack_header(header_frame, topic)
+                for header, part in bundle.split(first, header_frame, memoryview(payload), topic):
+                    self.topics.append(topic)
+                    self.headers.append(header)
+                    self.events.append(decode_event(topic, part))
 
     def of(self, kind: type[T]) -> list[T]:
         """Take in what has arrived; return the events of one kind."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import zmq
 
 from phase_bus.consumer.transport import Piece
+from phase_bus.core import bundle
 from phase_bus.core.address import Address
 from phase_bus.core.control import (
     Endpoint,
@@ -22,7 +23,7 @@ from phase_bus.core.ipc_directory import check_answer
 from phase_bus.core.keys import Key
 from phase_bus.core.readable import Readable
 from phase_bus.core.sockets import dealer
-from phase_bus.core.wire import decode_reply, encode_control, receive_frames, unpack_header
+from phase_bus.core.wire import Header, decode_reply, encode_control, receive_frames, unpack_header
 from phase_bus.errors import BusUnreachableError, JournalUnreadableError, StreamMovedError, WireError
 from phase_bus.journal.rows import Checkpoint
 
@@ -134,8 +135,10 @@ def _piece(frames: list[zmq.Frame]) -> Piece:
     answer = _answer(frames)
     if not isinstance(answer, Fetched) or len(frames) % 3 != 1:
         raise WireError("not a piece of the journal")
-    events = [
-        (topic := frames[i].bytes, unpack_header(frames[i + 1].bytes, topic), frames[i + 2].buffer)
-        for i in range(1, len(frames), 3)
-    ]
+    events: list[tuple[bytes, Header, memoryview]] = []
+    for i in range(1, len(frames), 3):
+        topic, header_frame = frames[i].bytes, frames[i + 1].bytes
+        header = unpack_header(header_frame, topic)
+        parts = bundle.split(header, header_frame, frames[i + 2].buffer, topic)
+        events.extend((topic, each, payload) for each, payload in parts)
     return Piece(events, answer.offset, answer.event_number, answer.end, answer.pruned, answer.damaged)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import zmq
@@ -16,6 +16,7 @@ from phase_bus.consumer.live import LiveQueue, ask_for_firewall
 from phase_bus.consumer.replay import ReplayClient
 from phase_bus.consumer.share import Share
 from phase_bus.consumer.transport import Host, Piece, Transport
+from phase_bus.core import bundle
 from phase_bus.core.address import Address
 from phase_bus.core.control import RESULTS_SUFFIX, Reply, Welcome
 from phase_bus.core.ipc_directory import CHECKED_FOR_S, check_answer, check_directory
@@ -49,6 +50,8 @@ _BREATH_S = 0.005  # how long handlers may run before heartbeats and signals get
 _MOVED_S = 0.05  # after another bus has come to the place of the one asked
 _READ_AGAIN_S = 1.0  # after the bus could not read its journal
 
+_NO_EVENTS: Iterator[tuple[Header, memoryview]] = iter(())
+
 T = TypeVar("T")
 
 
@@ -71,6 +74,8 @@ class ZeroMqTransport(Transport):
         self._bus_id = ""  # of the bus that welcomed this process last
         self._tag = NO_STREAM  # what of its stream's id is in the headers
         self._old_tags: set[bytes] = set()  # of the buses before
+        # What is left of the last message: of a bundle, the events that nobody has looked at yet.
+        self._topic, self._rest = b"", _NO_EVENTS
         self._complained_of = ""  # the endpoint at which no answer about the journal came
         self._checked_s = -math.inf  # when the bus's place was seen to be nobody else's
         # In direct mode nothing but the events themselves tells who is there now.
@@ -165,22 +170,18 @@ class ZeroMqTransport(Transport):
         breath_s = time.monotonic() + _BREATH_S
         while host.takes_live:
             try:
-                topic, header_frame, payload = receive_event(self._live.socket)
-                if self._may_change and (peer := property_of(payload, "Peer-Address")) != self._peer:
-                    check_answer(self._address, payload)
-                    self._peer = peer
-                if topic.startswith(READY):
-                    if self._live.is_greeting(topic):
-                        host.take_greeting()
+                event = next(self._rest, None)
+                if event is None:
+                    self._receive()
                     continue
-                header = unpack_header(header_frame, topic)
+                topic, (header, payload) = self._topic, event
                 if header.stream != self._tag and not self._address.direct:
                     self._meet(header.stream)
                     continue
                 if topic.startswith(_HEARTBEAT) and not self._address.direct:
-                    self._take_heartbeat(topic, header, payload.buffer)
+                    self._take_heartbeat(topic, header, payload)
                 else:
-                    await host.take(topic, header, payload.buffer, replayed=False)
+                    await host.take(topic, header, payload, replayed=False)
             except zmq.Again:
                 return False
             except AddressError as error:
@@ -192,6 +193,24 @@ class ZeroMqTransport(Transport):
                 await host.breathe()
                 return True
         return False
+
+    def _receive(self) -> None:
+        """Receive the next live message; its events are the next to be looked at.
+
+        Raises:
+            zmq.Again: if there is none.
+            AddressError: if it may be somebody else's.
+            WireError: if it is malformed.
+        """
+        topic, header_frame, payload = receive_event(self._live.socket)
+        if self._may_change and (peer := property_of(payload, "Peer-Address")) != self._peer:
+            check_answer(self._address, payload)
+            self._peer = peer
+        if not topic.startswith(READY):
+            header = unpack_header(header_frame, topic)
+            self._topic, self._rest = topic, bundle.split(header, header_frame, payload.buffer, topic)
+        elif self._live.is_greeting(topic):
+            self._host.take_greeting()
 
     def _meet(self, tag: bytes) -> None:
         """Take in that a live event is not of the stream that is followed.
