@@ -16,7 +16,7 @@ from phase_bus.errors import WireError
 
 BUNDLED_BYTES = 64 << 10  # of payloads in a bundle, at most
 LARGEST_BUNDLED_BYTES = 8 << 10  # of a payload; a larger one gains nothing
-_ARRAY_BYTES = 3  # before the events: the type, and how many they are
+ARRAY_BYTES = 3  # before the events: the type, and how many they are
 
 
 def join(header: bytes, payloads: Sequence[bytes]) -> tuple[bytes, bytes]:
@@ -54,7 +54,7 @@ def _sizes(header: Header, frame: bytes, payload: memoryview, topic: bytes) -> t
     start = b"\xdc" + count.to_bytes(2, "big")
     if header.records or header.previous:
         raise WireError("records do not travel in bundles", topic)
-    if sum(sizes) + _ARRAY_BYTES != len(payload) or payload[:_ARRAY_BYTES] != start:
+    if sum(sizes) + ARRAY_BYTES != len(payload) or payload[:ARRAY_BYTES] != start:
         raise WireError(f"the payload does not hold {count} events of the sizes in its header", topic)
     return sizes
 
@@ -64,7 +64,7 @@ def _split(
 ) -> Iterator[tuple[Header, memoryview]]:
     source, seq, topic_seq, _, offset, number, _, stream, _ = header
     placed = 1 if offset else 0  # what no bus has placed has no offset
-    end = _ARRAY_BYTES
+    end = ARRAY_BYTES
     for size in sizes:
         begin, end = end, end + size
         yield Header(source, seq, topic_seq, 0, offset, number, 0, stream), payload[begin:end]

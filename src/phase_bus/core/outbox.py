@@ -3,21 +3,53 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from msgspec import Struct
 
-from phase_bus.core.wire import HEADER, NO_STREAM, WIRE_VERSION, encode_event, topic_of
+from phase_bus.core.bundle import ARRAY_BYTES, BUNDLED_BYTES, LARGEST_BUNDLED_BYTES, join
+from phase_bus.core.wire import (
+    BUNDLED_MOST,
+    HEADER,
+    NO_STREAM,
+    SIZE_BYTES,
+    WIRE_VERSION,
+    encode_event,
+    topic_of,
+    topic_prefix,
+)
 from phase_bus.events import EventBase, Records
+
+_RECORDS = topic_prefix(Records.kind)
 
 
 class Message(Struct, frozen=True, gc=False):
-    """An encoded event: its source sequence, its three frames and their size, and its request records."""
+    """An encoded event, its source and numbers, the size of its frames, and its request records."""
 
+    source: bytes
     seq: int
-    frames: tuple[bytes, bytes, bytes]
+    topic: bytes
+    topic_seq: int
+    payload: bytes
     size_bytes: int
     records: int = 0
+
+    @property
+    def frames(self) -> tuple[bytes, bytes, bytes]:
+        """Topic, header and payload."""
+        header = HEADER.pack(
+            WIRE_VERSION, NO_STREAM, self.records, self.source, self.seq, self.topic_seq, 0, 0, 0
+        )
+        return self.topic, header, self.payload
+
+
+def frames_of(messages: Sequence[Message]) -> tuple[bytes, bytes, bytes]:
+    """Return the frames of one message, or of several that :meth:`Outbox.together` gave, as a bundle."""
+    topic, header, payload = messages[0].frames
+    if len(messages) > 1:
+        header, payload = join(header, [message.payload for message in messages])
+    return topic, header, payload
 
 
 class Outbox:
@@ -86,11 +118,10 @@ class Outbox:
     def add(self, topic: bytes, payload: bytes, records: int) -> None:
         """Number and keep an event that is encoded."""
         seq, topic_seq = self.last_seq + 1, self._topic_seqs[topic] + 1
-        header = HEADER.pack(WIRE_VERSION, NO_STREAM, records, self.source, seq, topic_seq, 0, 0, 0)
         self.last_seq = seq
         self._topic_seqs[topic] = topic_seq
-        size_bytes = len(topic) + len(header) + len(payload)
-        self._unsent.append(Message(seq, (topic, header, payload), size_bytes, records))
+        size_bytes = len(topic) + HEADER.size + len(payload)
+        self._unsent.append(Message(self.source, seq, topic, topic_seq, payload, size_bytes, records))
         self.size_bytes += size_bytes
 
     def restore(self, message: Message) -> None:
@@ -103,11 +134,34 @@ class Outbox:
         """Return the next message to send."""
         return self._unsent[0] if self._unsent else None
 
-    def sent(self) -> None:
-        """Note that the message of :meth:`peek` is on its way."""
-        message = self._unsent.popleft()
-        self._unacked.append(message)
-        self.in_flight_bytes += message.size_bytes
+    def together(self, largest_bytes: int = 0) -> list[Message]:
+        """Return the next messages to send that may go as one; none if everything is sent.
+
+        Args:
+            largest_bytes: the size of what goes as one, at most; 0 for any. One alone may have more.
+        """
+        unsent = self._unsent
+        if len(unsent) < 2 or (topic := unsent[0].topic).startswith(_RECORDS):
+            return [unsent[0]] if unsent else []
+        room = BUNDLED_BYTES
+        if largest_bytes:
+            room = min(room, largest_bytes - len(topic) - HEADER.size - ARRAY_BYTES)
+        messages: list[Message] = []
+        for message in islice(unsent, BUNDLED_MOST):
+            size = len(message.payload)
+            room -= size + SIZE_BYTES
+            if message.topic != topic or size > LARGEST_BUNDLED_BYTES or room < 0:
+                break
+            messages.append(message)
+        return messages or [unsent[0]]
+
+    def sent(self, count: int = 1) -> None:
+        """Note that the next messages to send are on their way."""
+        unsent, unacked = self._unsent, self._unacked
+        for _ in range(count):
+            message = unsent.popleft()
+            unacked.append(message)
+            self.in_flight_bytes += message.size_bytes
 
     def acknowledge(self, seq: int) -> None:
         """Let go of everything up to and including a sequence number, sent or not."""
@@ -126,4 +180,4 @@ class Outbox:
 
     def remaining(self) -> Counter[str]:
         """Return how many events of each topic are not acknowledged."""
-        return Counter(message.frames[0].decode() for message in self)
+        return Counter(message.topic.decode() for message in self)

@@ -203,7 +203,9 @@ class SpoolReader:
         place = unpack_header(header, topic)
         if place.source != self.head.source or (previous and place.source_seq != previous.seq + 1):
             raise WireError("an event is out of its sequence")
-        return Message(place.source_seq, (topic, header, payload), sum(lengths), place.records)
+        return Message(
+            place.source, place.source_seq, topic, place.topic_seq, payload, sum(lengths), place.records
+        )
 
 
 def is_spool(path: Path) -> bool:
