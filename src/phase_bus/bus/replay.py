@@ -13,20 +13,19 @@ import zmq
 from phase_bus.bus.access import Access
 from phase_bus.bus.owners import Owners, not_yours
 from phase_bus.bus.rejections import Rejections
-from phase_bus.core.control import Fetch, Fetched, FetchedStates, FetchStates, ReadFailed
+from phase_bus.core.control import Fetch, FetchStates, ReadFailed
 from phase_bus.core.past import DeadLetter, FetchedPast, FetchPast
-from phase_bus.core.position import Position
 from phase_bus.core.throttle import Throttle
 from phase_bus.core.wire import decode_request, encode_control, receive_frames, send_frames
 from phase_bus.errors import JournalError, WireError
+from phase_bus.journal.pieces import read_piece, read_states
 from phase_bus.journal.reader import JournalReader
-from phase_bus.journal.rows import checkpoint_name, parse_checkpoint_name
+from phase_bus.journal.rows import parse_checkpoint_name
 
 logger = logging.getLogger("phase_bus.bus")
 
 _LOOK_MS = 200
-_LARGEST = 1 << 20  # a piece; one event, or one state, comes in any case
-_TOLD_DAMAGE = 1000  # offsets in one answer
+_LARGEST = 1 << 20  # a piece; one letter comes in any case
 _MOST_RUNS = 1000  # in one answer
 _MOST_LETTERS = 1000
 _LETTER_BYTES = 500  # of a dead letter, besides what was raised
@@ -102,13 +101,12 @@ class ReplayServer:
                 )
                 self._send(identity, encode_control(moved))
             case Fetch() as fetch:
-                reader.damaged.clear()
                 self._send(identity, *_events(reader, fetch))
                 self._tell_damage(reader)
             case FetchStates() as fetch:
                 if not self._owners.is_of("consumer", fetch.group, party):
                     raise not_yours(party, f"the consumer group {fetch.group!r:.100}")
-                self._send(identity, encode_control(_states(reader, fetch)))
+                self._send(identity, encode_control(read_states(reader, fetch)))
             case FetchPast() as fetch:
                 mine = partial(self._owners.is_of, "consumer", party=party)
                 answer = _runs(reader, fetch) if fetch.what == "runs" else _letters(reader, fetch, mine)
@@ -136,43 +134,8 @@ def _events(reader: JournalReader, fetch: Fetch) -> list[bytes]:
     """Return the frames of a bounded piece of the journal."""
     if len(fetch.kinds) > _MOST_KINDS:
         raise WireError(f"it names {len(fetch.kinds)} kinds of events ({_MOST_KINDS} at most)")
-    head = reader.head
-    entries = reader.read(
-        fetch.after,
-        records=fetch.records,
-        partition=fetch.partition,
-        run_id=fetch.run_id or None,
-        kinds=fetch.kinds,
-        limit_bytes=min(fetch.limit_bytes, _LARGEST),
-    )
-    # The head was read first: with nothing to hand over, all up to it is of no interest.
-    reached = entries[-1] if entries else head
-    offset = max(reached.offset, fetch.after)
-    answer = Fetched(
-        after=fetch.after,
-        offset=offset,
-        event_number=reached.event_number,
-        end=not entries,
-        # Read after the events: a run is noted here before the first of its events goes.
-        pruned=tuple(reader.pruned_runs(fetch.after, offset)),
-        damaged=tuple(sorted(reader.damaged)[:_TOLD_DAMAGE]),
-    )
+    answer, entries = read_piece(reader, fetch)
     return [encode_control(answer), *(part for e in entries for part in (e.topic, e.header, e.payload))]
-
-
-def _states(reader: JournalReader, request: FetchStates) -> FetchedStates:
-    """Return a bounded piece of a group's checkpoints."""
-    if request.only is not None:
-        checkpoint = reader.checkpoint(checkpoint_name(request.group, request.only))
-        return FetchedStates(states={} if checkpoint is None else {request.only: checkpoint})
-    states: dict[int, tuple[Position, bytes | None]] = {}  # checkpoints, plain tuples to msgpack
-    size_bytes = 0
-    for share, checkpoint in reader.group_checkpoints(request.group, request.after):
-        if size_bytes >= _LARGEST:
-            return FetchedStates(states=states, end=False)
-        states[share] = checkpoint
-        size_bytes += len(checkpoint.state or b"")
-    return FetchedStates(states=states)
 
 
 def _runs(reader: JournalReader, request: FetchPast) -> FetchedPast:
