@@ -13,13 +13,20 @@ from typing import Any, get_args
 import msgspec
 
 from phase_bus.core.control import Reply, Request
-from phase_bus.core.wire import HEADER, WIRE_VERSION
+from phase_bus.core.wire import BUNDLED_MOST, HEADER, WIRE_VERSION
 from phase_bus.events import KINDS, Event, EventBase, Records
 from scripts.vectors import example_of
 
 JsonObject = dict[str, Any]
 
 _MSGPACK = "application/vnd.msgpack"
+_FRAMES = ["topic", "header", "payload"]
+_ALONE = (Records.kind, "heartbeat")  # the kinds that do not travel in bundles
+_BUNDLE = {
+    "frames": _FRAMES,
+    "header": f"that of the first event, then the size of each event's payload (u4); 2 to {BUNDLED_MOST}",
+    "payload": "a msgpack array, in the form 'array 16', of the events' payloads",
+}
 _REQUESTS = {str(t.__struct_config__.tag): t for t in get_args(Request)}
 _REPLIES = {str(t.__struct_config__.tag): t for t in get_args(Reply)}
 _REPLAY = {"fetch", "fetch_states", "fetched", "fetched_states", "read_failed"}  # of the replay socket
@@ -74,7 +81,7 @@ def document() -> JsonObject:
             "intake": _intake_channel(),
             "control": _control_channel("control", "Requests to the bus and its answers: one frame each."),
             "replay": _control_channel(
-                "replay", "Pieces of the journal: three frames an event follow the answer."
+                "replay", "Pieces of the journal: three frames a message follow the answer."
             ),
         },
         "operations": dict(_operations()),
@@ -209,7 +216,7 @@ def _event_message(kind: str) -> JsonObject:
         "headers": {"$ref": "#/components/schemas/Header"},
         "payload": {"$ref": f"#/components/schemas/{KINDS[kind].__name__}"},
         "examples": [{"name": kind, "payload": example_of(kind)}],
-        "x-zeromq": {"frames": ["topic", "header", "payload"]},
+        "x-zeromq": {"frames": _FRAMES} | ({} if kind in _ALONE else {"bundle": _BUNDLE}),
     }
 
 
@@ -219,12 +226,12 @@ def _ready_message() -> JsonObject:
         "summary": "All subscriptions are in force.",
         "headers": {"$ref": "#/components/schemas/Header"},
         "payload": {"type": "string", "maxLength": 0},
-        "x-zeromq": {"frames": ["topic", "header", "payload"]},
+        "x-zeromq": {"frames": _FRAMES},
     }
 
 
 def _control_message(op: str, kind: type[msgspec.Struct]) -> JsonObject:
-    events = ["topic", "header", "payload", "..."] if op == "fetched" else []
+    events = [*_FRAMES, "..."] if op == "fetched" else []
     return {
         "name": op,
         "contentType": _MSGPACK,
@@ -249,7 +256,8 @@ def _header_schema() -> JsonObject:
         properties[name] = {**kind, "description": about, "x-zeromq": {"at": place, "size": size}}
     return {
         "title": "Header",
-        "description": f"The second frame: {HEADER.size} bytes, little-endian. Further bytes are ignored.",
+        "description": f"The second frame: {HEADER.size} bytes, little-endian. In a bundle the size of "
+        "each event's payload follows (u4).",
         "type": "object",
         "properties": properties,
         "required": [name for name, *_ in _HEADER],

@@ -38,10 +38,8 @@ def problems(frozen: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if frozen["wire_version"] != now["wire_version"]:
         return []
     found = []
-    if not now["header"].startswith(frozen["header"]):
-        found.append(
-            "the header's layout: it may only become longer; anything else needs a new wire version"
-        )
+    if now["header"] != frozen["header"]:
+        found.append("the header's layout: its length tells bundles; it needs a new wire version")
     if now["topic_end"] != frozen["topic_end"]:
         found.append("the topic's end: subscriptions of earlier readers no longer match; keep it")
     for name, message in frozen["messages"].items():

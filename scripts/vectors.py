@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 import math
+import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
+from phase_bus.core import bundle
 from phase_bus.core.control import Fetched
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.records import RecordBatch
 from phase_bus.core.wire import (
+    BUNDLED_MOST,
     HEADER,
     NO_PARTITION,
     NO_STREAM,
@@ -26,7 +30,7 @@ from phase_bus.core.wire import (
     topic_of,
     unpack_header,
 )
-from phase_bus.events import KINDS, EventBase, Records
+from phase_bus.events import KINDS, EventBase, PhaseProgress, Records
 from scripts.samples import BATCHES, BUS, PUBLISHER, REPLIES, REQUESTS, RUN, STREAM
 
 JsonObject = dict[str, Any]
@@ -43,6 +47,7 @@ def files() -> dict[str, JsonObject]:
     vectors = {
         "events.json": _stream(),
         "records.json": [_batch(*each) for each in BATCHES],
+        "bundles.json": [*_bundles(), *_no_bundles()],
         "control.json": [*_control("request", REQUESTS), *_control("reply", REPLIES), _fetched()],
         "evolution.json": [*_newer_writer(), *_older_writer(), *_not_for_this_reader()],
     }
@@ -112,19 +117,23 @@ def _batch(name: str, about: str, event: Records) -> JsonObject:
 
 
 def _event(name: str, about: str, topic: bytes, header: bytes, payload: bytes) -> JsonObject:
-    parsed, partition = parse_topic(topic), partition_of(topic)
     return {
         "name": name,
         "about": about,
         "frames": _hex(topic, header, payload),
-        "topic": {
-            "text": topic.decode(),
-            "kind": parsed.kind,
-            "run_id": parsed.run_id,
-            "partition": None if partition == NO_PARTITION else partition,
-        },
+        "topic": _topic(topic),
         "header": _header(unpack_header(header)),
         "payload": plain(msgspec.msgpack.decode(payload)),
+    }
+
+
+def _topic(topic: bytes) -> JsonObject:
+    parsed, partition = parse_topic(topic), partition_of(topic)
+    return {
+        "text": topic.decode(),
+        "kind": parsed.kind,
+        "run_id": parsed.run_id,
+        "partition": None if partition == NO_PARTITION else partition,
     }
 
 
@@ -136,6 +145,98 @@ def _header(header: Header) -> JsonObject:
 
 def _hex(*frames: bytes) -> list[str]:
     return [frame.hex() for frame in frames]
+
+
+# ---- bundles ----
+
+
+def _bundles() -> list[JsonObject]:
+    """Return bundles as publishers send them, and as a bus publishes them."""
+    topic, payloads = _progress()
+    sent = Header(PUBLISHER, source_seq=11, topic_seq=2)
+    placed = sent._replace(offset=12, event_number=9, stream=stream_tag(BUS.hex()))
+    newer = [_encode(msgspec.msgpack.decode(each) | {"added": [1]}) for each in payloads]
+    unknown = [_encode({"kind": "brand_new"})] * BUNDLED_MOST
+    return [
+        _bundle("sent", "three events, as their publisher sends them", topic, sent, payloads),
+        _bundle("placed", "the same ones, as a bus publishes them", topic, placed, payloads),
+        _bundle("fewest", "two events", topic, sent, payloads[:2]),
+        _bundle("new-fields", "a field that a newer writer added", topic, sent, newer),
+        _bundle("most", "as many as there may be, of an unknown kind", b"brand_new.r$", placed, unknown),
+    ]
+
+
+def _bundle(name: str, about: str, topic: bytes, first: Header, payloads: Sequence[bytes]) -> JsonObject:
+    frame, payload = bundle.join(first.pack(), payloads)
+    *_, last = bundle.split(unpack_header(frame), frame, memoryview(payload))
+    skipped = parse_topic(topic).kind not in KINDS
+    return {
+        "name": name,
+        "about": about,
+        "outcome": "skip" if skipped else "read",
+        "frames": _hex(topic, frame, payload),
+        "topic": _topic(topic),
+        "events": len(payloads),
+        "first": _header(first),
+        "last": _header(last[0]),
+        "payloads": [] if skipped else [plain(msgspec.msgpack.decode(each)) for each in payloads],
+    }
+
+
+def _no_bundles() -> list[JsonObject]:
+    """Return what is to be refused; each differs from a bundle in one thing."""
+    topic, payloads = _progress()
+    first = Header(PUBLISHER, source_seq=11, topic_seq=2)
+    sizes = [len(each) for each in payloads]
+    joined = b"".join(payloads)
+    good = b"\xdc\x00\x03" + joined
+    shifted = [sizes[0] + 1, sizes[1] - 1, sizes[2]]
+    batches = [encode_event(event) for name, _, event in BATCHES if name in ("whole-numbers", "floats")]
+    batch = first._replace(records=2)
+    other = [*payloads[:2], encode_event(_sample("phase_start"))]
+    start = _sizes(first, sizes)
+    wrong: Sequence[tuple[str, str, bytes, bytes]] = [
+        ("one-event", "a bundle of one", _sizes(first, sizes[:1]), b"\xdc\x00\x01" + payloads[0]),
+        ("too-many", "257 events", *bundle.join(first.pack(), [b"\x80"] * (BUNDLED_MOST + 1))),
+        ("half-a-size", "a header that ends within a size", start[:-1], good),
+        ("other-version", "another wire version", bytes([WIRE_VERSION + 1]) + start[1:], good),
+        ("size-too-large", "sizes of more than there is", _sizes(first, [*sizes[:2], sizes[2] + 1]), good),
+        ("size-too-small", "sizes of less than there is", _sizes(first, [*sizes[:2], sizes[2] - 1]), good),
+        ("boundaries", "a size that ends within the next event", _sizes(first, shifted), good),
+        ("fewer-sizes", "a size fewer than events", _sizes(first, sizes[:2]), good),
+        ("count-too-large", "an array of four that ends after three", start, b"\xdc\x00\x04" + joined),
+        ("count-too-small", "an array of two, and more after it", start, b"\xdc\x00\x02" + joined),
+        ("short-array", "an array, but not 'array 16'", start, b"\x93" + joined),
+        ("long-array", "an array, but not 'array 16'", start, b"\xdd\x00\x00\x00\x03" + joined),
+        ("no-array", "no array", start, bytes(3) + joined),
+        ("no-payload", "an empty payload", start, b""),
+        ("no-map", "an event that is none", *bundle.join(first.pack(), [*payloads[:2], b"\xc0"])),
+        ("other-kind", "an event of another kind than the topic", *bundle.join(first.pack(), other)),
+        ("records", "request records", *bundle.join(batch.pack(), batches)),
+        ("previous", "a header as of records", *bundle.join(first._replace(previous=7).pack(), payloads)),
+    ]
+    records_topic = topic_of(_sample("records"))
+    return [
+        {
+            "name": name,
+            "about": about,
+            "outcome": "refuse",
+            "frames": _hex(records_topic if name == "records" else topic, header, payload),
+        }
+        for name, about, header, payload in wrong
+    ]
+
+
+def _progress() -> tuple[bytes, list[bytes]]:
+    """Return a topic, and the payloads of three events of different sizes on it."""
+    event = _sample("phase_progress")
+    assert isinstance(event, PhaseProgress)
+    counts = [structs.replace(event.stats, completed=completed) for completed in (2, 200, 70_000)]
+    return topic_of(event), [encode_event(structs.replace(event, stats=stats)) for stats in counts]
+
+
+def _sizes(first: Header, sizes: Sequence[int]) -> bytes:
+    return first.pack() + struct.pack(f"<{len(sizes)}I", *sizes)
 
 
 # ---- control ----

@@ -116,10 +116,10 @@ def read_topic(frame: bytes) -> tuple[str, int | None, str]:
 
 
 def read_header(frame: bytes) -> Head:
-    """Return the header; what follows its 64 bytes is from a newer writer."""
-    if len(frame) < HEADER.size:
-        raise RefusedError("the header is too short")
-    version, *rest = HEADER.unpack_from(frame)
+    """Return the header."""
+    if len(frame) != HEADER.size:
+        raise RefusedError("no header")
+    version, *rest = HEADER.unpack(frame)
     if version != WIRE_VERSION:
         raise RefusedError(f"wire version {version}")
     return Head(*rest)
@@ -136,6 +136,41 @@ def read_event(frames: list[bytes], known: set[str]) -> Received:
     if not isinstance(fields, dict) or fields.get("kind") != kind:
         raise RefusedError("the payload is not of the topic's kind")
     return Received(kind, run_id, partition, head, fields)
+
+
+def read_message(frames: list[bytes], known: set[str]) -> list[Received]:
+    """Return the events of a message: of a bundle, all of them."""
+    topic, header, payload = frames
+    if len(header) <= HEADER.size:
+        return [read_event(frames, known)]
+    first, sizes = header[: HEADER.size], header[HEADER.size :]
+    count, rest = divmod(len(sizes), 4)
+    if rest or not 2 <= count <= 256:
+        raise RefusedError("no bundle")
+    head = read_header(first)
+    if head.records or head.previous:
+        raise RefusedError("records in a bundle")
+    if payload[:3] != struct.pack(">BH", 0xDC, count):
+        raise RefusedError("no array of as many events as the header has sizes")
+    events, end = [], 3
+    for number, size in enumerate(struct.unpack(f"<{count}I", sizes)):
+        begin, end = end, end + size
+        event = read_event([topic, first, payload[begin:end]], known)
+        events.append(event._replace(head=_following(head, number)))
+    if end != len(payload):
+        raise RefusedError("the sizes are not those of the events")
+    return events
+
+
+def _following(head: Head, number: int) -> Head:
+    """Return the header of a bundle's next event, or of the one after that, and so on."""
+    placed = number if head.offset else 0
+    return head._replace(
+        source_seq=head.source_seq + number,
+        topic_seq=head.topic_seq + number,
+        offset=head.offset + placed,
+        event_number=head.event_number + placed,
+    )
 
 
 # ---- request records ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 from tests.wire.decoder import HEADER, WIRE_VERSION
@@ -35,3 +36,10 @@ def pack(value: Any) -> bytes:
 def header(source: bytes, source_seq: int, topic_seq: int, records: int = 0) -> bytes:
     """Return a publisher's header."""
     return HEADER.pack(WIRE_VERSION, bytes(3), records, source, source_seq, topic_seq, 0, 0, 0)
+
+
+def bundle(first: bytes, payloads: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Return the header and the payload of a bundle, whose first event has this header."""
+    count = len(payloads)
+    sizes = struct.pack(f"<{count}I", *map(len, payloads))
+    return first + sizes, struct.pack(">BH", 0xDC, count) + b"".join(payloads)

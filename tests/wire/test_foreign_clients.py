@@ -105,7 +105,7 @@ class ForeignSubscriber(Foreigner):
             fetched = decoder.unpack(first)
             assert fetched["op"] == "fetched"
             for place in range(0, len(frames), 3):
-                yield decoder.read_event(frames[place : place + 3], KNOWN)
+                yield from decoder.read_message(frames[place : place + 3], KNOWN)
             self.offset = fetched["offset"]
             if fetched["end"]:
                 return
@@ -116,15 +116,15 @@ class ForeignSubscriber(Foreigner):
             frames = self._receive()
             if frames[0].startswith(b"ready."):
                 continue
-            event = decoder.read_event(frames, KNOWN)
-            if event.kind == "heartbeat":
-                assert event.head.offset <= self.offset, "lost"
-            elif event.head.offset > self.offset:
-                assert event.head.offset == self.offset + 1, "a hole"
-                self.offset = event.head.offset
-                yield event
-                if event.kind == "run_complete":
-                    return
+            for event in decoder.read_message(frames, KNOWN):
+                if event.kind == "heartbeat":
+                    assert event.head.offset <= self.offset, "lost"
+                elif event.head.offset > self.offset:
+                    assert event.head.offset == self.offset + 1, "a hole"
+                    self.offset = event.head.offset
+                    yield event
+                    if event.kind == "run_complete":
+                        return
 
 
 @contextmanager

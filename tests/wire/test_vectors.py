@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jsonschema
+import msgspec
 import pytest
 
+from phase_bus.core import bundle
 from phase_bus.core.control import Reply, Request
 from phase_bus.core.records import RecordBatch
 from phase_bus.core.wire import (
+    HEADER,
+    Header,
     decode_event,
     decode_reply,
     decode_request,
@@ -20,8 +24,9 @@ from phase_bus.core.wire import (
     topic_of,
     unpack_header,
 )
-from phase_bus.events import KINDS, Records
-from tests.wire import decoder
+from phase_bus.errors import WireError
+from phase_bus.events import KINDS, Event, Records
+from tests.wire import decoder, encoder
 from tests.wire.vectors import SCHEMAS, as_json, frames_of, vectors
 
 # A reader in another language knows the kinds by the files' names, and so does this one.
@@ -30,6 +35,8 @@ KNOWN = {v.values[0]["payload"]["kind"] for v in vectors("events")}
 EVENTS = [*vectors("events"), *vectors("records")]
 REFUSED = vectors("evolution", outcome="refuse")
 READ = vectors("evolution", outcome="read")
+BUNDLES = [*vectors("bundles", outcome="read"), *vectors("bundles", outcome="skip")]
+NO_BUNDLES = vectors("bundles", outcome="refuse")
 
 Vector = dict[str, Any]
 
@@ -59,13 +66,16 @@ def test_foreign_reader_reads_events(vector: Vector) -> None:
         "run_id": event.run_id,
         "partition": event.partition,
     } == vector["topic"]
-    head = event.head._asdict() | {
+    assert _head(event) == vector["header"]
+    assert same(as_json(event.payload), vector["payload"])
+
+
+def _head(event: decoder.Received) -> dict[str, Any]:
+    return event.head._asdict() | {
         "source": event.head.source.hex(),
         "stream": event.head.stream.hex(),
         "wire_version": decoder.WIRE_VERSION,
     }
-    assert head == vector["header"]
-    assert same(as_json(event.payload), vector["payload"])
 
 
 @pytest.mark.parametrize("vector", vectors("records"))
@@ -123,6 +133,34 @@ def test_foreign_reader_reads_newer_and_older_events(vector: Vector) -> None:
         assert decoder.read_records(event.payload) == expected
 
 
+@pytest.mark.parametrize("vector", BUNDLES)
+def test_foreign_reader_reads_bundles(vector: Vector) -> None:
+    """A bundle's events have the numbers that follow on the first one's; each can be read by itself."""
+    events = decoder.read_message(frames_of(vector), KNOWN)
+    assert len(events) == vector["events"]
+    assert [_head(events[0]), _head(events[-1])] == [vector["first"], vector["last"]]
+    assert {(event.kind, event.run_id) for event in events} == {
+        (vector["topic"]["kind"], vector["topic"]["run_id"])
+    }
+    payloads = [as_json(event.payload) for event in events if event.payload is not None]
+    assert same(payloads, vector["payloads"])
+
+
+@pytest.mark.parametrize("vector", [*EVENTS, *READ])
+def test_foreign_reader_reads_events_that_are_alone(vector: Vector) -> None:
+    """What reads bundles reads any message."""
+    frames = frames_of(vector)
+    (event,) = decoder.read_message(frames, KNOWN)
+    assert repr(event) == repr(decoder.read_event(frames, KNOWN))  # a NaN is not equal to itself
+
+
+@pytest.mark.parametrize("vector", NO_BUNDLES)
+def test_foreign_reader_refuses_what_is_no_bundle(vector: Vector) -> None:
+    """Whatever is wrong with it, it is refused, and nothing else happens."""
+    with pytest.raises(decoder.RefusedError):
+        decoder.read_message(frames_of(vector), KNOWN)
+
+
 def test_foreign_reader_is_foreign() -> None:
     """It imports nothing but the standard library."""
     text = Path(decoder.__file__).read_text()
@@ -142,6 +180,43 @@ def test_we_read_events(vector: Vector) -> None:
     assert topic_of(event) == topic
     assert encode_event(event) == payload
     assert unpack_header(header, topic).pack() == header
+
+
+def _events_of(vector: Vector) -> list[tuple[Header, Event | None]]:
+    """Return what our own reader makes of a message."""
+    topic, frame, payload = frames_of(vector)
+    parts = bundle.split(unpack_header(frame, topic), frame, memoryview(payload), topic)
+    return [(header, decode_event(topic, part)) for header, part in parts]
+
+
+@pytest.mark.parametrize("vector", BUNDLES)
+def test_we_read_bundles(vector: Vector) -> None:
+    """Our reader finds the same numbers as the foreign one, and the same events."""
+    theirs = decoder.read_message(frames_of(vector), KNOWN)
+    ours = _events_of(vector)
+    for (header, event), their in zip(ours, theirs, strict=True):
+        assert header.pack() == decoder.HEADER.pack(decoder.WIRE_VERSION, *their.head)
+        assert header.events == 1
+        assert (event is None) == (their.payload is None)
+        if event is not None and their.payload is not None:
+            assert msgspec.msgpack.decode(encode_event(event)).items() <= their.payload.items()
+
+
+@pytest.mark.parametrize("vector", BUNDLES)
+def test_we_write_bundles(vector: Vector) -> None:
+    """Our writer and the foreign one make the same frames of the parts."""
+    _, frame, payload = frames_of(vector)
+    first = frame[: HEADER.size]
+    parts = [bytes(part) for _, part in bundle.split(unpack_header(frame), frame, memoryview(payload))]
+    assert bundle.join(first, parts) == encoder.bundle(first, parts) == (frame, payload)
+
+
+@pytest.mark.parametrize("vector", NO_BUNDLES)
+def test_we_refuse_what_is_no_bundle(vector: Vector) -> None:
+    """It is a WireError that names the topic."""
+    with pytest.raises(WireError) as caught:
+        _events_of(vector)
+    assert caught.value.topic == frames_of(vector)[0]
 
 
 @pytest.mark.parametrize("vector", vectors("records"))
