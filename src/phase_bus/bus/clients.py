@@ -90,17 +90,20 @@ class Client:
         """Return whether it is known to have published on a topic before."""
         return topic in self._topic_seqs
 
-    def is_next_on(self, topic: bytes, topic_seq: int) -> bool:
+    def is_next_on(self, topic: bytes, topic_seq: int, events: int = 1) -> bool:
         """Return whether a number on a topic is beyond that of the publisher's last event there.
 
         There may be a hole before it: of what was acknowledged, and a power cut took from the journal.
+
+        Args:
+            events: how many are taken in from this number on, if it is.
         """
         seqs = self._topic_seqs
         if topic_seq <= seqs.get(topic, 0):
             return False
         if topic not in seqs and len(seqs) >= _KEPT_TOPICS:
             del seqs[next(iter(seqs))]
-        seqs[topic] = topic_seq
+        seqs[topic] = topic_seq + events - 1
         return True
 
     def take_back(self, topic: bytes, source_seq: int) -> None:

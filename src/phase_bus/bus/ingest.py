@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import msgspec
@@ -14,7 +14,7 @@ import zmq
 from phase_bus.bus.access import Party
 from phase_bus.bus.clients import Client, Clients
 from phase_bus.bus.groups import Groups
-from phase_bus.bus.intake import check_event
+from phase_bus.bus.intake import check_bundle, check_event
 from phase_bus.bus.limits import TOPIC, Errors, check_content, check_size, check_topic
 from phase_bus.bus.options import BusOptions
 from phase_bus.bus.owners import Owners, not_yours
@@ -22,17 +22,19 @@ from phase_bus.bus.room import RoomForRuns
 from phase_bus.bus.runs import EDGES, Runs
 from phase_bus.bus.sockets import BusSockets
 from phase_bus.bus.stream import Incoming, Stream, number_own
+from phase_bus.core.bundle import sizes_of, split
 from phase_bus.core.control import Ack, Heard, Refused, Rejected
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.wire import (
+    HEADER,
     NO_PARTITION,
+    SIZE_BYTES,
     Header,
     Topic,
     encode_event,
     parse_topic,
     partition_of,
     topic_prefix,
-    unpack_header,
 )
 from phase_bus.errors import JournalError, WireError
 from phase_bus.events import WORDS_ON_A_RUN, Drop, Event, EventBase, Receipt, RunComplete, RunStart, Summary
@@ -130,6 +132,7 @@ class Ingest:
             self._stream.change(place, encode_event(drop))
         self._drops.clear()
         self._owners.keep()
+        before = self._stream.head.offset
         try:
             taken = self._stream.commit()
         except JournalError as error:
@@ -140,8 +143,9 @@ class Ingest:
             self._on_change()
         for client in self._clients.sources.values():
             client.kept_seq = client.last_seq
-        first = self._stream.head.offset - len(taken) + 1
-        for offset, incoming in enumerate(taken, first):
+        offset = before
+        for incoming in taken:
+            offset += incoming.header.events
             self._runs.count(incoming, offset)
             self._groups.add_partition(incoming.partition)
             if isinstance(incoming.event, RunComplete):  # a group waits for all that its end names
@@ -164,19 +168,90 @@ class Ingest:
 
     # ---- an event ----
 
+    def take_bundle(
+        self,
+        identity: bytes,
+        party: Party,
+        topic: bytes,
+        header: Header,
+        header_frame: bytes,
+        payload: zmq.Frame,
+    ) -> Iterator[tuple[Header, memoryview]]:
+        """Take in a bundle if there is nothing to say about any event of it; that is nearly always.
+
+        Returns:
+            Headers and payloads of its events, to be given to :meth:`take` one after another. There are
+            none if it was taken in, or if its publisher is not known.
+
+        Raises:
+            WireError: if it is not a bundle.
+        """
+        view = payload.buffer
+        sizes = sizes_of(header, header_frame, view, topic)
+        client = self._client(identity, header.source)
+        if client is None:
+            return iter(())
+        event = self._latest_of(client, party, topic, header, sizes, view)
+        if event is None:
+            return split(header, header_frame, view, topic)
+        client.heard_s = time.monotonic()
+        client.identity = identity
+        client.last_seq += header.events
+        self._acks[identity] = (client, False)
+        data, frame = _kept(view, payload)
+        rest = header_frame[HEADER.size :]
+        self._add(Incoming(topic, parse_topic(topic), header, data, NO_PARTITION, frame, event, rest))
+        return iter(())
+
+    def _latest_of(
+        self,
+        client: Client,
+        party: Party,
+        topic: bytes,
+        header: Header,
+        sizes: Sequence[int],
+        payload: memoryview,
+    ) -> Event | None:
+        """Return the latest event of a bundle, None unless all of it can be taken in as it is."""
+        if (
+            not party.speaks_for(client.owner)
+            or header.source_seq != client.last_seq + 1
+            or not client.has_published_on(topic)
+        ):
+            return None
+        try:
+            parsed = parse_topic(topic)
+            if not self._runs.just_counts(parsed.run_id, header.source, parsed.kind):
+                return None
+            check_size(self._options, topic, HEADER.size + len(sizes) * SIZE_BYTES, len(payload))
+            event = check_bundle(topic, parsed, header, sizes, payload)
+            if not self._access.is_open:
+                self._check_may_say(party, parsed, event)
+                self._claim_source(header.source)
+        except (WireError, JournalError):  # it is told of each event that it is true of
+            return None
+        return event if client.is_next_on(topic, header.topic_seq, header.events) else None
+
     def take(
-        self, identity: bytes, party: Party, topic: bytes, header_frame: bytes, payload: zmq.Frame
+        self,
+        identity: bytes,
+        party: Party,
+        topic: bytes,
+        header: Header,
+        payload: memoryview,
+        frame: zmq.Frame | None = None,
     ) -> None:
         """Take in an event, or say why not.
+
+        Args:
+            frame: what has the payload, if nothing else is in it.
 
         Raises:
             WireError: if it is refused.
             JournalError: if the journal, by which it is judged, cannot be read; it is not taken in.
         """
-        header = unpack_header(header_frame, topic)
-        client = self._clients.sources.get(header.source)
-        if client is None or not client.here:
-            self._reply(identity, Heard(bus_id=self._bus_id, known=False))
+        client = self._client(identity, header.source)
+        if client is None:
             return
         if not party.speaks_for(client.owner):
             error = not_yours(party, f"the publisher id {header.source.hex()}")
@@ -199,20 +274,16 @@ class Ingest:
             return
         client.last_seq = header.source_seq
         self._acks[identity] = (client, False)
-        view = payload.buffer
         try:
             if not client.has_published_on(topic):
                 check_topic(self._options, topic)
                 self._room.check(topic, header.source)
-            check_size(self._options, topic, len(header_frame), len(view))
+            check_size(self._options, topic, HEADER.size, len(payload))
             if not client.is_next_on(topic, header.topic_seq):
                 raise WireError(f"its number on its topic, {header.topic_seq}, is not new", topic)
             if self._comes_too_late(topic, client.info.name):
                 return
-            if len(view) < _LARGE_BYTES:
-                self._accept(party, topic, header, payload.bytes)
-            else:
-                self._accept(party, topic, header, cast("bytes", view), payload)
+            self._accept(party, topic, header, *_kept(payload, frame))
         except WireError as error:
             self._reject(client, party, topic, header, error)
             raise
@@ -220,6 +291,14 @@ class Ingest:
             client.take_back(topic, header.source_seq)
             self._acks[identity] = (client, False)
             raise
+
+    def _client(self, identity: bytes, source: bytes) -> Client | None:
+        """Return the publisher of an event; whoever is not known, any more, is told so."""
+        client = self._clients.sources.get(source)
+        if client is not None and client.here:
+            return client
+        self._reply(identity, Heard(bus_id=self._bus_id, known=False))
+        return None
 
     def _is_judged(self, topic: bytes, source: bytes) -> bool:
         """Return whether what becomes of an event depends on those before it: they are counted first."""
@@ -261,7 +340,7 @@ class Ingest:
         topic: bytes,
         header: Header,
         payload: bytes,
-        frame: zmq.Frame | None = None,
+        frame: bytes | zmq.Frame,
     ) -> None:
         """Take in an event that is new.
 
@@ -274,7 +353,7 @@ class Ingest:
         if not self._access.is_open:
             self._check_may_say(party, parsed, event)
             self._claim_source(header.source)
-        incoming = Incoming(topic, parsed, header, payload, partition, frame or payload, event)
+        incoming = Incoming(topic, parsed, header, payload, partition, frame, event)
         if isinstance(event, RunComplete):
             self._ends_on_the_way.add(event.run_id)
         self._add(self._runs.admit(incoming))
@@ -312,7 +391,7 @@ class Ingest:
         self._owners.claim("source", source.hex(), owner, known=self._clients.had(source))
 
     def _add(self, incoming: Incoming) -> int:
-        self.events += 1
+        self.events += incoming.header.events
         return self._stream.add(incoming)
 
     def add_own(self, event: EventBase) -> int:
@@ -366,3 +445,11 @@ class Ingest:
             before = self._untold.get(identity)
             count = 1 + (before.count if before else 0)
             self._untold[identity] = msgspec.structs.replace(rejected, count=count)
+
+
+def _kept(payload: memoryview, frame: zmq.Frame | None) -> tuple[bytes, bytes | zmq.Frame]:
+    """Return a payload as it is journaled, and as it is sent: a large one, with a frame, is not copied."""
+    if frame is not None and len(payload) >= _LARGE_BYTES:
+        return cast("bytes", payload), frame
+    copied = bytes(payload)
+    return copied, copied

@@ -6,11 +6,24 @@ texts and lists inside tables, is not looked into.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 
-from phase_bus.core.wire import NO_PARTITION, READY, Header, Topic, decode_event, partition_of
+from phase_bus.core.bundle import ARRAY_BYTES, BUNDLED_BYTES, LARGEST_BUNDLED_BYTES
+from phase_bus.core.wire import (
+    NO_PARTITION,
+    READY,
+    Header,
+    Topic,
+    decode,
+    decode_event,
+    event_decoder,
+    partition_of,
+)
 from phase_bus.errors import WireError
 from phase_bus.events import (
+    BEGIN_NO_RUN,
     KINDS,
     LARGEST_BATCH,
     LARGEST_COUNT,
@@ -18,12 +31,15 @@ from phase_bus.events import (
     Heartbeat,
     Records,
     RunComplete,
+    RunStart,
     Table,
 )
 
 _NUMBER_BYTES = 8
 _ROW_BYTES = 4
 _SAID_BY_BUSES = frozenset({Heartbeat.kind, READY.decode().rstrip(".")})
+# The kinds of which nothing but a count depends on the single event, and that hold nothing free.
+_BUNDLED = KINDS.keys() - _SAID_BY_BUSES - BEGIN_NO_RUN - {Records.kind, RunStart.kind, RunComplete.kind}
 
 
 def check_event(
@@ -68,6 +84,46 @@ def check_event(
         for name in event.published:  # groups wait for what was published in each partition
             partition_of(name.encode())
     return event
+
+
+def check_bundle(
+    topic: bytes, parsed: Topic, header: Header, sizes: Sequence[int], payload: memoryview
+) -> Event:
+    """Return the latest event of a bundle of which each event would pass :func:`check_event`, by much less.
+
+    Raises:
+        WireError: if not, or if that takes a look at each event by itself.
+    """
+    if parsed.kind not in _BUNDLED:
+        raise WireError("such events are looked at by themselves", topic)
+    if not (
+        header.source_seq > 0 and max(header.source_seq, header.topic_seq) < LARGEST_COUNT - len(sizes)
+    ):
+        raise WireError("its numbers are too large", topic)
+    if max(sizes) > LARGEST_BUNDLED_BYTES or sum(sizes) > BUNDLED_BYTES:
+        raise WireError("the bundle is too large", topic)
+    return decode(partial(_latest, parsed, sizes), payload, "not all of them events of the topic", topic)
+
+
+def _latest(parsed: Topic, sizes: Sequence[int], payload: memoryview) -> Event:
+    """Return the latest of the events in a bundle.
+
+    Raises:
+        ValueError: if one is of another kind or run. Others as the decoder does.
+    """
+    kind, run_id = parsed
+    decode_one = event_decoder()
+    latest: Event | None = None
+    end = ARRAY_BYTES
+    for size in sizes:  # by their sizes, on which readers rely; all at once would be no quicker
+        begin, end = end, end + size
+        event = decode_one(payload[begin:end])
+        if event.kind != kind or event.run_id != run_id:
+            raise ValueError("one is of another kind or run")
+        if latest is None or event.ts_ns > latest.ts_ns:
+            latest = event
+    assert latest is not None
+    return latest
 
 
 def _check_batch(topic: bytes, header: Header, event: Records) -> None:

@@ -22,7 +22,6 @@ from phase_bus.events import Drop, Event, RunComplete, RunStart, Summary
 TOPIC = "topic"  # as which an event on such a topic is refused
 
 _ALLOWANCE_BYTES = 64 << 10  # what ZeroMQ lets through beyond, so that the sender can be told
-_HEADER_BYTES = 1024  # of which a later version may use more than this one
 _LONG = 64  # times the length of a name: what members of a group run, why runs are ended
 _LIST = 256  # names in a list of a beat, of which a consumer of ours needs a hundred
 _ATTEMPT = 16  # letters that the bus itself may add to a run's id
@@ -87,13 +86,13 @@ def _check_partition(options: BusOptions, named: bytes, topic: bytes) -> None:
 
 
 def check_size(options: BusOptions, topic: bytes, header_bytes: int, payload_bytes: int) -> None:
-    """Look at the size of an event.
+    """Look at the size of an event, or of a bundle.
 
     Raises:
         WireError: if it is too large.
     """
     size_bytes = len(topic) + header_bytes + payload_bytes
-    if size_bytes > options.max_message_bytes or header_bytes > _HEADER_BYTES:
+    if size_bytes > options.max_message_bytes:
         raise _too_large(options, size_bytes, topic)
 
 

@@ -94,6 +94,12 @@ class Runs:
         run = self.run_of(run_id, source, RunStart.kind)
         return run is not None and run.status == RUNNING
 
+    def just_counts(self, run_id: str, source: bytes, kind: str) -> bool:
+        """Return whether an event that changes no part of a run would be admitted as it is, and counted."""
+        run = self.run_of(run_id, source, kind)
+        part = None if run is None else run.parts.get(source)
+        return run is not None and run.run_id == run_id and part is not None and part.status == RUNNING
+
     def admit(self, incoming: Incoming) -> Incoming:
         """Return an event as it goes into the stream: of the attempt, and with the totals, that it is of.
 
@@ -167,8 +173,13 @@ class Runs:
     # ---- in the stream ----
 
     def count(self, incoming: Incoming, offset: int) -> None:
-        """Count an event that was taken in; a run begins, or ends, with it where it says so."""
-        topic, (kind, run_id), header, *_, event = incoming
+        """Count an event that was taken in; a run begins, or ends, with it where it says so.
+
+        Args:
+            offset: its own, or that of a bundle's last event.
+        """
+        topic, (kind, run_id), header, _, _, _, event, _ = incoming
+        topic_seq = header.topic_seq + header.events - 1
         if header.source == self._own_source:
             return
         run = self.by_id.get(run_id)
@@ -183,7 +194,7 @@ class Runs:
                 self._tell("run %s started, published by %s", run_id, publisher or "an unknown client")
             part = run.parts[header.source] = Part(publisher=publisher)
         elif part.status == RUNNING and not _changes_part(kind, part):  # nearly always
-            part.published[topic.decode()] = header.topic_seq
+            part.published[topic.decode()] = topic_seq
             part.records += header.records
             if event is not None and event.ts_ns > run.last_ns:
                 run.last_ns = event.ts_ns
@@ -191,7 +202,7 @@ class Runs:
         if event is not None:
             run.take_time(event)
         # Not += 1: what an earlier bus took in counts too.
-        part.published[topic.decode()] = header.topic_seq
+        part.published[topic.decode()] = topic_seq
         part.records += header.records
         part.began |= kind == RunStart.kind
         if isinstance(event, Drop):

@@ -57,6 +57,7 @@ from phase_bus.core.wire import (
     decode_request,
     receive_frames,
     send_frames,
+    unpack_header,
 )
 from phase_bus.errors import AddressError, JournalError, WireError
 from phase_bus.events import (
@@ -74,7 +75,8 @@ news = logging.getLogger("phase_bus.bus.news")
 _PRUNE_EVERY_S = 60.0
 _PRUNE_BUDGET_S = 0.1
 _SHOWN_UNREAD = 50  # of what consumers have lost by pruning
-# What is taken in before acknowledgements are sent and timers looked at: messages, bytes, and for how long.
+# What is taken in before acknowledgements are sent and timers looked at: events and requests, their bytes,
+# and for how long.
 _DRAIN, _DRAIN_BYTES = 1000, 4 << 20
 _DRAIN_S = 0.01  # of what is no event: events that come together are written together
 _END_WITHIN_S = 1.0  # runs are ended by, even if there is always something more to take in before
@@ -269,40 +271,70 @@ class Bus:
     # ---- taking events in ----
 
     def _take_in(self) -> None:
-        access, ingest = self._access, self._ingest
-        until_s, left_bytes = time.monotonic() + _DRAIN_S, _DRAIN_BYTES
-        for _ in range(_DRAIN):
+        until_s, left, left_bytes = time.monotonic() + _DRAIN_S, _DRAIN, _DRAIN_BYTES
+        while left > 0:
             try:
                 frames = receive_frames(self._router, 5)
             except zmq.Again:
                 self._end_asked_runs()  # all that their publishers had sent is in
                 break
-            ingest.told = False
-            try:
-                party = OWN if access.is_open else access.expect(frames[0])
-                if len(frames) == 4:
-                    name, topic, header, payload = frames
-                    ingest.take(name.bytes, party, topic.bytes, header.bytes, payload)
-                elif len(frames) == 2:
-                    request = frames[1].bytes
-                    check_request_size(self.options, len(request))
-                    self._answer(frames[0].bytes, party, decode_request(request))
-                else:
-                    raise WireError("as many frames are neither an event nor a request")
-            except WireError as error:
-                self.rejections.count(error.counted_as, access.where(frames[0]))
-                self._complaints.warn("phase-bus bus: %s; skipped", error)
-                if not ingest.told and ingest.errors.may_tell(identity := frames[0].bytes):
-                    self._reply(identity, Refused(seq=0, reason=str(error)))
-            except JournalError as error:  # it cannot be read; the client asks again
-                logger.error("phase-bus bus: %s", error)
+            left -= self._take(frames)
             left_bytes -= len(frames[-1])  # type: ignore[arg-type] # it has a length
             if left_bytes < 0 or (len(frames) != 4 and time.monotonic() > until_s):
                 break
         if self._ending and time.monotonic() > self._ending[0][2]:
             self._end_asked_runs()
-        ingest.end_turn()
+        self._ingest.end_turn()
         self._status.clear()
+
+    def _take(self, frames: Sequence[zmq.Frame]) -> int:
+        """Take in a message; return how many events or requests it is."""
+        self._ingest.told = False
+        try:
+            party = OWN if self._access.is_open else self._access.expect(frames[0])
+            if len(frames) == 4:
+                return self._take_events(party, *frames)
+            if len(frames) != 2:
+                raise WireError("as many frames are neither an event nor a request")
+            request = frames[1].bytes
+            check_request_size(self.options, len(request))
+            self._answer(frames[0].bytes, party, decode_request(request))
+        except (WireError, JournalError) as error:
+            self._tell_refused(frames[0], error)
+        return 1
+
+    def _take_events(
+        self, party: Party, name: zmq.Frame, topic: zmq.Frame, header: zmq.Frame, payload: zmq.Frame
+    ) -> int:
+        """Take in an event or a bundle; return how many events it is.
+
+        Raises:
+            WireError: if the event, or the bundle as such, is refused.
+            JournalError: if the journal, by which it is judged, cannot be read; it is not taken in.
+        """
+        ingest = self._ingest
+        whom, on, header_frame = name.bytes, topic.bytes, header.bytes
+        first = unpack_header(header_frame, on)
+        if first.events == 1:
+            ingest.take(whom, party, on, first, payload.buffer, payload)
+            return 1
+        for each, piece in ingest.take_bundle(whom, party, on, first, header_frame, payload):
+            ingest.told = False
+            try:
+                ingest.take(whom, party, on, each, piece)
+            except (WireError, JournalError) as error:
+                self._tell_refused(name, error)
+        return first.events
+
+    def _tell_refused(self, name: zmq.Frame, error: WireError | JournalError) -> None:
+        """Count what is refused, and tell of it, unless the client was told already."""
+        if isinstance(error, JournalError):  # it cannot be read; the client asks again
+            logger.error("phase-bus bus: %s", error)
+            return
+        self.rejections.count(error.counted_as, self._access.where(name))
+        self._complaints.warn("phase-bus bus: %s; skipped", error)
+        if not self._ingest.told and self._ingest.errors.may_tell(name.bytes):
+            self._reply(name.bytes, Refused(seq=0, reason=str(error)))
 
     # ---- runs that their publishers do not end ----
 

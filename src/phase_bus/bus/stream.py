@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import zmq
 
+from phase_bus.core.bundle import ARRAY_BYTES
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.position import Lineage
 from phase_bus.core.wire import NO_PARTITION, Header, Topic, send_frames, stream_tag, unpack_header
@@ -16,10 +17,11 @@ from phase_bus.journal.writer import Journal
 
 
 class Incoming(NamedTuple):
-    """An event that was taken in and is not yet in the stream.
+    """An event, or a bundle of them, that was taken in and is not yet in the stream.
 
     The frame is what is sent as the payload: a large one as it was received, which copies nothing. There
-    is no ``event`` if its kind is newer than this program.
+    is no ``event`` if its kind is newer than this program; of a bundle it is the latest one. ``sizes`` is
+    what the header frame of a bundle has after its header.
     """
 
     topic: bytes
@@ -29,6 +31,7 @@ class Incoming(NamedTuple):
     partition: int
     frame: bytes | zmq.Frame
     event: Event | None
+    sizes: bytes = b""
 
 
 class Stream:
@@ -77,7 +80,8 @@ class Stream:
         entries = []
         last: dict[int, int] = {}
         all_records = size = 0
-        for topic, parsed, header, payload, partition, *_ in pending:
+        for topic, parsed, header, payload, partition, _, _, sizes in pending:
+            more = header.events - 1  # of a bundle: behind its first event
             offset += 1
             previous = 0
             if partition == NO_PARTITION:
@@ -88,16 +92,18 @@ class Stream:
             kind, run_id = parsed
             source, source_seq, _, records, *_ = header
             all_records += records
-            size += len(payload)
-            placed = header.pack_at(offset, number, previous, self.tag)
+            size += len(payload) - (ARRAY_BYTES if more else 0)
+            placed = header.pack_at(offset, number, previous, self.tag) + sizes
+            offset += more
+            number += more
             # By position: names cost half as much again.
-            numbers = (source_seq, records, number, now_ns)
+            numbers = (source_seq + more, records, number, now_ns, more + 1)
             entries.append(Entry(offset, topic, placed, payload, run_id, kind, source, *numbers))
         if self._journal is not None:
             self._journal.append(entries)
+        self.events += offset - self.head.offset
         self.head = Head(offset, number)
         self.partitions |= last
-        self.events += len(pending)
         self.records += all_records
         self.payload_bytes += size
         for entry, incoming in zip(entries, pending, strict=True):

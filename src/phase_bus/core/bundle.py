@@ -45,10 +45,15 @@ def split(
     """
     if header.events == 1:
         return iter(((header, payload),))
-    return _split(header, _sizes(header, header_frame, payload, topic), payload)
+    return _split(header, sizes_of(header, header_frame, payload, topic), payload)
 
 
-def _sizes(header: Header, frame: bytes, payload: memoryview, topic: bytes) -> tuple[int, ...]:
+def sizes_of(header: Header, frame: bytes, payload: memoryview, topic: bytes = b"") -> tuple[int, ...]:
+    """Return the size of each event's payload in a bundle.
+
+    Raises:
+        WireError: if the frames do not agree.
+    """
     count = header.events
     sizes: tuple[int, ...] = struct.unpack_from(f"<{count}I", frame, HEADER.size)
     start = b"\xdc" + count.to_bytes(2, "big")

@@ -56,8 +56,9 @@ _event_encoder = msgspec.msgpack.Encoder()
 
 # Each is built when it is first used: that takes milliseconds, and a process needs one or two of the three.
 @functools.cache
-def _event_decoder() -> msgspec.msgpack.Decoder[Event]:
-    return msgspec.msgpack.Decoder(Event)
+def event_decoder() -> Callable[[bytes | memoryview], Event]:
+    """Return what decodes events; call it by :func:`decode`, or inside what that calls."""
+    return msgspec.msgpack.Decoder(Event).decode
 
 
 @functools.cache
@@ -217,7 +218,7 @@ def decode_event(topic: bytes, payload: bytes | memoryview) -> Event | None:
     kind = parse_topic(topic).kind
     if kind not in KINDS:
         return None
-    event = decode(_event_decoder().decode, payload, "not an event", topic)
+    event = decode(event_decoder(), payload, "not an event", topic)
     if event.kind != kind:
         raise WireError(f"the payload is a {event.kind!r}", topic)
     return event
