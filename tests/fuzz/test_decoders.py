@@ -14,9 +14,13 @@ from hypothesis import strategies as st
 from phase_bus.bus.intake import check_event
 from phase_bus.consumer.dispatcher import Dispatcher, HandledEnd, decode_saved
 from phase_bus.consumer.view import View
+from phase_bus.core import bundle
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.records import RecordBatch, to_plain
 from phase_bus.core.wire import (
+    BUNDLED_MOST,
+    HEADER,
+    Header,
     decode_event,
     decode_reply,
     decode_request,
@@ -30,8 +34,10 @@ from phase_bus.events import Records
 from phase_bus.publisher.spool import SpoolReader, write_spool
 from tests.fuzz.mutations import corpus, fuzzed, messages, mutated
 from tests.support.recorder import Recorder, start
+from tests.wire import decoder, encoder
 
 EVENTS = corpus("events", "records")
+BUNDLES = corpus("bundles")
 
 
 @fuzzed(300)
@@ -54,6 +60,42 @@ def test_events(frames: tuple[bytes, bytes, bytes]) -> None:
             to_plain(event)
         except WireError:  # the texts and lists in tables are not looked into by the bus
             assert any(table.others for table in (*event.metrics, *event.fields))
+
+
+def _split(topic: bytes, frame: bytes, payload: bytes) -> list[tuple[Header, memoryview]]:
+    return list(bundle.split(unpack_header(frame, topic), frame, memoryview(payload), topic))
+
+
+@fuzzed(300)
+@given(st.sampled_from(BUNDLES).flatmap(lambda frames: st.tuples(*map(mutated, frames))))
+def test_bundles(frames: tuple[bytes, bytes, bytes]) -> None:
+    """A message is taken apart into what it is put together of, or a WireError; so is each event in it."""
+    topic, frame, payload = frames
+    try:
+        parts = _split(topic, frame, payload)
+    except WireError:
+        return
+    if len(parts) > 1:
+        again = bundle.join(frame[: HEADER.size], [bytes(part) for _, part in parts])
+        assert again == (frame, payload)
+    for header, part in parts:
+        with suppress(WireError):
+            check_event(topic, parse_topic(topic), partition_of(topic), header, part)
+
+
+@fuzzed(300)
+@given(st.lists(st.binary(max_size=300), min_size=2, max_size=BUNDLED_MOST), st.booleans())
+def test_bundles_of_anything(payloads: list[bytes], placed: bool) -> None:
+    """Our writer, our reader and the foreign one agree, whatever is in it."""
+    first = Header(bytes(16), 7, 3, 0, 5 if placed else 0, 4 if placed else 0)
+    frame, payload = bundle.join(first.pack(), payloads)
+    assert (frame, payload) == encoder.bundle(first.pack(), payloads)
+    parts = _split(b"brand_new.r$", frame, payload)
+    assert [bytes(part) for _, part in parts] == payloads
+    theirs = decoder.read_message([b"brand_new.r$", frame, payload], set())
+    assert [header.pack() for header, _ in parts] == [
+        decoder.HEADER.pack(decoder.WIRE_VERSION, *event.head) for event in theirs
+    ]
 
 
 @fuzzed(300)
