@@ -168,6 +168,7 @@ def _single_events(plan: Plan, report: Report, publisher: Publisher, endpoint: s
         "single_aiperf": "AIPerf: CreditPhaseProgressMessage.to_json_bytes()",
     }
     report.tables.append(_event_table("One phase event every 4 ms, CPU", titles, values, report))
+    report.figures["event_single_over_bare"] = ratios(values["single"], values["single_bare"])
 
 
 def _event_table(
