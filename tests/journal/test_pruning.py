@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from phase_bus.journal.files import FILE_NAME
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Entry, Head, Limits
 from phase_bus.journal.writer import Journal
+from tests.support.bundles import add_bundle, singles_of
 from tests.support.entries import _S, _SOURCE, Log, dead_letter_at, read_all
 
 
@@ -252,15 +254,22 @@ class JournalModel(RuleBasedStateMachine):
     @rule(
         events=st.lists(
             st.tuples(
-                st.sampled_from(["phase_start", "records"]), st.integers(0, 5), st.binary(max_size=40)
+                st.sampled_from(["phase_start", "phase_progress", "records"]),
+                st.integers(0, 5),
+                st.lists(st.binary(max_size=40), min_size=1, max_size=5),
             ),
             max_size=8,
         )
     )
-    def append(self, events: list[tuple[str, int, bytes]]) -> None:
+    def append(self, events: list[tuple[str, int, list[bytes]]]) -> None:
         events = [e for e in events if self.ended.get(f"r{e[1]}") is None]
         self.ended.update({f"r{number}": None for _, number, _ in events})
-        self.journal.append([self.log.entry(kind, f"r{n}", payload) for kind, n, payload in events])
+        self.journal.append([self._row(kind, f"r{n}", payloads) for kind, n, payloads in events])
+
+    def _row(self, kind: str, run_id: str, payloads: list[bytes]) -> Entry:
+        if len(payloads) > 1 and kind != "records":
+            return add_bundle(self.log, payloads, kind, run_id)
+        return self.log.entry(kind, run_id, payloads[0])
 
     @precondition(lambda self: None in self.ended.values())
     @rule(data=st.data())
@@ -308,26 +317,49 @@ class JournalModel(RuleBasedStateMachine):
         limit_bytes=st.integers(0, 600),
         run=st.none() | st.integers(0, 6),
         until=st.none() | st.integers(0, 60),
+        partition=st.none() | st.just(3),
+        kinds=st.sampled_from([(), ("phase_start",), ("phase_progress", "records")]),
     )
     def read(
-        self, share: float, records: bool, limit: int, limit_bytes: int, run: int | None, until: int | None
+        self,
+        share: float,
+        records: bool,
+        limit: int,
+        limit_bytes: int,
+        run: int | None,
+        until: int | None,
+        partition: int | None,
+        kinds: tuple[str, ...],
     ) -> None:
         after = int(share * (self.log.offset + 1))
-        expected: list[Entry] = []
-        size = 0
+        wanted: list[Entry] = []
         for e in self.log.entries:
             if e.offset <= after or (until is not None and e.offset > until):
                 continue
-            if (e.kind == "records" and not records) or (run is not None and e.run_id != f"r{run}"):
+            if (e.kind == "records" and not records and partition is None) or (
+                run is not None and e.run_id != f"r{run}"
+            ):
                 continue
+            if (kinds and e.kind not in kinds) or (partition is not None and e.kind != "records"):
+                continue
+            wanted.append(e)
+        expected: list[Entry] = []
+        size = 0
+        for e in wanted:
             size += len(e.topic) + len(e.header) + len(e.payload)
             if len(expected) == limit or (expected and size > limit_bytes):
                 break
             expected.append(e)
         run_id = None if run is None else f"r{run}"
-        assert expected == self.journal.read(
-            after, records=records, limit=limit, limit_bytes=limit_bytes, run_id=run_id, until=until
+        found = partial(
+            self.journal.read, records=records, run_id=run_id, until=until, partition=partition, kinds=kinds
         )
+        assert found(after, limit=limit, limit_bytes=limit_bytes) == expected
+        whole: list[Entry] = []
+        while rows := found(after, limit=limit, limit_bytes=limit_bytes, bundled=True):
+            after = rows[-1].offset
+            whole += [event for row in rows for event in singles_of(row)]
+        assert whole == wanted
 
     @invariant()
     def holds_the_same(self) -> None:

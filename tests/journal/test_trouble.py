@@ -212,7 +212,7 @@ def test_another_schema_is_left_alone(tmp_path: Path, version: int, which: str, 
     db = sqlite3.connect(tmp_path / FILE_NAME)
     db.execute(f"PRAGMA user_version = {version}")
     db.close()
-    told = rf"schema version {version}, and this program knows 3; use the {which}"
+    told = rf"schema version {version}, and this program knows 4; use the {which}"
     for opening in (Journal, JournalReader):
         with pytest.raises(JournalError, match=told):
             opening(tmp_path)

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import nats
 import nats.js.errors
 
+from tests.support.bundles import taken_apart
+
 _FIXED = struct.Struct("<B3sI16sQQQQQ16sHH")  # header, stream, parts that follow, length of the topic
 
 
@@ -84,13 +86,13 @@ async def read_stream(url: str, name: str = "phase-bus") -> list[Held]:
 
 
 def journal_frames(journal: Path) -> list[tuple[int, tuple[bytes, bytes, bytes]]]:
-    """Return offset, and topic, header and payload, of all events of a journal, in its order."""
+    """Return offset, and topic, header and payload, of all events of a journal, in its order; bundles taken apart."""
     with closing(sqlite3.connect(f"file:{journal / 'journal.sqlite'}?mode=ro", uri=True)) as db:
         rows = db.execute(
-            "SELECT e.offset, s.topic, e.header, e.payload FROM events AS e"
+            "SELECT s.topic, e.header, e.payload FROM events AS e"
             " JOIN streams AS s ON s.id = e.stream ORDER BY e.offset"
         )
-        return [(offset, (topic, header, payload)) for offset, topic, header, payload in rows]
+        return [event for row in rows for event in taken_apart(*row)]
 
 
 def check_sources(events: Iterable[Held]) -> None:

@@ -2,7 +2,8 @@
 
 Tables of ``journal.sqlite``:
 
-- ``events``: one row an event. What its columns hold besides the frames is covered by ``crc``.
+- ``events``: one row an event, or a bundle of ``events``: then its numbers are those of the last of them.
+  What its columns hold besides the frames is covered by ``crc``.
 - ``streams``: one row for each topic of each source: what its events have in common, and their counts.
 - ``runs``, ``checkpoints``, ``dead_letters``: as their names say.
 - ``dead_letters_left_out``: how many events without a dead letter a consumer failed on, at least.
@@ -24,7 +25,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 from zlib import crc32
 
 from phase_bus.core.files import lock_file, make_private_directory, private, tighten
@@ -32,21 +33,24 @@ from phase_bus.core.position import Position
 from phase_bus.errors import JournalDamagedError, JournalError, JournalInUseError
 
 FILE_NAME = "journal.sqlite"
-SCHEMA_VERSION = 3  # of the tables here, and of what the payloads hold
+SCHEMA_VERSION = 4  # of the tables here, and of what the payloads hold
 
 _LOCK_NAME = "journal.lock"
 _LOOK_S = 0.05  # longer than somebody who only looks whether a journal is held holds it himself
 _PAGE_BYTES = 8192
 _WAL_KEPT_BYTES = 64 << 20
 BUSY_MS = 5000
-_NUMBERS = struct.Struct("<QQQQq")
+_NUMBERS = struct.Struct("<QQQQqI")
+# Offset, source sequence, records, event number, time, how many events.
+Numbers: TypeAlias = tuple[int, int, int, int, int, int]
 _TABLES = frozenset(("events", "streams", "past"))
 
 _SCHEMA = """
 CREATE TABLE events (
     offset INTEGER PRIMARY KEY, stream INTEGER NOT NULL, partition INTEGER NOT NULL,
     source_seq INTEGER NOT NULL, records INTEGER NOT NULL, event_number INTEGER NOT NULL,
-    ts_ns INTEGER NOT NULL, crc INTEGER NOT NULL, header BLOB NOT NULL, payload BLOB NOT NULL
+    ts_ns INTEGER NOT NULL, events INTEGER NOT NULL, crc INTEGER NOT NULL, header BLOB NOT NULL,
+    payload BLOB NOT NULL
 );
 CREATE INDEX events_by_partition ON events (partition, offset, stream);
 CREATE TABLE streams (
@@ -296,11 +300,8 @@ def stream_crc(topic: bytes, source: bytes, run_id: str, kind: str) -> int:
     return crc32(b"\0".join((topic, source, run_id.encode(), kind.encode())))
 
 
-def event_crc(start: int, numbers: tuple[int, int, int, int, int], header: bytes, payload: bytes) -> int:
-    """Return an event's checksum, from its :func:`stream_crc`, its numbers and its frames.
-
-    The numbers are offset, source sequence, records, event number, time.
-    """
+def event_crc(start: int, numbers: Numbers, header: bytes, payload: bytes) -> int:
+    """Return the checksum of a row of events, from its :func:`stream_crc`, its numbers and its frames."""
     return crc32(payload, crc32(header, crc32(_NUMBERS.pack(*numbers), start)))
 
 

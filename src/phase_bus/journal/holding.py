@@ -158,10 +158,11 @@ class HoldingJournal(JournalReader):
         if offset < row.first_offset:
             return row.events, row.records
         ((events, records),) = self._query(
-            "SELECT count(*), coalesce(sum(records), 0) FROM events"
-            " WHERE partition = ? AND offset > ? AND offset <= ? AND stream = ?",
-            row.partition,
+            # Of a bundle that is read in part, what is left.
+            "SELECT coalesce(sum(min(events, offset - ?1)), 0), coalesce(sum(records), 0) FROM events"
+            " WHERE partition = ?2 AND offset > ?1 AND offset <= ?3 AND stream = ?4",
             offset,
+            row.partition,
             row.last_offset,
             row.id,
         )

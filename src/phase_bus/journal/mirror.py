@@ -34,8 +34,8 @@ class Mirror(Journal):
         """Add events, in their order. One of the kind :data:`DAMAGED` is damaged here too."""
         with self.transaction():
             for entry in entries:
-                number = entry.event_number - (partition_of(entry.topic) == NO_PARTITION)
-                self._head = Head(entry.offset - 1, number)
+                numbered = entry.events if partition_of(entry.topic) == NO_PARTITION else 0
+                self._head = Head(entry.offset - entry.events, entry.event_number - numbered)
                 self.append((entry,))
                 if entry.kind == DAMAGED:
                     self._db.execute("UPDATE events SET crc = crc + 1 WHERE offset = ?", (entry.offset,))

@@ -8,11 +8,11 @@ from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Entry, checkpoint_name
 
 _LARGEST = 1 << 20  # a piece; one event, or one state, comes in any case
-_TOLD_DAMAGE = 1000  # offsets in one answer
+_TOLD_DAMAGE = 100_000  # offsets in one answer
 
 
 def read_piece(reader: JournalReader, fetch: Fetch) -> tuple[Fetched, list[Entry]]:
-    """Return a bounded piece of the journal, and what is to be said of it.
+    """Return a bounded piece of the journal, in which bundles are as they came, and what is to be said of it.
 
     Raises:
         JournalError: if it cannot be read.
@@ -26,6 +26,7 @@ def read_piece(reader: JournalReader, fetch: Fetch) -> tuple[Fetched, list[Entry
         run_id=fetch.run_id or None,
         kinds=fetch.kinds,
         limit_bytes=min(fetch.limit_bytes, _LARGEST),
+        bundled=True,
     )
     # The head was read first: with nothing to hand over, all up to it is of no interest.
     reached = entries[-1] if entries else head
@@ -37,7 +38,7 @@ def read_piece(reader: JournalReader, fetch: Fetch) -> tuple[Fetched, list[Entry
         end=not entries,
         # Read after the events: a run is noted here before the first of its events goes.
         pruned=tuple(reader.pruned_runs(fetch.after, offset)),
-        damaged=tuple(sorted(reader.damaged)[:_TOLD_DAMAGE]),
+        damaged=tuple(each for each in sorted(reader.damaged) if each > fetch.after)[:_TOLD_DAMAGE],
     )
     return answer, entries
 

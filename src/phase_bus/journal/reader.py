@@ -8,15 +8,17 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from phase_bus.core.control import PrunedRun, PrunedTopic, UnreadRun
 from phase_bus.core.position import Lineage, Position, Segment
-from phase_bus.core.wire import NO_PARTITION, decode_event, parse_topic, partition_of
+from phase_bus.core.wire import BUNDLED_MOST, NO_PARTITION, decode_event, parse_topic, partition_of
+from phase_bus.errors import WireError
 from phase_bus.events import BEGIN_NO_RUN, EventBase, RunComplete
+from phase_bus.journal.bundles import most_events, single_events
 from phase_bus.journal.files import (
     FILE_NAME,
     checkpoint_crc,
@@ -36,9 +38,9 @@ logger = logging.getLogger("phase_bus.bus")
 # JOIN, which also returns an event whose stream is missing: as damaged.
 _READ = """
 SELECT e.offset, s.topic, e.header, e.payload, s.run_id, s.kind, s.source, e.source_seq, e.records,
-    e.event_number, e.ts_ns, e.crc
+    e.event_number, e.ts_ns, e.events, e.crc
 FROM events AS e {index} {join} JOIN streams AS s ON s.id = e.stream
-WHERE e.offset > ? AND e.offset <= ? {where} ORDER BY e.offset LIMIT ?
+WHERE e.offset > ? AND e.offset <= ? AND e.offset - e.events < ? {where} ORDER BY e.offset LIMIT ?
 """
 # What consumers and the bus put on the bus too: having published it makes nobody a run's publisher.
 _OF_ANYBODY = BEGIN_NO_RUN | {RunComplete.kind}
@@ -61,6 +63,7 @@ WHERE ({_OF_CONSUMER}) AND id > ?2 ORDER BY id LIMIT ?3
 _LEFT_OUT = f"SELECT consumer, count FROM dead_letters_left_out WHERE {_OF_CONSUMER} ORDER BY consumer"  # noqa: S608 - likewise
 _BY_PARTITION = "INDEXED BY events_by_partition"
 _NO_END = 2**63 - 1
+_LAST = _NO_END - BUNDLED_MOST  # offset
 _NAMED_OFFSETS = 10
 
 _decode_topics = msgspec.msgpack.Decoder(dict[str, PrunedTopic]).decode
@@ -68,6 +71,28 @@ _decode_unread = msgspec.msgpack.Decoder(list[UnreadRun]).decode
 
 _E = TypeVar("_E", bound=EventBase)
 _S = TypeVar("_S", bound=Struct)
+
+
+class _Wanted(NamedTuple):
+    """What of the journal is wanted in one piece.
+
+    Attributes:
+        after, until: offsets: the last one before it, and its last one.
+    """
+
+    after: int = 0
+    until: int = _LAST
+    bundled: bool = False
+    partition: int | None = None
+    limit: int = -1
+    limit_bytes: int = _NO_END
+
+    def has_all_of(self, entry: Entry) -> bool:
+        """Return whether all events of a row are between the offsets."""
+        return entry.offset - entry.events >= self.after and entry.offset <= self.until
+
+
+_ALL = _Wanted()
 
 
 class JournalReader:
@@ -143,6 +168,7 @@ class JournalReader:
         run_id: str | None = None,
         kinds: Sequence[str] = (),
         until: int | None = None,
+        bundled: bool = False,
     ) -> list[Entry]:
         """Return the next events after an offset, in order; nothing only if there are none.
 
@@ -154,13 +180,15 @@ class JournalReader:
             kinds: only events of these kinds; empty for all.
             limit_bytes: the size of their frames at most; one event comes in any case.
             until: the last offset that is wanted.
+            bundled: leave bundles as they are, but for one that is wanted in part. One comes in any case.
         """
-        last = _NO_END if until is None else until
+        last = _LAST if until is None else min(until, _LAST)
         with failing_clearly(self.path):
             if run_id is not None:
                 first, last_of_run = self._range(run_id)
                 after_offset, last = max(after_offset, first - 1), min(last, last_of_run)
-            parameters: list[int | str] = [after_offset, last]
+            # The row that the last one is in may end beyond it.
+            parameters: list[int | str] = [after_offset, last + BUNDLED_MOST, last]
             index = where = ""
             wanted = None
             if partition is not None or not records:
@@ -177,7 +205,8 @@ class JournalReader:
             sql = _READ.format(index=index, join=join, where=where)
             while True:
                 found = self._db.execute(sql, (*parameters, limit))
-                entries, after_offset = self._up_to(found, limit_bytes, wanted)
+                events = _Wanted(after_offset, last, bundled, wanted, limit, limit_bytes)
+                entries, after_offset = self._up_to(found, events)
                 if entries or not after_offset:
                     return entries
                 parameters[0] = after_offset
@@ -208,7 +237,7 @@ class JournalReader:
         where = "AND e.partition = ? AND s.run_id = ? AND s.kind = ?"
         sql = _READ.format(index=_BY_PARTITION, join="CROSS", where=where)
         first, last = self._range(run_id)
-        rows = self._query(sql, first - 1, last, NO_PARTITION, run_id, kind, -1)
+        rows = self._query(sql, first - 1, last, last, NO_PARTITION, run_id, kind, -1)
         return list(self._whole(rows))
 
     def _range(self, run_id: str) -> tuple[int, int]:
@@ -329,7 +358,8 @@ class JournalReader:
 
     def taken_ns(self, run_id: str) -> int | None:
         """Return when the bus took in the first event of a run, in Unix ns; None if there is none."""
-        rows = self._query("SELECT ts_ns FROM events WHERE offset = ?", self._range(run_id)[0])
+        sql = "SELECT ts_ns FROM events WHERE offset >= ?1 AND offset - events < ?1 ORDER BY offset LIMIT 1"
+        rows = self._query(sql, self._range(run_id)[0])
         return int(rows[0][0]) if rows else None
 
     def has_run(self, run_id: str) -> bool:
@@ -361,33 +391,45 @@ class JournalReader:
         """Read everything, and return what is wrong, naming offsets; nothing means that all is well."""
         return find_problems(self._db)
 
-    def _up_to(
-        self, rows: sqlite3.Cursor, limit_bytes: int, partition: int | None
-    ) -> tuple[list[Entry], int]:
+    def _up_to(self, rows: sqlite3.Cursor, wanted: _Wanted) -> tuple[list[Entry], int]:
         """Return the first whole events up to a size, and the last offset that was come to, 0 for none."""
         entries: list[Entry] = []
         offset = size_bytes = 0
+        _, _, _, partition, limit, limit_bytes = wanted
         for row in rows:
             offset = row[0]
-            for entry in self._whole((row,)):
+            for entry in self._whole((row,), wanted):
                 if partition is not None and partition_of(entry.topic) != partition:
-                    self.damaged.add(offset)  # the column is what no checksum covers
+                    self._note_damage(entry)  # the column is what no checksum covers
                     continue
                 size_bytes += len(entry.topic) + len(entry.header) + len(entry.payload)
-                if entries and size_bytes > limit_bytes:
+                if entries and (size_bytes > limit_bytes or len(entries) == limit):
                     rows.close()  # what is read no further must not keep the log from being reused
                     return entries, offset
                 entries.append(entry)
         return entries, offset
 
-    def _whole(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[Entry]:
-        """Yield the events that match their checksums; note the others."""
+    def _whole(self, rows: Iterable[tuple[Any, ...]], wanted: _Wanted = _ALL) -> Iterator[Entry]:
+        """Yield the events that match their checksums; note the others. Here bundles are taken apart."""
         for *values, crc in rows:
             entry = Entry(*values)
-            if _matches(entry, crc):
+            if not _matches(entry, crc):
+                self._note_damage(entry)
+            elif entry.events == 1 or (wanted.bundled and wanted.has_all_of(entry)):
                 yield entry
             else:
-                self.damaged.add(entry.offset)
+                try:
+                    events = single_events(entry)
+                except WireError:
+                    self._note_damage(entry)
+                else:
+                    yield from (event for event in events if wanted.after < event.offset <= wanted.until)
+
+    def _note_damage(self, entry: Entry) -> None:
+        """Note all offsets that a damaged row had: those after the row before it, as far as it says."""
+        rows = self._query("SELECT max(offset) FROM events WHERE offset < ?", entry.offset)
+        first = max((rows[0][0] or 0) + 1, entry.offset - most_events(entry) + 1)
+        self.damaged.update(range(first, entry.offset + 1))
 
     def damage(self, missing: int = 0) -> str:
         """Return in words what was left out so far; empty if nothing was.
@@ -471,7 +513,7 @@ _stream_crc = lru_cache(maxsize=1024)(stream_crc)
 
 def _matches(entry: Entry, crc: int) -> bool:
     """Return whether an event is what was written."""
-    numbers = (entry.offset, entry.source_seq, entry.records, entry.event_number, entry.ts_ns)
+    numbers = (entry.offset, entry.source_seq, entry.records, entry.event_number, entry.ts_ns, entry.events)
     try:
         start = _stream_crc(entry.topic, entry.source, entry.run_id, entry.kind)
         return event_crc(start, numbers, entry.header, entry.payload) == crc

@@ -14,6 +14,7 @@ import msgspec
 import zmq
 
 from phase_bus.core.address import Address
+from phase_bus.core.bundle import split
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import Fetch, Fetched, ReadFailed
 from phase_bus.core.handshakes import HandshakeWatch
@@ -203,7 +204,8 @@ class RemoteJournal:
         while after < until:
             request = msgspec.structs.replace(fetch, after=after, stream=self._stream)
             answer, frames = self._ask(request, Fetched)
-            entries = [_entry(*frames[place : place + 3]) for place in range(0, len(frames) - 2, 3)]
+            messages = (frames[place : place + 3] for place in range(0, len(frames) - 2, 3))
+            entries = [entry for message in messages for entry in _entries(*message)]
             if run_id:
                 entries += [_damaged(run_id, offset) for offset in answer.damaged]
             # What is damaged beyond the last one comes again with the next piece.
@@ -232,9 +234,10 @@ class RemoteJournal:
         raise BusUnreachableError(str(self.address), _TIMEOUT_S, why)
 
 
-def _entry(topic: zmq.Frame, header: zmq.Frame, payload: zmq.Frame) -> Entry:
+def _entries(topic: zmq.Frame, header: zmq.Frame, payload: zmq.Frame) -> Iterator[Entry]:
     name, frame = topic.bytes, header.bytes
-    return entry_of(name, unpack_header(frame, name), frame, payload.bytes)
+    for each, part in split(unpack_header(frame, name), frame, payload.buffer, name):
+        yield entry_of(name, each, each.pack(), bytes(part))
 
 
 def _damaged(run_id: str, offset: int) -> Entry:

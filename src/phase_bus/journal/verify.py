@@ -11,14 +11,16 @@ from typing import NamedTuple
 from phase_bus.core.position import Position
 from phase_bus.core.wire import NO_PARTITION, parse_topic, partition_of
 from phase_bus.errors import WireError
-from phase_bus.journal.files import checkpoint_crc, event_crc, stream_crc
+from phase_bus.journal.bundles import single_events
+from phase_bus.journal.files import Numbers, checkpoint_crc, event_crc, stream_crc
+from phase_bus.journal.rows import Entry
 
 _COUNTED = ("events", "records", "bytes", "last sequence", "last offset")
 _NOTHING = (0, 0, 0, 0, 0)
 _ENOUGH = 100  # problems of one sort; a file with more has one cause for them all
 
 _EVENTS = """
-SELECT offset, stream, partition, source_seq, records, event_number, ts_ns, crc, header, payload
+SELECT offset, stream, partition, source_seq, records, event_number, ts_ns, events, crc, header, payload
 FROM events ORDER BY offset
 """
 
@@ -55,31 +57,38 @@ class _Scan:
     def events(self, db: sqlite3.Connection) -> Iterator[str]:
         """Yield what is wrong with the events, one by one and in their order."""
         for row in db.execute(_EVENTS):
-            offset, stream_id, partition, seq, records, number, ts_ns, crc, header, payload = row
-            hole = offset - self.offset - 1
+            offset, stream_id, partition, *numbers, crc, header, payload = row
+            seq, records, number, ts_ns, count = numbers
+            first = max(offset - count, self.offset) + 1  # the number of them may be what is damaged
+            where = f"offset {offset}:" if count == 1 else f"offsets {first}-{offset}:"
+            hole = first - self.offset - 1
             if hole:
-                self.holes.append((self.offset + 1, offset - 1))
-            least = self._event_number + (1 if partition == NO_PARTITION else 0)
+                self.holes.append((self.offset + 1, first - 1))
+            least = self._event_number + (count if partition == NO_PARTITION else 0)
             if not least <= number <= least + hole:
-                yield f"offset {offset}: event number {number} after {self._event_number}"
+                yield f"{where} event number {number} after {self._event_number}"
             self.offset, self._event_number = offset, number
-            self.events_found += 1
+            self.events_found += count
             stream = self.streams.get(stream_id)
             if stream is None:
-                yield f"offset {offset}: its topic is missing"
+                yield f"{where} its topic is missing"
                 continue
             events, total, size, *_last = self.found.get(stream_id, _NOTHING)
             size += len(stream.topic) + len(header) + len(payload)
-            self.found[stream_id] = (events + 1, total + records, size, seq, offset)
+            self.found[stream_id] = (events + count, total + records, size, seq, offset)
             if stream.partition is not None and partition != stream.partition:
-                yield f"offset {offset}: wrongly marked as of partition {partition}"
-            numbers = (offset, seq, records, number, ts_ns)
-            if _crc(stream, numbers, header, payload) != crc:
-                yield f"offset {offset}: its content does not match its checksum"
+                yield f"{where} wrongly marked as of partition {partition}"
+            if _crc(stream, (offset, seq, records, number, ts_ns, count), header, payload) != crc:
+                yield f"{where} its content does not match its checksum"
                 continue
-            if seq <= self._seqs.get(stream.source, 0):
-                yield f"offset {offset}: source sequence {seq} of {stream.source.hex()} is there twice"
+            first_seq = seq - count + 1
+            if first_seq <= self._seqs.get(stream.source, 0):
+                yield f"{where} source sequence {first_seq} of {stream.source.hex()} is there twice"
             self._seqs[stream.source] = seq
+            try:
+                single_events(_entry(stream, offset, header, payload, numbers))
+            except WireError as error:
+                yield f"{where} {error}"
 
     def missing(self) -> Iterator[str]:
         """Yield the topics whose events are not what was written to them."""
@@ -174,7 +183,12 @@ def _checkpoint_problems(db: sqlite3.Connection) -> list[str]:
     ]
 
 
-def _crc(stream: _Stream, numbers: tuple[int, int, int, int, int], header: bytes, payload: bytes) -> int:
+def _entry(stream: _Stream, offset: int, header: bytes, payload: bytes, numbers: list[int]) -> Entry:
+    topic, source, run_id, kind, *_ = stream
+    return Entry(offset, topic, header, payload, run_id, kind, source, *numbers)
+
+
+def _crc(stream: _Stream, numbers: Numbers, header: bytes, payload: bytes) -> int:
     try:
         return event_crc(stream.crc, numbers, header, payload)
     except (TypeError, struct.error):  # damage can change a value's type and range as well

@@ -43,7 +43,7 @@ _PRUNED_AT_ONCE = 500  # offsets in one transaction
 _VACUUMED_AT_ONCE = 1000  # pages in one transaction
 _PAGES_AT_LEAST = 4  # that a transaction writes
 
-_INSERT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _COUNT = (
     "UPDATE streams SET events = events + ?, records = records + ?, size_bytes = size_bytes + ?,"
     " last_seq = ?, last_offset = ? WHERE id = ?"
@@ -270,8 +270,9 @@ class Journal(HoldingJournal):
             counts: dict[int, list[int]] = {}
             for entry in entries:
                 stream = self._streams.get((entry.topic, entry.source)) or self._find_stream(entry)
-                offset += 1
-                event_number += stream.partition == NO_PARTITION
+                offset += entry.events
+                if stream.partition == NO_PARTITION:
+                    event_number += entry.events
                 if entry.offset != offset or entry.event_number != event_number:
                     raise ValueError(
                         f"offset {entry.offset}, event number {entry.event_number} instead of "
@@ -294,7 +295,7 @@ class Journal(HoldingJournal):
             self._db.execute(_BEGIN_RUN, (entry.run_id, status, entry.ts_ns, ended_ns))
             row = self._db.execute(
                 "INSERT INTO streams (topic, source, run_id, kind, first_offset) VALUES (?, ?, ?, ?, ?)",
-                (entry.topic, entry.source, entry.run_id, entry.kind, entry.offset),
+                (entry.topic, entry.source, entry.run_id, entry.kind, entry.offset - entry.events + 1),
             )
             row = (row.lastrowid,)
         crc = stream_crc(entry.topic, entry.source, entry.run_id, entry.kind)
@@ -511,20 +512,22 @@ class Journal(HoldingJournal):
                 return False
             first = start + _PRUNED_AT_ONCE
             with self.transaction():
-                deleted = self._db.execute(
+                deleted = self._query(
                     "DELETE FROM events WHERE offset BETWEEN ? AND ?"
-                    " AND stream IN (SELECT id FROM streams WHERE run_id = ?)",
-                    (start, min(first - 1, last), run_id),
-                ).rowcount
+                    " AND stream IN (SELECT id FROM streams WHERE run_id = ?) RETURNING events",
+                    start,
+                    min(first - 1, last),
+                    run_id,
+                )
                 self._db.execute(
                     "UPDATE past SET offset = ?, event_number = ?, pruned = pruned + ?",
-                    (*self._head, deleted),
+                    (*self._head, sum(events for (events,) in deleted)),
                 )
-                self._written_bytes += deleted * self._page_bytes
+                self._written_bytes += len(deleted) * self._page_bytes
         return True
 
     def _offset_from(self, offset: int) -> int | None:
-        """Return the first offset that is here, from a given one on."""
+        """Return the offset of the first row that is here, from a given one on."""
         rows = self._query("SELECT offset FROM events WHERE offset >= ? ORDER BY offset LIMIT 1", offset)
         return int(rows[0][0]) if rows else None
 
@@ -539,14 +542,14 @@ class Journal(HoldingJournal):
 
 
 def _row(entry: Entry, stream: _Stream) -> tuple[object, ...]:
-    numbers = (entry.offset, entry.source_seq, entry.records, entry.event_number, entry.ts_ns)
+    numbers = (entry.offset, entry.source_seq, entry.records, entry.event_number, entry.ts_ns, entry.events)
     crc = event_crc(stream.crc, numbers, entry.header, entry.payload)
     offset, *between = numbers
     return (offset, stream.id, stream.partition, *between, crc, entry.header, entry.payload)
 
 
 def _count(count: list[int], entry: Entry) -> None:
-    count[0] += 1
+    count[0] += entry.events
     count[1] += entry.records
     count[2] += len(entry.topic) + len(entry.header) + len(entry.payload)
     count[3] = entry.source_seq
