@@ -86,7 +86,7 @@ async def read_stream(url: str, name: str = "phase-bus") -> list[Held]:
 
 
 def journal_frames(journal: Path) -> list[tuple[int, tuple[bytes, bytes, bytes]]]:
-    """Return offset, and topic, header and payload, of all events of a journal, in its order; bundles taken apart."""
+    """Return offset, and topic, header and payload, of each event of a journal, in its order."""
     with closing(sqlite3.connect(f"file:{journal / 'journal.sqlite'}?mode=ro", uri=True)) as db:
         rows = db.execute(
             "SELECT s.topic, e.header, e.payload FROM events AS e"

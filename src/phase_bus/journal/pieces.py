@@ -12,7 +12,7 @@ _TOLD_DAMAGE = 100_000  # offsets in one answer
 
 
 def read_piece(reader: JournalReader, fetch: Fetch) -> tuple[Fetched, list[Entry]]:
-    """Return a bounded piece of the journal, in which bundles are as they came, and what is to be said of it.
+    """Return a bounded piece of the journal, with bundles as they came, and what is to be said of it.
 
     Raises:
         JournalError: if it cannot be read.
