@@ -11,10 +11,11 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phase_bus.bus.intake import check_event
+from phase_bus.bus.intake import check_bundle, check_event
 from phase_bus.consumer.dispatcher import Dispatcher, HandledEnd, decode_saved
 from phase_bus.consumer.view import View
 from phase_bus.core import bundle
+from phase_bus.core.bundle import LARGEST_BUNDLED_BYTES
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.records import RecordBatch, to_plain
 from phase_bus.core.wire import (
@@ -27,17 +28,19 @@ from phase_bus.core.wire import (
     encode_event,
     parse_topic,
     partition_of,
+    topic_of,
     unpack_header,
 )
 from phase_bus.errors import SpoolError, WireError
-from phase_bus.events import Records
+from phase_bus.events import PhaseProgress, Records
 from phase_bus.publisher.spool import SpoolReader, write_spool
 from tests.fuzz.mutations import corpus, fuzzed, messages, mutated
-from tests.support.recorder import Recorder, start
+from tests.support.recorder import PHASE, Recorder, start
 from tests.wire import decoder, encoder
 
 EVENTS = corpus("events", "records")
 BUNDLES = corpus("bundles")
+PROGRESS, TOPIC = encode_event(progress := PhaseProgress(run_id="r", phase=PHASE)), topic_of(progress)
 
 
 @fuzzed(300)
@@ -81,6 +84,35 @@ def test_bundles(frames: tuple[bytes, bytes, bytes]) -> None:
     for header, part in parts:
         with suppress(WireError):
             check_event(topic, parse_topic(topic), partition_of(topic), header, part)
+
+
+def _all_are_good(frames: tuple[bytes, bytes, bytes]) -> bool:
+    """Return whether each event of a bundle would be taken in if it came alone."""
+    topic, *_ = frames
+    try:
+        for header, part in _split(*frames):
+            event = check_event(topic, parse_topic(topic), partition_of(topic), header, part)
+            if not isinstance(event, PhaseProgress) or len(part) > LARGEST_BUNDLED_BYTES:
+                return False
+    except WireError:
+        return False
+    return True
+
+
+@fuzzed(300)
+@given(st.lists(mutated(PROGRESS), min_size=2, max_size=5), st.integers(0, 2**64 - 1))
+def test_bundles_that_are_taken_in_whole(payloads: list[bytes], seq: int) -> None:
+    """The bus takes a bundle as one if, and only if, it would take each of its events."""
+    first = Header(bytes(16), seq, min(seq, 7))
+    frame, payload = bundle.join(first.pack(), payloads)
+    header, view = unpack_header(frame), memoryview(payload)
+    try:
+        sizes = bundle.sizes_of(header, frame, view, TOPIC)
+        check_bundle(TOPIC, parse_topic(TOPIC), header, sizes, view)
+        taken = True
+    except WireError:
+        taken = False
+    assert taken == _all_are_good((TOPIC, frame, payload))
 
 
 @fuzzed(300)

@@ -15,21 +15,23 @@ from hypothesis import strategies as st
 
 from phase_bus.core.address import Address
 from phase_bus.core.control import Ack, Hello, Welcome
-from phase_bus.core.wire import decode_reply, encode_control, unpack_header
+from phase_bus.core.wire import decode_reply, encode_control, encode_event, unpack_header
 from phase_bus.errors import WireError
-from phase_bus.events import EventBase
+from phase_bus.events import EventBase, PhaseProgress, PhaseRef, PhaseStats
 from phase_bus.journal.reader import JournalReader
 from phase_bus.publisher.publisher import Publisher
-from phase_bus.testing.waiting import until
-from tests.fuzz.mutations import fuzzed, messages
+from phase_bus.testing.waiting import until, wait_until
+from tests.fuzz.mutations import fuzzed, messages, mutated
 from tests.support.buses import DurableBus
-from tests.support.clients import SOURCE, RawClient
+from tests.support.clients import SOURCE, RawClient, Subscriber
 from tests.support.recorder import WithRecords, publish, running
+from tests.wire import decoder, encoder
 
 pytestmark = [pytest.mark.usefixtures("no_leaks"), pytest.mark.timeout(900)]
 
 ANY = st.one_of(
-    messages("events", "records", "control"), st.lists(st.binary(max_size=300), min_size=1, max_size=6)
+    messages("events", "records", "bundles", "control"),
+    st.lists(st.binary(max_size=300), min_size=1, max_size=6),
 )
 IN_A_TURN = st.lists(ANY, min_size=1, max_size=20)
 
@@ -65,6 +67,65 @@ def test_requests_and_events(kept: DurableBus) -> None:
         client.ask(Hello(client_id=SOURCE.hex(), role="publisher", name="fuzz"))
         send()
         client.status()
+    check_whole(kept)
+
+
+@st.composite
+def bundles(draw: st.DrawFn, topic: bytes, seq: int) -> tuple[list[bytes], bool]:
+    """Return a message of events whose first has this number, and whether it was left as it is."""
+    events = [
+        PhaseProgress(run_id="fuzz", phase=PhaseRef(name), ts_ns=seq + number, stats=PhaseStats(sent=sent))
+        for number, (name, sent) in enumerate(
+            draw(st.lists(st.tuples(st.text(max_size=20), st.integers(0, 70_000)), min_size=2, max_size=9))
+        )
+    ]
+    header, payload = encoder.bundle(encoder.header(SOURCE, seq, seq), [*map(encode_event, events)])
+    if draw(st.booleans()):
+        return [topic, header, payload], True
+    # The number on the topic is left alone: a larger one would make the next good bundle old.
+    sizes, before, after = mutated(header[64:]), mutated(header[:32]), header[32:64]
+    return [topic, draw(before) + after + draw(sizes), draw(mutated(payload))], False
+
+
+def test_bundles(kept: DurableBus) -> None:
+    """Good ones are taken in, whatever came before; of the others, what is sent on can be read."""
+    topic, known = b"phase_progress.fuzz$", {"phase_progress"}
+    published: dict[int, bytes] = {}
+    with Subscriber(kept.address, topic.decode()) as subscriber, RawClient(kept.address) as client:
+
+        def last_seq() -> int:
+            client.socket.send(encode_control(hello))
+            while not isinstance(reply := client.reply(), Welcome):
+                pass
+            return reply.last_seq
+
+        hello = Hello(client_id=SOURCE.hex(), role="publisher", name="fuzz")
+        last_seq()
+
+        @fuzzed(200)
+        @given(st.data())
+        def send(data: st.DataObject) -> None:
+            last = last_seq()
+            frames, good = data.draw(bundles(topic, last + 1))
+            client.socket.send_multipart(frames)
+            if not good:
+                return
+            events = decoder.read_message(frames, known)
+            assert last_seq() == last + len(events)
+            for event in events:
+                published[event.head.source_seq] = encoder.pack(event.payload)
+
+        send()
+        wait_until(lambda: subscriber.read() and subscriber.headers[-1].source_seq >= max(published))
+    live = [header.source_seq for header in subscriber.headers]
+    assert live == sorted(set(live))
+    assert None not in subscriber.events
+    with JournalReader(kept.data) as journal:
+        found = {e.source_seq: e.payload for e in journal.entries() if e.topic == topic}
+        assert journal.verify() == []
+    assert set(live) == found.keys() >= published.keys()
+    for seq, payload in published.items():
+        assert encoder.pack(decoder.unpack(found[seq])) == payload
     check_whole(kept)
 
 

@@ -14,7 +14,7 @@ import zmq
 
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.records import RecordBatch
-from phase_bus.events import PhaseStart, Records, RunComplete
+from phase_bus.events import PhaseProgress, PhaseStart, Records, RunComplete
 from phase_bus.testing import PROFILING, LiveBus, make_run
 from tests.wire import decoder, encoder
 
@@ -71,6 +71,18 @@ class ForeignPublisher(Foreigner):
         self.topics[topic] += 1
         header = encoder.header(self.id, self.source_seq, self.topics[topic], batch)
         payload = encoder.pack({"kind": kind, **fields})
+        self._send(topic, header, payload)
+
+    def publish_together(self, kind: str, qualifier: str, events: list[dict[str, Any]]) -> None:
+        """Publish events in a bundle."""
+        topic = f"{kind}.{qualifier}$"
+        first = encoder.header(self.id, self.source_seq + 1, self.topics[topic] + 1)
+        self.source_seq += len(events)
+        self.topics[topic] += len(events)
+        payloads = [encoder.pack({"kind": kind, **event}) for event in events]
+        self._send(topic, *encoder.bundle(first, payloads))
+
+    def _send(self, topic: str, header: bytes, payload: bytes) -> None:
         self.dealer.send_multipart([topic.encode(), header, payload])
         while (ack := self.reply("ack"))["seq"] < self.source_seq:
             assert not ack["resend"]
@@ -142,11 +154,15 @@ class Recorder(Consumer):
 
     def __init__(self) -> None:
         self.phases: list[PhaseStart] = []
+        self.progress: list[int] = []
         self.records: list[dict[str, Any]] = []
         self.ends: list[RunComplete] = []
 
     async def on_phase_start(self, event: PhaseStart) -> None:
         self.phases.append(event)
+
+    async def on_phase_progress(self, event: PhaseProgress) -> None:
+        self.progress.append(event.ts_ns)
 
     async def on_records(self, event: Records) -> None:
         self.records += RecordBatch(event)
@@ -169,6 +185,9 @@ def test_foreign_publisher() -> None:
         publisher = ForeignPublisher(context, bus.address)
         publisher.publish("run_start", "r.1", run_id="r.1", ts_ns=1, producer="foreign 1.0")
         publisher.publish("phase_start", "r.1", run_id="r.1", ts_ns=2, phase=phase)
+        for begin in (10, 20, 30):  # the bus takes the first bundle on a topic apart
+            told = [{"run_id": "r.1", "ts_ns": begin + n, "phase": phase, "stats": {}} for n in range(5)]
+            publisher.publish_together("phase_progress", "r.1", told)
         batch: dict[str, Any] = {
             "run_id": "r.1",
             "ts_ns": 3,
@@ -183,6 +202,7 @@ def test_foreign_publisher() -> None:
         publisher.ask("goodbye", "heard", client_id=publisher.id.hex())
         outcome = bus.run_consumer_sync(recorder := Recorder())
     assert [event.phase.name for event in recorder.phases] == ["profiling"]
+    assert recorder.progress == [begin + n for begin in (10, 20, 30) for n in range(5)]
     assert [(r["ttft"], r["ok"], r["id"]) for r in recorder.records] == [
         (1.5, True, "a"),
         (2.5, False, "b"),
