@@ -19,19 +19,31 @@ import zmq
 from benchmarks import shapes
 from benchmarks.harness import Plan, Report, Table, directory, run, spread
 from phase_bus.aggregation.state import RunState
+from phase_bus.bus.intake import check_bundle
 from phase_bus.bus.stream import Incoming, Stream
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.dispatcher import Dispatcher
 from phase_bus.consumer.view import View
-from phase_bus.core.outbox import Outbox
+from phase_bus.core.bundle import join, sizes_of
+from phase_bus.core.outbox import Outbox, frames_of
 from phase_bus.core.records import RecordBatch
-from phase_bus.core.wire import Header, decode_event, encode_event, parse_topic, partition_of, topic_of
+from phase_bus.core.wire import (
+    HEADER,
+    NO_PARTITION,
+    Header,
+    decode_event,
+    encode_event,
+    parse_topic,
+    topic_of,
+    unpack_header,
+)
 from phase_bus.events import EventBase, Records
 from phase_bus.journal.writer import Journal
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.publisher.record_builder import RecordBuilder
 
 _EVENTS = 500
+_IN_A_BUNDLE = 100
 _BATCHES = (256, 2048)
 _SOURCE = b"s" * 16
 _EVENT = shapes.event_of_size(200)
@@ -80,15 +92,25 @@ def _publisher() -> Iterator[tuple[str, str, float]]:
         yield "calls_publish", "calls an event, in the benchmark's thread", calls_of(publish) / _EVENTS
     yield "calls_put", "calls to encode and number an event", calls_of(_put) / _EVENTS
     yield "blocks_put", "blocks kept by an event that waits", blocks_kept(_put) / _EVENTS
+    outbox = _put(_IN_A_BUNDLE)
+    yield "calls_send_bundle", f"calls to send a bundle of {_IN_A_BUNDLE}", calls_of(lambda: _send(outbox))
     for count in _BATCHES:
         yield from _packing(count)
 
 
-def _put() -> Outbox:
+def _put(count: int = _EVENTS) -> Outbox:
     outbox = Outbox(_SOURCE, 1 << 30)
-    for _ in range(_EVENTS):
+    for _ in range(count):
         outbox.put(_EVENT)
     return outbox
+
+
+def _send(outbox: Outbox) -> None:
+    """Do what sending and acknowledging what waits does, but for the socket."""
+    messages = outbox.together()
+    frames_of(messages)
+    outbox.sent(len(messages))
+    outbox.acknowledge(outbox.last_seq)
 
 
 def _packing(count: int) -> Iterator[tuple[str, str, float]]:
@@ -117,16 +139,31 @@ def _bus() -> Iterator[tuple[str, str, float]]:
 
         def commit() -> None:
             for header in headers:
-                incoming = Incoming(
-                    _TOPIC, parse_topic(_TOPIC), header, _PAYLOAD, partition_of(_TOPIC), _PAYLOAD, None
-                )
-                stream.add(incoming)
+                stream.add(Incoming(_TOPIC, parsed, header, payload, NO_PARTITION, payload, _EVENT, sizes))
             stream.commit()
+
+        parsed, payload, sizes = parse_topic(_TOPIC), _PAYLOAD, b""
 
         headers = [Header(_SOURCE, seq, seq) for seq in range(1, _EVENTS + 1)]
         commit()
         headers = [Header(_SOURCE, seq, seq) for seq in range(_EVENTS + 1, 2 * _EVENTS + 1)]
         yield "calls_commit", "calls to journal an event and fan it out", calls_of(commit) / _EVENTS
+        frame, payload = _bundle(2 * _EVENTS + 1)
+        headers, sizes = [unpack_header(frame)], frame[HEADER.size :]
+        _check(frame, payload)  # from now on there is a decoder
+        of = f"a bundle of {_IN_A_BUNDLE}"
+        yield "calls_commit_bundle", f"calls to journal {of} and fan it out", calls_of(commit)
+        yield "calls_check_bundle", f"calls to look at {of}", calls_of(lambda: _check(frame, payload))
+
+
+def _bundle(seq: int) -> tuple[bytes, bytes]:
+    """Return the header and payload of a bundle whose first event has this number."""
+    return join(Header(_SOURCE, seq, seq).pack(), [_PAYLOAD] * _IN_A_BUNDLE)
+
+
+def _check(frame: bytes, payload: bytes) -> None:
+    header, view = unpack_header(frame, _TOPIC), memoryview(payload)
+    check_bundle(_TOPIC, parse_topic(_TOPIC), header, sizes_of(header, frame, view, _TOPIC), view)
 
 
 class _Taker(Consumer):

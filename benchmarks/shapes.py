@@ -16,7 +16,7 @@ import msgspec
 
 from phase_bus.aiperf.mapping import RECORD_FIELDS
 from phase_bus.core.wire import encode_event
-from phase_bus.events import EventBase, PhasePlan, PhaseRef, PhasesConfigured, Records, RunStart
+from phase_bus.events import Event, PhasePlan, PhaseRef, PhasesConfigured, Records
 from phase_bus.publisher.record_builder import RecordBuilder
 
 RUN_ID = "3f2a5c7e9b1d"
@@ -60,8 +60,8 @@ def batch(count: int, *, seed: int = 0, run_id: str = RUN_ID) -> Records:
     return Records(run_id=run_id, phase=PHASE, count=count, metrics=metrics, fields=fields, errors=errors)
 
 
-def event_of_size(size: int) -> EventBase:
-    """Return a typed event that takes about so many bytes on the wire: small, a plan, or a batch."""
+def event_of_size(size: int) -> Event:
+    """Return a typed event that takes about so many bytes on the wire: a plan of phases, or a batch."""
     if size <= 1024:
         return _padded(size)
     if size <= 16384:
@@ -72,13 +72,17 @@ def event_of_size(size: int) -> EventBase:
     return batch(rows)
 
 
-def _padded(size: int) -> EventBase:
-    event = RunStart(run_id=RUN_ID, producer="aiperf 0.13.0", models=("mock",), urls=("http://127.0.0.1",))
-    missing = size - len(encode_event(msgspec.structs.replace(event, label="x" * 32))) + 32
-    return msgspec.structs.replace(event, label="x" * max(missing, 1))
+def _padded(size: int) -> Event:
+    """Return a plan of one phase; the least that there is takes 206 bytes."""
+    least = len(encode_event(_one_phase("")))
+    return _one_phase("p" * max(size - least, 1))
 
 
-def _plan(size: int) -> EventBase:
+def _one_phase(name: str) -> Event:
+    return PhasesConfigured(run_id=RUN_ID, phases=(PhasePlan(phase=PhaseRef(name, "profiling", 0)),))
+
+
+def _plan(size: int) -> Event:
     plans: list[PhasePlan] = []
     while True:
         phase = PhaseRef(f"step_{len(plans):02d}", "profiling", len(plans))
