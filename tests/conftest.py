@@ -127,6 +127,12 @@ def bus(ipc_dir: Path) -> Iterator[BusThread]:
 
 
 @pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let buses of this process take every consumer for one on another machine, which asks for the past."""
+    monkeypatch.setattr("phase_bus.bus.clients.is_here", lambda _space: False)
+
+
+@pytest.fixture
 def bus_process(ipc_dir: Path, tmp_path: Path) -> Iterator[BusProcess]:
     """A bus without a journal on an ipc directory, in a process of its own."""
     with plain_bus(tmp_path, f"ipc://{ipc_dir}") as running:

@@ -149,7 +149,7 @@ async def test_one_forwarded_port_is_too_few(tmp_path: Path, caplog: pytest.LogC
 
 
 async def test_the_journals_port_is_forwarded_as_well(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, elsewhere: None
 ) -> None:
     """Or the consumer says so: what came before it is out of its reach."""
     monkeypatch.setattr(replay, "_TIMEOUT_S", 0.5)

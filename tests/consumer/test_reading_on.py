@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture
-def failures(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+def failures(monkeypatch: pytest.MonkeyPatch, elsewhere: None) -> dict[str, int]:
     """How often each way to read the journal has failed: the first two times."""
     failed: dict[str, int] = {}
 

@@ -26,13 +26,14 @@ from phase_bus.core.control import (
     ClientInfo,
     Heard,
     Hello,
+    JournalFile,
     NameTaken,
     Refused,
     Reply,
     Role,
     Welcome,
 )
-from phase_bus.core.session import is_gone
+from phase_bus.core.session import is_gone, is_here
 from phase_bus.errors import WireError
 from phase_bus.journal.rows import parse_checkpoint_name
 
@@ -131,6 +132,7 @@ class Clients:
     Args:
         last_seqs: the last sequence that an earlier bus took in from each source.
         end_runs: ends a source's part of its runs, for a reason.
+        file: the journal's files, which consumers on this machine may read themselves.
 
     Attributes:
         by_id: all clients, the latest of those that left included.
@@ -150,6 +152,7 @@ class Clients:
         owners: Owners,
         last_seqs: Mapping[bytes, int],
         end_runs: Callable[[str, bytes], None],
+        file: JournalFile | None = None,
     ) -> None:
         self.by_id: dict[str, Client] = {}
         self.sources: dict[bytes, Client] = {}
@@ -164,6 +167,7 @@ class Clients:
         self._belongings = owners
         self._last_seqs = dict(last_seqs)
         self._end_runs = end_runs
+        self._file = file
         self._orphans: dict[bytes, float] = {}
         self._owners: dict[str, str] = {}  # the consumer that had a name last, and has it while it is here
         self._room = RoomForClients(options, self._here)
@@ -257,6 +261,7 @@ class Clients:
             state=checkpoint.state if checkpoint else None,
             pruned=self._checkpoints.prunings(),
             max_message_bytes=self._options.max_message_bytes,
+            journal=self._file if hello.role == "consumer" and is_here(hello.pid_space) else None,
         )
         if welcome.state is None or self._states.may_send(identity, len(welcome.state), now_s):
             self._reply(identity, welcome)

@@ -157,6 +157,7 @@ class Bus:
             owners=self._owners,
             last_seqs={} if journal is None else journal.last_seqs(),
             end_runs=self._end_runs,
+            file=None if journal is None else journal.file,
         )
         self._runs = Runs(
             journal,

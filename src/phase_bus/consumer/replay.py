@@ -1,12 +1,15 @@
-"""A consumer's side of the replay socket: one bounded piece of the journal at a time."""
+"""What is past, for a consumer: a bounded piece of the journal at a time, from its file or the bus."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TypeVar
 
 import zmq
 
+from phase_bus.consumer.local import LocalJournal
 from phase_bus.consumer.transport import Piece
 from phase_bus.core import bundle
 from phase_bus.core.address import Address
@@ -16,6 +19,7 @@ from phase_bus.core.control import (
     Fetched,
     FetchedStates,
     FetchStates,
+    JournalFile,
     ReadFailed,
     Reply,
 )
@@ -25,13 +29,22 @@ from phase_bus.core.readable import Readable
 from phase_bus.core.sockets import dealer
 from phase_bus.core.wire import Header, decode_reply, encode_control, receive_frames, unpack_header
 from phase_bus.errors import BusUnreachableError, JournalUnreadableError, StreamMovedError, WireError
+from phase_bus.journal.pieces import read_piece, read_states
+from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Checkpoint
 
 _TIMEOUT_S = 5.0
 
+T = TypeVar("T")
+
 
 class ReplayClient:
     """Fetches past events, in the event loop of its caller, of a stream and those before it.
+
+    Args:
+        socket: the bus's replay socket.
+        stream: that of the bus.
+        file: the bus's journal, if it is on this machine: what can be read there is not asked for.
 
     Raises:
         AddressError: by whatever fetches, if somebody else may be in the bus's place.
@@ -45,7 +58,9 @@ class ReplayClient:
         socket: Endpoint,
         stream: str,
         key: Key | None = None,
+        file: JournalFile | None = None,
     ) -> None:
+        self._local = None if file is None else LocalJournal(file, stream)
         self._stream = stream
         self._key = key
         self._context = context
@@ -66,10 +81,16 @@ class ReplayClient:
             BusUnreachableError: if no answer comes in time.
             JournalUnreadableError: if the bus cannot read its journal.
         """
-        frames = await self._ask(
-            Fetch(after=after, records=records, partition=partition, stream=self._stream)
-        )
-        return _piece(frames)
+        fetch = Fetch(after=after, records=records, partition=partition, stream=self._stream)
+        if (found := await self._read(partial(read_piece, fetch=fetch))) is not None:
+            told, entries = found
+            return _piece(told, ((e.topic, e.header, memoryview(e.payload)) for e in entries))
+        frames = await self._ask(fetch)
+        answer = _answer(frames)
+        if not isinstance(answer, Fetched) or len(frames) % 3 != 1:
+            raise WireError("not a piece of the journal")
+        triples = zip(*[iter(frames[1:])] * 3, strict=True)
+        return _piece(answer, ((topic.bytes, header.bytes, body.buffer) for topic, header, body in triples))
 
     async def fetch_states(
         self, group: str, after: Mapping[int, int], only: int | None = None
@@ -87,14 +108,21 @@ class ReplayClient:
         known = dict(after)
         checkpoints: dict[int, Checkpoint] = {}
         while True:
-            frames = await self._ask(FetchStates(group=group, after=known, only=only, stream=self._stream))
-            answer = _answer(frames)
+            fetch = FetchStates(group=group, after=known, only=only, stream=self._stream)
+            answer = await self._read(partial(read_states, fetch=fetch)) or _answer(await self._ask(fetch))
             if not isinstance(answer, FetchedStates):
                 raise WireError("not the states of a group")
             checkpoints |= {share: Checkpoint(*state) for share, state in answer.states.items()}
             if answer.end:
                 return checkpoints
             known |= {share: checkpoint.offset for share, checkpoint in checkpoints.items()}
+
+    async def _read(self, read: Callable[[JournalReader], T]) -> T | None:
+        """Return what is read from the journal's file, None if the bus is to be asked."""
+        found = None if self._local is None else await self._local.read(read)
+        if self._dealer is None:  # another bus has welcomed this process meanwhile
+            raise BusUnreachableError(self._endpoint, 0.0)
+        return found
 
     async def _ask(self, request: Fetch | FetchStates) -> list[zmq.Frame]:
         sock = self._dealer
@@ -131,14 +159,11 @@ def _answer(frames: list[zmq.Frame]) -> Reply:
     return answer
 
 
-def _piece(frames: list[zmq.Frame]) -> Piece:
-    answer = _answer(frames)
-    if not isinstance(answer, Fetched) or len(frames) % 3 != 1:
-        raise WireError("not a piece of the journal")
+def _piece(answer: Fetched, messages: Iterable[tuple[bytes, bytes, memoryview]]) -> Piece:
+    """Return a piece of messages' frames."""
     events: list[tuple[bytes, Header, memoryview]] = []
-    for i in range(1, len(frames), 3):
-        topic, header_frame = frames[i].bytes, frames[i + 1].bytes
+    for topic, header_frame, payload in messages:
         header = unpack_header(header_frame, topic)
-        parts = bundle.split(header, header_frame, frames[i + 2].buffer, topic)
-        events.extend((topic, each, payload) for each, payload in parts)
+        parts = bundle.split(header, header_frame, payload, topic)
+        events.extend((topic, each, part) for each, part in parts)
     return Piece(events, answer.offset, answer.event_number, answer.end, answer.pruned, answer.damaged)

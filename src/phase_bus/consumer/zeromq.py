@@ -113,7 +113,12 @@ class ZeroMqTransport(Transport):
             self._replay = None
         if welcome.replay is not None:
             self._replay = ReplayClient(
-                self._context, self._address, welcome.replay, welcome.bus_id, self._key
+                self._context,
+                self._address,
+                welcome.replay,
+                welcome.bus_id,
+                self._key,
+                welcome.journal,
             )
         if welcome.bus_id != self._bus_id:
             self._old_tags.add(self._tag)

@@ -91,6 +91,20 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     tcp_port: Int = 0
 
 
+class JournalFile(Struct, frozen=True, kw_only=True):
+    """The files of a bus's journal, by which it is told from a copy, and from another one at its place.
+
+    Attributes:
+        path: the absolute path of its main file, as the bus sees it.
+        device: the number of the device that this is on.
+        inodes: the numbers of the main file, of the log beside it and of the log's index.
+    """
+
+    path: str
+    device: int
+    inodes: tuple[int, ...]
+
+
 class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
     """The bus knows the client now.
 
@@ -111,6 +125,7 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
             that comes for the first time has not lost.
         max_message_bytes: the size of a message, all its frames together, that the bus takes at most; 0 if
             that is unknown.
+        journal: the journal's files, for a consumer on the bus's own machine: it may read them itself.
     """
 
     bus_id: str
@@ -126,6 +141,7 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
     state: bytes | None = None
     pruned: int = 0
     max_message_bytes: int = 0
+    journal: JournalFile | None = None
 
 
 class Commit(Struct, frozen=True, kw_only=True):

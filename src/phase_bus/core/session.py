@@ -41,6 +41,12 @@ def pid_space() -> str:
         return ""
 
 
+def is_here(space: str) -> bool:
+    """Return whether what has a pid space is on this machine, in whatever container; not if unknown."""
+    boot = space.partition(" ")[0]
+    return bool(boot) and boot == pid_space().partition(" ")[0]
+
+
 def is_gone(pid: int, space: str) -> bool:
     """Return whether a process is known to have ended: never of one that cannot be seen from here."""
     if not space or space != pid_space() or pid <= 0:

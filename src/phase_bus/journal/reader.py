@@ -144,6 +144,17 @@ class JournalReader:
         rows = self._query("SELECT stream, first_offset FROM segments ORDER BY id")
         return Lineage(Segment(*row) for row in rows)
 
+    @property
+    def last_stream(self) -> str:
+        """The stream of the bus that has the journal, or had it last; empty before the first."""
+        rows = self._query("SELECT stream FROM segments ORDER BY id DESC LIMIT 1")
+        return rows[0][0] if rows else ""
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether an event or a checkpoint was come upon that does not match its checksum."""
+        return bool(self.damaged or self._damaged_checkpoints)
+
     def streams(self, run_id: str) -> list[StreamRow]:
         """Return what there is of a run, by topic and source, in the order of the first events."""
         sql = (

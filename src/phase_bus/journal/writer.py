@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from phase_bus.core.control import DeadLetterNote
+from phase_bus.core.control import DeadLetterNote, JournalFile
 from phase_bus.core.files import inode_of
 from phase_bus.core.position import KEPT_STREAMS, Position
 from phase_bus.core.wire import NO_PARTITION, partition_of
@@ -161,6 +161,16 @@ class Journal(HoldingJournal):
                 stack.callback(self._checkpointer.close)
                 self.stream = self._begin_stream(durability)
             stack.pop_all()
+
+    @property
+    def file(self) -> JournalFile | None:
+        """Where the files are, for readers on this machine; None if that cannot be said."""
+        path = self.path.absolute()
+        with suppress(OSError, UnicodeEncodeError):  # a path need not be text
+            str(path).encode()
+            inodes = tuple(inode or 0 for inode in self._inodes)
+            return JournalFile(path=str(path), device=path.stat().st_dev, inodes=inodes)
+        return None
 
     def close(self) -> None:
         """Close the file and let others have it. Doing so twice does no harm."""
