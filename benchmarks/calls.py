@@ -21,6 +21,7 @@ from benchmarks.harness import Plan, Report, Table, directory, run, spread
 from phase_bus.aggregation.state import RunState
 from phase_bus.bus.intake import check_bundle
 from phase_bus.bus.stream import Incoming, Stream
+from phase_bus.consumer.arrival import Arrival
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.dispatcher import Dispatcher
 from phase_bus.consumer.view import View
@@ -185,7 +186,7 @@ def _consumer() -> Iterator[tuple[str, str, float]]:
         for _ in range(_EVENTS):
             seq += 1
             header = Header(_SOURCE, seq, seq, 0, seq, seq)
-            _to_end(dispatcher.take(_TOPIC, header, _PAYLOAD, replayed=False))
+            _to_end(dispatcher.take(Arrival(_TOPIC, header, _PAYLOAD), lambda: True, replayed=False))
         return dispatcher
 
     take()

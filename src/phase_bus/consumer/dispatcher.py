@@ -13,6 +13,7 @@ from msgspec import Struct
 from tenacity import AsyncRetrying, RetryCallState, wait_exponential, wait_random
 
 from phase_bus.consumer.account import RunAccount, TopicCounts, Totals
+from phase_bus.consumer.arrival import Arrival
 from phase_bus.consumer.consumer import Consumer, Handler
 from phase_bus.consumer.failure import as_traceback, in_words, is_away
 from phase_bus.consumer.raw import RawConsumer, RawEvent
@@ -23,7 +24,7 @@ from phase_bus.core.readable import wait_for_event
 from phase_bus.core.tasks import is_to_end
 from phase_bus.core.throttle import Throttle
 from phase_bus.core.values import as_text
-from phase_bus.core.wire import Header, decode, decode_event, parse_topic, topic_of, unpack_header
+from phase_bus.core.wire import decode, parse_topic, topic_of, unpack_header
 from phase_bus.errors import PhaseBusError, WireError
 from phase_bus.events import Event, EventBase, JournalLoss, Loss, Receipt, RunComplete
 from phase_bus.journal.rows import Entry
@@ -126,6 +127,7 @@ class Dispatcher:
         self._handlers = view.handlers
         self._any = view.handlers.get("*")
         self._raw = isinstance(consumer, RawConsumer)
+        self._follower = view.follower
         self._wanted = view.wanted
         self._subscribed = view.topics
         self._client_id = client_id
@@ -146,68 +148,82 @@ class Dispatcher:
         ]
         return any(each.received > each.handled + each.failed for each in counts)
 
-    def knows(self, topic: bytes, header: Header) -> bool:
-        """Return whether this very event was received before."""
-        _, counts = self._of_topic.get(topic) or self._account(topic)
-        return header.topic_seq <= counts.last_seqs.get(header.source, 0)
-
     async def take(
-        self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
+        self, arrival: Arrival, goes_on: Callable[[], bool], *, replayed: bool
     ) -> RunComplete | None:
-        """Handle an event; return it if it ends a run. One that cannot be decoded becomes a dead letter."""
+        """Handle what has arrived while it goes on, at most to a run's end; return that, if it is one.
+
+        The follower stands at the first of the events, and moves on with each further one. What cannot be
+        decoded becomes a dead letter.
+        """
+        topic, header = arrival.topic, arrival.header
         account, counts = self._of_topic.get(topic) or self._account(topic)
-        source, seq = header.source, header.topic_seq
-        last = counts.last_seqs.get(source, 0)
-        if seq > last:
-            counts.last_seqs[source] = seq
-            counts.missed += seq - last - 1
-            self._missed += seq - last - 1
-        counts.received += 1
-        counts.records += header.records
-        counts.replayed += replayed
-        self._replayed += replayed
-        self.received += 1
-        event: Event | RawEvent | None
-        try:
-            event = RawEvent(topic, header, payload) if self._raw else decode_event(topic, payload)
-        except WireError as error:
-            kind, run_id = parse_topic(topic)
-            self._give_up(header.offset, run_id, kind, error, counts, attempts=1)
+        source, source_seq, topic_seq, records, offset, number, *_ = header
+        missed = topic_seq - counts.last_seqs.get(source, 0) - 1
+        if missed < 0:  # its publisher sent it again, after the journal lost it
+            self.repetition(topic)
+            arrival.done(1)
             return None
+        counts.missed += missed
+        self._missed += missed
+        counts.records += records
+        kind = parse_topic(topic).kind
+        handler = self._handlers.get(kind) or self._any
+        may_end = kind == RunComplete.kind
+        step = 1 if offset else 0  # what no bus has placed has no offset
+        context, follower, taken = self._context, self._follower, 0
+        end: RunComplete | None = None
+        for event in arrival.events(raw=self._raw):
+            if taken:
+                source_seq, offset, number = source_seq + 1, offset + step, number + step
+                follower.offset, follower.event_number = offset, number
+            taken += 1
+            self.received += 1
+            counts.received += 1
+            if replayed:
+                self._replayed += 1
+                counts.replayed += 1
+            if event is None or isinstance(event, WireError):
+                self._pass_over(topic, offset, event, counts)
+            elif may_end and isinstance(event, RunComplete) and event.running:
+                self._accept(counts)  # one of several publishers has ended it: it goes on
+            else:
+                if handler is None or 0 < offset <= self.done_offset:
+                    self._accept(counts)
+                else:
+                    context.offset = offset
+                    context.event = (source, source_seq)
+                    context.event_number = number
+                    if await self._handle(handler, event, kind, counts):
+                        self._accept(counts)
+                self._note_lag(account, event.ts_ns)
+                if may_end:
+                    end = _end_of(event)
+            if may_end or not (taken == arrival.left or goes_on()):
+                break
+        counts.last_seqs[source] = topic_seq + taken - 1
+        arrival.done(taken)
+        return end
+
+    def _pass_over(self, topic: bytes, offset: int, event: WireError | None, counts: TopicCounts) -> None:
+        """Count an event for no handler: it cannot be decoded, or is of a kind that is not known."""
         if event is None:
             self._skip_unknown(topic)
-            counts.handled += 1
-            self._worked += 1
-            return None
-        handler = self._handlers.get(event.kind) or self._any
-        if isinstance(event, RunComplete) and event.running:
-            counts.handled += 1  # one of several publishers has ended it: it goes on
-            self._worked += 1
-            return None
-        handled = True
-        if handler is not None and not 0 < header.offset <= self.done_offset:
-            self._context.offset = header.offset
-            self._context.event = (source, header.source_seq)
-            self._context.event_number = header.event_number
-            failure: Exception | None = None
-            try:
-                await _called(handler, event)
-            except Exception as error:
-                failure = error
-            else:
-                if self._failing:
-                    self._failing.discard(event.kind)
-            if failure is not None:  # not inside 'except', or each further one would tell of those before
-                handled = await self._try_again(handler, event, failure, counts)
-                failure = None  # with its frames, of which this is one
-        counts.handled += handled
-        self._worked += handled
-        self.lag_ns = time.time_ns() - event.ts_ns
-        account.worst_lag_ns = max(account.worst_lag_ns, self.lag_ns)
-        self.worst_lag_ns = max(self.worst_lag_ns, self.lag_ns)
-        if isinstance(event, RawEvent):
-            return event.end
-        return event if isinstance(event, RunComplete) else None
+            self._accept(counts)
+        else:
+            kind, run_id = parse_topic(topic)
+            self._give_up(offset, run_id, kind, event, counts, attempts=1)
+
+    def _accept(self, counts: TopicCounts) -> None:
+        counts.handled += 1
+        self._worked += 1
+
+    def _note_lag(self, account: RunAccount, happened_ns: int) -> None:
+        lag_ns = self.lag_ns = time.time_ns() - happened_ns
+        if lag_ns > account.worst_lag_ns:
+            account.worst_lag_ns = lag_ns
+        if lag_ns > self.worst_lag_ns:
+            self.worst_lag_ns = lag_ns
 
     async def retry(self, entry: Entry, event: Event) -> bool:
         """Call the handler once for an event that is a dead letter; return whether it succeeded.
@@ -410,6 +426,26 @@ class Dispatcher:
         found = self._of_topic[topic] = (account, account.counts(topic))
         return found
 
+    async def _handle(
+        self, handler: Handler, event: Event | RawEvent, kind: str, counts: TopicCounts
+    ) -> bool:
+        """Call a handler, again if it fails; return whether it has taken the event at last."""
+        failure: Exception
+        try:
+            await handler(event)
+        except asyncio.CancelledError as error:
+            failure = _cancelled(error)
+        except Exception as error:
+            failure = error
+        else:
+            if self._failing:
+                self._failing.discard(kind)
+            return True
+        try:  # not inside 'except', or each further one would tell of those before
+            return await self._try_again(handler, event, failure, counts)
+        finally:
+            del failure  # with its frames, of which this is one
+
     async def _try_again(
         self, handler: Handler, event: Event | RawEvent, error: Exception, counts: TopicCounts
     ) -> bool:
@@ -542,6 +578,13 @@ def _by_run(losses: Iterable[Loss]) -> tuple[Loss, ...]:
     return tuple(found.values())
 
 
+def _end_of(event: Event | RawEvent) -> RunComplete | None:
+    """Return the end of a run, if an event is one."""
+    if isinstance(event, RawEvent):
+        return event.end
+    return event if isinstance(event, RunComplete) else None
+
+
 async def _called(function: Callable[..., Awaitable[None]], *arguments: object) -> None:
     """Call a consumer's method; one that was cancelled, though this process is not to end, has failed.
 
@@ -551,6 +594,17 @@ async def _called(function: Callable[..., Awaitable[None]], *arguments: object) 
     try:
         await function(*arguments)
     except asyncio.CancelledError as error:
-        if is_to_end():
-            raise
-        raise RuntimeError("it was cancelled") from error
+        raise _cancelled(error) from error
+
+
+def _cancelled(error: asyncio.CancelledError) -> RuntimeError:
+    """Return that a method has failed which was cancelled.
+
+    Raises:
+        CancelledError: if this process is to end.
+    """
+    if is_to_end():
+        raise error
+    failure = RuntimeError("it was cancelled")
+    failure.__cause__ = error
+    return failure

@@ -68,7 +68,7 @@ class Follower:
                 return Verdict.HOLE
             self.missed += max(self._distance(header) - 1, 0)
             self.replaying = False
-        self._advance(header)
+        self.advance(header)
         return Verdict.HANDLE
 
     def replayed(self, header: Header) -> Verdict:
@@ -77,7 +77,7 @@ class Follower:
             return Verdict.REPETITION
         if self.offset:
             self.missed += max(self._distance(header) - 1, 0)
-        self._advance(header)
+        self.advance(header)
         return Verdict.HANDLE
 
     def heartbeat(self, header: Header) -> None:
@@ -88,7 +88,7 @@ class Follower:
         if self.replaying and not self.journaled:
             if header.offset > self.offset:  # what is missing before it is lost
                 self.missed += self._distance(header)
-                self._advance(header)
+                self.advance(header)
             self.replaying = False
 
     def caught_up(self, offset: int, event_number: int) -> None:
@@ -105,7 +105,8 @@ class Follower:
             return 1  # nobody knows: in the journal, nothing lies between
         return header.event_number - self.event_number
 
-    def _advance(self, header: Header) -> None:
+    def advance(self, header: Header) -> None:
+        """Move on to an event."""
         self.offset = header.offset
         self.event_number = header.event_number
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
+from phase_bus.consumer.arrival import Arrival
 from phase_bus.consumer.consumer import Consumer, subscriptions_of
 from phase_bus.consumer.holdings import Holdings
 from phase_bus.consumer.member import FLUSH_S, LOOK_S, Member
@@ -24,7 +25,7 @@ from phase_bus.core.address import AnyAddress
 from phase_bus.core.control import Assigned, Beat, Heard, Hello, Welcome
 from phase_bus.core.position import Lineage
 from phase_bus.core.session import introduce
-from phase_bus.core.wire import Header, partition_of, topic_prefix
+from phase_bus.core.wire import partition_of, topic_prefix
 from phase_bus.errors import ConfigError, PhaseBusError
 
 logger = logging.getLogger("phase_bus.consumer")
@@ -244,28 +245,30 @@ class GroupMember(Member):
     def takes_live(self) -> bool:
         return not self._stop.is_set()
 
-    async def take(
-        self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
-    ) -> None:
+    async def take(self, arrival: Arrival, goes_on: Callable[[], bool], *, replayed: bool) -> None:
+        topic = arrival.topic
         is_end = topic.startswith(_RUN_COMPLETE)
         if is_end and not replayed:
-            self._ends_at = max(self._ends_at, header.offset)
+            self._ends_at = max(self._ends_at, arrival.header.offset)
             self._next_flush_s = 0.0
         share = self.shares.get(partition_of(topic))  # that of events has the number of no partition
-        if share is None:
+        if share is None or not (replayed or self._takes_live(share)):
+            arrival.drop()
             return
-        if not replayed:
-            if share.follower.replaying:
-                return  # it comes again, from the journal
-            if not self._is_ours(share):
-                share.follower.replaying = True  # should it be ours after all, this event is still to come
-                return
         leader = self._holdings.leader if is_end and share.leads else None
-        if leader is not None and leader.holds_back(topic, header, payload):
+        if leader is not None and leader.holds_back(arrival):
             share.follower.replaying = True  # and so come to it again
+            arrival.drop()
             return
-        if await share.handle(topic, header, payload, replayed=replayed) is not None:
+        may_go_on = goes_on if replayed else lambda: goes_on() and self._takes_live(share)
+        if await share.take(arrival, may_go_on, replayed=replayed) is not None:
             await self._flush(share)
+
+    def _takes_live(self, share: Share) -> bool:
+        """Return whether a share may have a live event; if not, that comes again, from the journal."""
+        if not (share.follower.replaying or self._is_ours(share)):
+            share.follower.replaying = True  # should it be ours after all, the event is still to come
+        return not share.follower.replaying
 
     async def _catch_up(self, share: Share) -> bool:
         """Handle the next piece of the journal; return whether the bus could give one."""

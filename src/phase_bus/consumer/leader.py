@@ -6,10 +6,11 @@ import logging
 import time
 
 from phase_bus.consumer.account import RunAccount
+from phase_bus.consumer.arrival import Arrival
 from phase_bus.consumer.dispatcher import decode_saved
 from phase_bus.consumer.share import Share
 from phase_bus.core.control import PARTITIONS
-from phase_bus.core.wire import NO_PARTITION, Header, decode_event, partition_of
+from phase_bus.core.wire import NO_PARTITION, decode_event, partition_of
 from phase_bus.errors import PhaseBusError, StateError, WireError
 from phase_bus.events import Loss, RunComplete
 from phase_bus.journal.rows import Checkpoint
@@ -101,17 +102,18 @@ class GroupLeader:
 
     # ---- the ends of runs ----
 
-    def holds_back(self, topic: bytes, header: Header, payload: bytes | memoryview) -> bool:
+    def holds_back(self, arrival: Arrival) -> bool:
         """Return whether the end of a run has to wait for the partitions."""
-        if header.offset <= self.share.follower.offset:
+        offset = arrival.header.offset
+        if offset <= self.share.follower.offset:
             return False
         try:
-            end = decode_event(topic, payload)
-            if not isinstance(end, RunComplete) or end.running or self._has_all(end, header.offset):
+            end = decode_event(arrival.topic, arrival.payload)
+            if not isinstance(end, RunComplete) or end.running or self._has_all(end, offset):
                 return False
         except WireError:
             return False  # it becomes a dead letter, or nobody waits for what it names
-        self.held_back = (end, header.offset)
+        self.held_back = (end, offset)
         return True
 
     def _accounts_of(self, run_id: str) -> list[RunAccount]:

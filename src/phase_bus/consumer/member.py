@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from phase_bus.consumer.account import Totals
+from phase_bus.consumer.arrival import Arrival
 from phase_bus.consumer.health import ConsumerSnapshot
 from phase_bus.consumer.share import Share
 from phase_bus.consumer.transport import OpenTransport, Piece
@@ -25,7 +26,6 @@ from phase_bus.core.health import LEAST_PATIENCE_S
 from phase_bus.core.position import Lineage
 from phase_bus.core.readable import wait_for_event
 from phase_bus.core.throttle import Throttle
-from phase_bus.core.wire import Header
 from phase_bus.errors import PhaseBusError, WireError
 from phase_bus.events import EventBase, JournalLoss, Receipt
 
@@ -146,10 +146,8 @@ class Member(ABC):
         """Whether the next event may come from the live queue."""
 
     @abstractmethod
-    async def take(
-        self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
-    ) -> None:
-        """Give an event to the share that it is for, if it may have it now."""
+    async def take(self, arrival: Arrival, goes_on: Callable[[], bool], *, replayed: bool) -> None:
+        """Give what has arrived to the share that it is for: see :class:`Host`."""
 
     @property
     @abstractmethod
@@ -183,16 +181,25 @@ class Member(ABC):
             stream = self._lineage.position(first).stream
             share.note_journal_loss(JournalLoss(reason="damaged", stream=stream, first=first, last=last))
         breath_s = time.monotonic() + _BREATH_S
-        for topic, header, payload in piece.events:
-            try:
-                await self.take(topic, header, payload, replayed=True)
-            except WireError as error:
-                self.skip(error)
-            if time.monotonic() >= breath_s:
-                await self.breathe()
-                breath_s = time.monotonic() + _BREATH_S
-            if self._stop.is_set() or not goes_on():
-                return piece
+
+        def goes_on_now() -> bool:
+            return time.monotonic() < breath_s and may_go_on()
+
+        def may_go_on() -> bool:
+            return goes_on() and not self._stop.is_set()
+
+        for arrival in piece.arrivals:
+            while arrival.left:
+                try:
+                    await self.take(arrival, goes_on_now, replayed=True)
+                except WireError as error:
+                    arrival.drop()
+                    self.skip(error)
+                if time.monotonic() >= breath_s:
+                    await self.breathe()
+                    breath_s = time.monotonic() + _BREATH_S
+                if not may_go_on():
+                    return piece
         if piece.end:
             share.follower.caught_up(piece.offset, piece.event_number)
         share.pass_pruned(share.follower.offset)

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 import zmq
 
+from phase_bus.consumer.arrival import Arrival
 from phase_bus.consumer.local import LocalJournal
 from phase_bus.consumer.transport import Piece
-from phase_bus.core import bundle
 from phase_bus.core.address import Address
 from phase_bus.core.control import (
     Endpoint,
@@ -27,7 +27,7 @@ from phase_bus.core.ipc_directory import check_answer
 from phase_bus.core.keys import Key
 from phase_bus.core.readable import Readable
 from phase_bus.core.sockets import dealer
-from phase_bus.core.wire import Header, decode_reply, encode_control, receive_frames, unpack_header
+from phase_bus.core.wire import decode_reply, encode_control, receive_frames
 from phase_bus.errors import BusUnreachableError, JournalUnreadableError, StreamMovedError, WireError
 from phase_bus.journal.pieces import read_piece, read_states
 from phase_bus.journal.reader import JournalReader
@@ -161,9 +161,5 @@ def _answer(frames: list[zmq.Frame]) -> Reply:
 
 def _piece(answer: Fetched, messages: Iterable[tuple[bytes, bytes, memoryview]]) -> Piece:
     """Return a piece of messages' frames."""
-    events: list[tuple[bytes, Header, memoryview]] = []
-    for topic, header_frame, payload in messages:
-        header = unpack_header(header_frame, topic)
-        parts = bundle.split(header, header_frame, payload, topic)
-        events.extend((topic, each, part) for each, part in parts)
-    return Piece(events, answer.offset, answer.event_number, answer.end, answer.pruned, answer.damaged)
+    arrivals = [Arrival.of(*frames) for frames in messages]
+    return Piece(arrivals, answer.offset, answer.event_number, answer.end, answer.pruned, answer.damaged)

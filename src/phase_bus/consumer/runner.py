@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
+from phase_bus.consumer.arrival import Arrival
 from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.holdings import told
 from phase_bus.consumer.member import FLUSH_S, Member
@@ -19,7 +20,6 @@ from phase_bus.core.control import EVENTS, Beat, Heard, Hello, NameTaken, Role, 
 from phase_bus.core.position import Lineage
 from phase_bus.core.readable import wait_for_event
 from phase_bus.core.session import introduce
-from phase_bus.core.wire import Header
 from phase_bus.errors import NameTakenError, WireError
 from phase_bus.journal.rows import Checkpoint, Head
 
@@ -178,7 +178,8 @@ class ConsumerRunner(Member):
         if not self._reads_journal:
             await self._transport.drain()
         if self._reads_journal:  # maybe since what was live showed that something is missing
-            await self._fetch(self.share, lambda: self.share.placed)
+            bus_id = self._bus_id  # what another one has after the same offset may be something else
+            await self._fetch(self.share, lambda: self.share.placed and self._bus_id == bus_id)
         else:
             await self._wait(FLUSH_S)
             if self.state == "starting":
@@ -227,12 +228,10 @@ class ConsumerRunner(Member):
     def takes_live(self) -> bool:
         return self.share.placed and (not self.share.follower.replaying or self.state == "starting")
 
-    async def take(
-        self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
-    ) -> None:
+    async def take(self, arrival: Arrival, goes_on: Callable[[], bool], *, replayed: bool) -> None:
         if self.state == "starting" and self._transport.has_past and not replayed:
-            return  # the journal has it, and the sooner the bus's greeting is reached the better
-        if await self.share.handle(topic, header, payload, replayed=replayed) is not None:
+            arrival.drop()  # the journal has it, and the sooner the bus's greeting is reached the better
+        elif await self.share.take(arrival, goes_on, replayed=replayed) is not None:
             await self._flush()
             self._transport.tell_news()
 

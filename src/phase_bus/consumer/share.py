@@ -13,11 +13,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Literal, NamedTuple, TypeAlias
 
 from phase_bus.consumer.account import RunAccount
+from phase_bus.consumer.arrival import Arrival
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.dispatcher import KEPT_JOURNAL_LOSSES, Dispatcher, HandledEnd
 from phase_bus.consumer.follower import Verdict
 from phase_bus.consumer.raw import RawConsumer
 from phase_bus.consumer.view import View
+from phase_bus.core.bundle import following
 from phase_bus.core.control import EVENTS, Commit, PrunedRun
 from phase_bus.core.position import Lineage, Place, Position
 from phase_bus.core.wire import Header, topic_prefix
@@ -287,26 +289,41 @@ class Share:
     async def handle(
         self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
     ) -> RunComplete | None:
-        """Handle an event if it is the next one; a repetition is counted, a hole changes to replaying.
+        """Handle one event, as :meth:`take` does."""
+        return await self.take(Arrival(topic, header, payload), _always, replayed=replayed)
+
+    async def take(
+        self, arrival: Arrival, goes_on: Callable[[], bool], *, replayed: bool
+    ) -> RunComplete | None:
+        """Handle what has arrived if it is the next; a repetition is counted, a hole changes to replaying.
+
+        What is left of the arrival then has not been looked at: it is to be given again.
+
+        Args:
+            goes_on: whether another event may be handled now.
 
         Returns:
             The event, if it ends a run whose receipt is to be given: flush then.
         """
+        topic, header, follower = arrival.topic, arrival.header, self.follower
         if self._pruned:
             self.pass_pruned(header.offset - 1)
-        verdict = self.follower.replayed(header) if replayed else self.follower.live(header)
-        if verdict is Verdict.HOLE or not topic.startswith(self._handled_topics):
-            return None
-        dispatcher = self.dispatcher
-        # An event that comes at another place: its publisher sent it again after the journal lost it.
-        if verdict is Verdict.REPETITION or dispatcher.knows(topic, header):
-            dispatcher.repetition(topic)
-            return None
-        again = replayed and not self.follower.ordered
-        end = await dispatcher.take(topic, header, payload, replayed=again)
-        if end is not None and self._give is not None:
-            self._ends[end.run_id] = (end, header.offset)
-            return end
+        verdict = follower.replayed(header) if replayed else follower.live(header)
+        wanted = topic.startswith(self._handled_topics)
+        if verdict is Verdict.HANDLE and wanted:
+            again = replayed and not follower.ordered
+            end = await self.dispatcher.take(arrival, goes_on, replayed=again)
+            if end is not None and self._give is not None:
+                self._ends[end.run_id] = (end, header.offset)
+                return end
+        elif verdict is Verdict.HANDLE:
+            if arrival.left > 1:
+                follower.advance(following(header, arrival.left - 1))
+            arrival.drop()
+        else:
+            if verdict is Verdict.REPETITION and wanted:
+                self.dispatcher.repetition(topic)
+            arrival.done(1)
         return None
 
     def note_pruned(self, runs: Iterable[PrunedRun]) -> None:
@@ -451,3 +468,7 @@ class Share:
             return False
         self.commit = None
         return True
+
+
+def _always() -> bool:
+    return True

@@ -12,10 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
+from phase_bus.consumer.arrival import Arrival
 from phase_bus.consumer.share import Share
 from phase_bus.core.control import Beat, Hello, PrunedRun, Reply, State
 from phase_bus.core.session import Session
-from phase_bus.core.wire import Header
 from phase_bus.errors import PhaseBusError, WireError
 from phase_bus.events import EventBase
 from phase_bus.journal.rows import Checkpoint
@@ -25,14 +25,14 @@ class Piece(NamedTuple):
     """A piece of what is past.
 
     Attributes:
-        events: topic, header and payload of each event, in order.
+        arrivals: the events, in order.
         offset: where a reader stands that has handled them; likewise the event number.
         end: whether there was nothing more when it was read.
         pruned: the runs between there and here that are, or are being, pruned.
         damaged: the offsets of events that are damaged, and were left out.
     """
 
-    events: list[tuple[bytes, Header, memoryview]]
+    arrivals: list[Arrival]
     offset: int
     event_number: int
     end: bool
@@ -78,10 +78,17 @@ class Host(Protocol):
     def takes_live(self) -> bool:
         """Whether the next event may be a live one."""
 
-    async def take(
-        self, topic: bytes, header: Header, payload: bytes | memoryview, *, replayed: bool
-    ) -> None:
-        """Give an event to the share that it is for, if it may have it now."""
+    async def take(self, arrival: Arrival, goes_on: Callable[[], bool], *, replayed: bool) -> None:
+        """Give what has arrived to the share that it is for, if that may have it now.
+
+        What is left of it then is to be given again, as the next.
+
+        Args:
+            goes_on: whether another event may be handled now.
+
+        Raises:
+            WireError: if it is malformed.
+        """
 
     def take_greeting(self) -> None:
         """Take in that all subscriptions are in force, for the first time or again."""

@@ -6,17 +6,17 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TypeVar
 
 import zmq
 
+from phase_bus.consumer.arrival import Arrival
 from phase_bus.consumer.link import ControlLink
 from phase_bus.consumer.live import LiveQueue, ask_for_firewall
 from phase_bus.consumer.replay import ReplayClient
 from phase_bus.consumer.share import Share
 from phase_bus.consumer.transport import Host, Piece, Transport
-from phase_bus.core import bundle
 from phase_bus.core.address import Address
 from phase_bus.core.control import RESULTS_SUFFIX, Reply, Welcome
 from phase_bus.core.ipc_directory import CHECKED_FOR_S, check_answer, check_directory
@@ -25,12 +25,10 @@ from phase_bus.core.peer import property_of
 from phase_bus.core.wire import (
     NO_STREAM,
     READY,
-    Header,
     decode_event,
     receive_event,
     stream_tag,
     topic_prefix,
-    unpack_header,
 )
 from phase_bus.errors import (
     AddressError,
@@ -49,8 +47,6 @@ _HEARTBEAT = topic_prefix("heartbeat")
 _BREATH_S = 0.005  # how long handlers may run before heartbeats and signals get a turn
 _MOVED_S = 0.05  # after another bus has come to the place of the one asked
 _READ_AGAIN_S = 1.0  # after the bus could not read its journal
-
-_NO_EVENTS: Iterator[tuple[Header, memoryview]] = iter(())
 
 T = TypeVar("T")
 
@@ -74,8 +70,7 @@ class ZeroMqTransport(Transport):
         self._bus_id = ""  # of the bus that welcomed this process last
         self._tag = NO_STREAM  # what of its stream's id is in the headers
         self._old_tags: set[bytes] = set()  # of the buses before
-        # What is left of the last message: of a bundle, the events that nobody has looked at yet.
-        self._topic, self._rest = b"", _NO_EVENTS
+        self._rest: Arrival | None = None  # what is left of the last live message: the next to be handled
         self._complained_of = ""  # the endpoint at which no answer about the journal came
         self._checked_s = -math.inf  # when the bus's place was seen to be nobody else's
         # In direct mode nothing but the events themselves tells who is there now.
@@ -161,7 +156,8 @@ class ZeroMqTransport(Transport):
         self._live.ask_again()
 
     async def wait(self, timeout_s: float) -> None:
-        await self._live.readable.wait(timeout_s)
+        if self._rest is None or not self._host.takes_live:
+            await self._live.readable.wait(timeout_s)
 
     def look_again(self) -> None:
         self._live.readable.look_again()
@@ -172,21 +168,26 @@ class ZeroMqTransport(Transport):
             if not self._is_safe():
                 return False
             self._checked_s = now_s
-        breath_s = time.monotonic() + _BREATH_S
+        breath_s, tag = time.monotonic() + _BREATH_S, self._tag
+
+        def goes_on() -> bool:
+            # What another bus has after the same offset may be something else.
+            return host.takes_live and self._tag is tag and time.monotonic() < breath_s
+
         while host.takes_live:
             try:
-                event = next(self._rest, None)
-                if event is None:
-                    self._receive()
+                arrival, self._rest = self._rest or self._receive(), None
+                if arrival is None:
                     continue
-                topic, (header, payload) = self._topic, event
-                if header.stream != self._tag and not self._address.direct:
-                    self._meet(header.stream)
+                if arrival.header.stream != self._tag and not self._address.direct:
+                    self._meet(arrival.header.stream)
                     continue
-                if topic.startswith(_HEARTBEAT) and not self._address.direct:
-                    self._take_heartbeat(topic, header, payload)
+                if arrival.topic.startswith(_HEARTBEAT) and not self._address.direct:
+                    self._take_heartbeat(arrival)
                 else:
-                    await host.take(topic, header, payload, replayed=False)
+                    await host.take(arrival, goes_on, replayed=False)
+                if arrival.left:
+                    self._rest = arrival
             except zmq.Again:
                 return False
             except AddressError as error:
@@ -199,11 +200,11 @@ class ZeroMqTransport(Transport):
                 return True
         return False
 
-    def _receive(self) -> None:
-        """Receive the next live message; its events are the next to be looked at.
+    def _receive(self) -> Arrival | None:
+        """Return what has arrived next, None for the bus's greeting.
 
         Raises:
-            zmq.Again: if there is none.
+            zmq.Again: if there is nothing.
             AddressError: if it may be somebody else's.
             WireError: if it is malformed.
         """
@@ -212,10 +213,10 @@ class ZeroMqTransport(Transport):
             check_answer(self._address, payload)
             self._peer = peer
         if not topic.startswith(READY):
-            header = unpack_header(header_frame, topic)
-            self._topic, self._rest = topic, bundle.split(header, header_frame, payload.buffer, topic)
-        elif self._live.is_greeting(topic):
+            return Arrival.of(topic, header_frame, payload.buffer)
+        if self._live.is_greeting(topic):
             self._host.take_greeting()
+        return None
 
     def _meet(self, tag: bytes) -> None:
         """Take in that a live event is not of the stream that is followed.
@@ -226,12 +227,13 @@ class ZeroMqTransport(Transport):
         if tag not in self._old_tags:
             self._link.ask_anew()
 
-    def _take_heartbeat(self, topic: bytes, header: Header, payload: memoryview) -> None:
+    def _take_heartbeat(self, arrival: Arrival) -> None:
         """Take in where the stream and each partition of it stand."""
-        event = decode_event(topic, payload)
+        event = decode_event(arrival.topic, arrival.payload)
         if isinstance(event, Heartbeat):
             for share in self._host.held:
-                share.heartbeat(header, event.partitions)
+                share.heartbeat(arrival.header, event.partitions)
+        arrival.done(1)
 
     # ---- what is past ----
 

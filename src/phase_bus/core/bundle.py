@@ -8,11 +8,16 @@ event by event. Records do not travel so: a batch of them is a bundle already.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterator, Sequence
+from types import GenericAlias
 
-from phase_bus.core.wire import HEADER, Header
+import msgspec
+
+from phase_bus.core.wire import HEADER, Header, decode, parse_topic
 from phase_bus.errors import WireError
+from phase_bus.events import KINDS, Event
 
 BUNDLED_BYTES = 64 << 10  # of payloads in a bundle, at most
 LARGEST_BUNDLED_BYTES = 8 << 10  # of a payload; a larger one gains nothing
@@ -45,7 +50,7 @@ def split(
     """
     if header.events == 1:
         return iter(((header, payload),))
-    return _split(header, sizes_of(header, header_frame, payload, topic), payload)
+    return parts(header, sizes_of(header, header_frame, payload, topic), payload)
 
 
 def sizes_of(header: Header, frame: bytes, payload: memoryview, topic: bytes = b"") -> tuple[int, ...]:
@@ -64,9 +69,8 @@ def sizes_of(header: Header, frame: bytes, payload: memoryview, topic: bytes = b
     return sizes
 
 
-def _split(
-    header: Header, sizes: Sequence[int], payload: memoryview
-) -> Iterator[tuple[Header, memoryview]]:
+def parts(header: Header, sizes: Sequence[int], payload: memoryview) -> Iterator[tuple[Header, memoryview]]:
+    """Yield header and payload of each event of a bundle, by the sizes that its header frame says."""
     source, seq, topic_seq, _, offset, number, _, stream, _ = header
     placed = 1 if offset else 0  # what no bus has placed has no offset
     end = ARRAY_BYTES
@@ -74,6 +78,31 @@ def _split(
         begin, end = end, end + size
         yield Header(source, seq, topic_seq, 0, offset, number, 0, stream), payload[begin:end]
         seq, topic_seq, offset, number = seq + 1, topic_seq + 1, offset + placed, number + placed
+
+
+def following(header: Header, count: int) -> Header:
+    """Return the header of what is left of a bundle behind its first events."""
+    source, seq, topic_seq, _, offset, number, _, stream, events = header
+    placed = count if offset else 0
+    seq, topic_seq, left = seq + count, topic_seq + count, events - count
+    return Header(source, seq, topic_seq, 0, offset + placed, number + placed, 0, stream, left)
+
+
+def decode_events(topic: bytes, payload: bytes | memoryview) -> Sequence[Event | None]:
+    """Return the events of a bundle's payload, decoded at once; each is None if their kind is not known.
+
+    Raises:
+        WireError: if one of them is not an event of the topic's kind.
+    """
+    kind = parse_topic(topic).kind
+    if kind not in KINDS:
+        return [None] * int.from_bytes(payload[1:ARRAY_BYTES], "big")
+    return decode(_decoder_of(kind).decode, payload, "not a bundle of events", topic)
+
+
+@functools.cache
+def _decoder_of(kind: str) -> msgspec.msgpack.Decoder[list[Event]]:
+    return msgspec.msgpack.Decoder(GenericAlias(list, KINDS[kind]))
 
 
 def place(header: Header, header_frame: bytes, offset: int, event_number: int, stream: bytes) -> bytes:

@@ -153,11 +153,11 @@ class GroupSeat:
 
         One that is not among the usual ones becomes a share of the group's work.
         """
-        for topic, _, payload in piece.events:
-            if not topic.startswith(_RUN_COMPLETE):
+        for arrival in piece.arrivals:
+            if not arrival.topic.startswith(_RUN_COMPLETE):
                 continue
             with suppress(WireError):
-                end = decode_event(topic, payload)
+                end = decode_event(arrival.topic, arrival.payload)
                 if isinstance(end, RunComplete):
                     partitions = {partition_of(name.encode()) for name in end.published}
                     self._partitions |= partitions - {NO_PARTITION, *range(PARTITIONS)}

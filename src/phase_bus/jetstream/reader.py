@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from phase_bus.consumer.arrival import Arrival
 from phase_bus.consumer.share import Share
 from phase_bus.consumer.transport import Piece
 from phase_bus.core.wire import stream_tag
@@ -67,8 +68,8 @@ class Reader:
             self._given.popleft()
         if not self._given:
             self._given.extend(await self.cursor.take())
-        events = [
-            (
+        arrivals = [
+            Arrival(
                 message.topic,
                 message.header._replace(offset=at, previous=0, stream=self._tag),
                 message.payload,
@@ -76,7 +77,7 @@ class Reader:
             for at, message, _ in self._given
             if at > offset
         ]
-        return Piece(events, self.cursor.position, 0, end=not self.cursor.has_more)
+        return Piece(arrivals, self.cursor.position, 0, end=not self.cursor.has_more)
 
     def take_lost(self) -> list[tuple[int, int]]:
         """Return the ranges of offsets that the stream does not hold any more, each once."""
