@@ -157,9 +157,9 @@ def _bus() -> Iterator[tuple[str, str, float]]:
         yield "calls_check_bundle", f"calls to look at {of}", calls_of(lambda: _check(frame, payload))
 
 
-def _bundle(seq: int) -> tuple[bytes, bytes]:
-    """Return the header and payload of a bundle whose first event has this number."""
-    return join(Header(_SOURCE, seq, seq).pack(), [_PAYLOAD] * _IN_A_BUNDLE)
+def _bundle(seq: int, offset: int = 0) -> tuple[bytes, bytes]:
+    """Return the header and payload of a bundle whose first event has these numbers."""
+    return join(Header(_SOURCE, seq, seq, 0, offset, offset).pack(), [_PAYLOAD] * _IN_A_BUNDLE)
 
 
 def _check(frame: bytes, payload: bytes) -> None:
@@ -189,9 +189,21 @@ def _consumer() -> Iterator[tuple[str, str, float]]:
             _to_end(dispatcher.take(Arrival(_TOPIC, header, _PAYLOAD), lambda: True, replayed=False))
         return dispatcher
 
+    def take_bundle() -> object:
+        nonlocal seq
+        frame, payload = _bundle(seq + 1, seq + 1)
+        seq += _IN_A_BUNDLE
+        arrival = Arrival.of(_TOPIC, frame, memoryview(payload))
+        _to_end(dispatcher.take(arrival, lambda: True, replayed=False))
+        return dispatcher
+
     take()
     yield "calls_take", "calls an event, from the socket's frames to its handler", calls_of(take) / _EVENTS
     yield "blocks_take", "blocks left behind by an event", blocks_kept(take) / _EVENTS
+    take_bundle()
+    of = f"a bundle of {_IN_A_BUNDLE}"
+    yield "calls_take_bundle", f"calls {of}, from its frames to the handler", calls_of(take_bundle)
+    yield "blocks_take_bundle", f"blocks left behind by {of}", blocks_kept(take_bundle)
     for count in _BATCHES:
         yield from _aggregating(count)
 
