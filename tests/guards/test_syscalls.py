@@ -8,6 +8,7 @@ twice what it is at rest (the journal's of an event: 0.57 at rest, 0.85 at most)
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,13 +17,18 @@ from typing import TypeAlias
 
 import pytest
 
+from benchmarks import shapes
 from phase_bus.core.address import Address
 from phase_bus.core.client import BusClient
+from phase_bus.core.control import Ack, Hello, Welcome
+from phase_bus.core.wire import BUNDLED_MOST, encode_event, topic_of
 from phase_bus.testing.process import BusProcess, PythonProcess
 from phase_bus.testing.waiting import wait_until
 from tests.guards.bounds import assert_at_most
 from tests.guards.burst import BATCH, DONE_S, moments
 from tests.guards.syscalls import calls_between, needs_strace, tracing, wait_traced
+from tests.support.bundles import packed
+from tests.support.clients import SOURCE, RawClient, Subscriber
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = 3
@@ -136,3 +142,38 @@ def test_calls_an_event_of_a_burst(calls: Calls, who: str, bound: float) -> None
     each = found.total() / COUNTS["events"]
     print(f"{who}: {each:.3f} an event, {found.most_common(5)}")
     assert_at_most(bound, each, f"system calls an event, {who} ({found.most_common(5)})")
+
+
+def test_calls_of_a_bundle(tmp_path: Path, ipc_dir: Path) -> None:
+    """The bus makes a few for it, for journal and consumer too; for its events one by one, far more."""
+    needs_strace()
+    trace, address = tmp_path / "bus.strace", f"ipc://{ipc_dir}"
+    windows: dict[int, list[tuple[float, float]]] = {1: [], BUNDLED_MOST: []}
+    options = ("--data", str(tmp_path / "journal"))
+    with BusProcess(tmp_path / "bus.log", address, options=options, under=tracing(trace)) as bus:
+        with Subscriber(address) as subscriber, RawClient(address) as client:
+            hello = Hello(client_id=SOURCE.hex(), role="publisher", name="raw")
+            wait_until(lambda: isinstance(client.ask(hello), Welcome))
+            _send(client, subscriber, 1)  # the first event begins the run
+            for each in (1, BUNDLED_MOST) * 5:
+                begin_s = time.time()
+                _send(client, subscriber, each)
+                windows[each].append((begin_s, time.time()))
+        assert bus.terminate() == 0, bus.tail()
+        wait_traced(bus, trace)
+    one_by_one, bundled = (min(calls_between(trace, *each).total() for each in w) for w in windows.values())
+    print(f"a bundle: {bundled} calls, its events one by one: {one_by_one}")
+    assert_at_most(120, bundled, "system calls of the bus for a bundle")
+    assert bundled < one_by_one / 3
+
+
+def _send(client: RawClient, subscriber: Subscriber, each: int) -> None:
+    """Send as many events as fit into a bundle, so many in a message; wait until they are delivered."""
+    event = shapes.event_of_size(200)
+    payloads, topic = [encode_event(event)] * each, topic_of(event)
+    before = len(subscriber.read())
+    for seq in range(before + 1, before + BUNDLED_MOST + 1, each):
+        client.socket.send_multipart(packed(payloads, topic, SOURCE, seq, seq))
+    while client.reply() != Ack(seq=before + BUNDLED_MOST):
+        pass
+    wait_until(lambda: len(subscriber.read()) == before + BUNDLED_MOST)

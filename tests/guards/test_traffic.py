@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,16 @@ from benchmarks import shapes
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
+from phase_bus.core.control import Ack, Hello, Welcome
 from phase_bus.core.readable import Readable
+from phase_bus.core.wire import encode_event, topic_of
 from phase_bus.events import EventBase
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing.waiting import DEADLINE_S, until, wait_until
 from tests.guards.bounds import assert_at_most
 from tests.guards.traffic import Frames, running_bus, send_all
-from tests.support.clients import Subscriber
+from tests.support.bundles import packed
+from tests.support.clients import SOURCE, RawClient, Subscriber
 
 _COUNT = 500
 _EVENT = shapes.event_of_size(200)
@@ -41,6 +45,47 @@ def test_a_burst_is_one_transaction_a_turn_and_acknowledged_as_one(
         assert_at_most(4.5, frames.received[zmq.ROUTER] / _COUNT, "frames received by the bus an event")
         # Acknowledgements, and the welcome.
         assert_at_most(0.1, frames.sent[zmq.ROUTER] / _COUNT, "frames sent back an event")
+
+
+def test_a_turn_of_bundles_is_one_transaction_and_acknowledged_as_one(
+    ipc_dir: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: None
+) -> None:
+    """A row, and three frames to consumers, for each bundle.
+
+    Nothing shows that they have come while the bus stands still: should they be late, others are looked at.
+    """
+    frames = Frames(monkeypatch)
+    payloads = [encode_event(_EVENT)] * 256
+    topic = topic_of(_EVENT)
+    with running_bus(ipc_dir) as (address, journal), RawClient(address) as client:
+
+        def send(seq: int, count: int) -> None:
+            client.socket.send_multipart(packed(payloads[:count], topic, SOURCE, seq, seq))
+
+        def turns(first: int) -> tuple[list[int], int, int]:
+            """Return the rows of each transaction, and the frames sent to consumers and to the client."""
+            journal.gate.clear()
+            before_s = time.monotonic()
+            send(first, 2)
+            wait_until(lambda: journal.waits)
+            for number in range(3):
+                send(first + 2 + 256 * number, 256)
+            wait_until(lambda: time.monotonic() > before_s + 0.1)
+            journal.appended.clear()
+            frames.sent.clear()
+            journal.gate.set()
+            last = first + 2 + 3 * 256 - 1
+            while client.reply() != Ack(seq=last):
+                pass
+            return journal.appended[:], frames.sent[zmq.XPUB], frames.sent[zmq.ROUTER]
+
+        journal.gate.set()
+        assert isinstance(client.ask(Hello(client_id=SOURCE.hex(), role="publisher", name="raw")), Welcome)
+        client.publish(_EVENT, SOURCE, 1)
+        assert client.reply() == Ack(seq=1)
+        found = [turns(2 + 770 * number) for number in range(5)]
+    # First what held the bus up, two events, then the bundles, maybe a heartbeat; a reply has two frames.
+    assert any(rows == [1, 3] and sent in (12, 15) and back == 4 for rows, sent, back in found)
 
 
 def test_a_large_payload_is_passed_on_as_it_was_received(

@@ -59,16 +59,20 @@ class GatedJournal(Journal):
     """A journal that keeps its first events back until the gate is open, so that more queue meanwhile.
 
     Attributes:
-        appended: how many events each transaction had.
+        appended: how many events, or bundles, each transaction had.
+        waits: whether it waits for the gate.
     """
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self.appended: list[int] = []
         self.gate = threading.Event()
+        self.waits = False
 
     def append(self, entries: Sequence[Entry]) -> None:
+        self.waits = not self.gate.is_set()
         assert self.gate.wait(DEADLINE_S)
+        self.waits = False
         self.appended.append(len(entries))
         super().append(entries)
 

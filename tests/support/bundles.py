@@ -40,6 +40,17 @@ def add_bundle(
     return log.entries[-1]._replace(header=header, payload=content, events=count)
 
 
+def packed(
+    payloads: Sequence[bytes], topic: bytes, source: bytes = _SOURCE, seq: int = 1, topic_seq: int = 1
+) -> Frames:
+    """Return an event, or several in one message, as a publisher sends them."""
+    header = _FIXED.pack(4, bytes(3), 0, source, seq, topic_seq, 0, 0, 0)
+    if len(payloads) == 1:
+        return topic, header, payloads[0]
+    sizes = b"".join(struct.pack("<I", len(payload)) for payload in payloads)
+    return topic, header + sizes, struct.pack(">BH", 0xDC, len(payloads)) + b"".join(payloads)
+
+
 def taken_apart(topic: bytes, header: bytes, payload: bytes) -> Iterator[tuple[int, Frames]]:
     """Yield offset and frames of each event of a message that a bus has placed."""
     version, stream, records, source, seq, topic_seq, offset, number, previous = _FIXED.unpack_from(header)

@@ -221,7 +221,8 @@ class Ingest:
             return None
         try:
             parsed = parse_topic(topic)
-            if not self._runs.just_counts(parsed.run_id, header.source, parsed.kind):
+            kind, run_id = parsed
+            if run_id in self._ends_on_the_way or not self._runs.just_counts(run_id, header.source, kind):
                 return None
             check_size(self._options, topic, HEADER.size + len(sizes) * SIZE_BYTES, len(payload))
             event = check_bundle(topic, parsed, header, sizes, payload)

@@ -95,10 +95,12 @@ class Runs:
         return run is not None and run.status == RUNNING
 
     def just_counts(self, run_id: str, source: bytes, kind: str) -> bool:
-        """Return whether an event that changes no part of a run would be admitted as it is, and counted."""
+        """Return whether an event would be admitted as it is, and change nothing of its run but counts."""
         run = self.run_of(run_id, source, kind)
-        part = None if run is None else run.parts.get(source)
-        return run is not None and run.run_id == run_id and part is not None and part.status == RUNNING
+        if run is None or run.run_id != run_id or run.status != RUNNING:
+            return False
+        part = run.parts.get(source)
+        return part is not None and part.status == RUNNING and not _changes_part(kind, part)
 
     def admit(self, incoming: Incoming) -> Incoming:
         """Return an event as it goes into the stream: of the attempt, and with the totals, that it is of.
