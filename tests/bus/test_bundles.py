@@ -466,24 +466,6 @@ def test_a_run_that_begins_again(kept: DurableBus) -> None:
         assert decode_event(event.topic, event.payload) == start(number + 1, "r#2")
 
 
-def test_starts_of_a_run_that_goes_on(any_bus: BusThread) -> None:
-    """They may be many, and come together; what is too much in one of them concerns that one."""
-    deep: dict[str, Any] = {}
-    for _ in range(200):
-        deep = {"deeper": deep}
-    begins = [RunStart(run_id="r", ts_ns=n, variation=deep if n == 6 else {}) for n in range(1, 8)]
-    first, *rest = numbered([encode_event(event) for event in begins], topic=b"run_start.r$")
-    with Listener(any_bus.address) as listener, Raw(any_bus.address) as client:
-        client.settled(first)
-        client.send(bundled(rest[:3]), bundled(rest[3:]))
-        told = client.until_acked(7)
-        assert [reply.seq for reply in told if isinstance(reply, Rejected)] == [6]
-        assert all_sent(listener.placed(7)) == [first, *rest[:4], *rest[5:]]
-        assert len(listener.messages()[1][1]) == 64 + 4 * 3
-        (run,) = client.status().runs
-        assert (run.status, run.started_ns) == ("running", 1)
-
-
 def test_a_run_that_goes_on_after_its_end(kept: DurableBus) -> None:
     """As that of a publisher that was taken for lost: it is running again, and nothing is missing."""
     with Listener(kept.address) as listener, Raw(kept.address) as client:

@@ -39,7 +39,7 @@ _NUMBER_BYTES = 8
 _ROW_BYTES = 4
 _SAID_BY_BUSES = frozenset({Heartbeat.kind, READY.decode().rstrip(".")})
 # The kinds of which, in a run that goes on, nothing but a count depends on the single event.
-_BUNDLED = KINDS.keys() - _SAID_BY_BUSES - BEGIN_NO_RUN - {Records.kind, RunComplete.kind}
+_BUNDLED = KINDS.keys() - _SAID_BY_BUSES - BEGIN_NO_RUN - {Records.kind, RunStart.kind, RunComplete.kind}
 
 
 def check_event(
@@ -118,8 +118,8 @@ def _latest(parsed: Topic, sizes: Sequence[int], payload: memoryview) -> Event:
     for size in sizes:  # by their sizes, on which readers rely; all at once would be no quicker
         begin, end = end, end + size
         event = decode_one(payload[begin:end])
-        if event.kind != kind or event.run_id != run_id or (type(event) is RunStart and event.variation):
-            raise ValueError("one is of another kind or run, or holds something free")
+        if event.kind != kind or event.run_id != run_id:
+            raise ValueError("one is of another kind or run")
         if latest is None or event.ts_ns > latest.ts_ns:
             latest = event
     assert latest is not None
