@@ -133,16 +133,12 @@ _FRAMES = (
     "tables of delivery."
 )
 _BATCHES = (
-    "64 KiB, on a busy machine, the least of many rounds: the bus's own thread takes 150 to 200 µs an "
-    "event, 120 of it the journal (checksum 18, the rest SQLite: copying into pages, summing them, two "
-    "writes for each page of its log); a thread that merges the log into the file 60; ZeroMQ's thread 65. "
-    "The proxy takes 20 and 65, and writes nothing. Between them: the same typed ends with a bare proxy "
-    "reach 0.58 to 0.95 of the bare side, a bus without a journal 0.68 to 0.76, one that does no more "
-    "than sum the bytes and write(2) them to a file (33 µs an event) 0.64: SQLite is the largest part of "
-    "what is missing, and without it the budget would still be missed. The publisher encodes (40 µs) and "
-    "copies into ZeroMQ (20 to 30 µs; uncopied it would be 9, but pyzmq starts a thread for it, which the "
-    "benchmark's process is not to have); every hop copies in the kernel; three to five processes share "
-    "two cores."
+    "64 KiB, CPU on a busy machine: of 690 µs an event over all processes (of the bare side, by frame: "
+    "168) the bus takes 440: its own thread 280 (the journal 200: three copies in SQLite, nine pages, "
+    "each summed and written in two writes, our checksum 20; the rest is what a turn costs, shared by the "
+    "3 to 20 events that ZeroMQ's thread brings in time), the thread that copies the log into the file 85 "
+    "to 105, ZeroMQ's 70. Without any journal the bus would take 138, and all of it be 0.51 of the bare "
+    "side; with payloads in a file of their own 0.35 to 0.37 (decision 29)."
 )
 _SINKS = (
     "Records to three sinks: the lean side sends 1.4 kB of plain msgpack, decoded and appended. What "
