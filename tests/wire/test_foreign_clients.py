@@ -20,7 +20,7 @@ from tests.wire import decoder, encoder
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
-KNOWN = {"records", "run_complete", "heartbeat"}
+KNOWN = {"records", "phase_progress", "run_complete", "heartbeat"}
 TIMEOUT_MS = 20_000
 
 
@@ -98,6 +98,7 @@ class ForeignSubscriber(Foreigner):
         self.sub = self.socket(zmq.SUB, welcome["events"]["ipc_name"])
         self.replay = self.socket(zmq.DEALER, welcome["replay"]["ipc_name"])
         self.offset = 0
+        self.largest = 0  # events in a message
         self.sub.subscribe(b"")
         ready = f"ready.{self.id.hex()}$".encode()
         self.sub.subscribe(ready)
@@ -108,6 +109,11 @@ class ForeignSubscriber(Foreigner):
         assert self.sub.poll(TIMEOUT_MS)
         return list(self.sub.recv_multipart())
 
+    def _events(self, frames: list[bytes]) -> list[decoder.Received]:
+        events = decoder.read_message(frames, KNOWN)
+        self.largest = max(self.largest, len(events))
+        return events
+
     def fetch(self) -> Iterator[decoder.Received]:
         """Yield what the journal has after the offset."""
         while True:
@@ -117,7 +123,7 @@ class ForeignSubscriber(Foreigner):
             fetched = decoder.unpack(first)
             assert fetched["op"] == "fetched"
             for place in range(0, len(frames), 3):
-                yield from decoder.read_message(frames[place : place + 3], KNOWN)
+                yield from self._events(frames[place : place + 3])
             self.offset = fetched["offset"]
             if fetched["end"]:
                 return
@@ -128,7 +134,7 @@ class ForeignSubscriber(Foreigner):
             frames = self._receive()
             if frames[0].startswith(b"ready."):
                 continue
-            for event in decoder.read_message(frames, KNOWN):
+            for event in self._events(frames):
                 if event.kind == "heartbeat":
                     assert event.head.offset <= self.offset, "lost"
                 elif event.head.offset > self.offset:
@@ -227,3 +233,28 @@ def test_foreign_subscriber() -> None:
         assert sum(len(decoder.read_records(batch)) for batch in batches if batch is not None) == 300
         assert events[-1].payload is not None
         assert events[-1].payload["records"] == 300
+
+
+def test_bundles_of_a_foreign_publisher_reach_a_foreign_subscriber() -> None:
+    """As bundles, live and from the journal; from there, also from within one."""
+    told: list[dict[str, Any]] = [
+        {"run_id": "r.1", "ts_ns": n, "phase": {"name": "p"}, "stats": {"sent": n}} for n in range(1, 7)
+    ]
+    with LiveBus() as bus, foreign_context() as context:
+        subscriber = ForeignSubscriber(context, bus.address)
+        publisher = ForeignPublisher(context, bus.address)
+        publisher.publish("run_start", "r.1", run_id="r.1", ts_ns=1, producer="foreign 1.0")
+        publisher.publish("phase_progress", "r.1", **told[0])
+        publisher.publish_together("phase_progress", "r.1", told[1:])
+        end: dict[str, Any] = {"status": "completed", "published": dict(publisher.topics), "records": 0}
+        publisher.publish("run_complete", "r.1", run_id="r.1", ts_ns=9, **end)
+        live = list(subscriber.live())
+        assert subscriber.largest == 5
+        for after in range(len(live)):
+            subscriber.offset, subscriber.largest = after, 0
+            past = list(subscriber.fetch())
+            assert past == live[after:]
+            assert (subscriber.largest == 5) == (after <= 2)
+    assert [event.head.offset for event in live] == list(range(1, 9))
+    assert [event.head.topic_seq for event in live[1:-1]] == [1, 2, 3, 4, 5, 6]
+    assert [event.payload and event.payload["ts_ns"] for event in live[1:-1]] == [1, 2, 3, 4, 5, 6]
