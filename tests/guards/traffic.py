@@ -60,12 +60,14 @@ class GatedJournal(Journal):
 
     Attributes:
         appended: how many events, or bundles, each transaction had.
+        kept: how many events all of them had.
         waits: whether it waits for the gate.
     """
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self.appended: list[int] = []
+        self.kept = 0
         self.gate = threading.Event()
         self.waits = False
 
@@ -74,6 +76,7 @@ class GatedJournal(Journal):
         assert self.gate.wait(DEADLINE_S)
         self.waits = False
         self.appended.append(len(entries))
+        self.kept += sum(entry.events for entry in entries)
         super().append(entries)
 
 
@@ -94,13 +97,12 @@ def running_bus(directory: Path) -> Iterator[tuple[str, GatedJournal]]:
         bus.close()
 
 
-def send_all(
-    publisher: Publisher, publish: Callable[[], None], count: int, frames: Frames, journal: GatedJournal
-) -> None:
+def send_all(publisher: Publisher, publish: Callable[[], None], count: int, journal: GatedJournal) -> None:
     """Publish so many events while the journal keeps still, and then let it work."""
     wait_until(lambda: publisher.connected)
     for _ in range(count):
         publish()
-    wait_until(lambda: frames.sent[zmq.DEALER] >= 3 * count)
+    outbox = publisher._sender._outbox
+    wait_until(lambda: outbox.last_seq >= count and outbox.peek() is None)
     journal.gate.set()
     assert publisher.flush(DEADLINE_S)

@@ -24,7 +24,7 @@ from phase_bus.core.control import (
 from phase_bus.core.handshakes import HandshakeWatch
 from phase_bus.core.ipc_directory import CHECKED_FOR_S, check_directory, lock_directory
 from phase_bus.core.keys import Key
-from phase_bus.core.outbox import Message, Outbox
+from phase_bus.core.outbox import Message, Outbox, frames_of
 from phase_bus.core.printable import printable
 from phase_bus.core.session import Session, introduce
 from phase_bus.core.sockets import bind, dealer
@@ -99,14 +99,14 @@ class BusLink:
                 if not self._is_safe(there=True):
                     return False
                 self._checked_s = now_s
-            while (message := outbox.peek()) is not None:
+            while messages := outbox.together(self._largest):
                 if outbox.in_flight_bytes > WINDOW_BYTES:
                     return False  # an acknowledgement will wake us
-                if 0 < self._largest < message.size_bytes:
-                    self._send_without_payload(message)
+                if 0 < self._largest < messages[0].size_bytes:
+                    self._send_without_payload(messages[0])
                 else:
-                    send_frames(sock, message.frames, _NOBLOCK)
-                outbox.sent()
+                    send_frames(sock, frames_of(messages), _NOBLOCK)
+                outbox.sent(len(messages))
         except zmq.Again:
             return True
         return False
@@ -306,10 +306,10 @@ class DirectLink:
 
     def send(self) -> bool:
         """Send what the outbox has; return True if the socket must become writable for the rest."""
-        while (message := self._outbox.peek()) is not None:
-            send_frames(self.socket, message.frames)
-            self._outbox.sent()
-            self._outbox.acknowledge(message.seq)
+        while messages := self._outbox.together():
+            send_frames(self.socket, frames_of(messages))
+            self._outbox.sent(len(messages))
+            self._outbox.acknowledge(messages[-1].seq)
         return False
 
     def receive(self) -> None:
