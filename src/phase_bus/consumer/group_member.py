@@ -263,6 +263,7 @@ class GroupMember(Member):
         may_go_on = goes_on if replayed else lambda: goes_on() and self._takes_live(share)
         if await share.take(arrival, may_go_on, replayed=replayed) is not None:
             await self._flush(share)
+            self._transport.tell_news()
 
     def _takes_live(self, share: Share) -> bool:
         """Return whether a share may have a live event; if not, that comes again, from the journal."""
@@ -364,4 +365,6 @@ class GroupMember(Member):
         if self._holdings.take_ack(heard):
             self._transport.tell_news()
         if heard.kept or heard.refused:
+            if self._holdings.leader is not None:
+                self._holdings.leader.look_soon()
             self._transport.look_again()

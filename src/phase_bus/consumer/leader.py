@@ -53,6 +53,11 @@ class GroupLeader:
         """How long to wait between two looks at the partitions."""
         return _LOOK_S if self.held_back is None else _LOOK_AT_END_S
 
+    def look_soon(self) -> None:
+        """Look at once if the end of a run waits: something was committed."""
+        if self.held_back is not None:
+            self.next_look_s = 0.0
+
     async def take_over(self, checkpoints: dict[int, Checkpoint]) -> None:
         """Hand the instance what partitions have committed; then the end of a run may wait no more.
 
