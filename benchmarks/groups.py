@@ -19,7 +19,8 @@ from phase_bus.core.control import GroupInfo
 QUESTION = "How many records a second does a group aggregate with one worker, with two, in what memory?"
 _RUN = "prepared"
 _LIMIT_S = 120.0
-_LOOK_S = 0.005
+_LOOK_S = 0.02  # a look takes the bus and this process 0.4 ms, and the workers have both processors
+_LEAST_RECORDS = 1_000_000  # less, and what is measured is how a group comes together, for 0.3 s
 _MEMORY_RECORDS = 10_000_000  # in the full form; a tenth of them is the other point
 _SHORTER = 5  # times fewer in the other forms, beyond their scale
 
@@ -35,7 +36,7 @@ def measure(plan: Plan, report: Report) -> None:
         address = f"ipc://{where}"
         with Child(peers.bus, address) as bus, BusClient(Address.parse(address)) as client:
             bus.ready()
-            records = plan.count(1_500_000)
+            records = max(plan.count(1_500_000), _LEAST_RECORDS)
             _prepare(address, records)
             _throughput(plan, report, client, address, bus, records)
             _memory(plan, report, client, address)
@@ -82,7 +83,7 @@ def _throughput(
     report.figures["group_speedup_2"] = speedup
     report.notes.append(
         f"Two workers are {speedup.show()} times as fast as one: an efficiency of "
-        f"{speedup.median / 2:.0%}. The bus, which reads the journal for them, shares the two cores."
+        f"{speedup.median / 2:.0%}. They read the journal's file themselves; the bus keeps their commits."
     )
 
 

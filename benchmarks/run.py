@@ -40,6 +40,7 @@ NAMES = (
     "batches",
     "aggregation",
     "replay",
+    "catching_up",
     "durability",
     "keys",
     "resources",

@@ -164,7 +164,7 @@ async def test_a_reader_changes_nothing(bus: LiveBus) -> None:
 
 
 def test_only_consumers_of_this_machine_are_told(bus: LiveBus) -> None:
-    """In whatever container they are; the path is nobody else's business."""
+    """In whatever container, and who only looks on likewise; the path is nobody else's business."""
     boot, space = pid_space().split()
     here, _ = file_of(bus)
     assert here is not None
@@ -172,7 +172,8 @@ def test_only_consumers_of_this_machine_are_told(bus: LiveBus) -> None:
     assert file_of(bus, space=f"{boot} pid:[1]")[0] == here
     for other in (f"{'0' * 36} {space}", "", " ", " " + space):
         assert file_of(bus, space=other)[0] is None
-    assert file_of(bus, role="client")[0] is None
+    assert file_of(bus, role="client")[0] == here
+    assert file_of(bus, role="publisher")[0] is None
 
 
 def test_a_path_that_is_no_text_is_not_told(tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ class Clients:
             state=checkpoint.state if checkpoint else None,
             pruned=self._checkpoints.prunings(),
             max_message_bytes=self._options.max_message_bytes,
-            journal=self._file if hello.role == "consumer" and is_here(hello.pid_space) else None,
+            journal=self._file if hello.role != "publisher" and is_here(hello.pid_space) else None,
         )
         if welcome.state is None or self._states.may_send(identity, len(welcome.state), now_s):
             self._reply(identity, welcome)

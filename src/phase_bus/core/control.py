@@ -125,7 +125,7 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="op", tag="welcome"):
             that comes for the first time has not lost.
         max_message_bytes: the size of a message, all its frames together, that the bus takes at most; 0 if
             that is unknown.
-        journal: the journal's files, for a consumer on the bus's own machine: it may read them itself.
+        journal: the journal's files, for who reads events on the bus's own machine and may do so there.
     """
 
     bus_id: str
