@@ -34,7 +34,7 @@ class Stub:
     def publish(self, *_: object) -> None:
         """Take something."""
 
-    record = complete_run = publish
+    records = complete_run = publish
 
     def flush(self, timeout_s: float) -> bool:
         """Return at once, as if so much time had gone by."""

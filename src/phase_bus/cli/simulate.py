@@ -22,6 +22,7 @@ from phase_bus.publisher.publisher import Publisher
 
 _PATIENCE_S = 2.0
 _FLUSH_S = 60.0
+_BUFFER_BYTES = 256 << 20  # more than waits at any rate
 
 
 def simulate(
@@ -79,7 +80,11 @@ def simulate(
         check_bus(where)
     bind = str(where) if where.direct else None
     with Publisher(
-        None if bind else str(where), bind=bind, name="simulate", insecure=insecure
+        None if bind else str(where),
+        bind=bind,
+        name="simulate",
+        buffer_bytes=_BUFFER_BYTES,
+        insecure=insecure,
     ) as publisher:
         taken = True
         for number in range(runs):

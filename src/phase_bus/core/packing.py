@@ -19,17 +19,19 @@ from typing import Any, TypeAlias
 import msgspec
 
 from phase_bus.core.values import ListMode, as_text
-from phase_bus.events import Table
+from phase_bus.events import RecordError, Table
 
 Record: TypeAlias = Mapping[str, Any]
+Error: TypeAlias = tuple[str, str, int | None]
+"""Type, message, and code or None."""
 _Key: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]
 
-_encode = msgspec.msgpack.Encoder(decimal_format="number").encode
+encode_others = msgspec.msgpack.Encoder(decimal_format="number").encode
 _EMPTY = memoryview(b"")
 _NOTHING, _FLAGS = frozenset((None,)), frozenset((True, False))
 _LETTERS = {int: "i", float: "f", bool: "b", str: "s", list: "l", type(None): ""}
-_FORMATS = {"i": "q", "f": "d", "b": "q"}
-_MISFITS = (struct.error, KeyError, TypeError, ValueError, OverflowError)  # what a misfit raises
+FORMATS = {"i": "q", "f": "d", "b": "q"}
+MISFITS = (struct.error, KeyError, TypeError, ValueError, OverflowError)  # what a misfit raises
 
 
 class Packer:
@@ -41,11 +43,14 @@ class Packer:
     Args:
         lists: what becomes of lists (:class:`~phase_bus.publisher.record_builder.RecordBuilder`).
         names: the names that are wanted; None for all.
+
+    Attributes:
+        wanted: these names.
     """
 
     def __init__(self, lists: ListMode, names: Sequence[str] | None = None) -> None:
         self._lists = lists
-        self._wanted = None if names is None else tuple(names)
+        self.wanted = None if names is None else tuple(names)
         self._usual: dict[int, _Shape] = {}
         self._known: dict[_Key, _Shape] = {}
 
@@ -60,14 +65,14 @@ class Packer:
         for count, group in _Group(records, None).split(len).items():
             try:
                 tables += self._usual[count].tables(group)
-            except _MISFITS:
+            except MISFITS:
                 for key, part in group.split(self._key).items():
                     tables += self._tables(key, part, count, unusable)
         return tuple(tables)
 
     def _key(self, record: Record) -> _Key:
         """Return a record's names, and those of them that have no value."""
-        names = tuple(record) if self._wanted is None else tuple(filter(record.__contains__, self._wanted))
+        names = tuple(record) if self.wanted is None else tuple(filter(record.__contains__, self.wanted))
         values = tuple(map(record.__getitem__, names))
         if not any(map(is_, values, repeat(None))):
             return names, ()
@@ -77,12 +82,12 @@ class Packer:
         """Return the tables of records that have the same names."""
         try:
             return self._known[key].tables(group)
-        except _MISFITS:
+        except MISFITS:
             pass
         try:
             shape, uniform = self._shape(key[0], group.records)
             tables = shape.tables(group)
-        except _MISFITS:
+        except MISFITS:
             return self._one_by_one(key[0], group, unusable)
         if uniform:  # whole numbers are not to become floats because of another batch
             self._known[key] = self._usual[count] = shape
@@ -97,7 +102,7 @@ class Packer:
         for name in names:
             if not isinstance(name, str):
                 raise TypeError
-            letters = {_letter(kind) for kind in set(map(type, map(itemgetter(name), records)))}
+            letters = {letter_of(kind) for kind in set(map(type, map(itemgetter(name), records)))}
             if len(letters) > 1:
                 uniform = False
                 if not letters <= {"i", "f", "b"}:
@@ -154,7 +159,7 @@ class _Shape:
         travelling = (*self._numbers, *self._others)
         self._names = tuple(map(as_text, travelling))
         self._types = "".join(types[name] for name in travelling)
-        self._pack = struct.Struct("<" + "".join(_FORMATS[types[n]] for n in self._numbers)).pack
+        self._pack = struct.Struct("<" + "".join(FORMATS[types[n]] for n in self._numbers)).pack
 
     def tables(self, group: _Group) -> list[Table]:
         """Return the tables of some records, or raise a misfit if they are not of this shape."""
@@ -167,7 +172,7 @@ class _Shape:
             if self._numbers:
                 numbers = memoryview(b"".join(starmap(self._pack, _tuples(self._numbers, records))))
             if others:
-                encoded = memoryview(_encode(others))
+                encoded = memoryview(encode_others(others))
             tables.append(Table(self._names, self._types, len(records), numbers, encoded, rows))
         for name in self._summarised:
             tables += _summaries(as_text(name), list(map(itemgetter(name), records)), group.rows)
@@ -189,7 +194,7 @@ class _Shape:
             sum(map(sum, lists))
 
 
-def _letter(kind: type) -> str:
+def letter_of(kind: type) -> str:
     """Return the letter for values of a Python type: numpy's numbers and enums pack as their base types."""
     if kind in _LETTERS:
         return _LETTERS[kind]
@@ -241,6 +246,17 @@ def _summaries(name: str, lists: Sequence[list[Any]], rows: Sequence[int] | None
     extremes[:, 3] = np.maximum.reduceat(values, starts)
     names = tuple(f"{name}.{suffix}" for suffix in ("count", "mean", "min", "max"))
     return [Table(names, f"if{2 * letter}", len(lists), table.data.cast("B"), rows=_u4(rows))]
+
+
+def record_error(row: int, error: Error) -> RecordError:
+    """Return a record's error as it travels.
+
+    Raises:
+        TypeError, ValueError: if it is malformed.
+    """
+    kind, message, code = error
+    usable = isinstance(code, int) and abs(code) < 1 << 63
+    return RecordError(row, as_text(kind), as_text(message), code if usable else None)
 
 
 # ---- values of odd types ----

@@ -152,6 +152,20 @@ class EventPublisher(Protocol):
         """Publish the run's last event, with the counts of everything published of it."""
 
 
+class ColumnPublisher(EventPublisher, Protocol):
+    """An :class:`EventPublisher` that takes records by columns."""
+
+    def records(
+        self,
+        run_id: str,
+        phase: PhaseRef,
+        columns: Mapping[str, Any],
+        fields: Mapping[str, Any] | None = None,
+        errors: Mapping[int, tuple[str, str, int | None]] | None = None,
+    ) -> None:
+        """Publish many requests' records, given by columns."""
+
+
 class PublisherHook(EventHook):
     """Publishes the phases of a load generator that calls hooks, and the run around them.
 

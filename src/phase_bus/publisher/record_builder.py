@@ -4,40 +4,57 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
-import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
-from phase_bus.core.packing import Packer
-from phase_bus.core.values import ListMode, as_text
+from phase_bus.core.packing import Error, Packer, record_error
+from phase_bus.core.values import ListMode
 from phase_bus.events import RecordError, Table
 
+Packed: TypeAlias = tuple[tuple[Table, ...], tuple[Table, ...], tuple[RecordError, ...]]
+"""The tables of metrics, those of fields, and the errors."""
 
-class Batch(NamedTuple):
+
+class Batch(Struct, frozen=True):
     """Records that go together: metrics and fields of each, and the errors of those that failed."""
 
     metrics: list[Mapping[str, Any]]
     fields: list[Mapping[str, Any]]
     errors: list[RecordError]
 
+    @property
+    def count(self) -> int:
+        """How many records."""
+        return len(self.metrics)
+
     def halves(self) -> tuple[Batch, Batch]:
         """Return the first and the second half of the records."""
-        metrics, fields, errors = self
+        metrics, fields, errors = self.metrics, self.fields, self.errors
         half = len(metrics) // 2
-        later = [
-            msgspec.structs.replace(error, row=error.row - half) for error in errors if error.row >= half
-        ]
+        later = [replace(error, row=error.row - half) for error in errors if error.row >= half]
         return (
             Batch(metrics[:half], fields[:half], [error for error in errors if error.row < half]),
             Batch(metrics[half:], fields[half:], later),
         )
 
+    def pack(self, metrics: Packer, fields: Packer, unusable: Counter[str]) -> Packed:
+        """Return the tables of metrics and of fields, and the errors.
+
+        Args:
+            metrics, fields: what packs them.
+            unusable: counts, by name, the values that are of no type that can travel.
+        """
+        tables = metrics.tables(self.metrics, unusable), fields.tables(self.fields, unusable)
+        return *tables, tuple(self.errors)
+
 
 class RecordBuilder:
     """Collects the records of one phase and turns them into tables.
 
-    Adding stores references only; the work is done by :meth:`pack`. The builder keeps the shapes of its
-    records from batch to batch.
+    Adding stores references only; the work is done by :meth:`Batch.pack`, with the builder's ``packers`` of
+    metrics and of fields, which keep the shapes of its records from batch to batch.
 
     Args:
         lists: how metrics that are lists of numbers are sent. ``summary`` makes the metrics
@@ -47,8 +64,7 @@ class RecordBuilder:
     """
 
     def __init__(self, lists: ListMode = "summary", field_names: Sequence[str] | None = None) -> None:
-        self._pack_metrics = Packer(lists).tables
-        self._pack_fields = Packer(lists, field_names).tables
+        self.packers = Packer(lists), Packer(lists, field_names)
         self._metrics: list[Mapping[str, Any]] = []
         self._fields: list[Mapping[str, Any]] = []
         self._errors: list[RecordError] = []
@@ -60,7 +76,7 @@ class RecordBuilder:
         self,
         metrics: Mapping[str, Any],
         fields: Mapping[str, Any],
-        error: tuple[str, str, int | None] | None = None,
+        error: Error | None = None,
     ) -> int:
         """Add a record, with its error's type, message and code if it failed; return how many there are.
 
@@ -73,10 +89,7 @@ class RecordBuilder:
         ):
             raise TypeError(f"metrics and fields are mappings, not {metrics!r:.80} and {fields!r:.80}")
         if error is not None:
-            kind, message, code = error
-            usable = isinstance(code, int) and abs(code) < 1 << 63
-            row = len(self._metrics)
-            self._errors.append(RecordError(row, as_text(kind), as_text(message), code if usable else None))
+            self._errors.append(record_error(len(self._metrics), error))
         self._metrics.append(metrics)
         self._fields.append(fields)
         return len(self._metrics)
@@ -90,19 +103,10 @@ class RecordBuilder:
         """
         batch = self.take()
         unusable: Counter[str] = Counter()
-        metrics, fields = self.pack(batch, unusable)
-        return metrics, fields, tuple(batch.errors), unusable
+        return *batch.pack(*self.packers, unusable), unusable
 
     def take(self) -> Batch:
         """Return the records as they were added, and begin a new batch."""
         batch = Batch(self._metrics, self._fields, self._errors)
         self._metrics, self._fields, self._errors = [], [], []
         return batch
-
-    def pack(self, batch: Batch, unusable: Counter[str]) -> tuple[tuple[Table, ...], tuple[Table, ...]]:
-        """Return the tables of metrics and of fields.
-
-        Args:
-            unusable: counts, by name, the values that are of no type that can travel.
-        """
-        return self._pack_metrics(batch.metrics, unusable), self._pack_fields(batch.fields, unusable)

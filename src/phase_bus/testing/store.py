@@ -19,6 +19,7 @@ from phase_bus.core.values import ListMode
 from phase_bus.core.wire import NO_PARTITION, decode_event, parse_topic, partition_of, unpack_header
 from phase_bus.events import EventBase, PhaseRef, Receipt, RunStatus
 from phase_bus.journal.rows import Checkpoint, Head
+from phase_bus.publisher.columns import cut
 from phase_bus.publisher.composer import BatchOptions, Completion, Composer
 from phase_bus.publisher.drops import Drops
 from phase_bus.testing.outcome import Bus, C, Outcome, StoredMessage
@@ -161,6 +162,23 @@ class MemoryPublisher:
             TypeError, ValueError: it is no record.
         """
         self._composer.add_record((run_id, phase, metrics, fields, error))
+        self._store.take(self._outbox)
+
+    def records(
+        self,
+        run_id: str,
+        phase: PhaseRef,
+        columns: Mapping[str, Any],
+        fields: Mapping[str, Any] | None = None,
+        errors: Mapping[int, tuple[str, str, int | None]] | None = None,
+    ) -> None:
+        """Publish many requests' records, given by columns; few of them are batched with others.
+
+        Raises:
+            TypeError, ValueError: they are no columns of one length.
+        """
+        for batch in cut(run_id, phase, columns, fields, errors):
+            self._composer.add_columns(batch)
         self._store.take(self._outbox)
 
     def complete_run(self, run_id: str, status: RunStatus, reason: str = "") -> None:
