@@ -40,7 +40,7 @@ _READ = """
 SELECT e.offset, s.topic, e.header, e.payload, s.run_id, s.kind, s.source, e.source_seq, e.records,
     e.event_number, e.ts_ns, e.events, e.crc
 FROM events AS e {index} {join} JOIN streams AS s ON s.id = e.stream
-WHERE e.offset > ? AND e.offset <= ? AND e.offset - e.events < ? {where} ORDER BY e.offset LIMIT ?
+WHERE e.offset > ? AND e.offset <= ? {where} ORDER BY e.offset LIMIT ?
 """
 # What consumers and the bus put on the bus too: having published it makes nobody a run's publisher.
 _OF_ANYBODY = BEGIN_NO_RUN | {RunComplete.kind}
@@ -198,12 +198,15 @@ class JournalReader:
             if run_id is not None:
                 first, last_of_run = self._range(run_id)
                 after_offset, last = max(after_offset, first - 1), min(last, last_of_run)
-            # The row that the last one is in may end beyond it.
-            parameters: list[int | str] = [after_offset, last + BUNDLED_MOST, last]
+            parameters: list[int | str] = [after_offset, last]
             index = where = ""
             wanted = None
+            if until is not None:  # the row that it is in may end beyond it
+                where = "AND e.offset - e.events < ?"
+                parameters[1:] = [last + BUNDLED_MOST, last]
             if partition is not None or not records:
-                index, where = _BY_PARTITION, "AND e.partition = ?"
+                index = _BY_PARTITION
+                where += " AND e.partition = ?"
                 wanted = NO_PARTITION if partition is None else partition
                 parameters.append(wanted)
             if run_id is not None:
@@ -248,7 +251,7 @@ class JournalReader:
         where = "AND e.partition = ? AND s.run_id = ? AND s.kind = ?"
         sql = _READ.format(index=_BY_PARTITION, join="CROSS", where=where)
         first, last = self._range(run_id)
-        rows = self._query(sql, first - 1, last, last, NO_PARTITION, run_id, kind, -1)
+        rows = self._query(sql, first - 1, last, NO_PARTITION, run_id, kind, -1)
         return list(self._whole(rows))
 
     def _range(self, run_id: str) -> tuple[int, int]:
