@@ -199,6 +199,20 @@ def test_members_that_start_together_share_at_once() -> None:
     assert len(told["b"].shares) == 17
 
 
+def test_the_work_is_shared_out_when_nobody_comes_any_more() -> None:
+    """A tenth of a second after the latest one; but whoever came first does not wait for ever."""
+    groups = Groups((), lambda _member, _assigned: None)
+    groups.join("g", "a", "", now_s=10.0)
+    assert groups.next_due_s() == pytest.approx(10.1)
+    for number in range(20):
+        groups.join("g", f"b{number}", "", now_s=10.05 + number * 0.05)
+        assert groups.next_due_s() == pytest.approx(min(10.15 + number * 0.05, 10.5))
+    groups.share_out(10.6)
+    assert groups.next_due_s() == float("inf")
+    groups.join("g", "c", "", now_s=20.0)
+    assert groups.next_due_s() == pytest.approx(20.1)
+
+
 def test_an_incomplete_run_is_let_go_of_in_the_end() -> None:
     """The bus remembers it while it is one of the last, or states would grow for ever."""
     group = Group("g", [0])

@@ -23,7 +23,9 @@ from phase_bus.core.control import EVENTS, KEPT_LOST_RUNS, PARTITIONS, Assigned,
 # Those that ended as lost are kept beside these: their publishers may come back.
 KEPT_INCOMPLETE = 10
 _KEPT_EMPTY = 50  # groups without members; those that were empty first are forgotten
-_SETTLE_S = 0.2  # members that start together are to share the work at once
+# Members that start together are to share the work at once: it is shared out once none has come for so
+# long, or after the longest time.
+_SETTLE_S, _SETTLED_S = 0.1, 0.5
 
 
 class Judgement(Enum):
@@ -263,6 +265,7 @@ class Groups:
         self._partitions = {EVENTS, *range(PARTITIONS), *partitions}
         self._of: dict[str, Group] = {}  # by member
         self._due_s: dict[str, float] = {}  # groups to be rebalanced, and when
+        self._first_s: dict[str, float] = {}  # when the first came of the members that it waits for
 
     def join(self, name: str, member: str, settings: str, now_s: float) -> None:
         """Take a member into a group, which is soon rebalanced, or tell it why it cannot be in it."""
@@ -278,7 +281,10 @@ class Groups:
         group.settings = settings
         group.join(member)
         self._of[member] = group
-        self._due_s.setdefault(name, max(now_s + _SETTLE_S, self._crowd_until_s))
+        if name in self._first_s or name not in self._due_s:
+            first_s = self._first_s.setdefault(name, now_s)
+            settled_s = min(now_s + _SETTLE_S, first_s + _SETTLED_S)
+            self._due_s[name] = max(settled_s, self._crowd_until_s)
 
     def leave(self, member: str, now_s: float) -> None:
         """Let a client go; the shares of a member go to the others at once."""
@@ -326,6 +332,7 @@ class Groups:
         """Rebalance the groups whose time has come, and tell their members."""
         for name in [name for name, due_s in self._due_s.items() if due_s <= now_s]:
             del self._due_s[name]
+            self._first_s.pop(name, None)
             group = self._by_name[name]
             group.rebalance()
             self._assign(group, group.members)
@@ -339,6 +346,7 @@ class Groups:
         for name in empty[:-_KEPT_EMPTY]:
             del self._by_name[name]
             self._due_s.pop(name, None)
+            self._first_s.pop(name, None)
 
     def _assign(self, group: Group, members: Iterable[str]) -> None:
         """Tell members what they are to work on, unless they act upon it already."""

@@ -140,12 +140,17 @@ class ReplayClient:
                 continue
             check_answer(self._address, frames[0])
             return frames
-        self.close()  # the answer to this question must not be taken for one to the next
+        self._disconnect()  # the answer to this question must not be taken for one to the next
         self._connect()
         raise BusUnreachableError(self._endpoint, _TIMEOUT_S)
 
     def close(self) -> None:
         """Close the socket; whoever waits for an answer gets none."""
+        if self._local is not None:
+            self._local.close()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
         if self._dealer is not None:
             self._readable.release()
             self._dealer.close(linger=0)
