@@ -37,6 +37,7 @@ NAMES = (
     "cost",
     "delivery",
     "latency",
+    "columns",
     "catching_up",
     "groups",
     "replay",
