@@ -7,7 +7,7 @@
 // - A DEALER to the bus's address (a directory's control.ipc, or the host and port) says hello, a msgpack map tagged
 //   by "op"; the welcome says where events are published: a socket's name in that directory, or a port of that host.
 // - A SUB there gets three frames an event: topic "<kind>.<qualifier>$", a binary header, the event in msgpack.
-//   Subscribing to a prefix of the topic filters.
+//   Subscribing to a prefix of the topic filters. Several events of one topic may come as a bundle, in one message.
 // - A subscription to "ready.<client id>$" is answered by the bus: those made before it are in force then.
 // A publisher in direct mode ("direct+ipc://..." or "direct+tcp://...") has no bus: events come from there at once.
 // This reader takes part in nothing else: no replay, no receipt; header.topicSeq shows whether it missed something.
@@ -18,7 +18,8 @@ import { decode, encode } from "@msgpack/msgpack";
 import { Dealer, Subscriber } from "zeromq";
 import { plainRecords, toJson } from "./records.mjs";
 
-const WIRE_VERSION = 3;
+const WIRE_VERSION = 4;
+const HEADER_BYTES = 64;
 const KINDS = [
   "run_start", "phases_configured", "phase_start", "phase_progress", "phase_sending_complete", "phase_timeout",
   "phase_complete", "records", "run_complete", "summary", "receipt", "drop",
@@ -75,6 +76,30 @@ function parseHeader(frame) {
   };
 }
 
+// Return header and payload of each event of a message: of a bundle several. Behind the header of its first event are the
+// sizes of the payloads, which follow one another in the third frame, after three bytes that begin a msgpack array.
+function eventsOf(headerFrame, payload) {
+  const first = parseHeader(headerFrame);
+  if (headerFrame.length === HEADER_BYTES) return [{ header: first, body: payload }];
+  const placed = first.offset > 0n; // a publisher in direct mode places nothing
+  const events = [];
+  let end = 3;
+  for (let at = HEADER_BYTES; at < headerFrame.length; at += 4) {
+    const number = BigInt(events.length);
+    const begin = end;
+    end += headerFrame.readUInt32LE(at);
+    const header = {
+      ...first,
+      sourceSeq: first.sourceSeq + number,
+      topicSeq: first.topicSeq + number,
+      offset: placed ? first.offset + number : 0n,
+      eventNumber: placed ? first.eventNumber + number : 0n,
+    };
+    events.push({ header, body: payload.subarray(begin, end) });
+  }
+  return events;
+}
+
 async function main() {
   const address = process.env.PHASE_BUS_ADDRESS;
   if (!address) throw new Error("set PHASE_BUS_ADDRESS to the address of a bus");
@@ -102,14 +127,15 @@ async function main() {
       listening();
       continue;
     }
-    const header = parseHeader(headerFrame);
-    const stream = `${header.source} ${topic}`;
-    const missed = header.topicSeq - (lastSeqs.get(stream) ?? header.topicSeq - 1n) - 1n;
-    if (missed > 0n) process.stderr.write(`missed ${missed} events on ${topic}\n`);
-    lastSeqs.set(stream, header.topicSeq);
-    if (!KINDS.includes(topic.split(".", 1)[0])) continue; // newer than this reader
-    const event = decode(payload, { useBigInt64: true });
-    process.stdout.write(`${toJson(event.kind === "records" ? plainRecords(event) : event)}\n`);
+    for (const { header, body } of eventsOf(headerFrame, payload)) {
+      const stream = `${header.source} ${topic}`;
+      const missed = header.topicSeq - (lastSeqs.get(stream) ?? header.topicSeq - 1n) - 1n;
+      if (missed > 0n) process.stderr.write(`missed ${missed} events on ${topic}\n`);
+      lastSeqs.set(stream, header.topicSeq);
+      if (!KINDS.includes(topic.split(".", 1)[0])) continue; // newer than this reader
+      const event = decode(body, { useBigInt64: true });
+      process.stdout.write(`${toJson(event.kind === "records" ? plainRecords(event) : event)}\n`);
+    }
   }
 }
 

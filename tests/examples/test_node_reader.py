@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from phase_bus.events import Drop, PhaseStart, PhaseTimeout, Summary
+from phase_bus.events import Drop, PhaseProgress, PhaseStart, PhaseTimeout, Summary
 from phase_bus.harness.simulation import Simulation
 from phase_bus.publisher.publisher import Publisher
 from phase_bus.testing import (
@@ -100,6 +100,8 @@ def publish_everything(publisher: Publisher) -> None:
         make_event(Drop),
     ):
         publisher.publish(event)
+    for number in range(600):  # most of them travel in bundles
+        publisher.publish(make_event(PhaseProgress, ts_ns=number))
     odd: list[dict[str, Any]] = [
         {"n": 1, "list": [1, 2], "flag": True},
         {"n": 2.5, "list": [], "text": 'ä\n"€', "only": float("inf")},
