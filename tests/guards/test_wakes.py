@@ -49,14 +49,14 @@ def test_an_event_wakes_the_thread_once(bus: BusThread, monkeypatch: pytest.Monk
     rounds = 0
     with Subscriber(bus.address) as subscriber, Publisher(bus.address) as publisher:
         assert publisher.flush(DEADLINE_S)
-        tick = publisher._sender._link.tick
+        rest = publisher._sender._rest
 
-        def counting(now_s: float) -> float:
+        def counting(now_s: float, want_write: bool) -> None:
             nonlocal rounds
             rounds += 1
-            return tick(now_s)
+            rest(now_s, want_write)
 
-        monkeypatch.setattr(publisher._sender._link, "tick", counting)
+        monkeypatch.setattr(publisher._sender, "_rest", counting)
         events, began_s = 50, time.monotonic()
         for number in range(1, events + 1):
             publisher.publish(_EVENT)

@@ -79,7 +79,8 @@ class PhaseLog:
         return True
 
     def _transitions(self, ref: PhaseRef, last: PhaseStats, stats: PhaseStats) -> list[PhaseEvent]:
-        run_id, events = self._run_id, list[PhaseEvent]()
+        run_id = self._run_id
+        events: list[PhaseEvent] = []  # list[PhaseEvent]() would take as long as the rest of this
         start_ns, sent_end_ns, end_ns = stats.start_ns, stats.sent_end_ns, stats.end_ns
         if last.start_ns is None and start_ns is not None:
             events.append(PhaseStart(run_id=run_id, ts_ns=start_ns, phase=ref, stats=stats))

@@ -63,6 +63,7 @@ class Outbox:
 
     Attributes:
         largest_bytes: the size that a message should not exceed, 0 for any.
+        unsent: what is to be sent, the next one first; to be looked at only.
     """
 
     def __init__(self, source: bytes, limit_bytes: int) -> None:
@@ -70,19 +71,19 @@ class Outbox:
         self.limit_bytes = limit_bytes
         self.size_bytes = 0
         self.last_seq = 0
-        self._unsent: deque[Message] = deque()
+        self.unsent: deque[Message] = deque()
         self._unacked: deque[Message] = deque()
         self.largest_bytes = 0
         self.in_flight_bytes = 0  # the size of what was sent and is not acknowledged
         self._topic_seqs: Counter[bytes] = Counter()
 
     def __len__(self) -> int:
-        return len(self._unsent) + len(self._unacked)
+        return len(self.unsent) + len(self._unacked)
 
     def __iter__(self) -> Iterator[Message]:
         """Yield, in order, all that is not acknowledged."""
         yield from self._unacked
-        yield from self._unsent
+        yield from self.unsent
 
     @property
     def next_seq(self) -> int:
@@ -92,7 +93,7 @@ class Outbox:
     @property
     def sent_seq(self) -> int:
         """The highest sequence number that was sent, or needs no sending any more."""
-        return self._unsent[0].seq - 1 if self._unsent else self.last_seq
+        return self.unsent[0].seq - 1 if self.unsent else self.last_seq
 
     def is_too_large(self, topic: bytes, payload: bytes) -> bool:
         """Return whether an event would be larger than a message should be."""
@@ -121,18 +122,18 @@ class Outbox:
         self.last_seq = seq
         self._topic_seqs[topic] = topic_seq
         size_bytes = len(topic) + HEADER.size + len(payload)
-        self._unsent.append(Message(self.source, seq, topic, topic_seq, payload, size_bytes, records))
+        self.unsent.append(Message(self.source, seq, topic, topic_seq, payload, size_bytes, records))
         self.size_bytes += size_bytes
 
     def restore(self, message: Message) -> None:
         """Keep a message that was numbered before; call it in the order of the numbers."""
         self.last_seq = message.seq
-        self._unsent.append(message)
+        self.unsent.append(message)
         self.size_bytes += message.size_bytes
 
     def peek(self) -> Message | None:
         """Return the next message to send."""
-        return self._unsent[0] if self._unsent else None
+        return self.unsent[0] if self.unsent else None
 
     def together(self, largest_bytes: int = 0) -> list[Message]:
         """Return the next messages to send that may go as one; none if everything is sent.
@@ -140,7 +141,7 @@ class Outbox:
         Args:
             largest_bytes: the size of what goes as one, at most; 0 for any. One alone may have more.
         """
-        unsent = self._unsent
+        unsent = self.unsent
         if len(unsent) < 2 or (topic := unsent[0].topic).startswith(_RECORDS):
             return [unsent[0]] if unsent else []
         room = BUNDLED_BYTES
@@ -157,24 +158,26 @@ class Outbox:
 
     def sent(self, count: int = 1) -> None:
         """Note that the next messages to send are on their way."""
-        unsent, unacked = self._unsent, self._unacked
+        unsent, unacked, size = self.unsent, self._unacked, 0
         for _ in range(count):
             message = unsent.popleft()
             unacked.append(message)
-            self.in_flight_bytes += message.size_bytes
+            size += message.size_bytes
+        self.in_flight_bytes += size
 
     def acknowledge(self, seq: int) -> None:
         """Let go of everything up to and including a sequence number, sent or not."""
-        while self._unacked and self._unacked[0].seq <= seq:
-            size = self._unacked.popleft().size_bytes
-            self.in_flight_bytes -= size
-            self.size_bytes -= size
-        while self._unsent and self._unsent[0].seq <= seq:  # the bus has it from before
-            self.size_bytes -= self._unsent.popleft().size_bytes
+        unsent, unacked, size = self.unsent, self._unacked, 0
+        while unacked and unacked[0].seq <= seq:
+            size += unacked.popleft().size_bytes
+        self.in_flight_bytes -= size
+        while unsent and unsent[0].seq <= seq:  # the bus has it from before
+            size += unsent.popleft().size_bytes
+        self.size_bytes -= size
 
     def rewind(self) -> None:
         """Send again, in order, all that is not acknowledged."""
-        self._unsent.extendleft(reversed(self._unacked))
+        self.unsent.extendleft(reversed(self._unacked))
         self._unacked.clear()
         self.in_flight_bytes = 0
 

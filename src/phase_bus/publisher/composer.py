@@ -144,7 +144,7 @@ class Composer:
     def close_due(self, now_s: float) -> None:
         """Close all batches if the oldest is due."""
         if self.due_s is None:
-            if self.open_records:
+            if self._builders and self.open_records:
                 self.due_s = now_s + self._options.batch_s
         elif now_s >= self.due_s:
             # The clock goes on while records come, so that they need not wake the thread.

@@ -86,26 +86,26 @@ class BusLink:
     @property
     def connected(self) -> bool:
         """Whether messages can leave now."""
-        return self._session.connected
+        return self._session.welcome is not None
 
     def send(self) -> bool:
         """Send what the outbox has; return True if the socket must become writable for the rest."""
-        now_s = time.monotonic()
-        if not self._session.connected or now_s < self._resume_s:
+        now_s, outbox = time.monotonic(), self._outbox
+        if not outbox.unsent or self._session.welcome is None or now_s < self._resume_s:
             return False
-        outbox, sock = self._outbox, self.socket
+        if now_s > self._checked_s + CHECKED_FOR_S:
+            if not self._is_safe(there=True):
+                return False
+            self._checked_s = now_s
         try:
-            if now_s > self._checked_s + CHECKED_FOR_S and outbox.peek() is not None:
-                if not self._is_safe(there=True):
-                    return False
-                self._checked_s = now_s
-            while messages := outbox.together(self._largest):
+            while outbox.unsent:
+                messages = outbox.together(self._largest)
                 if outbox.in_flight_bytes > WINDOW_BYTES:
                     return False  # an acknowledgement will wake us
                 if 0 < self._largest < messages[0].size_bytes:
                     self._send_without_payload(messages[0])
                 else:
-                    send_frames(sock, frames_of(messages), _NOBLOCK)
+                    send_frames(self.socket, frames_of(messages), _NOBLOCK)
                 outbox.sent(len(messages))
         except zmq.Again:
             return True

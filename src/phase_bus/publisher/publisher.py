@@ -98,6 +98,8 @@ class Sender:
         self._deadline_s: float | None = None
         self._abandoned = False
         self._sleep = _AWAKE
+        self._talk_s = 0.0  # when to talk with the bus again, unless its replies are heeded before
+        self._heeds_replies = True
         self._broken = False
         self._spool_dir: Path | None = None
         self.spooled: Path | None = None
@@ -207,37 +209,53 @@ class Sender:
             self._warn_once("spool", f"what the bus does not take cannot be kept on disk: {error}")
 
     def _loop(self) -> None:
+        # An event that comes alone finds all of this in no cache: each call that it is spared counts.
         while not self._finished():
             now_s = time.monotonic()
-            closing = self._deadline_s is not None
             self._take_inbox(self._inbox, until_columns=True)
             self._composer.close_due(now_s)
-            if closing:
+            if self._deadline_s is not None:
                 self._composer.close_batches()
-            if self._drops:
-                self._composer.report_drops(now_s, at_once=closing)
-            if isinstance(self._link, BusLink):
-                self._link.events_dropped = self._drops.total
-            self._link.receive()
-            wait_s = min(self._link.tick(now_s), _CLOSING_WAIT_S if closing else _IDLE_WAIT_S)
+            if self._heeds_replies or now_s >= self._talk_s:
+                self._talk(now_s)
             want_write = self._link.send()
-            self._settle_flushes()
-            wakers: list[tuple[Any, int]] = [(self._waker.fd, _POLLIN)]
-            if closing or self._flushes or self._outbox.peek() or not self._link.connected:
-                # Only now is a reply worth a wake-up, which costs as much as ten events.
-                wakers.append((self._link.socket, _POLLIN | _POLLOUT if want_write else _POLLIN))
-            elif len(self._outbox):
-                wait_s = min(wait_s, _REPLIES_S)
-            self._sleep = _IDLE
-            if self._composer.due_s is not None:
-                self._sleep = _UNTIL_BATCH_IS_DUE
-                wait_s = min(wait_s, self._composer.due_s - now_s)
-            if self._inbox:  # it came before the flag was up, so nobody will wake us
-                wait_s = 0.0
-            ready = zmq.zmq_poll(wakers, math.ceil(max(wait_s, 0.0) * 1000))
-            self._sleep = _AWAKE
-            if ready:
+            if self._flushes:
+                self._settle_flushes()
+            self._rest(now_s, want_write)
+
+    def _talk(self, now_s: float) -> None:
+        """Do what not every event needs: read replies, say what is due, report drops."""
+        self._composer.report_drops(now_s, at_once=self._deadline_s is not None)
+        if isinstance(self._link, BusLink):
+            self._link.events_dropped = self._drops.total
+        self._link.receive()
+        self._talk_s = now_s + min(self._link.tick(now_s), _IDLE_WAIT_S)
+
+    def _rest(self, now_s: float, want_write: bool) -> None:
+        """Wait until there is something to do."""
+        closing = self._deadline_s is not None
+        self._heeds_replies = bool(
+            closing or self._flushes or self._outbox.unsent or not self._link.connected
+        )
+        if self._outbox.in_flight_bytes and not self._heeds_replies:
+            self._talk_s = min(self._talk_s, now_s + _REPLIES_S)
+        wait_s = min(self._talk_s - now_s, _CLOSING_WAIT_S if closing else _IDLE_WAIT_S)
+        self._sleep = _IDLE
+        if self._composer.due_s is not None:
+            self._sleep = _UNTIL_BATCH_IS_DUE
+            wait_s = min(wait_s, self._composer.due_s - now_s)
+        if self._inbox:  # it came before the flag was up, so nobody will wake us
+            wait_s = 0.0
+        wait_ms = math.ceil(max(wait_s, 0.0) * 1000)
+        if self._heeds_replies:
+            # Only now is a reply worth a wake-up, which costs as much as ten events.
+            events = _POLLIN | _POLLOUT if want_write else _POLLIN
+            both: list[tuple[Any, int]] = [(self._waker.fd, _POLLIN), (self._link.socket, events)]
+            if zmq.zmq_poll(both, wait_ms):
                 self._waker.drain()
+        else:
+            self._waker.wait(wait_ms)
+        self._sleep = _AWAKE
 
     def _finished(self) -> bool:
         if self._deadline_s is None:
@@ -247,14 +265,16 @@ class Sender:
 
     def _take_inbox(self, inbox: _Inbox, *, until_columns: bool = False) -> None:
         """Take what waits; with ``until_columns`` a batch of columns at most, so that it can go out."""
-        add_record = self._composer.add_record
+        add_record, add = self._composer.add_record, self._composer.add
         while inbox:
             item = inbox.popleft()
             try:
                 if type(item) is tuple:
                     add_record(item)
+                elif isinstance(item, EventBase):
+                    add(item)
                 else:
-                    self._take(item)  # type: ignore[arg-type] # mypy does not leave the tuple out
+                    self._take(item)
             except Exception as error:
                 # One bad event must neither reach the benchmark nor end the thread.
                 self._warn_once(
@@ -265,7 +285,7 @@ class Sender:
             if until_columns and type(item) is Columns:
                 return
 
-    def _take(self, item: Columns | EventBase | Completion | _Flush) -> None:
+    def _take(self, item: object) -> None:
         if isinstance(item, Columns):
             with self._columns_lock:
                 self._columns_bytes -= item.size_bytes
@@ -276,15 +296,14 @@ class Sender:
             self._composer.close_batches()
             self._flushes.append((self._outbox.last_seq, item))
         else:
-            self._composer.add(item)
+            raise TypeError("it is no event")
 
     def _settle_flushes(self) -> None:
-        if self._flushes:
-            next_seq = self._outbox.next_seq
-            for pair in [pair for pair in self._flushes if pair[0] < next_seq]:
-                self._flushes.remove(pair)
-                pair[1].acknowledged = True
-                pair[1].done.set()
+        next_seq = self._outbox.next_seq
+        for pair in [pair for pair in self._flushes if pair[0] < next_seq]:
+            self._flushes.remove(pair)
+            pair[1].acknowledged = True
+            pair[1].done.set()
 
     def _warn_once(self, key: str, text: str) -> None:
         if key not in self._warned:
