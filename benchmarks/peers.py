@@ -19,6 +19,7 @@ from phase_bus.consumer.group_member import GroupMember
 from phase_bus.consumer.member import Member
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
+from phase_bus.core.collector import leave_alone_what_is_there
 from phase_bus.core.keys import find_key
 from phase_bus.events import EventBase
 from phase_bus.harness.ending import BUS_S, CONSUMER_S, Ending
@@ -49,6 +50,7 @@ def bus(
         try:
             server.bind()
             ready.send(str(server.addresses[0]))
+            leave_alone_what_is_there()
             server.run()
         finally:
             server.close()
@@ -109,6 +111,7 @@ async def run_member(member: Member) -> None:
     with Ending(print, CONSUMER_S) as ending:
         loop = asyncio.get_running_loop()
         ending.begin(member.name, lambda: loop.call_soon_threadsafe(member.stop))
+        leave_alone_what_is_there()
         await member.run()
 
 

@@ -24,6 +24,7 @@ from phase_bus.cli.options import (
 )
 from phase_bus.cli.output import EXIT_NOT_WHOLE, configure_logging, print_line, say
 from phase_bus.core.address import Address, default_address
+from phase_bus.core.collector import leave_alone_what_is_there
 from phase_bus.core.keys import check_all_guarded, find_key
 from phase_bus.errors import ConfigError
 from phase_bus.harness.ending import BUS_S, Ending
@@ -132,6 +133,7 @@ def bus(
                 print_line(f"bus ready at {at}; {''.join(everywhere)}{keys}{where}{to}")
             if told is not None:
                 server.tell_health(told)
+            leave_alone_what_is_there()
             with listed(server.addresses):
                 server.run()
         finally:

@@ -22,6 +22,7 @@ from phase_bus.cli.options import (
     transport_of,
 )
 from phase_bus.cli.output import EXIT_NOT_WHOLE, configure_logging, end_with_reader, print_line, say
+from phase_bus.core.collector import leave_alone_what_is_there
 from phase_bus.core.health import nth_place
 from phase_bus.errors import ConfigError
 from phase_bus.harness.ending import CONSUMER_S, MARGIN_S, Ending
@@ -166,6 +167,7 @@ async def _run(
     loop, name = asyncio.get_running_loop(), f"consumer {title!r}"
     stop = running.stop
     ending.begin(name, lambda: loop.call_soon_threadsafe(stop), left=running.left, force=force)
+    leave_alone_what_is_there()
     try:
         await running.run()
     except OSError as error:

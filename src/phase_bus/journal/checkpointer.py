@@ -21,7 +21,9 @@ from phase_bus.journal.files import connect
 
 logger = logging.getLogger("phase_bus.bus")
 
-_COPY_BYTES = 16 << 20
+_COPY_BYTES = (
+    4 << 20
+)  # of more, the disk would be at work for so long that a commit may have to wait for it
 _LONG_BYTES = 128 << 20
 
 
