@@ -218,11 +218,11 @@ class Journal(HoldingJournal):
         Raises:
             JournalError: if they are not.
         """
-        there = [inode_of(part) == inode for part, inode in zip(self._parts, self._inodes, strict=True)]
-        if all(there):
+        there = list(map(inode_of, self._parts))
+        if there == self._inodes:
             return
         what, remedy = "", "start the bus again"
-        if there[0]:
+        if there[0] == self._inodes[0]:
             what = "the log beside it "
             remedy = "stop the bus by SIGTERM, which saves what is in the log, and start it again"
             if self._rescue():
