@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,15 +12,18 @@ from typing import Any
 
 import pytest
 
+from phase_bus.core.address import Address
 from phase_bus.core.control import Fetch
 from phase_bus.journal import writer
 from phase_bus.journal.files import FILE_NAME, event_crc, stream_crc
 from phase_bus.journal.pieces import read_piece
 from phase_bus.journal.reader import JournalReader
+from phase_bus.journal.remote import RemoteJournal
 from phase_bus.journal.rows import Entry, Head, Limits
 from phase_bus.journal.writer import Journal
 from tests.support.bundles import add_bundle, singles_of
-from tests.support.entries import _S, _SOURCE, Log, read_all
+from tests.support.buses import DurableBus
+from tests.support.entries import _S, _SOURCE, Log, dead_letter_at, read_all
 
 _FOUR = tuple(b"payload %d." % i for i in range(4))
 
@@ -47,7 +50,8 @@ def three_bundles(directory: Path) -> Log:
     """Write an event, three bundles of four, an event: offsets 1, 2-5, 6-9, 10-13, 14."""
     log = Log()
     with Journal(directory) as journal:
-        journal.append([log.entry(), *(add_bundle(log, _FOUR) for _ in range(3)), log.entry()])
+        parts = ((b"first",), _FOUR, _FOUR, _FOUR, (b"last",))
+        journal.append([add_bundle(log, payloads) for payloads in parts])
     return log
 
 
@@ -283,3 +287,33 @@ def test_a_bundle_costs_what_an_event_costs(journal: Journal) -> None:
     single = statements(journal, [log.entry()])
     assert single == ["BEGIN", "INSERT", "UPDATE", "COMMIT"]
     assert statements(journal, [add_bundle(log, [b"x" * 200] * 256)]) == single
+
+
+def frames_of(entries: Iterable[Entry]) -> list[tuple[int, bytes, bytes, bytes]]:
+    """Return what a copy has of events: when a bus took them in is not in it."""
+    return [(entry.offset, entry.topic, entry.header, entry.payload) for entry in entries]
+
+
+def test_the_journal_of_a_bus_elsewhere_is_the_same(tmp_path: Path, ipc_dir: Path) -> None:
+    """Asked for over the replay socket: single events, from any place to any other; damage comes along."""
+    log = three_bundles(tmp_path / "journal")
+    with Journal(tmp_path / "journal") as journal:
+        journal.note_run("r1", "completed", 0, 1, "p")
+        number = dead_letter_at(journal, "c", 4)
+    with sql(tmp_path / "journal") as db:
+        change(db, "ts_ns = 0")
+    kept = DurableBus(ipc_dir, tmp_path / "journal")
+    try:
+        with RemoteJournal(
+            Address.parse(kept.address), tmp_path / "copies", lambda _: nullcontext(lambda _: None)
+        ) as remote:
+            with JournalReader(remote.everything) as copy:
+                assert frames_of(read_all(copy)) == frames_of(log.entries[:5] + log.entries[9:])
+                assert copy.damaged == {6, 7, 8, 9}
+            with JournalReader(remote.dead_letters(with_event=number)) as copy:
+                assert frames_of(copy.read(3, records=True, until=4)) == frames_of(log.entries[3:4])
+            for after, until in ((0, 3), (2, 5), (3, 4), (9, 11), (12, 14)):
+                found = [entry for piece in remote.entries(after, until) for entry in piece]
+                assert frames_of(found) == frames_of(log.entries[after:until])
+    finally:
+        kept.close()

@@ -35,6 +35,8 @@ def add_bundle(
         rest = (run_id, kind, source, log.offset, 0, log.event_number, taken_ns)
         log.entries.append(Entry(log.offset, topic, fixed[-1], payload, *rest))
     count = len(payloads)
+    if count == 1:
+        return log.entries[-1]
     header = fixed[0] + b"".join(struct.pack("<I", len(payload)) for payload in payloads)
     content = struct.pack(">BH", 0xDC, count) + b"".join(payloads)
     return log.entries[-1]._replace(header=header, payload=content, events=count)
