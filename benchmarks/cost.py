@@ -36,6 +36,7 @@ _POOL = 1024  # different records, used again and again
 _RATE = 1000  # records a second of the paced form
 _SINGLE_S = 0.004  # between single events: until all of it has gone to sleep again
 _READY_S = 10.0
+_LEAST_US = 0.1  # beyond an idle loop, which on a busy machine may take longer in some round
 
 Side = Callable[[], float]
 
@@ -191,7 +192,8 @@ def _without_idle(values: dict[str, list[float]]) -> dict[str, list[float]]:
     """Take off from each side, round by round, what doing nothing at that rate costs."""
     idle = values.pop("idle")
     return {
-        name: [max(a - b, 0.0) for a, b in zip(some, idle, strict=True)] for name, some in values.items()
+        name: [max(a - b, _LEAST_US) for a, b in zip(some, idle, strict=True)]
+        for name, some in values.items()
     }
 
 
