@@ -21,7 +21,7 @@ from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
 from phase_bus.core.collector import leave_alone_what_is_there
 from phase_bus.core.keys import find_key
-from phase_bus.events import EventBase
+from phase_bus.events import EventBase, PhaseProgress
 from phase_bus.harness.ending import BUS_S, CONSUMER_S, Ending
 from phase_bus.journal.rows import Durability
 from phase_bus.journal.writer import Journal
@@ -136,7 +136,7 @@ class Timing(Consumer):
         self._counts = counts
         self._place = place
 
-    async def on_event(self, event: EventBase) -> None:
+    async def on_phase_progress(self, event: PhaseProgress) -> None:
         count = self._counts[self._place]
         self._latencies_ns[count] = time.time_ns() - event.ts_ns
         self._counts[self._place] = count + 1
