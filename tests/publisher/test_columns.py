@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phase_bus.core.records import RecordBatch
@@ -140,6 +140,7 @@ def columns_of_all_kinds(draw: st.DrawFn) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@settings(deadline=None)
 @given(columns_of_all_kinds(), st.sampled_from(["summary", "omit", "full"]))
 def test_the_same_as_records_one_by_one(given: tuple[int, dict[str, Any]], lists: ListMode) -> None:
     """Whatever the columns hold, a batch of its own or rows of an open one."""

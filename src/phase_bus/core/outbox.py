@@ -77,6 +77,11 @@ class Outbox:
         self.in_flight_bytes = 0  # the size of what was sent and is not acknowledged
         self._topic_seqs: Counter[bytes] = Counter()
 
+    @property
+    def full(self) -> str:
+        """What to say of records that are refused."""
+        return f"the buffer of {self.limit_bytes} bytes is full"
+
     def __len__(self) -> int:
         return len(self.unsent) + len(self._unacked)
 

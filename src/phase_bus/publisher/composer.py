@@ -28,8 +28,6 @@ RawRecord: TypeAlias = tuple[
 """Run id, phase, metrics, fields, error. A plain tuple: making one costs a quarter of a NamedTuple."""
 
 _NOBODY: Any = object()
-# Columns of fewer records than one of so many of a full batch go into the open batch, record by record:
-# then a batch of their own costs more, everywhere.
 _FEW = 4
 
 
@@ -40,6 +38,10 @@ class BatchOptions(Struct, frozen=True):
     batch_records: int
     batch_s: float
     field_names: Sequence[str] | None = None
+
+    def is_few(self, records: int) -> bool:
+        """Whether so many by columns go into the open batch; one of their own would cost more for all."""
+        return records * _FEW < self.batch_records
 
 
 class Completion(Struct, frozen=True):  # not a tuple: those are records
@@ -103,7 +105,7 @@ class Composer:
         if columns.fault is not None:
             raise columns.fault
         run_id, phase = columns.run_id, columns.phase
-        if columns.count * _FEW < self._batch_records:
+        if self._options.is_few(columns.count):
             for record in columns.records():
                 self.add_record((run_id, phase, *record))
             return
@@ -222,7 +224,7 @@ class Composer:
         """Put an event into the outbox, and return whether there was room."""
         topic = self._outbox.put(event, payload)
         if topic is None:
-            self._drops.add(event, f"the buffer of {self._outbox.limit_bytes} bytes is full")
+            self._drops.add(event, self._outbox.full)
             return False
         self._published[event.run_id][topic] += 1
         if type(event) is Records:

@@ -29,7 +29,7 @@ class Drops:
         self._by_run: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._records: Counter[str] = Counter()
         self._next_s = 0.0
-        self._refused: Counter[tuple[str, PhaseRef]] = Counter()
+        self._refused: Counter[tuple[str, PhaseRef, str]] = Counter()
         self.renew_lock()
 
     def __bool__(self) -> bool:
@@ -39,10 +39,10 @@ class Drops:
         """Call this after a fork, in the child: the thread that held the lock may not exist here."""
         self._lock = threads.make_lock()
 
-    def refuse(self, run_id: str, phase: PhaseRef, count: int) -> None:
+    def refuse(self, run_id: str, phase: PhaseRef, count: int, reason: str = "") -> None:
         """Count records that there was no room for before they were batched; from any thread."""
         with self._lock, suppress(TypeError):  # a run or phase that cannot be hashed
-            self._refused[run_id, phase] += count
+            self._refused[run_id, phase, reason or self._refusal] += count
 
     def add(self, event: EventBase, reason: str) -> None:
         """Count an event that is dropped, with the records in it."""
@@ -61,8 +61,8 @@ class Drops:
         if self._refused:
             with self._lock:
                 refused, self._refused = self._refused, Counter()
-            for (run_id, phase), count in refused.items():
-                self.add_records(run_id, phase, count, self._refusal)
+            for (run_id, phase, reason), count in refused.items():
+                self.add_records(run_id, phase, count, reason)
         if not self._unreported or (now_s < self._next_s and not at_once):
             return []
         self._next_s = now_s + DROP_EVERY_S

@@ -83,6 +83,7 @@ class Sender:
     ) -> None:
         self.name = as_text(name)
         self.source = uuid.uuid4().bytes
+        self._options = options
         self._batch_records = options.batch_records
         self._inbox: _Inbox = deque()
         self._columns_bytes = 0  # of what is in the inbox
@@ -175,8 +176,10 @@ class Sender:
                 taken.append(batch)
             self._inbox.extend(taken)
         for batch in batches[len(taken) :]:
-            self._drops.refuse(batch.run_id, batch.phase, batch.count)
-        if self._sleep:
+            self._drops.refuse(batch.run_id, batch.phase, batch.count, self._outbox.full)
+        # As for single records: few are in time when their batch is due.
+        due = not self._options.is_few(sum(batch.count for batch in batches))
+        if self._sleep == _IDLE or (self._sleep and (due or len(self._inbox) >= self._batch_records)):
             self._wake()
 
     def enqueue_flush(self) -> _Flush:
