@@ -334,6 +334,23 @@ async def test_damage_is_told_as_the_bus_tells_it(bus: LiveBus, asked: list[Any]
     assert len(asked) == 1  # the piece with the damage in it
 
 
+async def test_a_damaged_checkpoint_is_told_once(
+    bus: LiveBus, asked: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """However often the leader of a group looks at it; the share begins anew, and the result is whole."""
+    await asyncio.to_thread(groups.publish, bus.address, 700)
+    async with groups.members(1, bus.address):
+        await groups.handled(bus.address)
+    with closing(sqlite3.connect(bus.directory / "journal" / FILE_NAME)) as db, db:
+        db.execute("UPDATE checkpoints SET crc = crc + 1 WHERE consumer = 'totals/03'")
+    async with groups.members(1, bus.address):
+        await asyncio.to_thread(groups.publish, bus.address, 70, "s")
+        assert not (await groups.handled(bus.address, "s")).incomplete_runs
+    assert await until(lambda: totals(bus, "s")) == {"records": 70, "sum": sum(range(70)), "phases": 2}
+    assert caplog.text.count("the checkpoint of consumer 'totals/03' is damaged") == 1
+    assert asked
+
+
 # ---- buses that come and go ----
 
 

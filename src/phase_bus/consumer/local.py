@@ -33,7 +33,7 @@ class LocalJournal:
 
     What the bus would answer is always right, so that everything odd has one remedy: to ask it. For a
     piece alone if there is damage in it, which the bus tells in its log; from then on if the files are not
-    the bus's own any more, cannot be read, or the bus is gone.
+    the bus's own any more, cannot be read, have a damaged checkpoint, or the bus is gone.
 
     Args:
         file: where the bus has its journal.
@@ -75,8 +75,7 @@ class LocalJournal:
         return None
 
     def _read(self, read: Callable[[JournalReader], T]) -> T | None:
-        # First: where files are missing, SQLite would make some.
-        log_bytes = self._log_bytes()
+        log_bytes = self._log_bytes()  # first: where files are missing, SQLite would make some
         if log_bytes is None:
             self.usable = False
             return None
@@ -84,17 +83,14 @@ class LocalJournal:
             return None
         with closing(connect(self._path, "mode=ro")) as db:
             reader = JournalReader(self._path, db)
-            if pragma(db, "user_version") != SCHEMA_VERSION:
+            found = read(reader) if pragma(db, "user_version") == SCHEMA_VERSION else None
+            # Only now: then all that was read before was of this bus.
+            if found is None or reader.last_stream != self._stream or self._log_bytes() is None:
                 self.usable = False
                 return None
-            found = read(reader)
-            if reader.is_damaged:
-                return None
-            # Last: then all that was read before was of this bus.
-            if reader.last_stream == self._stream and self._log_bytes() is not None:
-                return found
-        self.usable = False
-        return None
+        if reader.damaged_checkpoints:
+            self.usable = False  # which is told once
+        return found if self.usable and not reader.damaged else None
 
     def _log_bytes(self) -> int | None:
         """Return the log's size if the bus has the files where it said, and they may be read, else None."""

@@ -104,6 +104,7 @@ class JournalReader:
     Attributes:
         damaged: the offsets of events that were come upon and do not match their checksums, by whatever
             reads events. They are left out.
+        damaged_checkpoints: likewise the consumers whose checkpoints were come upon.
 
     Raises:
         JournalError: if there is no journal, or it cannot be read. Every method may raise it too.
@@ -113,7 +114,7 @@ class JournalReader:
         self.path = path / FILE_NAME if path.is_dir() else path
         self._db = connection or open_for_reading(self.path)
         self.damaged: set[int] = set()
-        self._damaged_checkpoints: set[str] = set()  # that were told
+        self.damaged_checkpoints: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -149,11 +150,6 @@ class JournalReader:
         """The stream of the bus that has the journal, or had it last; empty before the first."""
         rows = self._query("SELECT stream FROM segments ORDER BY id DESC LIMIT 1")
         return rows[0][0] if rows else ""
-
-    @property
-    def is_damaged(self) -> bool:
-        """Whether an event or a checkpoint was come upon that does not match its checksum."""
-        return bool(self.damaged or self._damaged_checkpoints)
 
     def streams(self, run_id: str) -> list[StreamRow]:
         """Return what there is of a run, by topic and source, in the order of the first events."""
@@ -283,8 +279,8 @@ class JournalReader:
             position = Position(stream, offset)
             if checkpoint_crc(consumer, position, state) == crc:
                 return Checkpoint(position, state)
-            if consumer not in self._damaged_checkpoints:
-                self._damaged_checkpoints.add(consumer)
+            if consumer not in self.damaged_checkpoints:
+                self.damaged_checkpoints.add(consumer)
                 logger.error(
                     "phase-bus: %s: the checkpoint of consumer %r is damaged and not used; "
                     "the consumer begins at the start of the journal",
