@@ -86,12 +86,12 @@ class Arrival:
         return [RawEvent(self.topic, header, payload) for header, payload in self._parts()]
 
     def _decode(self) -> Sequence[Decoded]:
-        if self._sizes:
-            try:
-                return bundle.decode_events(self.topic, self._payload)
-            except WireError:
-                pass  # it is to be known of which of them that is true
-        return [_decoded(self.topic, payload) for _, payload in self._parts()]
+        if not self._sizes:
+            return (_decoded(self.topic, self._payload),)
+        try:
+            return bundle.decode_events(self.topic, self._payload)
+        except WireError:  # it is to be known of which of them that is true
+            return [_decoded(self.topic, payload) for _, payload in self._parts()]
 
 
 def _decoded(topic: bytes, payload: bytes | memoryview) -> Event | WireError | None:

@@ -183,40 +183,38 @@ class Dispatcher:
             if replayed:
                 self._replayed += 1
                 counts.replayed += 1
+            handled = True
             if event is None or isinstance(event, WireError):
-                self._pass_over(topic, offset, event, counts)
-            elif may_end and isinstance(event, RunComplete) and event.running:
-                self._accept(counts)  # one of several publishers has ended it: it goes on
-            else:
-                if handler is None or 0 < offset <= self.done_offset:
-                    self._accept(counts)
-                else:
+                handled = self._pass_over(topic, offset, event, counts)
+            elif not (may_end and _goes_on(event)):
+                if handler is not None and not 0 < offset <= self.done_offset:
                     context.offset = offset
                     context.event = (source, source_seq)
                     context.event_number = number
-                    if await self._handle(handler, event, kind, counts):
-                        self._accept(counts)
+                    handled = await self._handle(handler, event, kind, counts)
                 self._note_lag(account, event.ts_ns)
                 if may_end:
                     end = _end_of(event)
+            if handled:
+                counts.handled += 1
+                self._worked += 1
             if may_end or not (taken == arrival.left or goes_on()):
                 break
         counts.last_seqs[source] = topic_seq + taken - 1
         arrival.done(taken)
         return end
 
-    def _pass_over(self, topic: bytes, offset: int, event: WireError | None, counts: TopicCounts) -> None:
-        """Count an event for no handler: it cannot be decoded, or is of a kind that is not known."""
-        if event is None:
-            self._skip_unknown(topic)
-            self._accept(counts)
-        else:
-            kind, run_id = parse_topic(topic)
-            self._give_up(offset, run_id, kind, event, counts, attempts=1)
+    def _pass_over(self, topic: bytes, offset: int, event: WireError | None, counts: TopicCounts) -> bool:
+        """Return whether an event for no handler counts as handled: its kind is not known.
 
-    def _accept(self, counts: TopicCounts) -> None:
-        counts.handled += 1
-        self._worked += 1
+        One that cannot be decoded becomes a dead letter.
+        """
+        kind, run_id = parse_topic(topic)
+        if event is None:
+            self._skip_unknown(kind)
+            return True
+        self._give_up(offset, run_id, kind, event, counts, attempts=1)
+        return False
 
     def _note_lag(self, account: RunAccount, happened_ns: int) -> None:
         lag_ns = self.lag_ns = time.time_ns() - happened_ns
@@ -546,8 +544,7 @@ class Dispatcher:
         )
         self._skipped = 0
 
-    def _skip_unknown(self, topic: bytes) -> None:
-        kind = parse_topic(topic).kind
+    def _skip_unknown(self, kind: str) -> None:
         if kind not in self._unknown:
             self._unknown.add(kind)
             logger.warning(
@@ -576,6 +573,11 @@ def _by_run(losses: Iterable[Loss]) -> tuple[Loss, ...]:
             )
         found[loss.run_id, loss.reason] = loss
     return tuple(found.values())
+
+
+def _goes_on(event: Event | RawEvent) -> bool:
+    """Return whether one of several publishers has ended a run, which goes on."""
+    return isinstance(event, RunComplete) and bool(event.running)
 
 
 def _end_of(event: Event | RawEvent) -> RunComplete | None:
