@@ -31,7 +31,7 @@ class LiveQueue:
     it is in force then.
 
     Args:
-        high_water_mark: events queued at most.
+        high_water_mark: messages queued at most.
 
     Attributes:
         endpoint: where it is connected to, empty for nowhere yet.

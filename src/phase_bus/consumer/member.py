@@ -43,7 +43,7 @@ class Member(ABC):
     """The process around one consumer, or around one member of a consumer group.
 
     Args:
-        high_water_mark: events queued in this process at most.
+        high_water_mark: messages queued in this process at most, each an event or a bundle.
         on_ready: called once all subscriptions are in force.
         transport: makes what carries the events.
 

@@ -55,7 +55,7 @@ class ZeroMqTransport(Transport):
     """The sockets of one process to a bus, or to a publisher in direct mode.
 
     Args:
-        high_water_mark: events queued in this process at most.
+        high_water_mark: messages queued in this process at most, each an event or a bundle.
     """
 
     def __init__(self, address: Address, host: Host, high_water_mark: int) -> None:
