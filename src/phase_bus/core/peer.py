@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import zmq
@@ -23,7 +24,12 @@ class Peer(NamedTuple):
 
 def peer_of(frame: zmq.Frame) -> Peer:
     """Return where a message came from; nowhere if that is not known."""
-    host, *ids = property_of(frame, "Peer-Address").split(":")
+    return _parsed(property_of(frame, "Peer-Address"))
+
+
+@lru_cache(maxsize=256)  # each message of a connection has the same
+def _parsed(address: str) -> Peer:
+    host, *ids = address.split(":")
     if host == _OF_UNIX_SOCKET and len(ids) == 3:
         uid, _, pid = map(int, ids)
         return Peer(uid=uid, pid=pid)

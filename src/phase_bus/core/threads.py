@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+_AT_ONCE = 256  # bytes, each of a wake-up: few come at once, and a small buffer is a quicker one
+
 
 def make_lock() -> Any:
     """Return a reentrant lock: a signal handler may publish while the thread it interrupts does."""
@@ -69,7 +71,7 @@ class Waker:
     def drain(self) -> None:
         """Be ready to be woken again."""
         try:
-            while len(os.read(self.fd, 4096)) == 4096:
+            while len(os.read(self.fd, _AT_ONCE)) == _AT_ONCE:
                 pass
         except BlockingIOError:
             pass

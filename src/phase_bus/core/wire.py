@@ -310,19 +310,25 @@ def receive_event(socket: zmq.Socket[bytes]) -> tuple[bytes, bytes, zmq.Frame]:
     return topic, header, payload
 
 
-def receive_reply(socket: zmq.Socket[bytes], address: Address) -> Reply | None:
+def receive_reply(socket: zmq.Socket[bytes], address: Address, *, another: bool = False) -> Reply | None:
     """Receive a reply of the bus without waiting, None if there is none.
 
     The socket is asked first, because the exception would cost several times as much.
+
+    Args:
+        another: whether one was received just now, so that another is likely, and the address was checked.
 
     Raises:
         AddressError: if it may be somebody else's.
         WireError: if it is malformed, or has more frames: none of them is taken for a reply of its own.
     """
-    if not _get(socket, _EVENTS) & _POLLIN:
+    if not another and not _get(socket, _EVENTS) & _POLLIN:
         return None
-    frame, *more = receive_frames(socket)
-    check_answer(address, frame)
+    try:
+        frame, *more = receive_frames(socket)
+    except zmq.Again:
+        return None
+    check_answer(address, frame, checked=another)
     if more:
         raise WireError("a control message has one frame, this message has more")
     return decode_reply(frame.buffer)

@@ -19,6 +19,7 @@ from phase_bus.core.control import (
     Hello,
     Refused,
     Rejected,
+    Reply,
     Welcome,
 )
 from phase_bus.core.handshakes import HandshakeWatch
@@ -130,14 +131,17 @@ class BusLink:
 
     def receive(self) -> None:
         """Take in all replies that have arrived."""
+        reply: Reply | None = None
         while True:
             try:
-                reply = receive_reply(self.socket, self._address)
+                reply = receive_reply(self.socket, self._address, another=reply is not None)
             except WireError as error:  # of a newer bus, or no bus at all
                 self._complaints.warn("phase-bus publisher %r: %s; skipped", self._name, error)
+                reply = None
                 continue
             except AddressError as error:  # somebody else
                 self._distrust(error)
+                reply = None
                 continue
             if reply is None:
                 return

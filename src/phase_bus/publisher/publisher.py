@@ -242,14 +242,15 @@ class Sender:
         )
         if self._outbox.in_flight_bytes and not self._heeds_replies:
             self._talk_s = min(self._talk_s, now_s + _REPLIES_S)
-        wait_s = min(self._talk_s - now_s, _CLOSING_WAIT_S if closing else _IDLE_WAIT_S)
+        until_s, due_s = self._talk_s, self._composer.due_s
+        if closing:
+            until_s = min(until_s, now_s + _CLOSING_WAIT_S)
         self._sleep = _IDLE
-        if self._composer.due_s is not None:
+        if due_s is not None:
             self._sleep = _UNTIL_BATCH_IS_DUE
-            wait_s = min(wait_s, self._composer.due_s - now_s)
-        if self._inbox:  # it came before the flag was up, so nobody will wake us
-            wait_s = 0.0
-        wait_ms = math.ceil(max(wait_s, 0.0) * 1000)
+            until_s = min(until_s, due_s)
+        # What is in the inbox came before the flag was up, so nobody will wake us.
+        wait_ms = 0 if self._inbox else math.ceil(max(until_s - now_s, 0.0) * 1000)
         if self._heeds_replies:
             # Only now is a reply worth a wake-up, which costs as much as ten events.
             events = _POLLIN | _POLLOUT if want_write else _POLLIN
