@@ -1,6 +1,6 @@
 """Two processes to be looked at from outside: one publishes a burst, one takes it; both say when.
 
-python -m tests.guards.burst KIND NAME COUNT --address ADDRESS    with "records" or "events" as KIND
+python -m tests.guards.burst KIND NAME COUNT --address ADDRESS    with "records", "events" or "singles" as KIND
 phase-bus consume tests.guards.burst:Taker
 """
 
@@ -18,6 +18,7 @@ from phase_bus.testing.waiting import wait_until
 
 BATCH = 256
 DONE_S = 60.0
+_APART_S = 0.01  # until all of it has gone to sleep again
 
 
 class Taker(Consumer):
@@ -46,7 +47,10 @@ def moments(log: Path) -> dict[str, float]:
 
 
 def main(kind: str, name: str, count: int, address: str) -> None:
-    """Publish a small burst first, by which everything is in place, and then one that counts."""
+    """Publish a small burst first, by which everything is in place, and then one that counts.
+
+    Singles are no burst: each comes when all that the one before has caused is asleep again.
+    """
     records, event = shapes.records(BATCH), shapes.event_of_size(200)
     # Nothing may be dropped, however slow it is under a tracer; only a full batch is closed.
     with Publisher(address, buffer_bytes=1 << 30, batch_records=BATCH, batch_s=DONE_S) as publisher:
@@ -58,8 +62,10 @@ def main(kind: str, name: str, count: int, address: str) -> None:
                     publisher.record(shapes.RUN_ID, shapes.PHASE, *records[number % BATCH])
                 else:
                     publisher.publish(event)
+                    if kind == "singles":
+                        time.sleep(_APART_S)
 
-        publish(2 * BATCH)
+        publish(2 * BATCH if kind != "singles" else 1)
         assert publisher.flush(DONE_S)
         tell("begin")
         publish(count)

@@ -142,6 +142,32 @@ def test_calls_an_event_of_a_burst(calls: Calls, who: str, bound: float) -> None
     assert_at_most(bound, each, f"system calls an event, {who} ({found.most_common(5)})")
 
 
+def test_calls_of_an_event_alone(tmp_path: Path, ipc_dir: Path) -> None:
+    """The publisher is woken, takes it and sends it, and waits; ZeroMQ's thread writes it.
+
+    Replies are read many at once, and the directory is looked at now and then.
+    """
+    needs_strace()
+    address, count, found = f"ipc://{ipc_dir}", 50, list[Counter[str]]()
+    with BusProcess(tmp_path / "bus.log", address, options=("--data", str(tmp_path / "journal"))):
+        for round_ in range(ROUNDS):
+            trace, log = tmp_path / f"{round_}.strace", tmp_path / f"{round_}.log"
+            arguments = ("tests.guards.burst", "singles", f"end-{round_}", str(count), "--address", address)
+            with PythonProcess(log, "-m", *arguments, cwd=ROOT, under=tracing(trace)) as publisher:
+                assert publisher.process.wait(DONE_S) == 0, publisher.tail()
+                wait_traced(publisher, trace)
+            told = moments(log)
+            found.append(calls_between(trace, told["begin"], told["end"]))
+            del (
+                found[-1]["clock_nanosleep"],
+                found[-1]["getpid"],
+            )  # between events; asked by ZeroMQ for nothing
+    least = min(found, key=Counter.total)
+    each = least.total() / count
+    print(f"an event alone: {each:.2f} calls, {least.most_common(8)}")
+    assert_at_most(22, each, f"system calls of an event alone ({least.most_common(5)})")
+
+
 def test_calls_of_a_bundle(tmp_path: Path, ipc_dir: Path) -> None:
     """The bus makes a few for it, for journal and consumer too; for its events one by one, far more."""
     needs_strace()
