@@ -1,6 +1,6 @@
 """Two processes to be looked at from outside: one publishes a burst, one takes it; both say when.
 
-python -m tests.guards.burst KIND NAME COUNT --address ADDRESS    with "records", "events" or "singles" as KIND
+python -m tests.guards.burst KIND NAME COUNT --address ADDRESS    KIND: "records", "events", "singles"
 phase-bus consume tests.guards.burst:Taker
 """
 
