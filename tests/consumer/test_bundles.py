@@ -332,3 +332,46 @@ def test_a_stream_in_bundles_is_that_stream(make: type[Any], direct: bool, breat
             check()
         finally:
             logging.disable(logging.NOTSET)
+
+
+class Always(Random):
+    """Dice by which all that may go together does."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+async def test_another_bus_amid_a_bundle(replayed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest is not handled: the other bus may have lost it, and have something else in its place."""
+    monkeypatch.setattr("phase_bus.consumer.zeromq.receive_event", _receive)
+    made = [PhaseStart(run_id="r", phase=PHASE, ts_ns=number) for number in (1, 2, 4, 5)]
+    stream = [
+        Event(TOPIC, Header(SOURCE, place, place, 0, place, place), encode_event(event), "once")
+        for place, event in enumerate(made, 1)
+    ]
+
+    async def meet_another(event: EventBase) -> None:
+        if event.ts_ns == 2:
+            assert isinstance(transport, Lists)
+            transport._tag, runner._bus_id = b"new", "new"
+
+    recorder = named(Recorder(meet_another), "recorder")
+    runner = ConsumerRunner(recorder, Address.parse(ADDRESSES[False]), transport=Lists)
+    transport = runner._transport
+    assert isinstance(transport, Lists)
+    try:
+        transport.open(stream, 0)
+        transport.dice = Always()
+        transport.limit = len(stream)
+        runner.state = "ready"
+        await runner.share.begin(None, Lineage([Segment(STREAM, 1)]))
+        runner.share.follower.replaying = replayed
+        transport.publish_next(len(stream), (TOPIC,))
+        if replayed:
+            transport.queue.clear()
+        await runner._step()
+        assert recorder.numbers == [1, 2]
+        assert runner.share.follower.offset == 2
+    finally:
+        await transport.close()
