@@ -111,16 +111,19 @@ _TABLES = (
     "once; together it would come to 0.31: at full speed 0.3 is beyond the interpreter by 5 to 10 %."
 )
 _EVENT = (
-    "A phase event, warm, the least of many rounds: 10.6 to 12 µs, AIPerf's encoding 4.7. In AIPerf's "
-    "thread 5 (the phase's stats read 1.9, compared with the last 2, the queue 0.5 to 1), in the "
-    "publisher's 6 (encoding 0.5, topic, numbers, header and counts 1.5, three sends 1.3, keeping it "
-    "until it is acknowledged 0.4, the rest taking turns), in ZeroMQ's 1.3. AIPerf's side only encodes, "
-    "and sends nothing."
+    "A phase event, warm, the least of many rounds: 7.0 to 7.7 µs, AIPerf's encoding 4.6 to 5.2 (1.45 to "
+    "1.52; before 2.6 to 3.0). In AIPerf's thread 3.5 (the phase's stats read 1.5, most of it 24 look-ups; "
+    "compared with the last, and the event made, 1.4; the queue 0.3), in the publisher's 3.5 (encoding 0.9 "
+    "with fresh memory; topic, numbers and counts 0.9; the queue 0.4; joining, keeping and acknowledging "
+    "it 0.6; the rest taking turns). AIPerf's side only encodes, and sends nothing."
 )
 _LONE = (
-    "One phase event every 4 ms: the publisher's thread wakes once for it (three times when each "
-    "reply woke it), and what it runs is in no cache: 160 to 200 µs, where waking a thread that does "
-    "nothing takes 15. In that state AIPerf's encoding takes 60 to 105, and a bare PUB's send 70 to 160."
+    "One phase event every 4 ms, on a busy machine: 265 to 310 µs, a bare PUB's send 82 to 150. What it "
+    "runs is in no cache, in two thirds of the thread's samples the interpreter itself: AIPerf's thread 70 "
+    "(stats and event 45, warm 3; waking the other one 20), the publisher's 150 (being woken 20, reading "
+    "the pipe 6 to 10, encoding 26 to 32, warm 1, three sends 30 to 40 as the bare PUB's, its "
+    "acknowledgement 13, 20 other calls 2 to 3 each), ZeroMQ's 45 (the bare side's 40). Waking, encoding "
+    "and sending alone make 1.9 times the bare PUB."
 )
 _FRAMES = (
     "Small events, which go in bundles of up to 256, CPU of an event on a busy machine: the sender takes 4 "
@@ -168,14 +171,14 @@ _TAILS = (
 _CATCHING_UP = (
     "Catching up, at real-time priority, since others used the two cores: two workers are 1.9 times one "
     "(1.67 before, with as many records); of one worker's 4.2 s 0.2 are nobody's to share (handing out the "
-    "shares, the last commits, the summary). The bus takes 0.06 to 0.19 s of CPU for it. Beside a reader of "
+    "shares, the last commits, the summary). The bus takes 0.06 to 0.19 s of CPU. Beside a reader of "
     "100,000 events/s live events come as soon as without (0.81 to 1.14 times the median); on fewer "
     "processors than processes, as beside anything that takes one: that is in the table of catching_up."
 )
 _COLUMNS = (
     "Columns: 10 to 30 ns of CPU a record of two metrics into the outbox (copying at the call 3 to 6, "
-    "interleaving and encoding the rest), 340 where each record has a text of its own. End to end 290 ns of "
-    "all processes (publisher 65; bus 105, copying into SQLite and sending; aggregator 125, 60 a value), "
+    "interleaving and encoding the rest), 340 where each has a text of its own. End to end 290 ns of all "
+    "processes (publisher 65; bus 105, copying into SQLite and sending; aggregator 125, 60 a value), "
     "record by record 3,900 (publisher 2,200, bus 800, aggregator 950)."
 )
 _GROWTH = "Growth: it is the row of the table in growth whose last column is largest, latency apart."
