@@ -70,6 +70,18 @@ def test_everything_arrives_in_order(bus: BusThread) -> None:
     assert publisher.undelivered == {}
 
 
+def test_what_is_acknowledged_is_let_go_of_while_events_come(bus: BusThread) -> None:
+    """Replies are not read at each event, but in time, though nobody waits for them."""
+    with Publisher(bus.address) as publisher:
+        assert publisher.flush(DEADLINE_S)
+
+        def published() -> bool:
+            publisher.publish(start(1))
+            return publisher._sender._outbox.next_seq > 20
+
+        wait_until(published)
+
+
 def test_a_batch_is_closed_by_its_age(bus: BusThread) -> None:
     """A single record does not wait for others, time after time."""
     with Subscriber(bus.address) as subscriber, Publisher(bus.address, batch_s=0.01) as publisher:
