@@ -54,6 +54,25 @@ def test_a_burst_is_one_transaction_a_turn_and_acknowledged_as_one(
         assert_at_most(0.1, frames.sent[zmq.ROUTER] / _COUNT, "frames sent back an event")
 
 
+def test_few_events_wait_at_a_bus_that_is_held_up(
+    ipc_dir: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: None
+) -> None:
+    """One by one they leave while the bus is not far behind; then they wait, and leave together."""
+    frames = Frames(monkeypatch)
+    with running_bus(ipc_dir) as (address, journal), Publisher(address) as publisher:
+        wait_until(lambda: publisher.connected)
+        for _ in range(_COUNT):
+            publisher.publish(_EVENT)
+            wait_until(lambda: not publisher._sender._inbox)  # so that each comes alone
+        journal.gate.set()
+        assert publisher.flush(DEADLINE_S)
+        assert journal.kept == _COUNT
+        # 64, and then eight at a time; hello and beats.
+        assert_at_most(
+            3 * 150, frames.sent[zmq.DEALER], f"frames sent by the publisher for {_COUNT} events"
+        )
+
+
 def test_a_turn_of_bundles_is_one_transaction_and_acknowledged_as_one(
     ipc_dir: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: None
 ) -> None:

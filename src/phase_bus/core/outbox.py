@@ -96,6 +96,11 @@ class Outbox:
         return next((message.seq for message in self), self.last_seq + 1)
 
     @property
+    def in_flight(self) -> int:
+        """How many events were sent and are not acknowledged."""
+        return len(self._unacked)
+
+    @property
     def sent_seq(self) -> int:
         """The highest sequence number that was sent, or needs no sending any more."""
         return self.unsent[0].seq - 1 if self.unsent else self.last_seq

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 import zmq
 from msgspec.structs import replace
 
 from phase_bus.core.address import Address
+from phase_bus.core.bundle import LARGEST_BUNDLED_BYTES
 from phase_bus.core.control import (
     DEFAULT_MAX_MESSAGE_BYTES,
     Ack,
@@ -38,6 +40,8 @@ logger = logging.getLogger("phase_bus.publisher")
 _NOBLOCK = int(zmq.NOBLOCK)
 _REFUSED_WAIT_S = 1.0
 _HIGH_WATER_MARK = 10_000  # messages queued for each subscriber in direct mode
+_BEHIND = 64  # events that are not acknowledged: so many show that the bus is behind
+_FEW = 8  # events that are better sent with others then
 WINDOW_BYTES = 8 << 20  # sent and not yet acknowledged: bounds what a lost connection sends again
 
 
@@ -98,11 +102,20 @@ class BusLink:
             if not self._is_safe(there=True):
                 return False
             self._checked_s = now_s
+        heard = False
         try:
             while outbox.unsent:
                 messages = outbox.together(self._largest)
                 if outbox.in_flight_bytes > WINDOW_BYTES:
                     return False  # an acknowledgement will wake us
+                if self._better_wait(messages):
+                    if heard:
+                        return False  # likewise
+                    heard = True
+                    self.receive()  # it may be there, and not have been read
+                    if self._session.welcome is None or now_s < self._resume_s:
+                        return False
+                    continue
                 if 0 < self._largest < messages[0].size_bytes:
                     self._send_without_payload(messages[0])
                 else:
@@ -111,6 +124,16 @@ class BusLink:
         except zmq.Again:
             return True
         return False
+
+    def _better_wait(self, messages: Sequence[Message]) -> bool:
+        """Return whether events should wait for an acknowledgement, or until more can go with them.
+
+        If the bus is behind, they would wait there, one by one, and cost it far more than in bundles.
+        """
+        outbox, first = self._outbox, messages[0]
+        if outbox.in_flight < _BEHIND or len(messages) >= _FEW or len(messages) < len(outbox.unsent):
+            return False
+        return not first.records and len(first.payload) <= LARGEST_BUNDLED_BYTES
 
     def _send_without_payload(self, message: Message) -> None:
         """Send an event that is too large such that the bus refuses it, and takes those after it.
