@@ -21,10 +21,9 @@ from phase_bus.journal.files import connect
 
 logger = logging.getLogger("phase_bus.bus")
 
-_COPY_BYTES = (
-    4 << 20
-)  # of more, the disk would be at work for so long that a commit may have to wait for it
-_LONG_BYTES = 128 << 20
+_COPY_BYTES = 4 << 20  # of more the disk would be at work for so long that a commit may have to wait for it
+_LITTLE_BYTES = 1 << 20  # left to copy
+_LONG_BYTES = 128 << 20  # of the log, which starts over from there on when little is left to copy
 
 
 class WalCheckpointer:
@@ -52,9 +51,13 @@ class WalCheckpointer:
         """Note that a transaction is about to begin; wait for the thread if the log has grown too long.
 
         A log to which somebody always writes is never copied to its end, and would grow for ever. It does
-        start over after this, unless a reader stays at something in it.
+        start over after this, unless a reader stays at something in it. The wait is shortest just after a
+        copy has ended.
         """
-        if self._log_bytes >= _LONG_BYTES:
+        if self._log_bytes < _LONG_BYTES:
+            return
+        little = self._idle.is_set() and self._uncopied_bytes < _LITTLE_BYTES
+        if little or self._log_bytes >= _LONG_BYTES + _LONG_BYTES // 4:
             self._idle.wait()
             self._writer_waits = True
             self._copy()
