@@ -39,7 +39,7 @@ _NUMBER_BYTES = 8
 _ROW_BYTES = 4
 _SAID_BY_BUSES = frozenset({Heartbeat.kind, READY.decode().rstrip(".")})
 # The kinds of which, in a run that goes on, nothing but a count depends on the single event.
-_BUNDLED = KINDS.keys() - _SAID_BY_BUSES - BEGIN_NO_RUN - {Records.kind, RunStart.kind, RunComplete.kind}
+BUNDLED = KINDS.keys() - _SAID_BY_BUSES - BEGIN_NO_RUN - {Records.kind, RunStart.kind, RunComplete.kind}
 
 
 def check_event(
@@ -94,7 +94,7 @@ def check_bundle(
     Raises:
         WireError: if not, or if that takes a look at each event by itself.
     """
-    if parsed.kind not in _BUNDLED:
+    if parsed.kind not in BUNDLED:
         raise WireError("such events are looked at by themselves", topic)
     if not (
         header.source_seq > 0 and max(header.source_seq, header.topic_seq) < LARGEST_COUNT - len(sizes)

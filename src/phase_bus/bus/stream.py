@@ -7,10 +7,19 @@ from typing import NamedTuple
 
 import zmq
 
-from phase_bus.core.bundle import ARRAY_BYTES
+from phase_bus.bus.intake import BUNDLED
+from phase_bus.core.bundle import ARRAY_BYTES, BUNDLED_BYTES, LARGEST_BUNDLED_BYTES, join
 from phase_bus.core.outbox import Outbox
 from phase_bus.core.position import Lineage
-from phase_bus.core.wire import NO_PARTITION, Header, Topic, send_frames, stream_tag, unpack_header
+from phase_bus.core.wire import (
+    BUNDLED_MOST,
+    NO_PARTITION,
+    Header,
+    Topic,
+    send_frames,
+    stream_tag,
+    unpack_header,
+)
 from phase_bus.events import Event, EventBase
 from phase_bus.journal.rows import Entry, Head
 from phase_bus.journal.writer import Journal
@@ -80,7 +89,8 @@ class Stream:
         entries = []
         last: dict[int, int] = {}
         all_records = size = 0
-        for topic, parsed, header, payload, partition, _, _, sizes in pending:
+        messages = _together(pending)
+        for topic, parsed, header, payload, partition, _, _, sizes in messages:
             more = header.events - 1  # of a bundle: behind its first event
             offset += 1
             previous = 0
@@ -106,9 +116,58 @@ class Stream:
         self.partitions |= last
         self.records += all_records
         self.payload_bytes += size
-        for entry, incoming in zip(entries, pending, strict=True):
+        for entry, incoming in zip(entries, messages, strict=True):
             send_frames(self._socket, (entry.topic, entry.header, incoming.frame))
         return pending
+
+
+def _together(pending: list[Incoming]) -> list[Incoming]:
+    """Return what was taken in with single events that follow on each other as bundles.
+
+    They are journaled, sent and handled as one then: what comes event by event while the bus is at
+    something else costs everybody behind it as little as what its publisher sent as a bundle.
+    """
+    messages: list[Incoming] = []
+    group: list[Incoming] = []
+    size_bytes = 0
+    for incoming in pending:
+        size_bytes += len(incoming.payload)
+        if not (
+            group
+            and size_bytes <= BUNDLED_BYTES
+            and len(group) < BUNDLED_MOST
+            and _follows(incoming, group[-1])
+        ):
+            if group:
+                messages.append(_joined(group))
+            group, size_bytes = [], len(incoming.payload)
+        group.append(incoming)
+    messages.append(_joined(group))
+    return messages
+
+
+def _follows(incoming: Incoming, last: Incoming) -> bool:
+    """Return whether an event may go in one message with the one before it."""
+    header, before = incoming.header, last.header
+    return (
+        header.source_seq == before.source_seq + 1
+        and incoming.topic == last.topic
+        and header.source == before.source
+        and header.topic_seq == before.topic_seq + 1
+        and header.events == before.events == 1
+        and max(len(incoming.payload), len(last.payload)) <= LARGEST_BUNDLED_BYTES
+        and incoming.parsed.kind in BUNDLED
+    )
+
+
+def _joined(group: list[Incoming]) -> Incoming:
+    """Return events that go in one message."""
+    first = group[0]
+    if len(group) == 1:
+        return first
+    sizes, payload = join(b"", [incoming.payload for incoming in group])
+    header = first.header._replace(events=len(group))
+    return first._replace(header=header, payload=payload, frame=payload, sizes=sizes)
 
 
 def number_own(outbox: Outbox, event: EventBase) -> tuple[bytes, Header, bytes]:
