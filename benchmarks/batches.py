@@ -27,7 +27,7 @@ from phase_bus.aggregation.state import RunState
 from phase_bus.consumer.consumer import Consumer
 from phase_bus.core.records import RecordBatch
 from phase_bus.core.wire import encode_event
-from phase_bus.events import Records, Summary
+from phase_bus.events import PhaseStart, Records, Summary
 from phase_bus.publisher.publisher import Publisher
 
 QUESTION = "How many AIPerf-shaped records a second become percentiles, in three consumers?"
@@ -172,6 +172,9 @@ class Way:
             child.ready()
         self.publisher = Publisher(address, batch_records=batch_records, buffer_bytes=1 << 30)
         stack.callback(self.publisher.close)
+        # A bus with a journal keeps no summary of a run that it does not know.
+        self.publisher.publish(PhaseStart(run_id=shapes.RUN_ID, phase=shapes.PHASE))
+        self.publisher.flush(_LOST_S)
 
     def measure(self, send: Callable[[int], None]) -> float:
         """Send all records; return records/s to the last consumer's percentiles."""
