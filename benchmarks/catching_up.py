@@ -22,11 +22,11 @@ from benchmarks.harness import (
     shared_counts,
     spread,
 )
-from benchmarks.latency import PERCENTILES, Way
+from benchmarks.latency import PERCENTILES, Way, published
 from phase_bus.consumer.consumer import Consumer, named
 from phase_bus.consumer.runner import ConsumerRunner
 from phase_bus.core.address import Address
-from phase_bus.events import EventBase, PhaseProgress, PhaseRef, PhaseStats
+from phase_bus.events import EventBase
 from phase_bus.publisher.publisher import Publisher
 
 QUESTION = "How much later do live events come while another consumer catches up?"
@@ -37,19 +37,6 @@ _LIMIT_S = 30.0
 _REST_S = 0.01
 # What a process beside is to do, in memory shared with the parent, and how much it did.
 _REST, _WORK = 0, 1
-
-
-class Live(Consumer):
-    """Note how long each live event took from its making to the handler."""
-
-    def __init__(self, latencies_ns: Any, counts: Any) -> None:
-        self._latencies_ns = latencies_ns
-        self._counts = counts
-
-    async def on_phase_progress(self, event: PhaseProgress) -> None:
-        count = self._counts[0]
-        self._latencies_ns[count] = time.time_ns() - event.ts_ns
-        self._counts[0] = count + 1
 
 
 class Past(Consumer):
@@ -103,9 +90,8 @@ def measure(plan: Plan, report: Report) -> None:
     with ExitStack() as stack:
         address = f"ipc://{stack.enter_context(directory())}"
         stack.enter_context(Child(peers.bus, address)).ready()
-        publisher = stack.enter_context(Publisher(address, buffer_bytes=1 << 30))
-        way = Way(lambda: publisher.publish(_event()))
-        stack.enter_context(Child(peers.consumer, Live, address, way.latencies_ns, way.counts)).ready()
+        publisher = Publisher(address, buffer_bytes=1 << 30)
+        way = published(stack, address, publisher)
         events = plan.count(_EVENTS)
         _fill(publisher, events)
         reads, spins = shared_counts(2), shared_counts(2)
@@ -168,10 +154,6 @@ def _fill(publisher: Publisher, events: int) -> None:
         publisher.publish(event)
         if (number % _CHUNK == 0 or number == events) and not publisher.flush(_LIMIT_S):
             raise RuntimeError("the bus did not take all events")
-
-
-def _event() -> PhaseProgress:
-    return PhaseProgress(run_id=shapes.RUN_ID, phase=PhaseRef("profiling"), stats=PhaseStats(sent=1))
 
 
 if __name__ == "__main__":

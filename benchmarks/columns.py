@@ -25,6 +25,7 @@ from benchmarks.harness import (
     wait_for,
 )
 from phase_bus.consumer.consumer import Consumer
+from phase_bus.core.columns import rows_of
 from phase_bus.core.outbox import Outbox
 from phase_bus.events import RunStart, Summary
 from phase_bus.publisher.columns import cut
@@ -89,12 +90,7 @@ def _texts(count: int) -> Columns:
 
 def _records(columns: Columns, fields: Columns, count: int) -> list[tuple[Columns, Columns]]:
     """Return columns as arguments of ``Publisher.record``."""
-
-    def rows(some: Columns) -> list[Columns]:
-        listed = [values if isinstance(values, list) else values.tolist() for values in some.values()]
-        return [dict(zip(some, row, strict=True)) for row in zip(*listed, strict=True)]
-
-    return list(zip(rows(columns), rows(fields) if fields else [{}] * count, strict=True))
+    return list(zip(rows_of(columns, count), rows_of(fields, count), strict=True))
 
 
 # ---- into the outbox ----

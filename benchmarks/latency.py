@@ -124,7 +124,7 @@ def _busy(stack: ExitStack, work: Callable[[Publisher], float]) -> Way:
     """Return a way through a bus that has something else to do during a round."""
     address, busy = f"ipc://{stack.enter_context(directory())}", shared_counts(1)
     stack.enter_context(Child(peers.bus, address)).ready()
-    way = _published(stack, address, Publisher(address))
+    way = published(stack, address, Publisher(address))
     way.busy = busy
     stack.enter_context(Child(_beside, address, busy, work)).ready()
     return way
@@ -212,17 +212,18 @@ def bus_way(stack: ExitStack) -> Way:
     """Return a way through a bus, until the stack is closed."""
     address = f"ipc://{stack.enter_context(directory())}"
     stack.enter_context(Child(peers.bus, address)).ready()
-    return _published(stack, address, Publisher(address))
+    return published(stack, address, Publisher(address))
 
 
 def _direct(stack: ExitStack) -> Way:
     where = stack.enter_context(directory())
-    way = _published(stack, f"direct+ipc://{where}", Publisher(bind=f"ipc://{where}"))
+    way = published(stack, f"direct+ipc://{where}", Publisher(bind=f"ipc://{where}"))
     time.sleep(1.0)  # in direct mode nobody is told when a subscription is in force
     return way
 
 
-def _published(stack: ExitStack, address: str, publisher: Publisher) -> Way:
+def published(stack: ExitStack, address: str, publisher: Publisher) -> Way:
+    """Return the way from a publisher to a consumer at an address, until the stack is closed."""
     stack.callback(publisher.close)
     way = Way(lambda: publisher.publish(_event()))
     arguments: tuple[Any, ...] = (way.latencies_ns, way.counts, 0)

@@ -33,7 +33,7 @@ from phase_bus.events import (
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.writer import Journal
 from phase_bus.testing.waiting import wait_until
-from tests.support.bundles import packed, taken_apart
+from tests.support.bundles import FIXED, packed, taken_apart
 from tests.support.buses import FAST, BusThread, DurableBus
 from tests.support.clients import SOURCE, RawClient, Subscriber
 from tests.support.keys import Keyring
@@ -42,7 +42,6 @@ from tests.support.recorder import PHASE, start
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 HELLO = Hello(client_id=SOURCE.hex(), role="publisher", name="raw")
-FIXED = struct.Struct("<B3sI16sQQQQQ")  # version, stream, records, source, and five numbers
 TOPIC = b"phase_start.r$"
 Frames = tuple[bytes, bytes, bytes]
 

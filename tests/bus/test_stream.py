@@ -5,13 +5,11 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
-import pytest
 import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +17,7 @@ from hypothesis import strategies as st
 from phase_bus.bus.stream import Incoming, Stream
 from phase_bus.core.wire import Header, parse_topic, partition_of
 from phase_bus.journal.writer import Journal
-from tests.support.bundles import Frames, taken_apart
+from tests.support.bundles import FIXED, Frames, taken_apart
 
 SOURCES = (b"a" * 16, b"b" * 16)
 TOPICS = (b"phase_progress.r$", b"phase_start.r$", b"run_start.r$", b"records.01.r$", b"summary.r$")
@@ -29,13 +27,6 @@ one = st.tuples(
     st.sampled_from(SOURCES), st.sampled_from(TOPICS), st.sampled_from((1, 200, 8192, 9000, 30_000))
 )
 turn = st.lists(st.tuples(one, st.integers(1, 9)), min_size=1, max_size=12)
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """A directory of its own for each example."""
-    with tempfile.TemporaryDirectory() as path:
-        yield Path(path)
 
 
 Turns: TypeAlias = list[list[tuple[tuple[bytes, bytes, int], int]]]
@@ -105,20 +96,16 @@ def test_nothing_is_changed_by_going_together(turns: Turns) -> None:
     assert rows == messages
     apart = [each for message in messages for each in taken_apart(*message)]
     assert [offset for offset, _ in apart] == list(range(1, len(fed.put) + 1))
-    numbers = [(topic, header[8:24], *_seqs(header), payload) for _, (topic, header, payload) in apart]
+    numbers = [(topic, *FIXED.unpack(header)[3:6], payload) for _, (topic, header, payload) in apart]
     assert numbers == fed.put
     for topic, header, payload in messages:
         bundled = len(header) > 64
         assert not (bundled and (topic.startswith(ALONE) or len(payload) > (64 << 10) + 3))
 
 
-def _seqs(header: bytes) -> tuple[int, int]:
-    return int.from_bytes(header[24:32], "little"), int.from_bytes(header[32:40], "little")
-
-
-def test_as_few_messages_as_may_be(directory: Path) -> None:
+def test_as_few_messages_as_may_be(tmp_path: Path) -> None:
     """Events of a topic in a row are one message, up to its bounds; another topic or source begins anew."""
-    fed = Fed(directory)
+    fed = Fed(tmp_path)
     a, b = SOURCES
     for source, topic, size_bytes, count in (
         (a, TOPICS[0], 200, 300),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from phase_bus.journal.rows import Entry
 from tests.support.entries import _S, _SOURCE, Log
 
-_FIXED = struct.Struct("<B3sI16sQQQQQ")  # version, stream, records, source, and five numbers
+FIXED = struct.Struct("<B3sI16sQQQQQ")  # version, stream, records, source, and five numbers
 Frames = tuple[bytes, bytes, bytes]
 
 
@@ -30,7 +30,7 @@ def add_bundle(
         log.offset += 1
         log.event_number += 1
         numbers = (log.offset, 100 + log.offset, log.offset, log.event_number, 0)
-        fixed.append(_FIXED.pack(4, b"abc", 0, source, *numbers))
+        fixed.append(FIXED.pack(4, b"abc", 0, source, *numbers))
         taken_ns = (log.offset - len(fixed) + len(payloads)) * _S
         rest = (run_id, kind, source, log.offset, 0, log.event_number, taken_ns)
         log.entries.append(Entry(log.offset, topic, fixed[-1], payload, *rest))
@@ -46,7 +46,7 @@ def packed(
     payloads: Sequence[bytes], topic: bytes, source: bytes = _SOURCE, seq: int = 1, topic_seq: int = 1
 ) -> Frames:
     """Return an event, or several in one message, as a publisher sends them."""
-    header = _FIXED.pack(4, bytes(3), 0, source, seq, topic_seq, 0, 0, 0)
+    header = FIXED.pack(4, bytes(3), 0, source, seq, topic_seq, 0, 0, 0)
     if len(payloads) == 1:
         return topic, header, payloads[0]
     sizes = b"".join(struct.pack("<I", len(payload)) for payload in payloads)
@@ -55,8 +55,8 @@ def packed(
 
 def taken_apart(topic: bytes, header: bytes, payload: bytes) -> Iterator[tuple[int, Frames]]:
     """Yield offset and frames of each event of a message that a bus has placed."""
-    version, stream, records, source, seq, topic_seq, offset, number, previous = _FIXED.unpack_from(header)
-    sizes = [size for (size,) in struct.iter_unpack("<I", header[_FIXED.size :])]
+    version, stream, records, source, seq, topic_seq, offset, number, previous = FIXED.unpack_from(header)
+    sizes = [size for (size,) in struct.iter_unpack("<I", header[FIXED.size :])]
     if not sizes:
         yield offset, (topic, header, payload)
         return
@@ -65,7 +65,7 @@ def taken_apart(topic: bytes, header: bytes, payload: bytes) -> Iterator[tuple[i
     end = 3
     for place, size in enumerate(sizes):
         numbers = (seq + place, topic_seq + place, offset + place, number + place, 0)
-        frame = _FIXED.pack(version, stream, 0, source, *numbers)
+        frame = FIXED.pack(version, stream, 0, source, *numbers)
         yield offset + place, (topic, frame, payload[end : end + size])
         end += size
     assert end == len(payload)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 
-from phase_bus.core.bundle import ARRAY_BYTES, BUNDLED_BYTES, LARGEST_BUNDLED_BYTES
+from phase_bus.core.bundle import BUNDLED_BYTES, LARGEST_BUNDLED_BYTES, payloads
 from phase_bus.core.wire import (
     NO_PARTITION,
     READY,
@@ -114,10 +114,8 @@ def _latest(parsed: Topic, sizes: Sequence[int], payload: memoryview) -> Event:
     kind, run_id = parsed
     decode_one = event_decoder()
     latest: Event | None = None
-    end = ARRAY_BYTES
-    for size in sizes:  # by their sizes, on which readers rely; all at once would be no quicker
-        begin, end = end, end + size
-        event = decode_one(payload[begin:end])
+    for each in payloads(sizes, payload):  # as readers rely on the sizes; all at once would be no quicker
+        event = decode_one(each)
         if event.kind != kind or event.run_id != run_id:
             raise ValueError("one is of another kind or run")
         if latest is None or event.ts_ns > latest.ts_ns:

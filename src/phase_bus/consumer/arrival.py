@@ -82,16 +82,14 @@ class Arrival:
         parts = bundle.parts(self._whole, self._sizes, memoryview(self._payload))
         return islice(parts, len(self._sizes) - self.left, None)
 
-    def _undecoded(self) -> Sequence[RawEvent]:
-        return [RawEvent(self.topic, header, payload) for header, payload in self._parts()]
-
     def _decode(self) -> Sequence[Decoded]:
         if not self._sizes:
             return (_decoded(self.topic, self._payload),)
         try:
             return bundle.decode_events(self.topic, self._payload)
         except WireError:  # it is to be known of which of them that is true
-            return [_decoded(self.topic, payload) for _, payload in self._parts()]
+            each = bundle.payloads(self._sizes, memoryview(self._payload))
+            return [_decoded(self.topic, payload) for payload in each]
 
 
 def _decoded(topic: bytes, payload: bytes | memoryview) -> Event | WireError | None:

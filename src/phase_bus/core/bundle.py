@@ -73,11 +73,17 @@ def parts(header: Header, sizes: Sequence[int], payload: memoryview) -> Iterator
     """Yield header and payload of each event of a bundle, by the sizes that its header frame says."""
     source, seq, topic_seq, _, offset, number, _, stream, _ = header
     placed = 1 if offset else 0  # what no bus has placed has no offset
+    for each in payloads(sizes, payload):
+        yield Header(source, seq, topic_seq, 0, offset, number, 0, stream), each
+        seq, topic_seq, offset, number = seq + 1, topic_seq + 1, offset + placed, number + placed
+
+
+def payloads(sizes: Sequence[int], payload: memoryview) -> Iterator[memoryview]:
+    """Yield the payload of each event of a bundle."""
     end = ARRAY_BYTES
     for size in sizes:
         begin, end = end, end + size
-        yield Header(source, seq, topic_seq, 0, offset, number, 0, stream), payload[begin:end]
-        seq, topic_seq, offset, number = seq + 1, topic_seq + 1, offset + placed, number + placed
+        yield payload[begin:end]
 
 
 def following(header: Header, count: int) -> Header:
@@ -103,8 +109,3 @@ def decode_events(topic: bytes, payload: bytes | memoryview) -> Sequence[Event |
 @functools.cache
 def _decoder_of(kind: str) -> msgspec.msgpack.Decoder[list[Event]]:
     return msgspec.msgpack.Decoder(GenericAlias(list, KINDS[kind]))
-
-
-def place(header: Header, header_frame: bytes, offset: int, event_number: int, stream: bytes) -> bytes:
-    """Return a bundle's header frame with the place that the bus gives to its first event."""
-    return header.pack_at(offset, event_number, 0, stream) + header_frame[HEADER.size :]
