@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
+import re
+import shlex
 import threading
 from pathlib import Path
 
 import pytest
 
 from phase_bus.journal import checkpointer
-from phase_bus.journal.files import FILE_NAME
+from phase_bus.journal.files import FILE_NAME, pragma
 from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.rows import Limits
 from phase_bus.journal.writer import Journal
 from phase_bus.testing.waiting import wait_until
+from tests.guards.syscalls import needs_strace
 from tests.support.entries import Log, read_all, run_child
 
 
@@ -96,6 +99,48 @@ def test_a_log_that_cannot_be_copied_is_told_once(tmp_path: Path) -> None:
     (told,) = run_child(_UNMERGEABLE, tmp_path).splitlines()
     log = f"the write-ahead log of {tmp_path / FILE_NAME}"
     assert told == f"phase-bus bus: {log} cannot be copied into it: disk I/O error"
+
+
+_LONG_LOG = """
+import sys
+from pathlib import Path
+from tests.support.entries import Log
+from phase_bus.journal import checkpointer
+from phase_bus.journal.writer import Journal
+checkpointer._LONG_BYTES = 8 << 20
+log = Log()
+with Journal(Path(sys.argv[1])) as journal:
+    for _ in range(1000):
+        journal.append([log.entry("records", payload=bytes(60_000))])
+"""
+_CALL = re.compile(r" (pwrite64|fdatasync|ftruncate)\(\d+<\S+/journal\.sqlite>(?:, \"\"\.\.\., (\d+))?")
+
+
+@pytest.mark.slow
+def test_a_log_starts_over_with_little_left_to_do(tmp_path: Path) -> None:
+    """The writer waits for it: by then nearly all of what was copied is on the disk."""
+    needs_strace()
+    trace = tmp_path / "trace"
+    strace = f"strace -f -y -s 0 -e trace=pwrite64,fdatasync,ftruncate -o {trace}"
+    run_child(_LONG_LOG, tmp_path, prefix=tuple(shlex.split(strace)))
+    written = unsynced = 0
+    left = []
+    for call, size in _CALL.findall(trace.read_text()):
+        if call == "pwrite64":
+            written += int(size)
+            unsynced += int(size)
+        elif call == "fdatasync":
+            unsynced = 0
+        else:  # to its size, when all of the log is in it
+            left.append(unsynced)
+    assert written > 50 << 20
+    assert len(left) >= 3
+    assert max(left) < 2 << 20
+
+
+def test_a_log_that_starts_over_is_not_cut_off(journal: Journal) -> None:
+    """That takes the disk long, in the middle of a commit."""
+    assert pragma(journal._db, "journal_size_limit") >= 1.5 * checkpointer._LONG_BYTES
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ or while the writer waits.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from pathlib import Path
 
@@ -21,16 +22,23 @@ from phase_bus.journal.files import connect
 
 logger = logging.getLogger("phase_bus.bus")
 
-_COPY_BYTES = 4 << 20  # of more the disk would be at work for so long that a commit may have to wait for it
-_LITTLE_BYTES = 1 << 20  # left to copy
+_sync = getattr(os, "fdatasync", os.fsync)  # which macOS does not have
+
+_COPY_BYTES = 1 << 20  # of more, disk and processor would be at work for so long that events wait for it
 _LONG_BYTES = 128 << 20  # of the log, which starts over from there on when little is left to copy
 
 
 class WalCheckpointer:
-    """Copies a journal's log now and then. One thread writes the journal, and calls all methods here."""
+    """Copies a journal's log now and then. One thread writes the journal, and calls all methods here.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the journal's file.
+        file: a descriptor of it, open for as long as this is.
+    """
+
+    def __init__(self, path: Path, file: int) -> None:
         self._path = path
+        self._file = file
         self._db = connect(path, "mode=rw")
         self._thread: threading.Thread | None = None
         self._asked = threading.Event()
@@ -56,8 +64,7 @@ class WalCheckpointer:
         """
         if self._log_bytes < _LONG_BYTES:
             return
-        little = self._idle.is_set() and self._uncopied_bytes < _LITTLE_BYTES
-        if little or self._log_bytes >= _LONG_BYTES + _LONG_BYTES // 4:
+        if self._idle.is_set() or self._log_bytes >= _LONG_BYTES + _LONG_BYTES // 4:
             self._idle.wait()
             self._writer_waits = True
             self._copy()
@@ -98,6 +105,9 @@ class WalCheckpointer:
             try:
                 if self._writer_waits or self._version() != self._copied_version:
                     self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                    # SQLite has the file on the disk only once all of the log is in it, which is while the
+                    # writer waits: then there should be little left to write.
+                    _sync(self._file)
                     self._copied_version = self._version()
                     self._failed = False
             except Exception as error:  # the log grows; once it cannot, the writer says so

@@ -38,7 +38,8 @@ SCHEMA_VERSION = 4  # of the tables here, and of what the payloads hold
 _LOCK_NAME = "journal.lock"
 _LOOK_S = 0.05  # longer than somebody who only looks whether a journal is held holds it himself
 _PAGE_BYTES = 8192
-_WAL_KEPT_BYTES = 64 << 20
+# More than the log becomes: to cut its file off takes the disk 10 ms and more, in the middle of a commit.
+_WAL_KEPT_BYTES = 192 << 20
 BUSY_MS = 5000
 _NUMBERS = struct.Struct("<QQQQqI")
 # Offset, source sequence, records, event number, time, how many events.
