@@ -20,8 +20,8 @@ class BusOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         heartbeat_s: how often clients have to say that they are alive, in seconds.
         silent_after_s: seconds of silence after which a client counts as gone; the runs of a publisher that
             is gone end as ``lost``.
-        high_water_mark: the maximum number of events queued for each consumer; others wait in the journal,
-            or are lost without one.
+        high_water_mark: the maximum number of messages (an event or a bundle) queued for each consumer;
+            others wait in the journal, or are lost without one.
         max_message_bytes: larger messages are refused. Publishers are told, and make smaller batches.
         max_queue_bytes: how much one connection may have waiting, if all messages have the maximum size.
         max_connections: further connections are turned away, and try again; a consumer has three, a
