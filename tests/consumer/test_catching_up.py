@@ -196,7 +196,7 @@ async def test_another_journal(ipc_dir: Path, tmp_path: Path) -> None:
     bus = DurableBus(ipc_dir, tmp_path / "one")
     consumer = Placed()
     try:
-        async with running(consumer, bus.address):
+        async with running(consumer, bus.address) as runner:
             await asyncio.to_thread(publish, bus.address, 100, 0)
             await until(lambda: len(consumer.numbers) == 100)
             bus.close()
@@ -204,6 +204,7 @@ async def test_another_journal(ipc_dir: Path, tmp_path: Path) -> None:
             bus.open()
             await asyncio.to_thread(publish, bus.address, 50, 100)
             await until(lambda: len(consumer.numbers) == 150)
+            await until(lambda: runner.share.checkpoint >= 99 and runner.share.commit is None)
         assert consumer.numbers == list(range(150))
         assert len(consumer.places) == 2
     except BaseException:

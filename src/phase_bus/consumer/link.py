@@ -12,12 +12,11 @@ from msgspec.structs import replace
 
 from phase_bus.core.address import Address
 from phase_bus.core.control import Beat, Goodbye, Hello, Refused, Reply, Request
-from phase_bus.core.handshakes import HandshakeWatch
+from phase_bus.core.handshakes import watched_dealer
 from phase_bus.core.ipc_directory import check_directory
 from phase_bus.core.keys import Key
 from phase_bus.core.readable import Readable
 from phase_bus.core.session import Session
-from phase_bus.core.sockets import dealer
 from phase_bus.core.throttle import Throttle
 from phase_bus.core.wire import encode_control, receive_reply
 from phase_bus.errors import AddressError, WireError
@@ -74,9 +73,8 @@ class ControlLink:
 
     async def run(self) -> None:
         """Keep the link until cancelled; then say where the client stands, and goodbye."""
-        sock = dealer(self._context, self._address.control, key=self._key)
+        sock, watch = watched_dealer(self._context, self._address.control, self._key)
         readable = self._readable = Readable(sock)
-        watch = HandshakeWatch(sock, self._address.control, self._key)
         started_s = time.monotonic()
         complained: str | None = None
         try:
@@ -88,6 +86,8 @@ class ControlLink:
                     logger.warning("the bus at %s is silent; waiting for it", self._address)
                 if request is not None:
                     check_directory(self._address)
+                    if not self.session.connected:
+                        watch.connect_again()
                     with suppress(zmq.Again):  # not connected: the session repeats it
                         sock.send(self._encode(request), zmq.NOBLOCK)
                 waited_s = now_s - started_s

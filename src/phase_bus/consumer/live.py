@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 import zmq
 
+from phase_bus.core.handshakes import HandshakeWatch
 from phase_bus.core.keys import Key
 from phase_bus.core.readable import Readable
-from phase_bus.core.sockets import connect
 from phase_bus.core.wire import READY
 
 logger = logging.getLogger("phase_bus.consumer")
@@ -51,6 +51,7 @@ class LiveQueue:
         self._complained = False
         self.readable = Readable(self.socket)
         self.endpoint = ""
+        self._watch: HandshakeWatch | None = None
         self.greeted = False
 
     def subscribe(self, prefixes: Iterable[bytes]) -> None:
@@ -66,12 +67,14 @@ class LiveQueue:
         self.readable.look_again()
 
     def connect(self, endpoint: str, key: Key | None = None) -> None:
-        """Connect, instead of where it was connected to."""
-        if endpoint == self.endpoint:
-            return
-        if self.endpoint:
+        """Connect, instead of where it was connected to; again if that connection was given up."""
+        if self._watch is not None:
+            if endpoint == self.endpoint:
+                self._watch.connect_again()
+                return
+            self._watch.close()
             self.socket.disconnect(self.endpoint)
-        connect(self.socket, endpoint, key)
+        self._watch = HandshakeWatch(self.socket, endpoint, key)
         self.endpoint = endpoint
         self._connected_s, self._complained = time.monotonic(), False
         self.ask_for_greeting()
@@ -92,6 +95,8 @@ class LiveQueue:
         asked_s, now_s = self._asked_s, time.monotonic()
         if self.greeted or asked_s is None or now_s < asked_s + _GREETING_S:
             return
+        if self._watch is not None:
+            self._watch.connect_again()
         self.ask_for_greeting()
         if not self._complained and now_s > self._connected_s + _COMPLAIN_AFTER_S:
             self._complained = True
@@ -111,4 +116,6 @@ class LiveQueue:
     def close(self) -> None:
         """Close the socket."""
         self.readable.release()
+        if self._watch is not None:
+            self._watch.close()
         self.socket.close(linger=0)

@@ -26,7 +26,7 @@ from phase_bus.core.control import (
 from phase_bus.core.ipc_directory import check_answer
 from phase_bus.core.keys import Key
 from phase_bus.core.readable import Readable
-from phase_bus.core.sockets import dealer
+from phase_bus.core.sockets import dealer, queue
 from phase_bus.core.wire import decode_reply, encode_control, receive_frames
 from phase_bus.errors import BusUnreachableError, JournalUnreadableError, StreamMovedError, WireError
 from phase_bus.journal.pieces import read_piece, read_states
@@ -125,10 +125,14 @@ class ReplayClient:
         return found
 
     async def _ask(self, request: Fetch | FetchStates) -> list[zmq.Frame]:
-        sock = self._dealer
-        if sock is None:
+        if self._dealer is None:
             raise BusUnreachableError(self._endpoint, 0.0)
-        sock.send(encode_control(request))
+        message = encode_control(request)
+        if not queue(self._dealer, message):
+            self._disconnect()
+            self._connect()
+            queue(self._dealer, message)
+        sock = self._dealer
         deadline_s = time.monotonic() + _TIMEOUT_S
         while (left_s := deadline_s - time.monotonic()) > 0:
             await self._readable.wait(timeout_s=left_s)

@@ -12,10 +12,10 @@ import zmq
 
 from phase_bus.core.address import Address
 from phase_bus.core.control import EndRuns, Heard, Refused, RemoveDeadLetter, Request, Status, StatusRequest
-from phase_bus.core.handshakes import HandshakeWatch
+from phase_bus.core.handshakes import watched_dealer
 from phase_bus.core.ipc_directory import check_directory
 from phase_bus.core.keys import key_for
-from phase_bus.core.sockets import dealer
+from phase_bus.core.sockets import queue
 from phase_bus.core.wire import encode_control, receive_reply
 from phase_bus.errors import BusUnreachableError, RefusedError, WireError
 
@@ -93,7 +93,12 @@ class BusClient:
 
     def _ask(self, request: Request, timeout_s: float, wanted: type[_R]) -> _R:
         check_directory(self.address)
-        self._dealer.send(encode_control(request))
+        message = encode_control(request)
+        self._watch.connect_again()  # what is queued for a connection that was given up goes nowhere
+        if not queue(self._dealer, message):
+            self._disconnect()
+            self._connect()
+            queue(self._dealer, message)
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:
             if self._dealer.poll(math.ceil(left_s * 1000)):
@@ -113,11 +118,14 @@ class BusClient:
         raise BusUnreachableError(str(self.address), timeout_s, why)
 
     def _connect(self) -> None:
-        endpoint = self.address.control
-        self._dealer = dealer(
-            self._context, endpoint, key=self._key, immediate=False, reconnect_ms=20, reconnect_max_ms=0
+        self._dealer, self._watch = watched_dealer(
+            self._context,
+            self.address.control,
+            self._key,
+            immediate=False,
+            reconnect_ms=20,
+            reconnect_max_ms=0,
         )
-        self._watch = HandshakeWatch(self._dealer, endpoint, self._key)
 
     def _disconnect(self) -> None:
         self._watch.close()

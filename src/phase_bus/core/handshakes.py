@@ -1,11 +1,19 @@
-"""Why a bus does not let a client in: ZeroMQ tries again for ever, and says so on the side only."""
+"""Why a bus does not let a client in, which ZeroMQ says on the side only; and connecting to it again.
+
+ZeroMQ connects again by itself, for ever, except after a breach of its protocol. Such is a bus that takes
+no keys for a client with one, and the other way round: that connection it gives up for good.
+"""
 
 from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
 
 import zmq
 
 from phase_bus.core.keys import Key
 from phase_bus.core.monitor import Monitor
+from phase_bus.core.sockets import connect, dealer
 
 _WATCHED = int(
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -14,20 +22,52 @@ _WATCHED = int(
 )
 
 
-class HandshakeWatch:
-    """Knows how the last handshake of a socket with a bus went.
-
-    The socket is one that connects, over tcp: over ipc there are no keys, and nothing is watched.
+def watched_dealer(
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, key: Key | None, **options: Any
+) -> tuple[zmq.Socket[bytes], HandshakeWatch]:
+    """Return a DEALER that connects to a bus, and what watches it.
 
     Args:
-        key: the key that the socket shows, if any.
+        options: further ones of :func:`~phase_bus.core.sockets.dealer`.
+
+    Raises:
+        AddressError: as there.
+    """
+    sock = dealer(context, endpoint, connected=False, **options)
+    try:
+        return sock, HandshakeWatch(sock, endpoint, key)
+    except BaseException:
+        sock.close(linger=0)
+        raise
+
+
+class HandshakeWatch:
+    """Connects a socket to a bus, and knows how the last handshake went.
+
+    Over ipc there are no keys, and nothing is watched.
+
+    Args:
+        sock: a socket that nothing else connects or watches.
+        key: the key that it shows, if any.
+
+    Raises:
+        AddressError: if the endpoint is malformed.
     """
 
     def __init__(self, sock: zmq.Socket[bytes], endpoint: str, key: Key | None) -> None:
+        self._socket = sock
+        self._endpoint = endpoint
         self._key = key
         self._reason = ""
         self._is_certain = False  # whether that is known, and not guessed
+        self._given_up = False
+        # Before it is connected: the handshake may be over before we look again.
         self._monitor = Monitor(sock, _WATCHED) if endpoint.startswith("tcp://") else None
+        try:
+            connect(sock, endpoint, key)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def reason(self) -> str:
@@ -35,6 +75,14 @@ class HandshakeWatch:
         while self._monitor is not None and (what := self._monitor.read()) is not None:
             self._take(*what)
         return self._reason
+
+    def connect_again(self) -> None:
+        """Connect again if ZeroMQ has given the connection up; call it as often as that may be tried."""
+        if self.reason and self._given_up:
+            self._given_up = False
+            with suppress(zmq.ZMQError):  # it may have forgotten the endpoint
+                self._socket.disconnect(self._endpoint)
+            connect(self._socket, self._endpoint, self._key)
 
     def close(self) -> None:
         """Stop watching; call it before the socket is closed."""
@@ -44,6 +92,7 @@ class HandshakeWatch:
 
     def _take(self, event: int, value: int) -> None:
         """Take in how a handshake went; which of the two sides notices first what is wrong is chance."""
+        self._given_up = event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._reason, self._is_certain = "", False
         elif value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:

@@ -39,6 +39,7 @@ def dealer(
     immediate: bool = True,
     reconnect_ms: int = 100,
     reconnect_max_ms: int = 1000,
+    connected: bool = True,
 ) -> zmq.Socket[bytes]:
     """Return a DEALER that connects to a bus, now or when there is one.
 
@@ -47,6 +48,7 @@ def dealer(
         immediate: queue nothing for a bus that is not there: sending raises :class:`zmq.Again` instead.
         reconnect_ms: how long to wait before connecting anew, in ms; doubled each time ...
         reconnect_max_ms: ... up to this; 0 for no doubling.
+        connected: whether to connect it; else the caller does.
 
     Raises:
         AddressError: if there can be no more sockets, or the endpoint is malformed.
@@ -60,11 +62,25 @@ def dealer(
         sock.setsockopt(zmq.IMMEDIATE, int(immediate))
         sock.setsockopt(zmq.RECONNECT_IVL, reconnect_ms)
         sock.setsockopt(zmq.RECONNECT_IVL_MAX, reconnect_max_ms)
-        connect(sock, endpoint, key)
+        if connected:
+            connect(sock, endpoint, key)
     except BaseException:
         sock.close(linger=0)
         raise
     return sock
+
+
+def queue(sock: zmq.Socket[bytes], message: bytes) -> bool:
+    """Queue a message for a bus; return whether there is a connection to take it, now or later.
+
+    ZeroMQ may have given up the connection for good, after a handshake that failed: to wait until the
+    message can be sent would never end. Another socket may have better luck.
+    """
+    try:
+        sock.send(message, zmq.NOBLOCK)
+    except zmq.Again:
+        return False
+    return True
 
 
 def connect(sock: zmq.Socket[bytes], endpoint: str, key: Key | None = None) -> None:

@@ -17,12 +17,12 @@ from phase_bus.core.address import Address
 from phase_bus.core.bundle import split
 from phase_bus.core.client import BusClient
 from phase_bus.core.control import Fetch, Fetched, ReadFailed
-from phase_bus.core.handshakes import HandshakeWatch
+from phase_bus.core.handshakes import watched_dealer
 from phase_bus.core.ipc_directory import check_answer
 from phase_bus.core.keys import key_for
 from phase_bus.core.past import FetchedPast, FetchPast
 from phase_bus.core.position import Lineage
-from phase_bus.core.sockets import dealer
+from phase_bus.core.sockets import queue
 from phase_bus.core.wire import decode_reply, encode_control, receive_frames, unpack_header
 from phase_bus.errors import BusUnreachableError, PhaseBusError
 from phase_bus.journal.mirror import DAMAGED, OUTLINE, Mirror, entry_of
@@ -73,9 +73,8 @@ class RemoteJournal:
         key = key_for(self.address)
         with ExitStack() as stack:
             context: zmq.Context[zmq.Socket[bytes]] = stack.enter_context(zmq.Context())
-            self._dealer = dealer(context, self._endpoint, key=key, immediate=False)
+            self._dealer, self._watch = watched_dealer(context, self._endpoint, key, immediate=False)
             stack.callback(self._dealer.close, linger=0)
-            self._watch = HandshakeWatch(self._dealer, self._endpoint, key)
             stack.callback(self._watch.close)
             self._open = stack.pop_all()
 
@@ -217,9 +216,9 @@ class RemoteJournal:
 
     def _ask(self, request: Fetch | FetchPast, wanted: type[_A]) -> tuple[_A, list[zmq.Frame]]:
         """Return the bus's answer, and the frames that come with it."""
-        self._dealer.send(encode_control(request))
+        asked = queue(self._dealer, encode_control(request))
         deadline_s = time.monotonic() + _TIMEOUT_S
-        while (left_s := deadline_s - time.monotonic()) > 0:
+        while asked and (left_s := deadline_s - time.monotonic()) > 0:
             if self._dealer.poll(math.ceil(left_s * 1000)):
                 frame, *more = receive_frames(self._dealer)
                 check_answer(self.address, frame)

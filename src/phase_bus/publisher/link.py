@@ -24,13 +24,13 @@ from phase_bus.core.control import (
     Reply,
     Welcome,
 )
-from phase_bus.core.handshakes import HandshakeWatch
+from phase_bus.core.handshakes import HandshakeWatch, watched_dealer
 from phase_bus.core.ipc_directory import CHECKED_FOR_S, check_directory, lock_directory
 from phase_bus.core.keys import Key
 from phase_bus.core.outbox import Message, Outbox, frames_of
 from phase_bus.core.printable import printable
 from phase_bus.core.session import Session, introduce
-from phase_bus.core.sockets import bind, dealer
+from phase_bus.core.sockets import bind
 from phase_bus.core.throttle import Throttle
 from phase_bus.core.wire import encode_control, receive_reply, send_frames
 from phase_bus.errors import AddressError, WireError
@@ -78,8 +78,7 @@ class BusLink:
         self.rejected = 0  # events that the bus refused, and that are lost
         self._rejected_seq = 0  # the last of them
         self._told = ""  # why the bus did not let us in, the last time
-        self.socket = self._connect()
-        self._watch = self._watched()
+        self.socket, self._watch = self._connect()
         self._session = Session(self._hello, self._beat, time.monotonic())
         self._was_connected = False
         self._stale = False  # whether the socket's connection is given up
@@ -205,6 +204,7 @@ class BusLink:
         request = self._session.due(now_s)
         if request is not None and not self._session.connected:
             self._tell_why()
+            self._watch.connect_again()
         self._stale |= self._was_connected and not self._session.connected
         self._was_connected = self._session.connected
         if (request is not None or self._stale) and not self._is_safe():
@@ -217,8 +217,7 @@ class BusLink:
                 return self._session.wait_s(now_s)
             self._watch.close()
             self.socket.close(linger=0)
-            self.socket, self._stale = fresh, False
-            self._watch = self._watched()
+            (self.socket, self._watch), self._stale = fresh, False
         if request is not None:
             with suppress(zmq.Again):  # not connected; the session repeats it
                 self.socket.send(encode_control(request), zmq.NOBLOCK)
@@ -253,9 +252,6 @@ class BusLink:
                 "phase-bus publisher %r: the bus at %s does not answer: %s", self._name, self._address, why
             )
 
-    def _watched(self) -> HandshakeWatch:
-        return HandshakeWatch(self.socket, self._address.control, self._key)
-
     def _is_safe(self, *, there: bool = False) -> bool:
         """Whether nobody else can be in the bus's place.
 
@@ -280,8 +276,8 @@ class BusLink:
             logger.error("phase-bus publisher %r: %s; what is published waits here", self._name, error)
         self._fault = str(error)
 
-    def _connect(self) -> zmq.Socket[bytes]:
-        return dealer(self._context, self._address.control, key=self._key)
+    def _connect(self) -> tuple[zmq.Socket[bytes], HandshakeWatch]:
+        return watched_dealer(self._context, self._address.control, self._key)
 
     def _hello(self) -> Hello:
         return introduce(self._client_id, "publisher", self._name, next_seq=self._outbox.next_seq)
