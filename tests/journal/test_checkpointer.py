@@ -106,12 +106,18 @@ import sys
 from pathlib import Path
 from tests.support.entries import Log
 from phase_bus.journal import checkpointer
+from phase_bus.journal.files import FILE_NAME
+from phase_bus.journal.reader import JournalReader
 from phase_bus.journal.writer import Journal
 checkpointer._LONG_BYTES = 8 << 20
 log = Log()
-with Journal(Path(sys.argv[1])) as journal:
+with Journal(Path(sys.argv[1])) as journal, JournalReader(Path(sys.argv[1]) / FILE_NAME) as reader:
     for _ in range(1000):
+        standing = reader._db.execute("SELECT offset FROM events")  # no copy goes beyond it, to the end
+        standing.fetchone()
         journal.append([log.entry("records", payload=bytes(60_000))])
+        journal._checkpointer.wait()
+        standing.close()
 """
 _CALL = re.compile(r" (pwrite64|fdatasync|ftruncate)\(\d+<\S+/journal\.sqlite>(?:, \"\"\.\.\., (\d+))?")
 
