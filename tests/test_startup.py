@@ -50,7 +50,7 @@ publisher = Publisher("ipc:///nowhere/at/all")
 metrics = {"request_latency": 1, "inter_chunk_latency": [1, 2]}
 publisher.record("r", PhaseRef("profiling"), metrics, {"worker_id": "w"})
 publisher.complete_run("r", "completed", "")
-publisher.close(0.0)
+publisher.close(0.5)  # nobody is there; by then all of it is encoded
 """
 )
 
@@ -119,7 +119,8 @@ def test_the_plugin_loads_what_it_publishes_with() -> None:
 
 def test_the_plugin_loads_no_more_at_work() -> None:
     """Nothing is put off until the first record, where the benchmark would wait for it."""
-    assert of_others(loaded(PLUGIN_AT_WORK)) <= WIRE
+    # A list of values is summed up by numpy, in the publisher's thread; AIPerf has loaded it, too.
+    assert of_others(loaded(PLUGIN_AT_WORK)) <= WIRE | {"numpy"}
     late = modules(PLUGIN_AT_WORK) - modules(PLUGIN_ON)
     assert of_ours(late) == set()
 
