@@ -21,6 +21,8 @@ from phase_bus.errors import BusUnreachableError, RefusedError, WireError
 
 logger = logging.getLogger("phase_bus.client")
 
+_LOOK_S = 0.1  # how often to look whether an answer can still come
+
 _R = TypeVar("_R", Heard, Status)
 
 
@@ -100,8 +102,8 @@ class BusClient:
             self._connect()
             queue(self._dealer, message)
         deadline_s = time.monotonic() + timeout_s
-        while (left_s := deadline_s - time.monotonic()) > 0:
-            if self._dealer.poll(math.ceil(left_s * 1000)):
+        while (left_s := deadline_s - time.monotonic()) > 0 and not self._watch.given_up:
+            if self._dealer.poll(math.ceil(min(left_s, _LOOK_S) * 1000)):
                 try:
                     reply = receive_reply(self._dealer, self.address)
                 except WireError as error:

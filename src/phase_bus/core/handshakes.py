@@ -76,9 +76,14 @@ class HandshakeWatch:
             self._take(*what)
         return self._reason
 
+    @property
+    def given_up(self) -> bool:
+        """Whether ZeroMQ has given the connection up: nothing comes from it any more."""
+        return bool(self.reason) and self._given_up
+
     def connect_again(self) -> None:
         """Connect again if ZeroMQ has given the connection up; call it as often as that may be tried."""
-        if self.reason and self._given_up:
+        if self.given_up:
             self._given_up = False
             with suppress(zmq.ZMQError):  # it may have forgotten the endpoint
                 self._socket.disconnect(self._endpoint)
