@@ -243,6 +243,7 @@ def test_a_consumer_that_slept_leaves_all_to_its_successor(tmp_path: Path) -> No
             wait_until(lambda: ready(bus, second), 30)
             bus.publish(*make_run(50, run_id="meanwhile"))
             wait_until(lambda: records(3) == 300)
+            wait_until(lambda: len(bus.events(Receipt)) == 2)  # else its successor gives it
             first.process.send_signal(signal.SIGCONT)
             assert first.process.wait(30) == 2
             told = first.log.read_text()
