@@ -83,17 +83,17 @@ async def told(caplog: pytest.LogCaptureFixture, whom: str) -> None:
 async def test_who_came_to_the_wrong_bus_first(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     """Publisher and consumer begin while the wrong bus is there, and say so; the right one has all."""
     place.wrong()
-    recorder, ready = Recorder(), asyncio.Event()
+    recorder, end = Recorder(), asyncio.Event()
     with Publisher(place.address) as publisher:
         for number in range(COUNT):
             publisher.publish(start(number))
-        begun = asyncio.create_task(_record(recorder, place.address, ready))
+        begun = asyncio.create_task(_record(recorder, place.address, end))
         await told(caplog, "phase_bus.publisher")
         await told(caplog, "phase_bus.consumer")
         await asyncio.to_thread(place.right)
         assert await asyncio.to_thread(publisher.flush, 20)
         await until(lambda: recorder.numbers == list(range(COUNT)))
-    ready.set()
+    end.set()
     await begun
     whys = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
     assert len(whys) <= 4, whys  # each once, or twice if it is known better later

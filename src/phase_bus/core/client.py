@@ -95,12 +95,8 @@ class BusClient:
 
     def _ask(self, request: Request, timeout_s: float, wanted: type[_R]) -> _R:
         check_directory(self.address)
-        message = encode_control(request)
         self._watch.connect_again()  # what is queued for a connection that was given up goes nowhere
-        if not queue(self._dealer, message):
-            self._disconnect()
-            self._connect()
-            queue(self._dealer, message)
+        queue(self._dealer, encode_control(request))
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0 and not self._watch.given_up:
             if self._dealer.poll(math.ceil(min(left_s, _LOOK_S) * 1000)):

@@ -72,14 +72,14 @@ class HandshakeWatch:
     @property
     def reason(self) -> str:
         """Why the bus does not let the client in, and what to do; empty if nothing is known of that."""
-        while self._monitor is not None and (what := self._monitor.read()) is not None:
-            self._take(*what)
+        self._read()
         return self._reason
 
     @property
     def given_up(self) -> bool:
         """Whether ZeroMQ has given the connection up: nothing comes from it any more."""
-        return bool(self.reason) and self._given_up
+        self._read()
+        return self._given_up
 
     def connect_again(self) -> None:
         """Connect again if ZeroMQ has given the connection up; call it as often as that may be tried."""
@@ -94,6 +94,10 @@ class HandshakeWatch:
         if self._monitor is not None:
             self._monitor.close()
             self._monitor = None
+
+    def _read(self) -> None:
+        while self._monitor is not None and (what := self._monitor.read()) is not None:
+            self._take(*what)
 
     def _take(self, event: int, value: int) -> None:
         """Take in how a handshake went; which of the two sides notices first what is wrong is chance."""

@@ -156,8 +156,8 @@ class Journal(HoldingJournal):
                 self._inodes = [inode_of(part) for part in self._parts]
                 self._rescued = False
                 self._page_bytes = pragma(self._db, "page_size")
-                self._file = stack.enter_context(path.open("rb"))
-                self._checkpointer = WalCheckpointer(path, self._file.fileno())
+                self._main_file = stack.enter_context(path.open("rb"))
+                self._checkpointer = WalCheckpointer(path, self._main_file.fileno())
                 self._written_bytes = 0  # by the current transaction, about
                 stack.callback(self._checkpointer.close)
                 self.stream = self._begin_stream(durability)
@@ -177,7 +177,7 @@ class Journal(HoldingJournal):
         """Close the file and let others have it. Doing so twice does no harm."""
         self._checkpointer.close()
         super().close()
-        self._file.close()  # not before SQLite has closed it: that would end its locks
+        self._main_file.close()  # not before SQLite has closed it: that would end its locks
         self._lock.close()
 
     @property
